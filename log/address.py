@@ -1,0 +1,59 @@
+"""Addresses in the log: the LSN that users hold, and the rows that the index hands out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Lsn(int):
+    """Log sequence number of a commit: strictly increasing, never reused, kept by compaction.
+
+    Its own type, because a plain ``int`` given as ``as_of`` means an epoch.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Lsn({int(self)})"
+
+    def __str__(self) -> str:
+        return str(int(self))
+
+
+class Entry(NamedTuple):
+    """One version of one key, as the index stores it. Offsets are bytes from the start of the segment."""
+
+    commit_lsn: int
+    segment: int
+    frame: int
+    offset: int
+    length: int
+    attr: bytes
+    flags: int
+    encoding: int
+    base: int
+    digest: bytes
+
+
+class CommitRow(NamedTuple):
+    """One commit, as the index stores it.
+
+    ``start`` is the offset of the first frame of its batch, ``end`` the offset of the commit frame;
+    ``time`` never decreases along a lineage, ``clock`` is the raw clock. Both are nanoseconds.
+    """
+
+    lsn: int
+    parent: int
+    epoch: int
+    time: int
+    clock: int
+    start: int
+    end: int
+
+
+EMPTY_COMMIT = CommitRow(0, 0, 0, 0, 0, 0, 0)
+"""The state before the first commit."""
+
+Interval = tuple[int, int]
+Intervals = tuple[Interval, ...]
+"""Ascending, disjoint, inclusive LSN ranges: what one snapshot sees."""

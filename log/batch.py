@@ -1,0 +1,172 @@
+"""Lay out one batch in a segment and write it: one gathered write, or payloads first when they are large.
+
+A large payload is written while a second thread hashes it; its frame head, which holds the checksums, follows when
+both are done. The commit frame is always part of the last write, so a batch is whole once its commit is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from mldb.errors import LimitError
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow, Entry
+from mldb.log.checksum import digest128
+from mldb.log.frame import Record, encode_body, encode_commit, encode_head, hash_record
+from mldb.log.fs import Buffer, File
+
+OVERLAP_BYTES = 4 << 20  # from this payload size on, hashing and writing overlap
+
+
+@dataclass(slots=True)
+class Placed:
+    """A record with its place: where its frame, its payload and the next frame start."""
+
+    record: Record
+    offset: int
+    body: bytes
+    payload: int
+    end: int
+    written: bool = False
+    """The payload is in the file already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A batch in the file: its commit row, what the index needs, where the next batch starts, the new chain."""
+
+    row: CommitRow
+    entries: list[tuple[bytes, Entry]]
+    end: int
+    chain: bytes
+
+
+def place(record: Record, offset: int) -> Placed:
+    """Decide where a record's parts go when its frame starts at *offset*. Raises LimitError."""
+    body = encode_body(record)
+    length = record.payload_length
+    if len(body) > fmt.BODY_BYTES_MAX or length > fmt.PAYLOAD_BYTES_MAX or len(record.drafts) > fmt.ENTRIES_MAX:
+        raise LimitError(
+            f"a record of {len(record.drafts)} entries, {len(body)} body bytes and {length} payload bytes exceeds "
+            f"the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and {fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
+        )
+    payload = fmt.payload_offset(offset, len(body), length, record.block_log2, record.align_log2)
+    return Placed(record, offset, body, payload, fmt.align_up(payload + length, 3))
+
+
+def place_all(records: Sequence[Record], offset: int) -> list[Placed]:
+    """Place records one after another from *offset* on."""
+    placed: list[Placed] = []
+    for record in records:
+        item = place(record, offset)
+        placed.append(item)
+        offset = item.end
+    return placed
+
+
+def write_payloads(file: File, placed: Sequence[Placed]) -> None:
+    """Write the payloads of these records and hash them meanwhile."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-hash") as pool:
+        hashes = pool.map(hash_record, [item.record for item in placed])
+        for item in placed:
+            file.pwritev(item.record.payload, item.payload)
+            item.written = True
+        list(hashes)
+
+
+def write_batch(
+    file: File,
+    placed: Sequence[Placed],
+    *,
+    end: int,
+    seed: int,
+    segment: int,
+    chain: bytes,
+    durable: int,
+    first_lsn: int,
+    parent: CommitRow,
+    epoch: int,
+    clock: int,
+) -> Written:
+    """Write placed records and their commit, which goes to *end*. Frames get the LSNs from *first_lsn* on.
+
+    When this raises, some prefix may be in the file, but no commit: the batch does not exist.
+    """
+    large = [
+        item for item in placed if item.record.checks is None and item.record.payload_length >= OVERLAP_BYTES
+    ]
+    if large:
+        write_payloads(file, large)
+    lsn = first_lsn + len(placed)
+    start = placed[0].offset if placed else end
+    row = CommitRow(lsn, parent.lsn, epoch, max(clock, parent.time), clock, start, end)
+    heads, extents = _encode(placed, first_lsn, lsn, seed)
+    digest = digest128(b"".join([chain, *[head[: fmt.FRAME_HEADER_SIZE] for head in heads]]))
+    commit = encode_commit(row, len(placed), digest, durable, seed)
+    if extents and _extent_end(extents[-1]) == end:
+        extents[-1][1].append(commit)
+    else:
+        extents.append((end, [commit]))
+    for offset, buffers in extents:
+        file.pwritev(buffers, offset)
+    entries = [pair for item in placed for pair in _entries(item, lsn, segment)]
+    return Written(row, entries, end + len(commit), digest)
+
+
+def _encode(
+    placed: Sequence[Placed], lsn: int, commit_lsn: int, seed: int
+) -> tuple[list[bytes], list[tuple[int, list[Buffer]]]]:
+    """Return the frame heads and the contiguous stretches still to be written."""
+    heads: list[bytes] = []
+    extents: list[tuple[int, list[Buffer]]] = []
+    current: list[Buffer] | None = None
+    for item in placed:
+        record = item.record
+        if record.checks is None or item.written:
+            hash_record(record)
+            item.body = encode_body(record)
+        head = encode_head(
+            record.kind,
+            record.body_version,
+            fmt.FLAG_KEYED if record.drafts else 0,
+            item.body,
+            record.checks or b"",
+            record.payload_length,
+            record.block_log2,
+            record.align_log2,
+            lsn,
+            commit_lsn,
+            seed,
+            item.offset,
+        )
+        lsn += 1
+        heads.append(head)
+        if current is None:
+            current = []
+            extents.append((item.offset, current))
+        current.append(head)
+        if not record.payload_length:
+            continue
+        stop = item.payload + record.payload_length
+        if item.written:
+            current = []
+            extents.append((stop, current))
+        else:
+            current.extend(record.payload)
+        if item.end > stop:
+            current.append(bytes(item.end - stop))
+    return heads, [extent for extent in extents if extent[1]]
+
+
+def _extent_end(extent: tuple[int, list[Buffer]]) -> int:
+    return extent[0] + sum(map(len, extent[1]))
+
+
+def _entries(item: Placed, commit_lsn: int, segment: int) -> list[tuple[bytes, Entry]]:
+    payload, frame = item.payload, item.offset
+    return [
+        (key, Entry(commit_lsn, segment, frame, payload + offset, length, attr, flags, encoding, base, digest))
+        for key, flags, encoding, offset, length, digest, base, attr in item.record.drafts
+    ]

@@ -1,0 +1,103 @@
+"""Verify the checksummed blocks of one frame's payload, each at most once.
+
+The first reader of a block pays one pass of xxh3; later readers pay a bit test. Large ranges are split
+over two threads, because hashing runs without the GIL.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+from mldb.errors import CorruptError
+from mldb.log import format as fmt
+from mldb.log.checksum import check64
+from mldb.log.frame import Frame
+
+_SPLIT_BLOCKS = 2  # from this many blocks on a second thread pays for its hand-over (about 40 us)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-verify")
+
+
+def _forget_pool_in_child() -> None:
+    _pool.cache_clear()  # the threads of a pool do not survive fork
+
+
+os.register_at_fork(after_in_child=_forget_pool_in_child)
+
+
+class Blocks:
+    """The blocks of one payload and which of them have been verified.
+
+    Any thread; two threads may verify the same block at once, which costs time and nothing else.
+    """
+
+    __slots__ = ("_checks", "_done", "_file", "_log2", "_start", "_stop")
+
+    def __init__(self, frame: Frame, checks: bytes, file: str) -> None:
+        self._log2 = frame.header.block_log2
+        self._start = frame.payload_offset
+        self._stop = frame.payload_offset + frame.header.payload_length
+        self._checks = checks
+        self._done = bytearray(len(checks) // 8)
+        self._file = file
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block has been verified."""
+        return 0 not in self._done
+
+    def touch(self, data: memoryview, low: int, high: int, key: str | None = None) -> None:
+        """Verify the blocks that overlap file range [low, high); *data* starts at file offset 0.
+
+        Raises CorruptError naming file, offset and key.
+        """
+        if low >= high:
+            return
+        first = (low - self._start) >> self._log2
+        last = (high - 1 - self._start) >> self._log2
+        if first == last:
+            if not self._done[first]:
+                self._verify(data, first, key)
+            return
+        todo = [index for index in range(first, last + 1) if not self._done[index]]
+        if len(todo) < _SPLIT_BLOCKS:
+            self._verify_all(data, todo, key)
+            return
+        half = len(todo) // 2
+        behind = _pool().submit(self._verify_all, data, todo[half:], key)
+        try:
+            self._verify_all(data, todo[:half], key)
+        finally:
+            behind.result()
+
+    def _verify_all(self, data: memoryview, todo: list[int], key: str | None) -> None:
+        for index in todo:
+            self._verify(data, index, key)
+
+    def _verify(self, data: memoryview, index: int, key: str | None) -> None:
+        low = self._start + (index << self._log2)
+        high = min(low + (1 << self._log2), self._stop)
+        stored = int.from_bytes(self._checks[8 * index : 8 * index + 8], "big")
+        computed = check64(data[low:high])
+        if stored != computed:
+            what = "a stored block" if key is None else f"a stored block of {key!r}"
+            raise CorruptError(
+                f"{what} is damaged: stored checksum {stored:016x}, computed {computed:016x} over "
+                f"bytes {low}..{high}. Other blocks, names and versions stay readable; an older version of "
+                "the name may be intact (db.history), a backup certainly is if it verifies.",
+                file=self._file,
+                offset=low,
+                key=key,
+            )
+        self._done[index] = 1
+
+
+def payload_checks(data: memoryview, frame: Frame) -> bytes:
+    """Return the block checksums of *frame*, which follow its body (verify the body first)."""
+    count = fmt.block_count(frame.header.payload_length, frame.header.block_log2)
+    return bytes(data[frame.checks_offset : frame.checks_offset + 8 * count])

@@ -1,0 +1,52 @@
+"""Checksums: xxh3-64 per block of the stored bytes, xxh3-128 of the decoded bytes.
+
+xxh3 (https://github.com/Cyan4973/xxHash) is not cryptographic: it finds accidents, not attacks. Both run near memory speed and
+without the GIL, so hashing in a second thread overlaps a write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest, xxh3_128, xxh3_128_digest
+
+from mldb.log.fs import Buffer
+
+check64 = xxh3_64_intdigest
+digest128 = xxh3_128_digest
+
+
+def checks_and_digest(buffers: Sequence[Buffer], block_log2: int) -> tuple[bytes, bytes]:
+    """Return the block checksums (8 bytes each, canonical big-endian xxh3-64) and the xxh3-128 of a payload.
+
+    The payload is the concatenation of *buffers*; no copy is made. Each block is hashed twice while it is in the cache, so memory is read once.
+    """
+    if len(buffers) == 1 and len(buffers[0]) <= 1 << block_log2:
+        data = buffers[0]
+        return (xxh3_64_digest(data) if len(data) else b""), xxh3_128_digest(data)
+    whole = xxh3_128()
+    checks = b"".join(_block_digests(buffers, 1 << block_log2, whole))
+    return checks, whole.digest()
+
+
+def _block_digests(buffers: Iterable[Buffer], block_size: int, whole: xxh3_128) -> Iterator[bytes]:
+    state = xxh3_64()
+    room = block_size
+    for buffer in buffers:
+        view = memoryview(buffer)
+        position = 0
+        while position < len(view):
+            part = view[position : position + room]
+            position += len(part)
+            whole.update(part)
+            if len(part) == block_size:
+                yield xxh3_64_digest(part)
+                continue
+            state.update(part)
+            room -= len(part)
+            if room == 0:
+                yield state.digest()
+                state.reset()
+                room = block_size
+    if room != block_size:
+        yield state.digest()

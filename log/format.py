@@ -1,0 +1,146 @@
+"""Every struct layout, magic and limit of the log, in one place. FORMAT.md explains them.
+
+Little-endian throughout. Sizes are asserted at import, so this file and FORMAT.md cannot drift apart
+unnoticed. Leaf module: constants and pure functions only.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+FORMAT_VERSION: Final = 1
+WRITER: Final = b"mldb 0.1.0"
+
+# --- file header: the first 128 bytes of every file -----------------------------------------------
+FILE_MAGIC: Final = b"\x89MLDB\r\n\x1a"  # the 0x89, CR LF and 0x1a expose text-mode transfers, as in PNG
+FILE_HEADER: Final = struct.Struct("<8sHHI16sQQq16s48xQ")
+FILE_HEADER_SIZE: Final = 128
+assert FILE_HEADER.size == FILE_HEADER_SIZE
+
+FILE_SEGMENT: Final = 1
+FILE_COMPACTED: Final = 2
+FILE_INDEX: Final = 3
+FILE_MANIFEST: Final = 4
+FILE_READER: Final = 5
+FILE_LOST: Final = 6
+FILE_HINT: Final = 7
+FILE_KINDS: Final = {
+    FILE_SEGMENT: "segment",
+    FILE_COMPACTED: "compacted segment",
+    FILE_INDEX: "index",
+    FILE_MANIFEST: "manifest",
+    FILE_READER: "reader",
+    FILE_LOST: "lost bytes",
+    FILE_HINT: "hint",
+}
+
+# --- frame header ---------------------------------------------------------------------------------
+FRAME_MAGIC: Final = b"\xf7mfr"
+FRAME_HEADER: Final = struct.Struct("<4sHBBIBBHQQQQQ")
+FRAME_HEADER_SIZE: Final = 56
+FRAME_CHECKED_SIZE: Final = 48  # the header checksum covers the bytes before itself
+assert FRAME_HEADER.size == FRAME_HEADER_SIZE
+
+FLAG_KEYED: Final = 1  # the body starts with index entries
+FLAG_EXTERNAL: Final = 2  # reserved: the payload lies in another file
+FLAGS_KNOWN: Final = FLAG_KEYED
+
+MUST_UNDERSTAND: Final = 0x8000
+KIND_INVALID: Final = 0
+KIND_COMMIT: Final = 1
+KIND_INDEX: Final = 2
+KIND_MANIFEST: Final = 3
+KIND_READER: Final = 4
+KIND_HINT: Final = 5
+KIND_FIRST_EVENT: Final = 16
+
+# --- index entries --------------------------------------------------------------------------------
+ENTRY_TOMBSTONE: Final = 1
+ENTRY_FLAGS_KNOWN: Final = ENTRY_TOMBSTONE
+ENCODING_RAW: Final = 0
+
+# --- sizes and limits -----------------------------------------------------------------------------
+FRAME_ALIGN: Final = 8
+PAYLOAD_ALIGN_LOG2: Final = 6
+PAGE_ALIGN_LOG2: Final = 12
+PAGE_ALIGN_FROM: Final = 1 << 20  # from here page alignment costs at most 0.4 % and serves GPU imports
+BLOCK_LOG2: Final = 20
+INDEX_BLOCK_LOG2: Final = 14
+BLOCK_LOG2_MIN: Final = 12
+BLOCK_LOG2_MAX: Final = 30
+DIGEST_SIZE: Final = 16
+
+KEY_BYTES_MAX: Final = 1024
+ATTR_BYTES_MAX: Final = 1 << 20
+BODY_BYTES_MAX: Final = 1 << 26
+PAYLOAD_BYTES_MAX: Final = 1 << 48
+ENTRIES_MAX: Final = 1 << 16  # per frame
+FRAMES_MAX: Final = 1 << 20  # per batch
+EPOCH_MAX: Final = (1 << 63) - 1
+LSN_MAX: Final = (1 << 63) - 1
+SEGMENT_BYTES: Final = 256 << 20
+SEGMENT_ENTRIES: Final = 1 << 18
+LSN_JUMP: Final = 1 << 20  # after a recovery that dropped anything
+
+
+class FrameHeader(NamedTuple):
+    """The fixed part of a frame, as stored."""
+
+    magic: bytes
+    kind: int
+    body_version: int
+    flags: int
+    body_length: int
+    block_log2: int
+    align_log2: int
+    reserved: int
+    payload_length: int
+    lsn: int
+    commit_lsn: int
+    body_check: int
+    header_check: int
+
+
+class FileHeader(NamedTuple):
+    """The first 128 bytes of a file, as stored."""
+
+    magic: bytes
+    version: int
+    kind: int
+    header_size: int
+    store_id: bytes
+    file_id: int
+    base_lsn: int
+    created: int
+    writer: bytes
+    check: int
+
+
+def align_up(offset: int, log2: int) -> int:
+    """Round *offset* up to a multiple of ``2**log2``."""
+    mask = (1 << log2) - 1
+    return (offset + mask) & ~mask
+
+
+def block_count(payload_length: int, block_log2: int) -> int:
+    """How many checksummed blocks a payload of this length has."""
+    return (payload_length + (1 << block_log2) - 1) >> block_log2
+
+
+def file_seed(store_id: bytes, file_id: int) -> int:
+    """Seed of all header checksums of a file: ties every frame to its store and file."""
+    return xxh3_64_intdigest(store_id + file_id.to_bytes(8, "little"))
+
+
+def payload_offset(offset: int, body_length: int, payload_length: int, block_log2: int, align_log2: int) -> int:
+    """Where the payload of a frame at *offset* starts."""
+    head = offset + FRAME_HEADER_SIZE + body_length + 8 * block_count(payload_length, block_log2)
+    return align_up(head, align_log2) if payload_length else head
+
+
+def payload_align_log2(payload_length: int) -> int:
+    """Alignment of a payload: 64 bytes, a page from 1 MiB on."""
+    return PAGE_ALIGN_LOG2 if payload_length >= PAGE_ALIGN_FROM else PAYLOAD_ALIGN_LOG2

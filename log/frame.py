@@ -1,0 +1,313 @@
+"""Encode and decode frames: pure functions over bytes. Layout: FORMAT.md sections 3 and 4.
+
+Nothing here touches a file or knows what an event means. Every length is bounded before it is trusted;
+damage raises :class:`DamagedFrame`, which callers turn into "torn" or "corrupt" by the rule of
+``mldb.log.recovery``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgpack
+
+from mldb.errors import FormatVersionError
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow
+from mldb.log.checksum import check64, checks_and_digest
+from mldb.log.fs import Buffer
+
+_pack = msgpack.Packer(use_bin_type=True).pack
+_EMPTY_MAP: dict[str, object] = {}
+
+TO_BE_HASHED = bytes(fmt.DIGEST_SIZE)
+"""Stands in a draft that spans its whole payload until :func:`hash_record` has run; same length as a digest."""
+
+
+class DamagedFrame(Exception):
+    """The bytes at this place are no valid frame. Internal: never reaches a user."""
+
+
+class Draft(NamedTuple):
+    """One index entry of a record that is being written; offset is relative to the payload."""
+
+    key: bytes
+    flags: int
+    encoding: int
+    offset: int
+    length: int
+    digest: bytes
+    base: int
+    attr: bytes
+
+
+@dataclass(slots=True)
+class Record:
+    """One record on its way into the log: an event with its entries and payload.
+
+    ``payload`` buffers are one-dimensional byte buffers of total length ``payload_length``; they must not
+    change until the commit returns. :func:`hash_record` fills ``checks`` and the drafts that are TO_BE_HASHED, which
+    must span the whole payload; other drafts bring their digest.
+    """
+
+    kind: int
+    drafts: list[Draft]
+    payload: Sequence[Buffer] = ()
+    payload_length: int = 0
+    extra: object = None
+    body_version: int = 1
+    align_log2: int = fmt.PAYLOAD_ALIGN_LOG2
+    block_log2: int = fmt.BLOCK_LOG2
+    checks: bytes | None = None
+
+
+def hash_record(record: Record) -> None:
+    """Compute what is missing of a record's block checksums and digest."""
+    if record.checks is not None:
+        return
+    if not record.payload_length:
+        record.checks = b""
+        return
+    record.checks, digest = checks_and_digest(record.payload, record.block_log2)
+    record.drafts = [
+        draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft
+        for draft in record.drafts
+    ]
+
+
+class Frame(NamedTuple):
+    """A decoded frame header with its place; body and payload are fetched by offset."""
+
+    header: fmt.FrameHeader
+    offset: int
+    body_offset: int
+    checks_offset: int
+    payload_offset: int
+    end: int
+
+
+# --- encoding -------------------------------------------------------------------------------------
+
+
+def encode_body(record: Record) -> bytes:
+    """Return the msgpack body of a record: its entries, then what its kind adds."""
+    if not record.drafts:
+        return _pack(record.extra)
+    return _pack((record.drafts, record.extra))
+
+
+def encode_head(
+    kind: int,
+    body_version: int,
+    flags: int,
+    body: bytes,
+    checks: bytes,
+    payload_length: int,
+    block_log2: int,
+    align_log2: int,
+    lsn: int,
+    commit_lsn: int,
+    seed: int,
+    offset: int,
+) -> bytes:
+    """Return header, body, block checksums and padding: all of a frame that precedes its payload."""
+    tail = body + checks if checks else body
+    start = fmt.FRAME_HEADER.pack(
+        fmt.FRAME_MAGIC,
+        kind,
+        body_version,
+        flags,
+        len(body),
+        block_log2,
+        align_log2,
+        0,
+        payload_length,
+        lsn,
+        commit_lsn,
+        check64(tail),
+        0,
+    )[: fmt.FRAME_CHECKED_SIZE]
+    head = start + check64(start, (seed + offset) & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little") + tail
+    if payload_length:
+        place = offset + len(head)
+        return head + bytes(fmt.align_up(place, align_log2) - place)
+    return head + bytes(-len(head) % fmt.FRAME_ALIGN)
+
+
+def encode_commit(row: CommitRow, count: int, digest: bytes, durable: int, seed: int) -> bytes:
+    """Return the commit frame that closes a batch; it starts at ``row.end`` minus its own length."""
+    body = _pack((row.parent, row.epoch, row.time, row.clock, count, digest, durable, _EMPTY_MAP))
+    return encode_head(
+        fmt.KIND_COMMIT | fmt.MUST_UNDERSTAND, 1, 0, body, b"", 0, 0, 0, row.lsn, row.lsn, seed, row.end
+    )
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+def decode_header(data: Buffer, offset: int, seed: int, limit: int, base: int = 0) -> Frame:
+    """Decode and check the header at file offset *offset*; ``data[0]`` is the byte at file offset *base*.
+
+    *limit* is the end of what may be read. Raises :class:`DamagedFrame`.
+    """
+    at = offset - base
+    if offset + fmt.FRAME_HEADER_SIZE > limit:
+        raise DamagedFrame(f"{limit - offset} bytes are left, a frame header needs {fmt.FRAME_HEADER_SIZE}")
+    header = fmt.FrameHeader._make(fmt.FRAME_HEADER.unpack_from(data, at))
+    if header.magic != fmt.FRAME_MAGIC:
+        raise DamagedFrame("no frame magic")
+    computed = check64(data[at : at + fmt.FRAME_CHECKED_SIZE], (seed + offset) & 0xFFFFFFFFFFFFFFFF)
+    if computed != header.header_check:
+        raise DamagedFrame(f"stored header checksum {header.header_check:016x}, computed {computed:016x}")
+    _bound(header)
+    body_offset = offset + fmt.FRAME_HEADER_SIZE
+    checks_offset = body_offset + header.body_length
+    payload = fmt.payload_offset(
+        offset, header.body_length, header.payload_length, header.block_log2, header.align_log2
+    )
+    end = fmt.align_up(payload + header.payload_length, 3)
+    if end > limit:
+        raise DamagedFrame(f"the frame ends at {end}, the file's valid part at {limit}")
+    return Frame(header, offset, body_offset, checks_offset, payload, end)
+
+
+def _bound(header: fmt.FrameHeader) -> None:
+    """Refuse lengths that no writer makes, although the checksum is right."""
+    if header.kind & ~fmt.MUST_UNDERSTAND == fmt.KIND_INVALID or header.reserved:
+        raise DamagedFrame("kind 0 or a reserved field is set")
+    if header.body_length > fmt.BODY_BYTES_MAX or header.payload_length > fmt.PAYLOAD_BYTES_MAX:
+        raise DamagedFrame("a length exceeds its limit")
+    if header.payload_length and not (
+        fmt.BLOCK_LOG2_MIN <= header.block_log2 <= fmt.BLOCK_LOG2_MAX and 3 <= header.align_log2 <= 21
+    ):
+        raise DamagedFrame("block size or alignment is out of range")
+    if header.flags & ~fmt.FLAGS_KNOWN:
+        raise DamagedFrame(f"unknown frame flags {header.flags:#x}")
+
+
+def check_body(data: Buffer, frame: Frame, base: int = 0) -> bytes:
+    """Return the verified body bytes of *frame*; also proves its block checksums and padding."""
+    count = fmt.block_count(frame.header.payload_length, frame.header.block_log2)
+    end = frame.checks_offset + 8 * count
+    tail = bytes(data[frame.body_offset - base : end - base])
+    computed = check64(tail)
+    if computed != frame.header.body_check:
+        raise DamagedFrame(f"stored body checksum {frame.header.body_check:016x}, computed {computed:016x}")
+    padding_end = frame.payload_offset if frame.header.payload_length else frame.end
+    if any(data[end - base : padding_end - base]):
+        raise DamagedFrame("padding before the payload is not zero")
+    if any(data[frame.payload_offset + frame.header.payload_length - base : frame.end - base]):
+        raise DamagedFrame("padding after the payload is not zero")
+    return tail[: frame.header.body_length]
+
+
+def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
+    """Return the index entries and the rest of a keyed body. Raises :class:`DamagedFrame`."""
+    try:
+        raw, extra = unpack(body)
+        drafts = list(map(Draft._make, raw))
+    except (ValueError, TypeError) as error:
+        raise DamagedFrame(f"entries cannot be decoded: {error}") from None
+    if len(drafts) > fmt.ENTRIES_MAX:
+        raise DamagedFrame(f"{len(drafts)} entries in one frame")
+    limit = frame.header.payload_length
+    for draft in drafts:
+        _bound_draft(draft, limit)
+    return drafts, extra
+
+
+def _bound_draft(draft: Draft, payload_length: int) -> None:
+    key, flags, encoding, offset, length, digest, base, attr = draft
+    if not (
+        type(key) is bytes
+        and 0 < len(key) <= fmt.KEY_BYTES_MAX
+        and type(attr) is bytes
+        and len(attr) <= fmt.ATTR_BYTES_MAX
+        and type(digest) is bytes
+        and len(digest) in (0, fmt.DIGEST_SIZE)
+        and type(flags) is int
+        and not flags & ~fmt.ENTRY_FLAGS_KNOWN
+        and type(encoding) is int
+        and 0 <= encoding <= 255
+        and type(offset) is int
+        and type(length) is int
+        and type(base) is int
+        and offset >= 0
+        and length >= 0
+        and base >= 0
+        and offset + length <= payload_length
+    ):
+        raise DamagedFrame("an index entry is out of range")
+
+
+class CommitBody(NamedTuple):
+    """The decoded body of a commit frame."""
+
+    parent: int
+    epoch: int
+    time: int
+    clock: int
+    count: int
+    digest: bytes
+    durable: int
+    extra: dict[str, object]
+
+
+def decode_commit(body: bytes) -> CommitBody:
+    """Decode the body of a commit frame. Raises :class:`DamagedFrame`."""
+    try:
+        commit = CommitBody._make(unpack(body))
+        ints = (commit.parent, commit.epoch, commit.time, commit.clock, commit.count, commit.durable)
+        good = all(type(value) is int for value in ints) and type(commit.digest) is bytes
+    except (ValueError, TypeError) as error:
+        raise DamagedFrame(f"a commit cannot be decoded: {error}") from None
+    if not good or len(commit.digest) != fmt.DIGEST_SIZE or not 0 <= commit.count <= fmt.FRAMES_MAX:
+        raise DamagedFrame("a commit field is out of range")
+    if not (0 <= commit.parent <= fmt.LSN_MAX and 0 <= commit.epoch <= fmt.EPOCH_MAX):
+        raise DamagedFrame("a commit field is out of range")
+    return commit
+
+
+def unpack(data: bytes) -> list[object]:
+    """Decode msgpack with every length bounded by the input; raises ValueError on anything odd."""
+    try:
+        return msgpack.unpackb(data, raw=False, use_list=True, strict_map_key=False)  # type: ignore[no-any-return]
+    except (msgpack.UnpackException, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"invalid msgpack: {error}") from None
+
+
+# --- file headers ---------------------------------------------------------------------------------
+
+
+def encode_file_header(kind: int, store_id: bytes, file_id: int, base_lsn: int, created: int) -> bytes:
+    """Return the 128 bytes that start a file."""
+    head = fmt.FILE_HEADER.pack(
+        fmt.FILE_MAGIC, fmt.FORMAT_VERSION, kind, fmt.FILE_HEADER_SIZE, store_id, file_id, base_lsn, created, fmt.WRITER, 0
+    )[:-8]
+    return head + check64(head).to_bytes(8, "little")
+
+
+def decode_file_header(data: bytes, name: str) -> fmt.FileHeader:
+    """Decode the first 128 bytes of file *name*.
+
+    Raises :class:`DamagedFrame` for damage and FormatVersionError for a newer format or a foreign file.
+    """
+    if len(data) < fmt.FILE_HEADER_SIZE:
+        raise DamagedFrame(f"{len(data)} bytes, a file header needs {fmt.FILE_HEADER_SIZE}")
+    header = fmt.FileHeader._make(fmt.FILE_HEADER.unpack_from(data))
+    if header.magic != fmt.FILE_MAGIC:
+        raise FormatVersionError(
+            f"{name} is not an mldb file: it starts with {header.magic!r}, expected {fmt.FILE_MAGIC!r}. "
+            "Nothing was changed; check the path."
+        )
+    computed = check64(data[: fmt.FILE_HEADER_SIZE - 8])
+    if computed != header.check:
+        raise DamagedFrame(f"stored file header checksum {header.check:016x}, computed {computed:016x}")
+    if header.version > fmt.FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{name} has format version {header.version}; this mldb reads up to {fmt.FORMAT_VERSION} "
+            f"(file written by {header.writer.rstrip(bytes(1))!r}). Nothing was changed; use a newer mldb."
+        )
+    return header

@@ -1,0 +1,253 @@
+"""The log of one store: open or create it, take heads, commit, close. The face of ``mldb.log``.
+
+Everything above talks to this class. It hands out immutable views and raw entries; what they mean is decided
+in ``mldb.codec`` and ``mldb.events``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mldb.errors import (
+    ClosedError,
+    CorruptError,
+    FormatVersionError,
+    LockedError,
+    MldbError,
+    ReadOnlyError,
+    StorageIOError,
+)
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow, Entry
+from mldb.log.columns import MetadataOf
+from mldb.log.frame import Frame, Record, encode_file_header
+from mldb.log.fs import FileSystem
+from mldb.log.lock import CommitLock
+from mldb.log.manifest import PENDING, Manifest, Mark, install_manifest, manifest_name, manifest_numbers
+from mldb.log.pending import PendingSegment, sweep_pending
+from mldb.log.readers import READERS, Registration, live_readers
+from mldb.log.recovery import LOST, Recovery, refuse_corruption
+from mldb.log.segment import SEGMENTS, Segment, Verify, segment_name
+from mldb.log.state import HINTS, LogState, View, chain_start, load_newest
+from mldb.log.writer import Decide, Writer, WriterOptions
+
+FOLDERS = (SEGMENTS, PENDING, READERS, HINTS, LOST)
+_OWN_NAMES = frozenset({*FOLDERS, "LOCK", "GATE"})
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """How to open a log. ``known`` are the event kinds that the caller understands."""
+
+    mode: Literal["r", "rw"] = "rw"
+    verify: Verify = "first"
+    writer: WriterOptions = WriterOptions()
+    lock_timeout: float = 30.0
+    known: frozenset[int] = frozenset()
+
+
+class Log:
+    """One open log. Any thread; refuse use in a forked child is the caller's duty.
+
+    Views and memoryviews handed out live as long as they are held, also after :meth:`close`.
+    """
+
+    def __init__(self, fs: FileSystem, options: LogOptions, metadata_of: MetadataOf | None = None) -> None:
+        """Open the store in *fs*, creating it in an empty folder when ``mode="rw"``.
+
+        Raises FormatVersionError, CorruptError, LockedError, StorageIOError, ReadOnlyError.
+        """
+        self.fs = fs
+        self.options = options
+        self.closed = False
+        self._lock: CommitLock | None = None
+        self._writer: Writer | None = None
+        writable = options.mode == "rw"
+        if not manifest_numbers(fs):
+            self._create(writable)
+        if writable:
+            self._lock = CommitLock(fs, options.lock_timeout)
+        distrusted: list[str] = []
+        manifest = load_newest(fs, distrusted)
+        self._state = LogState(
+            fs, manifest, verify=options.verify, writable=writable, known=options.known
+        )
+        self._state.distrusted[:0] = distrusted
+        self.registration = Registration(fs, manifest.store_id)
+        try:
+            if self._lock is not None:
+                self._writer = Writer(self._state, self._lock, options.writer, metadata_of)
+            self._settle()
+        except BaseException:
+            self._state.close()
+            if self._lock is not None:
+                self._lock.close()
+            raise
+
+    # --- opening ----------------------------------------------------------------------------------
+
+    def _create(self, writable: bool) -> None:
+        fs = self.fs
+        names = fs.list("")
+        foreign = [name for name in names if name not in _OWN_NAMES]
+        if foreign or not writable:
+            shown = ", ".join(map(repr, foreign[:5])) or "nothing"
+            raise FormatVersionError(
+                f"{fs.root} is not an mldb store: it has no manifest and holds {shown}. Nothing was changed. "
+                "Check the path, or give an empty or new folder with mode='rw' to create a store."
+            )
+        for folder in FOLDERS:
+            fs.mkdir(folder)
+        lock = CommitLock(fs, self.options.lock_timeout)
+        try:
+            with lock:
+                if not manifest_numbers(fs):
+                    self._give_birth()
+        finally:
+            lock.close()
+
+    def _give_birth(self) -> None:
+        """Make segment 1 and manifest 1; a store exists once its first manifest does."""
+        fs = self.fs
+        for name in fs.list(SEGMENTS):
+            path = f"{SEGMENTS}/{name}"
+            file = fs.open(path, "r")
+            size = file.size()
+            file.close()
+            if size > fmt.FILE_HEADER_SIZE:
+                raise CorruptError(
+                    "segments are here but no manifest: manifests were deleted. Nothing was changed; "
+                    "restore the MANIFEST files from a backup.",
+                    file=path,
+                )
+            fs.unlink(path)  # left by a creation that died before its manifest
+        store_id, created = uuid.uuid4().bytes, fs.time_ns()
+        name = segment_name(1)
+        file = fs.open(name, "create")
+        try:
+            file.pwritev([encode_file_header(fmt.FILE_SEGMENT, store_id, 1, 1, created)], 0)
+            file.sync()
+        finally:
+            file.close()
+        fs.sync_dir(SEGMENTS)
+        mark = Mark(1, fmt.FILE_HEADER_SIZE, 0, chain_start(store_id, 1))
+        install_manifest(fs, Manifest(1, store_id, created, (), 1, store_id, mark, 0, ()))
+
+    def _settle(self) -> None:
+        """Decide what the bytes behind the last batch are; repair them when this handle may write."""
+        state = self._state
+        active = state.active
+        tail = active.cursor.offset != active.seen
+        if self._writer is None or self._lock is None:
+            refuse_corruption(state)
+            return
+        if tail or active.cursor.index is not None:
+            with self._lock:
+                try:
+                    self._writer.catch_up()
+                finally:
+                    state.writing = False
+        else:
+            refuse_corruption(state)
+        if state.distrusted and self._writer.recovery.clean:
+            self._writer.recovery = Recovery(distrusted=tuple(state.distrusted))
+        if self.fs.list(PENDING):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what dead processes left in ``pending/``; skipped while another process commits."""
+        assert self._lock is not None
+        try:
+            with self._lock:
+                live = frozenset(reader.name for reader in live_readers(self.fs))
+                sweep_pending(self.fs, live)
+        except LockedError:
+            return
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def store_id(self) -> bytes:
+        """The identity of this store."""
+        return self._state.manifest.store_id
+
+    @property
+    def recovery(self) -> Recovery:
+        """What the last repair of this handle did."""
+        return self._writer.recovery if self._writer is not None else Recovery(distrusted=tuple(self._state.distrusted))
+
+    @property
+    def state(self) -> LogState:
+        """The state, for the parts of ``mldb.log`` that work on a whole store."""
+        return self._state
+
+    def head(self) -> View:
+        """Return the newest view."""
+        return self._state.head()
+
+    def payload(self, view: View, entry: Entry, low: int, high: int, key: str | None = None) -> memoryview:
+        """Return verified stored bytes low..high of a version, as a view of its mapped segment."""
+        return view.segments[entry.segment].payload(entry, low, high, self.options.verify, key)
+
+    def private(self, view: View, entry: Entry, key: str | None = None) -> memoryview:
+        """Return a private writable view of a version's stored bytes."""
+        return view.segments[entry.segment].private(entry, self.options.verify, key)
+
+    def batch_frames(self, segment: Segment, row: CommitRow) -> list[tuple[Frame, bytes]]:
+        """Return the checked frames of one commit with their bodies."""
+        frames: list[tuple[Frame, bytes]] = []
+        offset = row.start
+        while offset < row.end:
+            frame, body = segment.frame(offset)
+            frames.append((frame, body))
+            offset = frame.end
+        return frames
+
+    def batches(self, view: View, low: int, high: int) -> Iterator[tuple[CommitRow, list[tuple[Frame, bytes]]]]:
+        """Yield every commit with low <= LSN <= high with its frames, in log order, all lineages."""
+        for number, row in view.commits(low, high):
+            yield row, self.batch_frames(view.segments[number], row)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    @property
+    def writer(self) -> Writer:
+        """The writer. Raises ReadOnlyError on a read-only handle."""
+        if self._writer is None:
+            raise ReadOnlyError(
+                f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' to write."
+            )
+        return self._writer
+
+    def commit(self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None) -> CommitRow:
+        """Store records as one batch; see Writer.commit."""
+        return self.writer.commit(records, decide, pending)
+
+    def pending_segment(self) -> PendingSegment:
+        """Start a pending segment for a large batch."""
+        if self._writer is None:
+            return self.writer and PendingSegment(self.fs, "")
+        return PendingSegment(self.fs, self.registration.ensure())
+
+    def sync(self) -> None:
+        """Make every commit so far durable, those of other processes too."""
+        self.writer.sync(self.head().commit.lsn)
+
+    def close(self) -> None:
+        """Close the handle; a writing one records a durable mark. Closing twice is harmless."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except (LockedError, ClosedError):
+            pass  # the next opening scans instead of starting from the mark
+        finally:
+            self.registration.close()
+            self._state.close()
+            if self._lock is not None:
+                self._lock.close()

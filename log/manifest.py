@@ -1,0 +1,169 @@
+"""The manifest: which segments make up the store. Immutable, numbered, put-if-absent. FORMAT.md section 7.
+
+``MANIFEST-N`` is written to a temporary name, synced and linked into place; the link fails when another
+process was first. The highest valid N wins, and the one before it is kept. The same scheme later serves object
+stores, which offer put-if-absent and nothing more.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from mldb.errors import CorruptError, FormatVersionError
+from mldb.log import format as fmt
+from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_head, encode_file_header, unpack
+from mldb.log.frame import _pack as pack
+from mldb.log.fs import FileSystem
+from mldb.log.lineage import Jump
+
+PENDING: Final = "pending"
+_NAME = re.compile(r"MANIFEST-(\d{10})\Z")
+_BYTES_MAX = 1 << 28
+KEPT = 2  # manifests left in the folder
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """One segment as the manifest describes it.
+
+    ``length`` counts the valid bytes of a sealed segment; bytes behind it are ignored. ``index_file`` is ""
+    when the index is the segment's own footer. ``origin`` is the store id inside the file, which
+    differs from the store's after a backup.
+    """
+
+    number: int
+    kind: int
+    origin: bytes
+    length: int
+    index_file: str
+    index_offset: int
+    first_lsn: int
+    last_lsn: int
+    first_epoch: int
+    last_epoch: int
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the active segment known to be durable: everything before it must be there."""
+
+    segment: int
+    offset: int
+    lsn: int
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One state of the store's outline. ``active`` is the number of the segment that is appended to."""
+
+    number: int
+    store_id: bytes
+    created: int
+    segments: tuple[SegmentInfo, ...]
+    active: int
+    active_origin: bytes
+    mark: Mark
+    lsn_floor: int
+    jumps: tuple[Jump, ...]
+    kept: tuple[int, ...] | None = None
+
+    def next(self, **changes: object) -> Manifest:
+        """Return the following manifest with these changes."""
+        return replace(self, number=self.number + 1, **changes)  # type: ignore[arg-type]
+
+
+def manifest_name(number: int) -> str:
+    """The file name of manifest *number*."""
+    return f"MANIFEST-{number:010d}"
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest file."""
+    fields = asdict(manifest)
+    body = pack(fields)
+    seed = fmt.file_seed(manifest.store_id, manifest.number)
+    header = encode_file_header(fmt.FILE_MANIFEST, manifest.store_id, manifest.number, 0, manifest.created)
+    frame = encode_head(
+        fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND, 1, 0, body, b"", 0, 0, 0, 0, 0, seed, fmt.FILE_HEADER_SIZE
+    )
+    return header + frame
+
+
+def decode_manifest(data: bytes, name: str) -> Manifest:
+    """Decode a manifest file. Raises CorruptError or FormatVersionError."""
+    try:
+        header = decode_file_header(data, name)
+        if header.kind != fmt.FILE_MANIFEST:
+            raise FormatVersionError(f"{name} is a {fmt.FILE_KINDS.get(header.kind, 'file of unknown kind')}, not a manifest")
+        seed = fmt.file_seed(header.store_id, header.file_id)
+        frame = decode_header(data, fmt.FILE_HEADER_SIZE, seed, len(data))
+        body = check_body(data, frame)
+        if frame.end != len(data):
+            raise DamagedFrame(f"{len(data) - frame.end} bytes follow the manifest")
+        return _from_fields(unpack(body), header)
+    except (DamagedFrame, ValueError, TypeError, KeyError) as error:
+        raise CorruptError(f"the manifest is damaged: {error}", file=name, offset=0) from None
+
+
+def _from_fields(fields: object, header: fmt.FileHeader) -> Manifest:
+    if not isinstance(fields, dict):
+        raise ValueError("no fields")
+    segments = tuple(SegmentInfo(**item) for item in fields.pop("segments"))
+    mark = Mark(**fields.pop("mark"))
+    jumps = tuple((int(lsn), int(target)) for lsn, target in fields.pop("jumps"))
+    kept = fields.pop("kept")
+    manifest = Manifest(segments=segments, mark=mark, jumps=jumps, kept=None if kept is None else tuple(kept), **fields)
+    if manifest.number != header.file_id or manifest.store_id != header.store_id:
+        raise ValueError("the manifest belongs to another number or store")
+    for info in segments:
+        if info.length < 0 or info.index_offset < 0 or info.first_lsn > info.last_lsn:
+            raise ValueError(f"segment {info.number} is described impossibly")
+        if info.index_file and not re.fullmatch(r"segments/\d{10}\.idx", info.index_file):
+            raise ValueError(f"index file {info.index_file!r} is no name of this store")
+    return manifest
+
+
+def install_manifest(fs: FileSystem, manifest: Manifest) -> bool:
+    """Publish a manifest durably; False when its number is taken. The caller holds the commit lock."""
+    name = manifest_name(manifest.number)
+    temporary = f"{PENDING}/{name}-{uuid.uuid4().hex}"
+    file = fs.open(temporary, "create")
+    try:
+        file.pwritev([encode_manifest(manifest)], 0)
+        file.sync()
+    finally:
+        file.close()
+    try:
+        if not fs.link(temporary, name):
+            return False
+        fs.sync_dir("")
+    finally:
+        fs.unlink(temporary)
+    old = manifest.number - KEPT
+    if old > 0:
+        fs.unlink(manifest_name(old))
+    return True
+
+
+def manifest_numbers(fs: FileSystem) -> list[int]:
+    """Return the numbers of the manifests present, ascending."""
+    return sorted(int(found.group(1)) for found in map(_NAME.match, fs.list("")) if found)
+
+
+def load_manifest(fs: FileSystem, number: int) -> Manifest:
+    """Read one manifest. Raises CorruptError, FormatVersionError, StorageIOError."""
+    name = manifest_name(number)
+    file = fs.open(name, "r")
+    try:
+        size = file.size()
+        if size > _BYTES_MAX:
+            raise CorruptError(f"the manifest claims {size} bytes, the limit is {_BYTES_MAX}", file=name, offset=0)
+        data = file.pread(size, 0)
+    finally:
+        file.close()
+    return decode_manifest(data, name)

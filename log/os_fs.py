@@ -1,0 +1,341 @@
+"""The FileSystem of a real folder, through POSIX calls. Linux is tested; macOS takes the same path."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+from mldb.errors import InvalidNameError, StorageIOError
+from mldb.log.fs import Buffer, OpenMode, translate
+
+_IOV_MAX = 1024
+_WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
+_SYNC_FILE_RANGE_WRITE = 2
+
+_FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
+
+# Descriptors of locks, closed in a forked child so that it cannot keep a dead parent's lock alive.
+_lock_fds: set[int] = set()
+
+
+def _close_locks_in_child() -> None:
+    for fd in _lock_fds:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+    _lock_fds.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks_in_child)
+
+
+def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    call.restype = ctypes.c_int
+    return call  # type: ignore[no-any-return]
+
+
+_sync_file_range = _load_sync_file_range()
+
+
+class OsFile:
+    """One open descriptor. Thread-safe; closed by :meth:`close` or when collected."""
+
+    __slots__ = ("__weakref__", "_fd", "_finalizer", "_root", "name")
+
+    def __init__(self, root: str, name: str, fd: int) -> None:
+        self.name = name
+        self._root = root
+        self._fd = fd
+        self._finalizer = weakref.finalize(self, os.close, fd)
+
+    def size(self) -> int:
+        """Return the length; lseek costs a quarter of fstat from Python and no position is used here."""
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise translate(error, "lseek", self._root, self.name) from error
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Read up to *count* bytes; continues short reads until the end of the file."""
+        try:
+            data = os.pread(self._fd, count, offset)
+            while len(data) < count:
+                more = os.pread(self._fd, count - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise translate(error, "pread", self._root, self.name) from error
+        return data
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write all buffers at *offset*, in steps of 8 MiB whose writeback starts at once."""
+        try:
+            # The common case: one small gathered write.
+            if len(buffers) <= _IOV_MAX:
+                total = sum(map(len, buffers))
+                if total <= _WRITE_STEP and os.pwritev(self._fd, buffers, offset) == total:
+                    return total
+            return self._write_steps(buffers, offset)
+        except OSError as error:
+            raise translate(error, "pwritev", self._root, self.name) from error
+
+    def _write_steps(self, buffers: Sequence[Buffer], offset: int) -> int:
+        start = offset
+        for group in _groups(buffers):
+            done = 0
+            want = sum(map(len, group))
+            while done < want:
+                count = os.pwritev(self._fd, _skip(group, done) if done else group, offset + done)
+                if count <= 0:
+                    raise OSError(errno.EIO, "pwritev wrote nothing")
+                done += count
+            if want >= _WRITE_STEP // 2:
+                self.start_writeback(offset, want)
+            offset += want
+        return offset - start
+
+    def start_writeback(self, offset: int, count: int) -> None:
+        """Start asynchronous writeback (sync_file_range); a no-op where the kernel lacks it."""
+        if _sync_file_range is not None:
+            _sync_file_range(self._fd, offset, count, _SYNC_FILE_RANGE_WRITE)
+
+    def sync(self) -> None:
+        """fdatasync; on macOS F_FULLFSYNC, since fsync there stops at the drive's cache."""
+        try:
+            if sys.platform == "darwin":
+                fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
+            else:
+                os.fdatasync(self._fd)
+        except OSError as error:
+            raise translate(error, "fdatasync", self._root, self.name) from error
+
+    def map(self, count: int) -> memoryview:
+        """Map the first *count* bytes read-only and shared."""
+        if count == 0:
+            return memoryview(b"")
+        try:
+            return memoryview(mmap.mmap(self._fd, count, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise self._map_error(error) from error
+
+    def map_private(self, offset: int, count: int) -> memoryview:
+        """Map a range copy-on-write; *offset* need not be page-aligned."""
+        if count == 0:
+            return memoryview(bytearray())
+        base = offset - offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            mapped = mmap.mmap(self._fd, offset - base + count, access=mmap.ACCESS_COPY, offset=base)
+        except (OSError, ValueError) as error:
+            raise self._map_error(error) from error
+        return memoryview(mapped)[offset - base :]
+
+    def _map_error(self, error: OSError | ValueError) -> Exception:
+        if isinstance(error, OSError):
+            return translate(error, "mmap", self._root, self.name)
+        return StorageIOError(f"mmap of {self._root}/{self.name} failed: {error}. The file is shorter than expected.")
+
+    def close(self) -> None:
+        """Close the descriptor now."""
+        self._finalizer()
+
+
+def _groups(buffers: Sequence[Buffer]) -> list[list[Buffer]]:
+    """Split *buffers* into gathered writes of at most 8 MiB and IOV_MAX parts."""
+    groups: list[list[Buffer]] = []
+    group: list[Buffer] = []
+    room = _WRITE_STEP
+    for buffer in buffers:
+        view = memoryview(buffer)
+        if view.nbytes and (view.ndim != 1 or view.itemsize != 1):
+            view = view.cast("B")
+        position = 0
+        while position < view.nbytes:
+            part = view[position : position + room]
+            group.append(part)
+            position += len(part)
+            room -= len(part)
+            if room == 0 or len(group) == _IOV_MAX:
+                groups.append(group)
+                group, room = [], _WRITE_STEP
+    if group:
+        groups.append(group)
+    return groups
+
+
+def _skip(group: Sequence[Buffer], count: int) -> list[Buffer]:
+    """Return what is left of *group* after its first *count* bytes."""
+    rest: list[Buffer] = []
+    for part in group:
+        if count >= len(part):
+            count -= len(part)
+            continue
+        rest.append(memoryview(part)[count:])
+        count = 0
+    return rest
+
+
+class OsLock:
+    """flock on a file of its own: freed by the kernel when the process dies, closed in forked children."""
+
+    __slots__ = ("_fd", "_root", "name")
+
+    def __init__(self, root: str, name: str, fd: int) -> None:
+        self.name = name
+        self._root = root
+        self._fd = fd
+        _lock_fds.add(fd)
+
+    def try_acquire(self) -> bool:
+        """Take the lock without waiting."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise translate(error, "flock", self._root, self.name) from error
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def holder(self) -> str:
+        """Find the holder's pid in /proc/locks by inode; Linux only and informative only."""
+        try:
+            inode = str(os.fstat(self._fd).st_ino)
+            with open("/proc/locks", encoding="ascii") as lines:
+                for line in lines:
+                    parts = line.split()
+                    if "FLOCK" in parts and any(part.endswith(":" + inode) for part in parts):
+                        pid = int(parts[parts.index("WRITE") + 1])
+                        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.stat(f"/proc/{pid}").st_ctime))
+                        return f"process {pid} on {os.uname().nodename}, started {started}"
+        except (OSError, ValueError, IndexError):
+            return "an unknown process"
+        return "an unknown process"
+
+    def close(self) -> None:
+        """Close the descriptor, which releases the lock."""
+        if self._fd in _lock_fds:
+            _lock_fds.discard(self._fd)
+            os.close(self._fd)
+
+
+class OsFileSystem:
+    """The files below one folder. Thread-safe. Links inside the store are never followed."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+
+    def _path(self, name: str) -> str:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise InvalidNameError(f"file name {name!r} would leave the store {self.root}")
+        return f"{self.root}/{name}" if name else self.root
+
+    def open(self, name: str, mode: OpenMode) -> OsFile:
+        """Open with O_CLOEXEC and O_NOFOLLOW; refuses anything that is not a regular file."""
+        try:
+            fd = os.open(self._path(name), _FLAGS[mode] | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise translate(error, "open", self.root, name) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StorageIOError(f"{self.root}/{name} is not a regular file.", errno=errno.EINVAL)
+        return OsFile(self.root, name, fd)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether the name exists (one access call)."""
+        return os.access(f"{self.root}/{name}", os.F_OK)
+
+    def list(self, folder: str) -> list[str]:
+        """Return the sorted names in a folder."""
+        try:
+            return sorted(os.listdir(self._path(folder)))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise translate(error, "listdir", self.root, folder) from error
+
+    def mkdir(self, folder: str) -> None:
+        """Make a folder with its parents; refuses a link or file in its place."""
+        path = self._path(folder)
+        try:
+            os.makedirs(path, exist_ok=True)
+            if folder and not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise OSError(errno.ENOTDIR, "a link or file stands where a folder of the store belongs")
+        except OSError as error:
+            raise translate(error, "mkdir", self.root, folder) from error
+
+    def link(self, source: str, target: str) -> bool:
+        """Hard-link; False when the target exists."""
+        try:
+            os.link(self._path(source), self._path(target), follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise translate(error, "link", self.root, target) from error
+        return True
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename within the store."""
+        try:
+            os.replace(self._path(source), self._path(target))
+        except OSError as error:
+            raise translate(error, "rename", self.root, target) from error
+
+    def unlink(self, name: str) -> None:
+        """Remove a name if it is there."""
+        try:
+            os.unlink(self._path(name))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise translate(error, "unlink", self.root, name) from error
+
+    def sync_dir(self, folder: str) -> None:
+        """fsync the folder."""
+        try:
+            fd = os.open(self._path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise translate(error, "fsync of the folder", self.root, folder) from error
+
+    def lock(self, name: str) -> OsLock:
+        """Open the lock file; its content means nothing."""
+        try:
+            fd = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise translate(error, "open", self.root, name) from error
+        return OsLock(self.root, name, fd)
+
+    def free_bytes(self) -> int:
+        """Free bytes for this user (statvfs)."""
+        try:
+            info = os.statvfs(self.root)
+        except OSError as error:
+            raise translate(error, "statvfs", self.root, "") from error
+        return info.f_bavail * info.f_frsize
+
+    def time_ns(self) -> int:
+        """The wall clock."""
+        return time.time_ns()

@@ -1,0 +1,61 @@
+"""A pending segment: payloads too large to hold in memory or to write under the commit lock.
+
+It is a segment file in ``pending/`` whose frame heads are still missing; the commit that publishes it writes them, since
+only then LSNs and the segment's number are known. Until then nobody else looks at it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from mldb.log import format as fmt
+from mldb.log.batch import OVERLAP_BYTES, Placed, place, write_payloads
+from mldb.log.frame import Record, hash_record
+from mldb.log.fs import FileSystem
+from mldb.log.manifest import PENDING
+
+_numbers = itertools.count(1)
+
+
+class PendingSegment:
+    """One batch on its way into a segment of its own. Used by one thread; discarded or published once."""
+
+    def __init__(self, fs: FileSystem, owner: str) -> None:
+        self._fs = fs
+        self.name = f"{PENDING}/{owner}-{next(_numbers)}.seg"
+        self.file = fs.open(self.name, "create")
+        self.placed: list[Placed] = []
+        self.tail = fmt.FILE_HEADER_SIZE
+
+    def reserve(self, record: Record) -> Placed:
+        """Give a record its place; its payload may then be written at ``placed.payload`` in any order."""
+        placed = place(record, self.tail)
+        self.placed.append(placed)
+        self.tail = placed.end
+        return placed
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Place records behind each other and write their payloads now; the buffers may change afterwards."""
+        placed = [self.reserve(record) for record in records]
+        large = [item for item in placed if item.record.payload_length >= OVERLAP_BYTES]
+        if large:
+            write_payloads(self.file, large)
+        for item in placed:
+            if not item.written and item.record.payload_length:
+                hash_record(item.record)
+                self.file.pwritev(item.record.payload, item.payload)
+                item.written = True
+            item.record.payload = ()
+
+    def discard(self) -> None:
+        """Drop the file; a later call, or one after publishing, does nothing."""
+        self.file.close()
+        self._fs.unlink(self.name)
+
+
+def sweep_pending(fs: FileSystem, owners: frozenset[str]) -> None:
+    """Remove pending files whose owner is not among the live ones (the caller holds the commit lock)."""
+    for name in fs.list(PENDING):
+        if name.endswith(".seg") and name.split("-")[0] not in owners:
+            fs.unlink(f"{PENDING}/{name}")

@@ -1,0 +1,152 @@
+"""Registration of live processes: which commits they still need, and which spilled files are theirs.
+
+Each process that needs it has one file in ``readers/``, held by a kernel lock for as long as the handle lives. A file
+whose lock can be taken belongs to a dead process and is removed. The content says, for people and for
+compaction, who it is and the lowest commit it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from dataclasses import dataclass
+
+from mldb.errors import MldbError
+from mldb.log import format as fmt
+from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_file_header, encode_head, unpack
+from mldb.log.frame import _pack as pack
+from mldb.log.fs import File, FileSystem, KernelLock
+
+READERS = "readers"
+NEEDS_NOTHING = fmt.LSN_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A live registration. ``lowest`` is the lowest commit LSN it needs, NEEDS_NOTHING when none."""
+
+    name: str
+    pid: int
+    host: str
+    started_ns: int
+    lowest: int
+
+
+class Registration:
+    """This handle's registration, made when first needed. Any thread; ``_lock`` guards everything.
+
+    On a read-only file system nothing can be registered and nothing needs to be: nobody compacts there.
+    """
+
+    def __init__(self, fs: FileSystem, store_id: bytes) -> None:
+        self._fs = fs
+        self._store_id = store_id
+        self._lock = threading.Lock()
+        self._needs: dict[int, int] = {}  # commit LSN -> how many snapshots hold it
+        self._written = NEEDS_NOTHING
+        self._file: File | None = None
+        self._kernel_lock: KernelLock | None = None
+        self._started = fs.time_ns()
+        self.name = ""
+
+    def ensure(self) -> str:
+        """Register if not yet done; return the name, which prefixes spilled files. Raises what the OS says."""
+        with self._lock:
+            self._register()
+            return self.name
+
+    def _register(self) -> None:
+        while not self.name:
+            name = uuid.uuid4().hex
+            lock = self._fs.lock(f"{READERS}/{name}")
+            # A sweeper may have taken the lock, or removed the file, between its creation and ours.
+            if lock.try_acquire() and self._fs.exists(f"{READERS}/{name}"):
+                self._kernel_lock = lock
+                self._file = self._fs.open(f"{READERS}/{name}", "rw")
+                self.name = name
+                self._write(NEEDS_NOTHING)
+            else:
+                lock.close()
+
+    def hold(self, lsn: int) -> None:
+        """Say that commit *lsn* must stay readable until :meth:`release`."""
+        with self._lock:
+            self._needs[lsn] = self._needs.get(lsn, 0) + 1
+            if lsn < self._written:
+                try:
+                    self._register()
+                except MldbError:
+                    return  # read-only folder: no compactor can run there either
+                self._write(lsn)
+
+    def release(self, lsn: int) -> None:
+        """Take one :meth:`hold` back."""
+        with self._lock:
+            left = self._needs.get(lsn, 0) - 1
+            if left > 0:
+                self._needs[lsn] = left
+                return
+            self._needs.pop(lsn, None)
+            lowest = min(self._needs, default=NEEDS_NOTHING)
+            if self._file is not None and lowest != self._written:
+                self._write(lowest)
+
+    def _write(self, lowest: int) -> None:
+        assert self._file is not None
+        self._file.pwritev([_encode(self._store_id, self._started, lowest)], 0)
+        self._written = lowest
+
+    def close(self) -> None:
+        """Remove the registration."""
+        with self._lock:
+            if self._kernel_lock is not None and self._file is not None:
+                self._fs.unlink(f"{READERS}/{self.name}")
+                self._file.close()
+                self._kernel_lock.close()
+            self._file = self._kernel_lock = None
+            self.name = ""
+
+
+def _encode(store_id: bytes, started: int, lowest: int) -> bytes:
+    body = pack((os.getpid(), socket.gethostname(), started, lowest))
+    header = encode_file_header(fmt.FILE_READER, store_id, 0, 0, started)
+    seed = fmt.file_seed(store_id, 0)
+    kind = fmt.KIND_READER | fmt.MUST_UNDERSTAND
+    return header + encode_head(kind, 1, 0, body, b"", 0, 0, 0, 0, 0, seed, fmt.FILE_HEADER_SIZE)
+
+
+def _decode(name: str, data: bytes) -> Reader:
+    """Decode a registration; one that is torn (being rewritten) counts as needing everything."""
+    try:
+        header = decode_file_header(data, name)
+        frame = decode_header(data, fmt.FILE_HEADER_SIZE, fmt.file_seed(header.store_id, 0), len(data))
+        match unpack(check_body(data, frame)):
+            case [int(pid), str(host), int(started), int(lowest)]:
+                return Reader(name, pid, host, started, lowest)
+    except (DamagedFrame, ValueError, MldbError):
+        pass
+    return Reader(name, 0, "unknown", 0, 0)
+
+
+def live_readers(fs: FileSystem, own: str = "") -> list[Reader]:
+    """Return the live registrations and remove those of dead processes."""
+    found: list[Reader] = []
+    for name in fs.list(READERS):
+        path = f"{READERS}/{name}"
+        if name != own:
+            lock = fs.lock(path)
+            try:
+                if lock.try_acquire():
+                    fs.unlink(path)
+                    continue
+            finally:
+                lock.close()
+        if fs.exists(path):
+            file = fs.open(path, "r")
+            try:
+                found.append(_decode(name, file.pread(4096, 0)))
+            finally:
+                file.close()
+    return found

@@ -1,0 +1,471 @@
+"""The writer: commits batches, seals segments, installs manifests. One at a time under the commit lock.
+
+Lock order: commit lock, then ``LogState.mutex``. ``_sync_mutex`` comes before both and is never taken while either is held.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mldb.errors import ClosedError, LimitError, MldbError, StorageFullError, StorageIOError
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow
+from mldb.log.batch import place_all, write_batch
+from mldb.log.checksum import checks_and_digest
+from mldb.log.columns import MetadataOf, build_index
+from mldb.log.frame import Record, encode_file_header, encode_head
+from mldb.log.frame import _pack as pack
+from mldb.log.fs import Buffer, File
+from mldb.log.index import MemoryIndex
+from mldb.log.lock import CommitLock
+from mldb.log.manifest import PENDING, Manifest, Mark, SegmentInfo, install_manifest
+from mldb.log.pending import PendingSegment
+from mldb.log.recovery import Recovery, refuse_corruption, save_tail
+from mldb.log.segment import SEGMENTS, segment_name
+from mldb.log.state import LogState, View, chain_start, hint_name
+
+Durability = Literal["commit", "os"]
+
+Decide = Callable[[View], tuple[int, CommitRow]]
+"""Called under the commit lock with the newest head; returns (epoch, parent) or raises to give up."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriterOptions:
+    """Settings of a writer. Sizes in bytes."""
+
+    durability: Durability = "commit"
+    segment_bytes: int = fmt.SEGMENT_BYTES
+    segment_entries: int = fmt.SEGMENT_ENTRIES
+
+
+class Writer:
+    """Any thread; calls queue at the commit lock. Dead for writing after a failed fsync."""
+
+    def __init__(
+        self, state: LogState, lock: CommitLock, options: WriterOptions, metadata_of: MetadataOf | None
+    ) -> None:
+        self.options = options
+        self.recovery = Recovery()
+        self.commits = 0  # guarded by the commit lock
+        self._state = state
+        self._lock = lock
+        self._metadata_of = metadata_of
+        self._sync_mutex = threading.Lock()
+        self._durable = 0  # highest commit known durable; guarded by _sync_mutex or the commit lock
+        self._failed: MldbError | None = None
+
+    # --- committing -------------------------------------------------------------------------------
+
+    def commit(self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None) -> CommitRow:
+        """Store the records as one batch; return its commit.
+
+        Raises whatever *decide* raises, LockedError, StorageFullError, StorageIOError; then nothing is stored.
+        """
+        with self._lock:
+            view = self.catch_up()
+            try:
+                epoch, parent = decide(view)
+                if pending is None:
+                    row = self._append(records, epoch, parent)
+                else:
+                    row = self._publish(pending, records, epoch, parent)
+            finally:
+                self._state.writing = False
+            self.commits += 1
+        if self.options.durability == "commit":
+            self.sync(row.lsn)
+        return row
+
+    def catch_up(self) -> View:
+        """Follow the files, repair what a dead process left, and become the process's source of new views.
+
+        The commit lock is held. The caller resets ``state.writing``.
+        """
+        if self._failed is not None:
+            raise ClosedError(
+                f"this handle is closed for writing since an fsync failed ({self._failed}). "
+                "What is readable now is what is known to be stored; reopen the store to write again."
+            )
+        state = self._state
+        with state.mutex:
+            active = state.active
+            if active.file.size() != active.seen or active.cursor.offset != active.seen or state.manifest_waits():
+                state.follow()
+                self._settle()
+            state.writing = True
+            return state.view
+
+    def _settle(self) -> None:
+        """Leave the active segment ready to be appended to; the commit lock and the mutex are held."""
+        state = self._state
+        active = state.active
+        if active.cursor.index is not None:
+            # Sealed by a process that died before it installed the manifest.
+            frame = active.cursor.index
+            self._roll(self._describe(frame.end, "", frame.offset))
+        elif active.cursor.offset != active.seen:
+            refuse_corruption(state)
+            report = save_tail(state, active.seen)
+            try:
+                active.file.sync()
+            except StorageIOError as error:
+                raise self._abandon(error) from error
+            self._close_at(state.last_lsn(), jump=True)
+            self.recovery = replace(report, distrusted=tuple(state.distrusted))
+
+    def _append(self, records: Sequence[Record], epoch: int, parent: CommitRow) -> CommitRow:
+        state = self._state
+        placed = place_all(records, state.active.cursor.offset)
+        end = placed[-1].end if placed else state.active.cursor.offset
+        if self._is_full(end, sum(len(item.record.drafts) for item in placed)):
+            self.seal()
+            placed = place_all(records, state.active.cursor.offset)
+            end = placed[-1].end if placed else state.active.cursor.offset
+        active = state.active
+        cursor = active.cursor
+        self._bound(records, cursor.last_lsn)
+        written = write_batch(
+            active.file,
+            placed,
+            end=end,
+            seed=active.segment.seed,
+            segment=active.segment.number,
+            chain=cursor.chain,
+            durable=max(cursor.durable, self._durable),
+            first_lsn=max(cursor.last_lsn, state.manifest.lsn_floor) + 1,
+            parent=parent,
+            epoch=epoch,
+            clock=state.fs.time_ns(),
+        )
+        with state.mutex:
+            cursor.offset = active.seen = written.end
+            cursor.last_lsn = written.row.lsn
+            cursor.chain = written.chain
+            state.add(written.row, written.entries)
+            state.advance(written.row)
+        return written.row
+
+    def _bound(self, records: Sequence[Record], last_lsn: int) -> None:
+        if len(records) > fmt.FRAMES_MAX:
+            raise LimitError(
+                f"a transaction of {len(records)} records exceeds the limit of {fmt.FRAMES_MAX}. "
+                "Nothing was stored; split it."
+            )
+        if last_lsn > fmt.LSN_MAX - (1 << 24):
+            raise LimitError("the log has no LSNs left")
+
+    def _is_full(self, end: int, entries: int) -> bool:
+        active = self._state.active
+        if not active.has_commits():
+            return False
+        limit = self.options.segment_entries
+        return end > self.options.segment_bytes or active.entry_count() + entries > limit
+
+    def _publish(
+        self, pending: PendingSegment, records: Sequence[Record], epoch: int, parent: CommitRow
+    ) -> CommitRow:
+        """Append the remaining records to a pending segment and make it the active one."""
+        state = self._state
+        if state.active.has_commits():
+            info = self._write_footer()
+        else:
+            info = None
+        number = state.active.segment.number + 1
+        for record in records:
+            pending.reserve(record)
+        self._bound([item.record for item in pending.placed], state.active.cursor.last_lsn)
+        first_lsn = max(state.active.cursor.last_lsn, state.manifest.lsn_floor) + 1
+        clock = state.fs.time_ns()
+        header = encode_file_header(fmt.FILE_SEGMENT, state.manifest.store_id, number, first_lsn, clock)
+        pending.file.pwritev([header], 0)
+        write_batch(
+            pending.file,
+            pending.placed,
+            end=pending.tail,
+            seed=fmt.file_seed(state.manifest.store_id, number),
+            segment=number,
+            chain=chain_start(state.manifest.store_id, number),
+            durable=first_lsn - 1,
+            first_lsn=first_lsn,
+            parent=parent,
+            epoch=epoch,
+            clock=clock,
+        )
+        pending.file.sync()
+        self._install_segment(info, number, pending.name, first_lsn - 1)
+        pending.discard()
+        self._durable = state.view.commit.lsn
+        return state.view.commit
+
+    # --- sealing ----------------------------------------------------------------------------------
+
+    def seal(self) -> None:
+        """Close the active segment with a footer and start the next one; the commit lock is held."""
+        self._roll(self._write_footer())
+
+    def _write_footer(self) -> SegmentInfo:
+        state = self._state
+        active = state.active
+        offset = active.cursor.offset
+        buffers = self._index_frame(active.segment.store_id, active.segment.number, offset, state.last_lsn())
+        try:
+            end = offset + active.file.pwritev(buffers, offset)
+            active.file.sync()
+        except StorageFullError:
+            raise
+        except StorageIOError as error:
+            raise self._abandon(error) from error
+        return self._describe(end, "", offset)
+
+    def _index_frame(self, store_id: bytes, number: int, offset: int, last_lsn: int) -> list[Buffer]:
+        """Return an index frame over the commits of the active segment up to *last_lsn*."""
+        state = self._state
+        entries: dict[bytes, list[object]] = {}
+        commits: list[CommitRow] = []
+        for part in reversed(state.active.parts()):
+            some, rows = part.dump()
+            for key, versions in some.items():
+                kept = [entry for entry in versions if entry.commit_lsn <= last_lsn]
+                if kept:
+                    entries.setdefault(key, []).extend(kept)
+            commits.extend(row for row in rows if row.lsn <= last_lsn)
+        image = build_index(entries, commits, self._metadata_of)  # type: ignore[arg-type]
+        cursor = state.active.cursor
+        body = pack(
+            {
+                "columns": image.directory,
+                "end": cursor.offset,
+                "lsn": last_lsn,
+                "chain": cursor.chain,
+                "durable": max(self._durable, cursor.durable),
+                "jumps": [jump for jump in state.active.jumps if jump[0] <= last_lsn],
+            }
+        )
+        checks, _ = checks_and_digest(image.payload, fmt.INDEX_BLOCK_LOG2)
+        head = encode_head(
+            fmt.KIND_INDEX | fmt.MUST_UNDERSTAND,
+            1,
+            0,
+            body,
+            checks,
+            image.length,
+            fmt.INDEX_BLOCK_LOG2,
+            fmt.PAGE_ALIGN_LOG2 if image.length >= fmt.PAGE_ALIGN_FROM else fmt.PAYLOAD_ALIGN_LOG2,
+            last_lsn,
+            last_lsn,
+            fmt.file_seed(store_id, number),
+            offset,
+        )
+        return [head, *image.payload, bytes(-image.length % fmt.FRAME_ALIGN)]
+
+    def _describe(self, length: int, index_file: str, index_offset: int) -> SegmentInfo:
+        """Describe the active segment as sealed."""
+        state = self._state
+        active = state.active
+        rows = [row for part in reversed(active.parts()) for row in _ends(part)]
+        rows = [row for row in rows if row.lsn <= active.cursor.last_lsn]
+        return SegmentInfo(
+            active.segment.number,
+            fmt.FILE_SEGMENT,
+            active.segment.store_id,
+            length,
+            index_file,
+            index_offset,
+            rows[0].lsn if rows else 0,
+            rows[-1].lsn if rows else 0,
+            rows[0].epoch if rows else 0,
+            rows[-1].epoch if rows else 0,
+            active.cursor.chain,
+        )
+
+    def _roll(self, info: SegmentInfo, lsn_floor: int = 0) -> None:
+        """Start the next segment and install the manifest that seals this one."""
+        state = self._state
+        number = info.number + 1
+        first_lsn = max(info.last_lsn, lsn_floor, state.manifest.lsn_floor, state.active.cursor.last_lsn) + 1
+        name = f"{PENDING}/{uuid.uuid4().hex}-0.seg"
+        file = state.fs.open(name, "create")
+        try:
+            header = encode_file_header(
+                fmt.FILE_SEGMENT, state.manifest.store_id, number, first_lsn, state.fs.time_ns()
+            )
+            file.pwritev([header], 0)
+            file.sync()
+            self._install_segment(info, number, name, first_lsn - 1)
+        finally:
+            file.close()
+            state.fs.unlink(name)
+
+    def _install_segment(self, info: SegmentInfo | None, number: int, name: str, last_lsn: int) -> None:
+        """Publish file *name* as segment *number*, the new active one, and *info* as sealed."""
+        state = self._state
+        fs = state.fs
+        if not fs.link(name, segment_name(number)):
+            # Left by a process that died before its manifest: nobody has ever seen it.
+            fs.unlink(segment_name(number))
+            fs.link(name, segment_name(number))
+        fs.sync_dir(SEGMENTS)
+        manifest = state.manifest
+        store_id = manifest.store_id
+        self.install(
+            replace(
+                manifest,
+                segments=manifest.segments if info is None else (*manifest.segments, info),
+                active=number,
+                active_origin=store_id,
+                mark=Mark(number, fmt.FILE_HEADER_SIZE, last_lsn, chain_start(store_id, number)),
+                lsn_floor=max(manifest.lsn_floor, last_lsn),
+                jumps=(*manifest.jumps, *state.active.jumps),
+            )
+        )
+        fs.unlink(hint_name(number - 1))
+
+    def install(self, manifest: Manifest) -> None:
+        """Install the next manifest and follow it; the commit lock is held."""
+        state = self._state
+        if not install_manifest(state.fs, replace(manifest, number=state.next_number)):
+            raise StorageIOError(
+                f"manifest {state.next_number} appeared although this process holds the commit lock. "
+                "Nothing was stored. Does another machine use this folder over a network file system without locks?"
+            )
+        with state.mutex:
+            state.follow()
+            state.publish()
+
+    # --- failure ----------------------------------------------------------------------------------
+
+    def _close_at(self, last_lsn: int, *, jump: bool) -> None:
+        """Close the active segment behind commit *last_lsn* with an index in a file of its own, and go on in a new one."""
+        state = self._state
+        active = state.active
+        self._cut(last_lsn)
+        number = active.segment.number
+        name = segment_name(number).replace(".seg", ".idx")
+        header = encode_file_header(fmt.FILE_INDEX, active.segment.store_id, number, 0, state.fs.time_ns())
+        buffers = self._index_frame(active.segment.store_id, number, fmt.FILE_HEADER_SIZE, last_lsn)
+        state.fs.unlink(name)
+        file = state.fs.open(name, "create")
+        try:
+            file.pwritev([header, *buffers], 0)
+            file.sync()
+        finally:
+            file.close()
+        info = self._describe(active.cursor.offset, name, fmt.FILE_HEADER_SIZE)
+        self._roll(info, max(active.cursor.last_lsn, last_lsn) + fmt.LSN_JUMP if jump else 0)
+
+    def _cut(self, last_lsn: int) -> None:
+        """Forget the commits of the active segment above *last_lsn*."""
+        state = self._state
+        active = state.active
+        if state.last_lsn() <= last_lsn:
+            return
+        memory = MemoryIndex()
+        entries, commits = active.memory.dump()
+        by_lsn: dict[int, list[object]] = {}
+        for key, versions in entries.items():
+            for entry in versions:
+                by_lsn.setdefault(entry.commit_lsn, []).append((key, entry))
+        for row in commits:
+            if row.lsn <= last_lsn:
+                memory.add(row, by_lsn.get(row.lsn, []))  # type: ignore[arg-type]
+        active.memory = memory
+        active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
+        rows = [row for part in active.parts() if (row := part.commit_at(last_lsn)) is not None]
+        active.cursor.offset = active.segment.frame(rows[0].end)[0].end if rows else fmt.FILE_HEADER_SIZE
+
+    def _abandon(self, error: StorageIOError) -> StorageIOError:
+        """After a failed fsync: give the segment up behind its last durable commit, for every process.
+
+        The commit lock is held. fsync is never retried: the kernel may have dropped the dirty pages and
+        reports the failure once (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+        """
+        self._failed = error
+        state = self._state
+        known = max(self._durable, state.active.cursor.durable)
+        number = state.active.segment.number
+        try:
+            with state.mutex:
+                state.follow()
+                if state.active.segment.number == number:
+                    self._close_at(known, jump=True)
+            outcome = f"The segment was closed behind commit {known}, the last one known to be durable"
+        except MldbError as second:
+            outcome = f"The last commit known to be durable is {known}; closing the segment behind it failed too ({second})"
+        return StorageIOError(
+            f"{error} {outcome}; later commits are not stored. This handle is closed for writing, reads go on. "
+            "Check the disk, then reopen the store.",
+            errno=error.errno,
+        )
+
+    def sync(self, lsn: int) -> None:
+        """Make every commit up to *lsn* durable. Threads that wait here share one fdatasync."""
+        state = self._state
+        if self._durable >= lsn:
+            return
+        with self._sync_mutex:
+            if self._durable >= lsn:
+                return
+            view, file = state.view, state.active.file
+            if lsn <= max((part.info.last_lsn for part in view.sealed), default=0):
+                self._durable = max(self._durable, lsn)
+                return
+            try:
+                file.sync()
+            except StorageIOError as error:
+                with self._lock:
+                    raise self._abandon(error) from error
+            self._durable = max(self._durable, view.commit.lsn)
+
+    # --- closing ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Record a durable mark and a hint, when anything was committed since the last mark."""
+        if self._failed is not None:
+            return
+        state = self._state
+        with self._lock:
+            try:
+                self.catch_up()
+                active, mark = state.active, state.manifest.mark
+                if (active.segment.number, active.cursor.offset) == (mark.segment, mark.offset):
+                    return
+                try:
+                    active.file.sync()
+                except StorageIOError as error:
+                    raise self._abandon(error) from error
+                self._durable = state.last_lsn()
+                self._write_hint()
+                cursor = active.cursor
+                number = active.segment.number
+                mark = Mark(number, cursor.offset, cursor.last_lsn, cursor.chain)
+                self.install(replace(state.manifest, mark=mark))
+            finally:
+                state.writing = False
+
+    def _write_hint(self) -> None:
+        """Save the index of the active segment; losing it costs a scan and nothing else, so it is not synced."""
+        state = self._state
+        active = state.active
+        number = active.segment.number
+        name = hint_name(number)
+        temporary = f"{PENDING}/{uuid.uuid4().hex}.idx"
+        header = encode_file_header(fmt.FILE_HINT, active.segment.store_id, number, 0, state.fs.time_ns())
+        buffers = self._index_frame(active.segment.store_id, number, fmt.FILE_HEADER_SIZE, state.last_lsn())
+        file: File = state.fs.open(temporary, "create")
+        try:
+            file.pwritev([header, *buffers], 0)
+        finally:
+            file.close()
+        state.fs.rename(temporary, name)
+
+
+def _ends(part: object) -> list[CommitRow]:
+    """The first and last commit of an index part."""
+    first = part.commit_at(part.first_lsn) if part.first_lsn else None  # type: ignore[attr-defined]
+    last = part.commit_at(part.last_lsn) if part.last_lsn else None  # type: ignore[attr-defined]
+    return [row for row in (first, last) if row is not None]

@@ -1,0 +1,161 @@
+"""The exception tree, grouped by what a caller can do about the failure.
+
+::
+
+    MldbError
+    ├── StorageError                 the machine or the disk
+    │   ├── CorruptError             stored bytes are damaged; .file .offset .key
+    │   ├── StorageFullError         no space; nothing was stored; retry after freeing space
+    │   ├── StorageIOError           the OS refused; .errno, __cause__ is the OSError
+    │   └── FormatVersionError       not an mldb store, or one written by a newer mldb
+    ├── UsageError                   the call cannot be right, whatever the disk says
+    │   ├── ClosedError              used after close() or in a forked child
+    │   ├── ReadOnlyError            a write on a read-only handle
+    │   ├── LimitError               a size, count or number beyond a limit   (ValueError)
+    │   ├── InvalidNameError         a name or path that is not allowed       (ValueError)
+    │   ├── InvalidValueError        a value of the wrong range               (ValueError)
+    │   ├── InvalidTypeError         a value of the wrong type                (TypeError)
+    │   ├── EpochOrderError          an epoch lower than the head's           (ValueError)
+    │   ├── QueryError               a query that cannot be understood        (ValueError)
+    │   └── GpuUnavailableError      the device asked for is not there
+    ├── MissingError                 asked for something that is not there    (KeyError)
+    │   ├── TensorNotFoundError
+    │   └── VersionGoneError         pruned by retention; names the nearest kept commits
+    └── RetryableError               try again
+        ├── ConflictError            another commit changed what this transaction read
+        └── LockedError              another process held the commit lock for too long
+
+A message says what happened, where, what is still safe, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class MldbError(Exception):
+    """Base of every error raised by mldb."""
+
+    retryable: bool = False
+
+
+class StorageError(MldbError):
+    """The stored bytes or the operating system failed."""
+
+
+class CorruptError(StorageError):
+    """Stored bytes are damaged.
+
+    ``file`` is relative to the store, ``offset`` in bytes; ``key`` is the affected name when known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        offset: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        place = "" if file is None else f" [file {file}" + ("" if offset is None else f", offset {offset}") + "]"
+        super().__init__(message + place)
+        self.file = file
+        self.offset = offset
+        self.key = key
+
+
+class StorageFullError(StorageError):
+    """The disk or quota is full. The commit was not stored; reads still work."""
+
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class StorageIOError(StorageError):
+    """The operating system refused or failed a call; ``errno`` is its code, ``__cause__`` the OSError."""
+
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class FormatVersionError(StorageError):
+    """The folder is no mldb store, or was written by a newer version of mldb."""
+
+
+class UsageError(MldbError):
+    """The call cannot succeed as made."""
+
+
+class ClosedError(UsageError):
+    """The handle was closed, or belongs to the parent of this forked process."""
+
+
+class ReadOnlyError(UsageError):
+    """A write on a store opened with ``mode="r"`` or on a read-only file system."""
+
+
+class LimitError(UsageError, ValueError):
+    """A size, count or number is beyond a documented limit; checked before anything is allocated."""
+
+
+class InvalidNameError(UsageError, ValueError):
+    """A tensor, tag or checkpoint name, or a store path, that is not allowed."""
+
+
+class InvalidValueError(UsageError, ValueError):
+    """An argument has the right type and a value that cannot be used."""
+
+
+class InvalidTypeError(UsageError, TypeError):
+    """An argument has a type that mldb does not store or accept."""
+
+
+class EpochOrderError(UsageError, ValueError):
+    """The epoch is lower than the epoch of the head of this lineage."""
+
+
+class QueryError(UsageError, ValueError):
+    """A query that cannot be parsed or is not allowed."""
+
+
+class GpuUnavailableError(UsageError):
+    """The device that was asked for is not available."""
+
+
+class MissingError(MldbError, KeyError):
+    """Something asked for by name or time is not there."""
+
+    def __str__(self) -> str:
+        # KeyError prints repr(args[0]); a message must stay readable.
+        return str(self.args[0]) if self.args else ""
+
+
+class TensorNotFoundError(MissingError):
+    """No tensor of this name exists at this commit."""
+
+
+class VersionGoneError(MissingError):
+    """The commit existed and was pruned by retention; ``below`` and ``above`` are the nearest kept ones."""
+
+    def __init__(self, message: str, *, below: int | None = None, above: int | None = None) -> None:
+        super().__init__(message)
+        self.below = below
+        self.above = above
+
+
+class RetryableError(MldbError):
+    """The same call may succeed when made again."""
+
+    retryable = True
+
+
+class ConflictError(RetryableError):
+    """A name that the transaction read was changed by another commit; ``names`` lists them (cut at 8)."""
+
+    def __init__(self, message: str, *, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names
+
+
+class LockedError(RetryableError):
+    """The commit lock was held by another process for longer than ``lock_timeout``."""
