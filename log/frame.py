@@ -19,7 +19,7 @@ from mldb.log.address import CommitRow
 from mldb.log.checksum import check64, checks_and_digest
 from mldb.log.fs import Buffer
 
-_pack = msgpack.Packer(use_bin_type=True).pack
+pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _EMPTY_MAP: dict[str, object] = {}
 
 TO_BE_HASHED = bytes(fmt.DIGEST_SIZE)
@@ -94,8 +94,8 @@ class Frame(NamedTuple):
 def encode_body(record: Record) -> bytes:
     """Return the msgpack body of a record: its entries, then what its kind adds."""
     if not record.drafts:
-        return _pack(record.extra)
-    return _pack((record.drafts, record.extra))
+        return pack(record.extra)
+    return pack((record.drafts, record.extra))
 
 
 def encode_head(
@@ -138,7 +138,7 @@ def encode_head(
 
 def encode_commit(row: CommitRow, count: int, digest: bytes, durable: int, seed: int) -> bytes:
     """Return the commit frame that closes a batch; it starts at ``row.end`` minus its own length."""
-    body = _pack((row.parent, row.epoch, row.time, row.clock, count, digest, durable, _EMPTY_MAP))
+    body = pack((row.parent, row.epoch, row.time, row.clock, count, digest, durable, _EMPTY_MAP))
     return encode_head(
         fmt.KIND_COMMIT | fmt.MUST_UNDERSTAND, 1, 0, body, b"", 0, 0, 0, row.lsn, row.lsn, seed, row.end
     )

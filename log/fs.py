@@ -99,6 +99,9 @@ class FileSystem(Protocol):
         Returns False, changing nothing, when *target* exists.
         """
 
+    def link_from(self, other: FileSystem, source: str, target: str) -> bool:
+        """Hard-link file *source* of another store to *target*; False when the two cannot share files."""
+
     def rename(self, source: str, target: str) -> None:
         """Rename *source* to *target* atomically, replacing it."""
 

@@ -57,6 +57,9 @@ class IndexPart(Protocol):
     def entry_count(self) -> int:
         """How many versions this part holds."""
 
+    def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
+        """Return everything, to be merged into a larger index; nobody may add meanwhile."""
+
 
 class MemoryIndex:
     """The index of commits not yet in any mapped index.

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from mldb.errors import (
     ClosedError,
     CorruptError,
     FormatVersionError,
     LockedError,
-    MldbError,
     ReadOnlyError,
-    StorageIOError,
 )
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Entry
@@ -26,7 +24,7 @@ from mldb.log.columns import MetadataOf
 from mldb.log.frame import Frame, Record, encode_file_header
 from mldb.log.fs import FileSystem
 from mldb.log.lock import CommitLock
-from mldb.log.manifest import PENDING, Manifest, Mark, install_manifest, manifest_name, manifest_numbers
+from mldb.log.manifest import PENDING, Manifest, Mark, install_manifest, manifest_numbers
 from mldb.log.pending import PendingSegment, sweep_pending
 from mldb.log.readers import READERS, Registration, live_readers
 from mldb.log.recovery import LOST, Recovery, refuse_corruption
@@ -217,10 +215,13 @@ class Log:
     def writer(self) -> Writer:
         """The writer. Raises ReadOnlyError on a read-only handle."""
         if self._writer is None:
-            raise ReadOnlyError(
-                f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' to write."
-            )
+            raise self._read_only()
         return self._writer
+
+    def _read_only(self) -> ReadOnlyError:
+        return ReadOnlyError(
+            f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' to write."
+        )
 
     def commit(self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None) -> CommitRow:
         """Store records as one batch; see Writer.commit."""
@@ -229,8 +230,32 @@ class Log:
     def pending_segment(self) -> PendingSegment:
         """Start a pending segment for a large batch."""
         if self._writer is None:
-            return self.writer and PendingSegment(self.fs, "")
+            raise self._read_only()
         return PendingSegment(self.fs, self.registration.ensure())
+
+    def stats(self) -> dict[str, Any]:
+        """Return figures of the log: its size, its parts, what this handle did."""
+        view = self.head()
+        state, active = self._state, self._state.active
+        segments = list(view.segments.values())
+        return {
+            "store_id": self.store_id.hex(),
+            "epoch": view.commit.epoch,
+            "lsn": view.commit.lsn,
+            "manifest": view.number,
+            "segments": len(segments),
+            "bytes": sum(info.length for info in state.manifest.segments) + active.cursor.offset,
+            "active_bytes": active.cursor.offset,
+            "active_versions": active.entry_count(),
+            "versions": active.entry_count() + sum(part.index.entry_count() for part in view.sealed),
+            "mapped_bytes": sum(segment.mapped_bytes for segment in segments),
+            "mapped_segments": sum(segment.mapped_bytes > 0 for segment in segments),
+            "durable_lsn": self._writer.durable_lsn if self._writer is not None else active.cursor.durable,
+            "commits": self._writer.commits if self._writer is not None else 0,
+            "free_bytes": self.fs.free_bytes(),
+            "distrusted": list(state.distrusted),
+            "readers": len(live_readers(self.fs, self.registration.name)) if self._writer is not None else 0,
+        }
 
     def sync(self) -> None:
         """Make every commit so far durable, those of other processes too."""

@@ -14,8 +14,8 @@ from typing import Final
 
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_head, encode_file_header, unpack
-from mldb.log.frame import _pack as pack
+from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_file_header, encode_head, pack, unpack
+
 from mldb.log.fs import FileSystem
 from mldb.log.lineage import Jump
 

@@ -1,4 +1,4 @@
-"""The FileSystem of a real folder, through POSIX calls. Linux is tested; macOS takes the same path."""
+"""The FileSystem of a real folder, by POSIX calls. Linux is tested; macOS takes the same path."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from mldb.errors import InvalidNameError, StorageIOError
-from mldb.log.fs import Buffer, OpenMode, translate
+from mldb.log.fs import Buffer, FileSystem, OpenMode, translate
 
 _IOV_MAX = 1024
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
+# A descriptor that no process can have: every call on it fails with EBADF. (-1 would not do, since
+# mmap takes that to mean memory without a file.)
+_CLOSED = 0x7FFFFFFF
 
 _FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
 
-# Descriptors of locks, closed in a forked child so that it cannot keep a dead parent's lock alive.
-_lock_fds: set[int] = set()
+# Locks are closed in a forked child, so that it cannot keep the lock of a dead parent alive.
+_locks: weakref.WeakSet[OsLock] = weakref.WeakSet()
 
 
 def _close_locks_in_child() -> None:
-    for fd in _lock_fds:
-        try:
-            os.close(fd)
-        except OSError:
-            continue
-    _lock_fds.clear()
+    for lock in list(_locks):
+        lock.close()
 
 
 os.register_at_fork(after_in_child=_close_locks_in_child)
@@ -47,7 +46,7 @@ def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
         return None
     call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     call.restype = ctypes.c_int
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 _sync_file_range = _load_sync_file_range()
@@ -65,7 +64,7 @@ class OsFile:
         self._finalizer = weakref.finalize(self, os.close, fd)
 
     def size(self) -> int:
-        """Return the length; lseek costs a quarter of fstat from Python and no position is used here."""
+        """Return the length; lseek costs a quarter of fstat here, and no position is in use."""
         try:
             return os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as error:
@@ -89,7 +88,7 @@ class OsFile:
         try:
             # The common case: one small gathered write.
             if len(buffers) <= _IOV_MAX:
-                total = sum(map(len, buffers))
+                total = sum(map(_byte_count, buffers))
                 if total <= _WRITE_STEP and os.pwritev(self._fd, buffers, offset) == total:
                     return total
             return self._write_steps(buffers, offset)
@@ -141,7 +140,8 @@ class OsFile:
             return memoryview(bytearray())
         base = offset - offset % mmap.ALLOCATIONGRANULARITY
         try:
-            mapped = mmap.mmap(self._fd, offset - base + count, access=mmap.ACCESS_COPY, offset=base)
+            size = offset - base + count
+            mapped = mmap.mmap(self._fd, size, access=mmap.ACCESS_COPY, offset=base)
         except (OSError, ValueError) as error:
             raise self._map_error(error) from error
         return memoryview(mapped)[offset - base :]
@@ -149,11 +149,21 @@ class OsFile:
     def _map_error(self, error: OSError | ValueError) -> Exception:
         if isinstance(error, OSError):
             return translate(error, "mmap", self._root, self.name)
-        return StorageIOError(f"mmap of {self._root}/{self.name} failed: {error}. The file is shorter than expected.")
+        return StorageIOError(
+            f"mmap of {self._root}/{self.name} failed: {error}. The file is shorter than expected; "
+            "other files are not affected. Run verify() to see what it should hold."
+        )
 
     def close(self) -> None:
-        """Close the descriptor now."""
+        """Close the descriptor now; a later call fails with EBADF."""
+        # The number may soon belong to another file, which a late write must not reach.
+        self._fd = _CLOSED
         self._finalizer()
+
+
+def _byte_count(buffer: Buffer) -> int:
+    # len() counts items, which are bytes only in bytes and bytearray.
+    return len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
 
 
 def _groups(buffers: Sequence[Buffer]) -> list[list[Buffer]]:
@@ -192,15 +202,16 @@ def _skip(group: Sequence[Buffer], count: int) -> list[Buffer]:
 
 
 class OsLock:
-    """flock on a file of its own: freed by the kernel when the process dies, closed in forked children."""
+    """flock on its own file: the kernel frees it with the process, forked children close it."""
 
-    __slots__ = ("_fd", "_root", "name")
+    __slots__ = ("__weakref__", "_fd", "_finalizer", "_root", "name")
 
     def __init__(self, root: str, name: str, fd: int) -> None:
         self.name = name
         self._root = root
         self._fd = fd
-        _lock_fds.add(fd)
+        self._finalizer = weakref.finalize(self, os.close, fd)
+        _locks.add(self)
 
     def try_acquire(self) -> bool:
         """Take the lock without waiting."""
@@ -213,8 +224,9 @@ class OsLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        """Give the lock back; harmless on a closed one."""
+        if self._fd != _CLOSED:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def holder(self) -> str:
         """Find the holder's pid in /proc/locks by inode; Linux only and informative only."""
@@ -225,7 +237,8 @@ class OsLock:
                     parts = line.split()
                     if "FLOCK" in parts and any(part.endswith(":" + inode) for part in parts):
                         pid = int(parts[parts.index("WRITE") + 1])
-                        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.stat(f"/proc/{pid}").st_ctime))
+                        began = time.gmtime(os.stat(f"/proc/{pid}").st_ctime)
+                        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", began)
                         return f"process {pid} on {os.uname().nodename}, started {started}"
         except (OSError, ValueError, IndexError):
             return "an unknown process"
@@ -233,9 +246,8 @@ class OsLock:
 
     def close(self) -> None:
         """Close the descriptor, which releases the lock."""
-        if self._fd in _lock_fds:
-            _lock_fds.discard(self._fd)
-            os.close(self._fd)
+        self._fd = _CLOSED
+        self._finalizer()
 
 
 class OsFileSystem:
@@ -243,16 +255,58 @@ class OsFileSystem:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(os.fspath(root))
+        self._real_folders: set[str] = {""}  # seen to be folders and not links
+
+    @staticmethod
+    def prepare_root(path: str, *, create: bool) -> None:
+        """Check that *path* is a folder that can be used, making it when asked. Raises StorageIOError."""
+        try:
+            if create:
+                os.makedirs(path, exist_ok=True)
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "a file stands there")
+            os.listdir(path)
+        except FileExistsError as error:
+            clash = NotADirectoryError(errno.ENOTDIR, "a file stands there")
+            raise translate(clash, "opening the store", path, "") from error
+        except OSError as error:
+            raise translate(error, "opening the store", path, "") from error
 
     def _path(self, name: str) -> str:
-        if name.startswith("/") or ".." in name.split("/"):
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise InvalidNameError(f"file name {name!r} would leave the store {self.root}")
+        parent = name.rpartition("/")[0]
+        if parent not in self._real_folders:
+            self._refuse_links(parent)
         return f"{self.root}/{name}" if name else self.root
+
+    def _folder_path(self, folder: str) -> str:
+        path = self._path(folder)
+        if folder not in self._real_folders:
+            self._refuse_links(folder)
+        return path
+
+    def _refuse_links(self, folder: str) -> None:
+        """Raise if a part of *folder* is a symbolic link; O_NOFOLLOW looks only at the last."""
+        parts = folder.split("/")
+        for depth in range(1, len(parts) + 1):
+            path = "/".join(parts[:depth])
+            try:
+                mode = os.lstat(f"{self.root}/{path}").st_mode
+            except OSError:
+                return  # the call itself reports it
+            if stat.S_ISLNK(mode):
+                error = OSError(errno.ELOOP, "a link stands where a folder of the store belongs")
+                raise translate(error, "lstat", self.root, path)
+            if stat.S_ISDIR(mode):
+                self._real_folders.add(path)
 
     def open(self, name: str, mode: OpenMode) -> OsFile:
         """Open with O_CLOEXEC and O_NOFOLLOW; refuses anything that is not a regular file."""
+        # Without O_NONBLOCK a pipe under this name would block; regular files ignore it.
+        flags = _FLAGS[mode] | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            fd = os.open(self._path(name), _FLAGS[mode] | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            fd = os.open(self._path(name), flags, 0o644)
         except OSError as error:
             raise translate(error, "open", self.root, name) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -262,12 +316,12 @@ class OsFileSystem:
 
     def exists(self, name: str) -> bool:
         """Tell whether the name exists (one access call)."""
-        return os.access(f"{self.root}/{name}", os.F_OK)
+        return os.access(self._path(name), os.F_OK)
 
     def list(self, folder: str) -> list[str]:
         """Return the sorted names in a folder."""
         try:
-            return sorted(os.listdir(self._path(folder)))
+            return sorted(os.listdir(self._folder_path(folder)))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -275,11 +329,8 @@ class OsFileSystem:
 
     def mkdir(self, folder: str) -> None:
         """Make a folder with its parents; refuses a link or file in its place."""
-        path = self._path(folder)
         try:
-            os.makedirs(path, exist_ok=True)
-            if folder and not stat.S_ISDIR(os.lstat(path).st_mode):
-                raise OSError(errno.ENOTDIR, "a link or file stands where a folder of the store belongs")
+            os.makedirs(self._folder_path(folder), exist_ok=True)
         except OSError as error:
             raise translate(error, "mkdir", self.root, folder) from error
 
@@ -290,6 +341,18 @@ class OsFileSystem:
         except FileExistsError:
             return False
         except OSError as error:
+            raise translate(error, "link", self.root, target) from error
+        return True
+
+    def link_from(self, other: FileSystem, source: str, target: str) -> bool:
+        """Hard-link across folders; False across file systems or where links are not allowed."""
+        if not isinstance(other, OsFileSystem):
+            return False
+        try:
+            os.link(other._path(source), self._path(target), follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES):
+                return False
             raise translate(error, "link", self.root, target) from error
         return True
 
@@ -312,7 +375,8 @@ class OsFileSystem:
     def sync_dir(self, folder: str) -> None:
         """fsync the folder."""
         try:
-            fd = os.open(self._path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            fd = os.open(self._folder_path(folder), flags)
             try:
                 os.fsync(fd)
             finally:
@@ -322,8 +386,9 @@ class OsFileSystem:
 
     def lock(self, name: str) -> OsLock:
         """Open the lock file; its content means nothing."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            fd = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            fd = os.open(self._path(name), flags, 0o644)
         except OSError as error:
             raise translate(error, "open", self.root, name) from error
         return OsLock(self.root, name, fd)

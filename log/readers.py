@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
-from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_file_header, encode_head, unpack
-from mldb.log.frame import _pack as pack
+from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_file_header, encode_head, pack, unpack
+
 from mldb.log.fs import File, FileSystem, KernelLock
 
 READERS = "readers"

@@ -70,6 +70,8 @@ class View:
     sealed: tuple[SealedPart, ...]
     active: tuple[IndexPart, ...]
     segments: dict[int, Segment]
+    kept: tuple[int, ...] | None = None
+    """The commits that retention left, ascending; None when nothing was ever pruned."""
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
         """Return the newest version of *key* inside *intervals*, tombstones included."""
@@ -384,6 +386,7 @@ class LogState:
             tuple(self.sealed[info.number] for info in self.manifest.segments),
             active.parts(),
             {**{number: part.segment for number, part in self.sealed.items()}, active.segment.number: active.segment},
+            self.manifest.kept,
         )
 
     def advance(self, row: CommitRow) -> None:
@@ -394,7 +397,7 @@ class LogState:
             return
         intervals = (*view.intervals[:-1], (view.intervals[-1][0], row.lsn))
         self.view = View(
-            view.number, row, view.jumps, intervals, view.sealed, view.active, view.segments
+            view.number, row, view.jumps, intervals, view.sealed, view.active, view.segments, view.kept
         )
 
     def _last_row(self) -> CommitRow:

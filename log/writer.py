@@ -15,10 +15,10 @@ from mldb.errors import ClosedError, LimitError, MldbError, StorageFullError, St
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow
 from mldb.log.batch import place_all, write_batch
-from mldb.log.checksum import checks_and_digest
-from mldb.log.columns import MetadataOf, build_index
-from mldb.log.frame import Record, encode_file_header, encode_head
-from mldb.log.frame import _pack as pack
+from mldb.log.columns import MetadataOf
+from mldb.log.footer import describe, index_frame
+from mldb.log.frame import Record, encode_file_header
+
 from mldb.log.fs import Buffer, File
 from mldb.log.index import MemoryIndex
 from mldb.log.lock import CommitLock
@@ -58,6 +58,11 @@ class Writer:
         self._sync_mutex = threading.Lock()
         self._durable = 0  # highest commit known durable; guarded by _sync_mutex or the commit lock
         self._failed: MldbError | None = None
+
+    @property
+    def durable_lsn(self) -> int:
+        """The highest commit known to be durable."""
+        return max(self._durable, self._state.active.cursor.durable)
 
     # --- committing -------------------------------------------------------------------------------
 
@@ -107,7 +112,7 @@ class Writer:
         if active.cursor.index is not None:
             # Sealed by a process that died before it installed the manifest.
             frame = active.cursor.index
-            self._roll(self._describe(frame.end, "", frame.offset))
+            self._roll(describe(active, state.last_lsn(), frame.end, "", frame.offset))
         elif active.cursor.offset != active.seen:
             refuse_corruption(state)
             report = save_tail(state, active.seen)
@@ -212,7 +217,7 @@ class Writer:
         state = self._state
         active = state.active
         offset = active.cursor.offset
-        buffers = self._index_frame(active.segment.store_id, active.segment.number, offset, state.last_lsn())
+        buffers = self._index(state.last_lsn(), offset)
         try:
             end = offset + active.file.pwritev(buffers, offset)
             active.file.sync()
@@ -220,68 +225,12 @@ class Writer:
             raise
         except StorageIOError as error:
             raise self._abandon(error) from error
-        return self._describe(end, "", offset)
+        return describe(active, state.last_lsn(), end, "", offset)
 
-    def _index_frame(self, store_id: bytes, number: int, offset: int, last_lsn: int) -> list[Buffer]:
-        """Return an index frame over the commits of the active segment up to *last_lsn*."""
-        state = self._state
-        entries: dict[bytes, list[object]] = {}
-        commits: list[CommitRow] = []
-        for part in reversed(state.active.parts()):
-            some, rows = part.dump()
-            for key, versions in some.items():
-                kept = [entry for entry in versions if entry.commit_lsn <= last_lsn]
-                if kept:
-                    entries.setdefault(key, []).extend(kept)
-            commits.extend(row for row in rows if row.lsn <= last_lsn)
-        image = build_index(entries, commits, self._metadata_of)  # type: ignore[arg-type]
-        cursor = state.active.cursor
-        body = pack(
-            {
-                "columns": image.directory,
-                "end": cursor.offset,
-                "lsn": last_lsn,
-                "chain": cursor.chain,
-                "durable": max(self._durable, cursor.durable),
-                "jumps": [jump for jump in state.active.jumps if jump[0] <= last_lsn],
-            }
-        )
-        checks, _ = checks_and_digest(image.payload, fmt.INDEX_BLOCK_LOG2)
-        head = encode_head(
-            fmt.KIND_INDEX | fmt.MUST_UNDERSTAND,
-            1,
-            0,
-            body,
-            checks,
-            image.length,
-            fmt.INDEX_BLOCK_LOG2,
-            fmt.PAGE_ALIGN_LOG2 if image.length >= fmt.PAGE_ALIGN_FROM else fmt.PAYLOAD_ALIGN_LOG2,
-            last_lsn,
-            last_lsn,
-            fmt.file_seed(store_id, number),
-            offset,
-        )
-        return [head, *image.payload, bytes(-image.length % fmt.FRAME_ALIGN)]
-
-    def _describe(self, length: int, index_file: str, index_offset: int) -> SegmentInfo:
-        """Describe the active segment as sealed."""
-        state = self._state
-        active = state.active
-        rows = [row for part in reversed(active.parts()) for row in _ends(part)]
-        rows = [row for row in rows if row.lsn <= active.cursor.last_lsn]
-        return SegmentInfo(
-            active.segment.number,
-            fmt.FILE_SEGMENT,
-            active.segment.store_id,
-            length,
-            index_file,
-            index_offset,
-            rows[0].lsn if rows else 0,
-            rows[-1].lsn if rows else 0,
-            rows[0].epoch if rows else 0,
-            rows[-1].epoch if rows else 0,
-            active.cursor.chain,
-        )
+    def _index(self, last_lsn: int, offset: int) -> list[Buffer]:
+        active = self._state.active
+        durable = max(self._durable, active.cursor.durable)
+        return index_frame(active, last_lsn, durable, offset, self._metadata_of)
 
     def _roll(self, info: SegmentInfo, lsn_floor: int = 0) -> None:
         """Start the next segment and install the manifest that seals this one."""
@@ -347,7 +296,7 @@ class Writer:
         number = active.segment.number
         name = segment_name(number).replace(".seg", ".idx")
         header = encode_file_header(fmt.FILE_INDEX, active.segment.store_id, number, 0, state.fs.time_ns())
-        buffers = self._index_frame(active.segment.store_id, number, fmt.FILE_HEADER_SIZE, last_lsn)
+        buffers = self._index(last_lsn, fmt.FILE_HEADER_SIZE)
         state.fs.unlink(name)
         file = state.fs.open(name, "create")
         try:
@@ -355,7 +304,7 @@ class Writer:
             file.sync()
         finally:
             file.close()
-        info = self._describe(active.cursor.offset, name, fmt.FILE_HEADER_SIZE)
+        info = describe(active, last_lsn, active.cursor.offset, name, fmt.FILE_HEADER_SIZE)
         self._roll(info, max(active.cursor.last_lsn, last_lsn) + fmt.LSN_JUMP if jump else 0)
 
     def _cut(self, last_lsn: int) -> None:
@@ -455,17 +404,10 @@ class Writer:
         name = hint_name(number)
         temporary = f"{PENDING}/{uuid.uuid4().hex}.idx"
         header = encode_file_header(fmt.FILE_HINT, active.segment.store_id, number, 0, state.fs.time_ns())
-        buffers = self._index_frame(active.segment.store_id, number, fmt.FILE_HEADER_SIZE, state.last_lsn())
+        buffers = self._index(state.last_lsn(), fmt.FILE_HEADER_SIZE)
         file: File = state.fs.open(temporary, "create")
         try:
             file.pwritev([header, *buffers], 0)
         finally:
             file.close()
         state.fs.rename(temporary, name)
-
-
-def _ends(part: object) -> list[CommitRow]:
-    """The first and last commit of an index part."""
-    first = part.commit_at(part.first_lsn) if part.first_lsn else None  # type: ignore[attr-defined]
-    last = part.commit_at(part.last_lsn) if part.last_lsn else None  # type: ignore[attr-defined]
-    return [row for row in (first, last) if row is not None]

@@ -1,0 +1,22 @@
+# Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
+PYTHON ?= python3
+
+.PHONY: demo test test-large bench lint setup
+
+demo:
+	@$(PYTHON) tools/dev.py demo
+
+test:
+	@$(PYTHON) tools/dev.py test
+
+test-large:
+	@$(PYTHON) tools/dev.py test-large
+
+bench:
+	@$(PYTHON) tools/dev.py bench $(ARGS)
+
+lint:
+	@$(PYTHON) tools/dev.py lint
+
+setup:
+	@$(PYTHON) tools/dev.py setup

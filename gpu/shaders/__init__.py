@@ -1,0 +1,1 @@
+"""Vulkan compute shaders, as source and as SPIR-V. Not part of this release."""

@@ -1,0 +1,148 @@
+"""Read and check every byte of a store. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mldb.errors import MldbError
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow
+from mldb.log.blocks import Blocks, payload_checks
+from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
+from mldb.log.log import Log
+from mldb.log.mapped_index import MappedIndex
+from mldb.log.scan import Cursor, scan
+from mldb.log.segment import Segment
+from mldb.log.state import Active, SealedPart, View, chain_start
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One damage found. ``lsns`` are the commits it touches, when known."""
+
+    file: str
+    offset: int
+    message: str
+    lsns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The outcome of a verification. ``ok`` when there is no problem."""
+
+    segments: int = 0
+    commits: int = 0
+    bytes: int = 0
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is as it was written."""
+        return not self.problems
+
+
+@dataclass(slots=True)
+class _Tally:
+    commits: int = 0
+    bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
+    """Check headers, bodies, padding, payload blocks, digests, footers and indexes of every segment."""
+    view = log.head()
+    tally = _Tally()
+    active = log.state.active
+    total = sum(part.info.length for part in view.sealed) + active.cursor.offset
+    for part in view.sealed:
+        _check_sealed(part, tally)
+        if progress is not None:
+            progress(tally.bytes, total)
+    _check_active(active, view, tally)
+    if progress is not None:
+        progress(tally.bytes, total)
+    return VerifyReport(len(view.segments), tally.commits, tally.bytes, tuple(tally.problems))
+
+
+def _check_sealed(part: SealedPart, tally: _Tally) -> None:
+    info = part.info
+    tally.bytes += info.length
+    try:
+        data = part.segment.view(info.length)[: info.length]
+        index: MappedIndex | None = part.index
+        index.check()
+        rows = list(index.commits(1, fmt.LSN_MAX))
+    except MldbError as error:
+        tally.problems.append(Problem(part.segment.name, getattr(error, "offset", None) or 0, str(error)))
+        return
+    end = info.index_offset if not info.index_file else info.length
+    _check_batches(part.segment, data[:end], rows, tally)
+    if not info.index_file:
+        _check_footer(part.segment, data, info.index_offset, tally)
+
+
+def _check_active(active: Active, view: View, tally: _Tally) -> None:
+    end = active.cursor.offset
+    tally.bytes += end
+    rows = [row for part in reversed(active.parts()) for row in part.commits(1, view.commit.lsn)]
+    try:
+        data = active.segment.view(end)
+    except MldbError as error:
+        tally.problems.append(Problem(active.segment.name, 0, str(error)))
+        return
+    stop = fmt.FILE_HEADER_SIZE
+    if rows:
+        try:
+            stop = active.segment.frame(rows[-1].end)[0].end
+        except MldbError:
+            stop = end
+    _check_batches(active.segment, data[:stop], rows, tally)
+
+
+def _check_batches(segment: Segment, data: memoryview, rows: list[CommitRow], tally: _Tally) -> None:
+    """Scan with full verification; after damage go on at the next commit that the index knows."""
+    start = chain_start(segment.store_id, segment.number)
+    cursor = Cursor(fmt.FILE_HEADER_SIZE, 0, start)
+    known = {row.start: row for row in rows}
+    found = 0
+    while cursor.offset < len(data):
+        for _ in scan(data, cursor, segment.seed, segment.number, verify_after=0):
+            found += 1
+        if cursor.offset >= len(data):
+            break
+        row = known.get(cursor.offset)
+        lsns = () if row is None else (row.lsn,)
+        tally.problems.append(Problem(segment.name, cursor.problem_offset, cursor.problem, lsns))
+        following = next((item for item in rows if item.start > cursor.offset), None)
+        if row is None or following is None:
+            break
+        found += 1
+        cursor = Cursor(following.start, row.lsn, _chain_of(segment, data, row), problem="")
+    tally.commits += found
+    if found != len(rows) and not tally.problems:
+        message = f"the index lists {len(rows)} commits, the segment holds {found}"
+        tally.problems.append(Problem(segment.name, 0, message))
+
+
+def _chain_of(segment: Segment, data: memoryview, row: CommitRow) -> bytes | None:
+    """The digest stored in a commit whose batch is damaged; None when the commit frame is too."""
+    try:
+        frame = decode_header(data, row.end, segment.seed, len(data))
+        return decode_commit(check_body(data, frame)).digest
+    except DamagedFrame:
+        return None
+
+
+def _check_footer(segment: Segment, data: memoryview, offset: int, tally: _Tally) -> None:
+    try:
+        frame = decode_header(data, offset, segment.seed, len(data))
+        check_body(data, frame)
+        blocks = Blocks(frame, payload_checks(data, frame), segment.name)
+        blocks.touch(data, frame.payload_offset, frame.payload_offset + frame.header.payload_length)
+        if frame.end != len(data):
+            tally.problems.append(Problem(segment.name, frame.end, "bytes follow the footer"))
+    except (DamagedFrame, MldbError) as error:
+        tally.problems.append(Problem(segment.name, offset, f"the footer is damaged: {error}"))

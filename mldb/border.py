@@ -1,0 +1,84 @@
+"""The size from which mapping a tensor is cheaper than copying it: measured once, kept as a hint.
+
+A mapping costs a system call and page faults, and holds its segment; a copy costs a read into fresh memory. Tensors below
+the border are copied, from it on they are views. The start value, used until something was measured, is the
+10 MB of the original design; machines measure far less.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mldb.errors import StorageError
+from mldb.log.fs import FileSystem
+from mldb.log.hints import load_hint, save_hint
+
+START_BYTES: Final = 10_000_000
+SIZES: Final = (16 << 10, 64 << 10, 256 << 10, 1 << 20)
+_HINT: Final = "border"
+_ROUNDS: Final = 3
+_PAGE: Final = 4096
+
+
+class MapBorder:
+    """The border of one handle, in bytes. Any thread; measuring twice at once does no harm.
+
+    ``fixed`` (given by the user) switches measuring off. ``origin`` says where ``value`` comes from.
+    """
+
+    __slots__ = ("_fs", "_writable", "known", "measured_ms", "origin", "value")
+
+    def __init__(self, fs: FileSystem, *, fixed: int | None, writable: bool) -> None:
+        self._fs = fs
+        self._writable = writable
+        self.known = fixed is not None
+        self.value = START_BYTES if fixed is None else fixed
+        self.origin = "start" if fixed is None else "option"
+        self.measured_ms = 0.0
+
+    def learn(self, name: str) -> None:
+        """Take the border from the hint, or measure it on file *name* of the store (at most 5 ms)."""
+        self.known = True
+        hint = load_hint(self._fs, _HINT)
+        if isinstance(hint, int) and SIZES[0] <= hint <= START_BYTES:
+            self.value, self.origin = hint, "hint"
+            return
+        start = time.perf_counter()
+        try:
+            self.value, self.origin = measure(self._fs, name), "measured"
+        except StorageError:
+            return  # the file went away; the start value serves
+        finally:
+            self.measured_ms = (time.perf_counter() - start) * 1e3
+        if self._writable:
+            save_hint(self._fs, _HINT, self.value)
+
+
+def measure(fs: FileSystem, name: str) -> int:
+    """Return the smallest of SIZES at which mapping and touching costs no more than reading a copy.
+
+    When copying wins at every size that the file has, START_BYTES.
+    """
+    file = fs.open(name, "r")
+    try:
+        available = file.size()
+        for size in SIZES:
+            if size <= available and _best(lambda s=size: file.map(s)) <= _best(  # type: ignore[misc]
+                lambda s=size: memoryview(file.pread(s, 0))  # type: ignore[misc]
+            ):
+                return size
+    finally:
+        file.close()
+    return START_BYTES
+
+
+def _best(read: Callable[[], memoryview]) -> float:
+    """Seconds of the fastest of a few readings, every page touched."""
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        bytes(read()[::_PAGE])
+        best = min(best, time.perf_counter() - start)
+    return best

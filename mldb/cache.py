@@ -1,0 +1,57 @@
+"""A byte-bounded cache of decoded tensors: what cannot be handed out as a view of the log.
+
+Encoded payloads have to be unpacked to be read; the cache keeps the most recently used ones within
+``limit_bytes``, as read-only buffers that every reader shares.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+
+class DecodedCache:
+    """Least recently used, bounded in bytes. Any thread; ``_lock`` guards everything.
+
+    What it returns is shared by all readers.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.hits = 0
+        self.misses = 0
+        self.used_bytes = 0
+        self._lock = threading.Lock()
+        self._items: OrderedDict[Hashable, tuple[memoryview, int]] = OrderedDict()
+
+    def get(self, key: Hashable, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
+        """Return the value of *key*, decoding it when absent; larger ones than the limit are not kept."""
+        with self._lock:
+            found = self._items.get(key)
+            if found is not None:
+                self._items.move_to_end(key)
+                self.hits += 1
+                return found[0]
+            self.misses += 1
+        value = decode()
+        if nbytes <= self.limit_bytes:
+            with self._lock:
+                self._put(key, value, nbytes)
+        return value
+
+    def _put(self, key: Hashable, value: memoryview, nbytes: int) -> None:
+        old = self._items.pop(key, None)
+        if old is not None:
+            self.used_bytes -= old[1]
+        self._items[key] = (value, nbytes)
+        self.used_bytes += nbytes
+        while self.used_bytes > self.limit_bytes:
+            _, (_, size) = self._items.popitem(last=False)
+            self.used_bytes -= size
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._items.clear()
+            self.used_bytes = 0

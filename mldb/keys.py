@@ -1,0 +1,66 @@
+"""Key spaces of the index: one byte, then the name. The log sorts and finds keys; their meaning is here.
+
+==========  ====  ======================================  =============================================
+space       byte  key after the byte                      attr
+==========  ====  ======================================  =============================================
+tensors        1  name                                    packed descriptor
+metadata       2  name                                    packed metadata; a version of its own
+relations      3  source NUL kind NUL target              packed metadata
+reverse        4  target NUL kind NUL source              the same, for queries by target
+checkpoints    5  name; "" is the latest of any name      msgpack of step, metrics, name
+tags           6  name                                    msgpack of the LSN; of the store, not rewound
+pins           7  LSN, big-endian                         of the store, not rewound
+retention      8  ""                                      of the store, not rewound (reserved)
+==========  ====  ======================================  =============================================
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TENSORS: Final = b"\x01"
+METADATA: Final = b"\x02"
+RELATIONS: Final = b"\x03"
+REVERSE: Final = b"\x04"
+CHECKPOINTS: Final = b"\x05"
+TAGS: Final = b"\x06"
+PINS: Final = b"\x07"
+RETENTION: Final = b"\x08"
+
+NUL: Final = b"\x00"
+LATEST_CHECKPOINT: Final = CHECKPOINTS
+
+
+def relation_key(source: bytes, kind: bytes, target: bytes) -> bytes:
+    """The key of a relationship by its source."""
+    return RELATIONS + source + NUL + kind + NUL + target
+
+
+def reverse_key(source: bytes, kind: bytes, target: bytes) -> bytes:
+    """The key of the same relationship by its target."""
+    return REVERSE + target + NUL + kind + NUL + source
+
+
+def split_relation(key: bytes) -> tuple[str, str, str]:
+    """Return (source, kind, target) of a RELATIONS or REVERSE key."""
+    first, kind, second = key[1:].split(NUL)
+    if key[:1] == REVERSE:
+        first, second = second, first
+    return first.decode(), kind.decode(), second.decode()
+
+
+def pin_key(lsn: int) -> bytes:
+    """The key of a pin."""
+    return PINS + lsn.to_bytes(8, "big")
+
+
+def name_of(key: bytes) -> str:
+    """The name behind the space byte."""
+    return key[1:].decode()
+
+
+def shown(key: bytes) -> str:
+    """A key as a user would name it, for messages."""
+    if key[:1] in (RELATIONS, REVERSE):
+        return " -> ".join(split_relation(key))
+    return key[1:].decode("utf-8", "backslashreplace")

@@ -1,0 +1,135 @@
+"""Names of tensors, tags and checkpoints: what is allowed, and how any key becomes a part of one.
+
+A name is a key, never a file path. It is 1 to 255 bytes of UTF-8 and may hold ``/`` and ``.``. A
+state-dict key that would break a rule is escaped with ``%XX`` per UTF-8 byte, as in URLs; ordinary
+keys such as ``layer.0.weight`` are their own escaped form.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from mldb.errors import InvalidNameError, InvalidTypeError
+
+MAX_NAME_BYTES = 255
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MUST_ESCAPE = re.compile(r"[/%\\\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\.|\.\Z")
+_ESCAPED = re.compile(r"(?:%[0-9A-F]{2})+")
+_EMPTY_KEY = "%"  # a lone percent sign is no escape sequence, so it can stand for the empty key
+_ALLOWED = (
+    "A name is 1 to 255 bytes of UTF-8 without control characters, backslashes or '.' and '..' "
+    "components, and neither starts with '/' nor ends with '.'; for example 'layer1/weight'."
+)
+_CACHE_LIMIT = 16_384
+
+# Only ever read, added to or emptied as a whole, so threads need no lock.
+_known: dict[str, bytes] = {}
+
+
+def check_name(name: str) -> bytes:
+    """Return *name* as its UTF-8 key.
+
+    Raises InvalidTypeError when it is no string, InvalidNameError when it breaks a rule.
+    Thread-safe; names are remembered, so a repeated one costs one dictionary lookup.
+    """
+    try:
+        return _known[name]
+    except (KeyError, TypeError):
+        return _check_new_name(name)
+
+
+@lru_cache(maxsize=8192)
+def escape_key(key: str) -> str:
+    """Return *key* as one component of a name (no ``/``); :func:`unescape_key` gives it back.
+
+    Escaped are ``/``, ``%``, backslash, control characters, lone surrogates, and a leading or
+    trailing ``.``. The empty key becomes ``%``. The 255-byte limit is not checked here.
+    """
+    if not key:
+        return _EMPTY_KEY
+    if _MUST_ESCAPE.search(key) is None:
+        return key
+    return _MUST_ESCAPE.sub(_percent, key)
+
+
+def unescape_key(component: str) -> str:
+    """Return the key that :func:`escape_key` turned into *component*.
+
+    Raises InvalidNameError for a text that escape_key never produces.
+    """
+    if component == _EMPTY_KEY:
+        return ""
+    try:
+        key = _ESCAPED.sub(_unpercent, component)
+    except UnicodeDecodeError as error:
+        raise _malformed(component) from error
+    if escape_key(key) != component:
+        raise _malformed(component)
+    return key
+
+
+def join_path(prefix: str, *keys: str) -> str:
+    """Return *prefix* (taken as it is, may be empty) and the escaped *keys* joined by ``/``."""
+    parts = [escape_key(key) for key in keys]
+    return "/".join([prefix, *parts]) if prefix else "/".join(parts)
+
+
+def _check_new_name(name: str) -> bytes:
+    if not isinstance(name, str):
+        raise InvalidTypeError(
+            f"a name must be a str, not {type(name).__name__}: {_shown(name)}. Nothing was changed."
+        )
+    rule = _broken_rule(name)
+    if rule is not None:
+        raise InvalidNameError(f"name {_shown(name)} {rule}. {_ALLOWED} Nothing was changed.")
+    key = name.encode()
+    if len(_known) >= _CACHE_LIMIT:
+        _known.clear()
+    _known[str(name)] = key
+    return key
+
+
+def _broken_rule(name: str) -> str | None:
+    if not name:
+        return "is empty"
+    if _SURROGATE.search(name):
+        return "holds a lone surrogate, which UTF-8 cannot express"
+    size = len(name.encode())
+    if size > MAX_NAME_BYTES:
+        return f"is {size} bytes long, the limit is {MAX_NAME_BYTES}"
+    if _CONTROL.search(name):
+        return "holds a control character"
+    if "\\" in name:
+        return "holds a backslash"
+    if name.startswith("/"):
+        return "starts with '/'"
+    components = name.split("/")
+    if "." in components or ".." in components:
+        return "has '.' or '..' as a component"
+    if name.endswith("."):
+        return "ends with '.'"
+    return None
+
+
+def _shown(name: object) -> str:
+    # Slicing first keeps the message cheap for a name of many megabytes.
+    text = repr(name[:80]) if isinstance(name, str) else repr(name)
+    return text[:80]
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass"))
+
+
+def _unpercent(match: re.Match[str]) -> str:
+    return bytes.fromhex(match.group().replace("%", "")).decode("utf-8", "surrogatepass")
+
+
+def _malformed(component: str) -> InvalidNameError:
+    return InvalidNameError(
+        f"{_shown(component)} is not an escaped key: '%' must be followed by two upper-case hex "
+        "digits of a character that needs escaping. Use mldb.names.escape_key to make one."
+    )

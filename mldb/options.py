@@ -1,0 +1,74 @@
+"""Settings of a store handle: frozen, keyword-only, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mldb.errors import InvalidTypeError, InvalidValueError
+
+Mode = Literal["r", "rw"]
+Durability = Literal["commit", "os"]
+Verify = Literal["first", "always", "never"]
+Compression = Literal["zstd"]
+
+_CHOICES = {
+    "mode": ("r", "rw"),
+    "durability": ("commit", "os"),
+    "verify": ("first", "always", "never"),
+    "compression": (None, "zstd"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a handle behaves. Sizes are bytes, times seconds.
+
+    mode:                "rw", or "r", which writes nothing and works on a read-only folder.
+    durability:          "commit": a commit that returned survives power loss. "os": it survives a killed process;
+                         ``sync()`` makes everything before it durable.
+    verify:              checksums of what reads touch: "first" time, "always", or "never".
+    compression:         "zstd" stores tensors as compressed byte planes where that saves at least 5 %;
+                         None (default) stores raw bytes, which are read without a copy.
+    lock_timeout:        how long a commit waits for another writer before LockedError.
+    segment_bytes:       size from which the log goes on in a new segment.
+    segment_entries:     the same by number of stored versions, which bounds memory and recovery.
+    spill_bytes:         tensors from this size on are written at the call in a transaction, not held in RAM.
+    map_bytes:           tensors from this size on are read as views; None measures where that pays.
+    cache_bytes:         bound of the cache of decoded tensors.
+    pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one waits. Each
+                         holds one buffer of the state's size.
+    """
+
+    mode: Mode = "rw"
+    durability: Durability = "commit"
+    verify: Verify = "first"
+    compression: Compression | None = None
+    lock_timeout: float = 30.0
+    segment_bytes: int = 256 << 20
+    segment_entries: int = 1 << 18
+    spill_bytes: int = 64 << 20
+    map_bytes: int | None = None
+    cache_bytes: int = 256 << 20
+    pending_checkpoints: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant. Raises InvalidValueError, InvalidTypeError."""
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise InvalidValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+        for name in ("segment_bytes", "segment_entries", "spill_bytes", "pending_checkpoints"):
+            _positive(name, getattr(self, name))
+        if self.map_bytes is not None:
+            _positive("map_bytes", self.map_bytes, least=0)
+        _positive("cache_bytes", self.cache_bytes, least=0)
+        if not isinstance(self.lock_timeout, int | float) or not 0 <= self.lock_timeout < 1e9:
+            raise InvalidValueError(f"lock_timeout={self.lock_timeout!r} is not a number of seconds")
+
+
+def _positive(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
+    if value < least:
+        raise InvalidValueError(f"{name}={value} is below {least}")

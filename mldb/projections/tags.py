@@ -1,0 +1,22 @@
+"""Tags and pins: names for commits and commits kept whatever retention says. Of the store, never rewound."""
+
+from __future__ import annotations
+
+from mldb import keys
+from mldb.log.address import Lsn
+from mldb.log.frame import unpack
+from mldb.log.state import View
+from mldb.resolve import store_intervals
+
+
+def tags(view: View) -> dict[str, Lsn]:
+    """Return the tags and the commits that they name."""
+    return {
+        keys.name_of(key): Lsn(unpack(entry.attr)[0])  # type: ignore[call-overload]
+        for key, entry in view.live(keys.TAGS, store_intervals(view))
+    }
+
+
+def pins(view: View) -> list[Lsn]:
+    """Return the pinned commits, ascending."""
+    return [Lsn.from_bytes(key[1:], "big") for key, _ in view.live(keys.PINS, store_intervals(view))]

@@ -1,0 +1,172 @@
+"""The read surface: what can be asked of the head, of a snapshot and of a transaction alike.
+
+Each of them says what it sees (:class:`Scope`); everything else is here once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+
+from mldb import keys
+from mldb.border import SIZES, MapBorder
+from mldb.cache import DecodedCache
+from mldb.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
+from mldb.encoding import decode_bytes
+from mldb.errors import TensorNotFoundError
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow, Entry, Intervals
+from mldb.log.log import Log
+from mldb.log.state import View
+from mldb.names import check_name
+from mldb.resolve import AsOf
+
+
+
+class Source:
+    """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread."""
+
+    __slots__ = ("border", "cache", "copied_reads", "log", "mapped_reads")
+
+    def __init__(self, log: Log, border: MapBorder, cache: DecodedCache) -> None:
+        self.log = log
+        self.border = border
+        self.cache = cache
+        self.mapped_reads = 0
+        self.copied_reads = 0
+
+    def is_mapped(self, view: View, entry: Entry) -> bool:
+        """Whether this version is handed out as a view (True) or as a copy."""
+        border = self.border
+        if not border.known and entry.length >= SIZES[0]:
+            border.learn(view.segments[entry.segment].name)
+        if entry.length >= border.value:
+            self.mapped_reads += 1
+            return True
+        self.copied_reads += 1
+        return False
+
+
+class Scope(NamedTuple):
+    """One snapshot: a view, the commit it is fixed at, and the LSN intervals it sees."""
+
+    source: Source
+    view: View
+    commit: CommitRow
+    intervals: Intervals
+
+    def find(self, key: bytes) -> Entry | None:
+        """Return the newest version of *key*, or None when it does not exist here."""
+        entry = self.view.newest(key, self.intervals)
+        return None if entry is None or entry.flags & fmt.ENTRY_TOMBSTONE else entry
+
+    def tensor_entry(self, name: str) -> Entry:
+        """Return the newest version of tensor *name*. Raises TensorNotFoundError."""
+        entry = self.view.newest(keys.TENSORS + check_name(name), self.intervals)
+        if entry is None or entry.flags & fmt.ENTRY_TOMBSTONE:
+            raise self._not_found(name)
+        return entry
+
+    def _not_found(self, name: str) -> TensorNotFoundError:
+        near: list[str] = []
+        for count, key in enumerate(self.view.keys(keys.TENSORS)):
+            if count >= 2000:
+                break
+            near.append(keys.name_of(key))
+        guess = difflib.get_close_matches(name, near, 1)
+        hint = f" Did you mean {guess[0]!r}?" if guess else ""
+        where = f"commit {self.commit.lsn} (epoch {self.commit.epoch})"
+        return TensorNotFoundError(f"no tensor is named {name[:80]!r} at {where}.{hint}")
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of tensors in byte order."""
+        for key, _ in self.view.live(keys.TENSORS + prefix.encode(), self.intervals):
+            yield keys.name_of(key)
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """Return the metadata of *name* (a fresh dict), {} when it has none."""
+        entry = self.find(keys.METADATA + check_name(name))
+        return {} if entry is None else unpack_metadata(entry.attr)
+
+
+def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
+    """Return the decoded bytes of one version: a verified view of the log, or of the cache when encoded."""
+    source = scope.source
+    data = source.log.payload(scope.view, entry, 0, entry.length, name)
+    if entry.encoding == fmt.ENCODING_RAW:
+        return data
+    size = unpack_descriptor(entry.attr).nbytes
+    file = scope.view.segments[entry.segment].name
+    return source.cache.get(
+        (entry.segment, entry.offset), size, lambda: decode_bytes(data, entry.encoding, size, file, entry.offset, name)
+    )
+
+
+def read_array(scope: Scope, entry: Entry, name: str) -> Any:
+    """Return one version as it was given: a read-only NumPy array, or the sparse layout stored.
+
+    Large arrays are views of the mapped segment, small ones copies; both live as long as they are held.
+    """
+    source = scope.source
+    data = stored_bytes(scope, entry, name)
+    what: Descriptor = unpack_descriptor(entry.attr)
+    if what.layout != "dense":
+        return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
+    if source.is_mapped(scope.view, entry):
+        return view_numpy(what, data)
+    return view_numpy(what, bytes(data))
+
+
+class ReadSurface:
+    """Everything that reads. Subclasses say what is seen."""
+
+    @abstractmethod
+    def _scope(self, as_of: AsOf = None) -> Scope:
+        """The snapshot that *as_of* means, seen from here."""
+
+    def query_tensor(self, name: str, *, as_of: AsOf = None) -> Any:
+        """Return tensor *name* as of *as_of* (epoch, Lsn, datetime, tag, checkpoint; None is now).
+
+        A dense tensor comes as a read-only NumPy array: a zero-copy view of the mapped log when it is large, a copy when
+        small; bfloat16 and fp8 as ml_dtypes arrays. A sparse one comes in the layout given. Any thread; the array
+        lives as long as it is held, also after close. Raises TensorNotFoundError (a KeyError), CorruptError,
+        VersionGoneError, ClosedError.
+        """
+        scope = self._scope(as_of)
+        return read_array(scope, scope.tensor_entry(name), name)
+
+    def __getitem__(self, name: str) -> Any:
+        """``db[name]`` is :meth:`query_tensor`."""
+        scope = self._scope()
+        return read_array(scope, scope.tensor_entry(name), name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a tensor of this name exists; a name that is not allowed does not."""
+        if not isinstance(name, str):
+            return False
+        try:
+            key = check_name(name)
+        except ValueError:
+            return False
+        return self._scope().find(keys.TENSORS + key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of tensors in byte order, of the snapshot at the call."""
+        return self._scope().names()
+
+    def __len__(self) -> int:
+        """How many tensors exist; walks the names."""
+        return sum(1 for _ in self._scope().names())
+
+    def names(self, prefix: str = "", *, as_of: AsOf = None) -> list[str]:
+        """Return the names of tensors that start with *prefix*, in byte order."""
+        return list(self._scope(as_of).names(prefix))
+
+    def metadata(self, name: str, *, as_of: AsOf = None) -> dict[str, Any]:
+        """Return the metadata of tensor *name*, {} when it has none. Raises TensorNotFoundError."""
+        scope = self._scope(as_of)
+        scope.tensor_entry(name)
+        return scope.metadata(name)

@@ -1,0 +1,256 @@
+"""Staged writes: the last write per key, turned into records at commit.
+
+Small tensors are packed: many share one payload of at most 1 MiB, so that a batch of hundreds costs a few frames and a
+read verifies one block. Larger ones get a frame of their own; above ``spill_bytes`` their bytes go to a
+pending segment at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from mldb import events, keys
+from mldb.codec import Prepared
+from mldb.log import format as fmt
+from mldb.log.batch import Placed
+from mldb.log.checksum import digest128
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.fs import Buffer
+from mldb.log.pending import PendingSegment
+
+PACK_BELOW: Final = 64 << 10
+PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM
+_PACK_ENTRIES: Final = 1 << 14
+_BODY_BYTES: Final = 4 << 20
+_ALIGN: Final = 1 << fmt.PAYLOAD_ALIGN_LOG2
+
+OpenPending = Callable[[], PendingSegment]
+
+
+class Staged(NamedTuple):
+    """What a transaction would read back for a key. ``data`` is None for a deletion or a spilled tensor."""
+
+    attr: bytes
+    data: tuple[Buffer, ...] | None
+    deleted: bool
+    placed: Placed | None = None
+
+
+class _Pack:
+    """One packed payload being filled: a bytearray and the drafts into it."""
+
+    __slots__ = ("data", "drafts")
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.drafts: dict[bytes, Draft] = {}
+
+    def add(self, key: bytes, prepared: Prepared) -> None:
+        """Copy the tensor in."""
+        data = self.data
+        padding = -len(data) % _ALIGN
+        if padding:
+            data += bytes(padding)
+        start = len(data)
+        for buffer in prepared.buffers:
+            data += buffer
+        digest = digest128(prepared.buffers[0]) if len(prepared.buffers) == 1 else digest128(bytes(data[start:]))
+        self.drafts[key] = Draft(
+            key, 0, fmt.ENCODING_RAW, start, prepared.nbytes, digest, 0, prepared.attr
+        )
+
+
+def metadata_draft(key: bytes, attr: bytes) -> Draft:
+    """An entry that sets metadata next to its tensor in one record."""
+    return Draft(key, 0, 0, 0, 0, b"", 0, attr)
+
+
+def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> Record:
+    """A record of one tensor with a payload of its own; *aliases* are further keys for the same bytes."""
+    length = prepared.nbytes
+    digest = TO_BE_HASHED if length else digest128(b"")
+    drafts = [
+        Draft(name, 0, fmt.ENCODING_RAW, 0, length, digest, 0, prepared.attr) for name in (key, *aliases)
+    ]
+    return Record(
+        events.TENSOR_STORED, drafts, prepared.buffers, length, align_log2=fmt.payload_align_log2(length)
+    )
+
+
+class Staging:
+    """The writes of one transaction or checkpoint, in order of first mention. Used by one thread.
+
+    ``fix`` says that values must be fixed at the call (a transaction's promise): buffers that alias the caller's memory
+    are copied. Without it they must stay unchanged until the commit returns.
+    """
+
+    def __init__(
+        self, new_pending: OpenPending, spill_bytes: int, *, fix: bool, compression: str | None = None
+    ) -> None:
+        self._new_pending = new_pending
+        self._compression = compression
+        self._spill_bytes = spill_bytes
+        self._fix = fix
+        self._packs: list[_Pack] = []
+        self._large: dict[bytes, Record] = {}
+        self._spilled: dict[bytes, Placed] = {}
+        self._where: dict[bytes, _Pack] = {}
+        self._marks: dict[bytes, tuple[int, bytes | None]] = {}  # key -> (event kind, attr or None for an end)
+        self._extra: list[Record] = []
+        self.pending: PendingSegment | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is staged."""
+        return bool(self._where or self._large or self._spilled or self._marks or self._extra)
+
+    # --- staging ------------------------------------------------------------------------------------
+
+    def put_tensor(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> None:
+        """Stage a tensor under a checked name, and under aliases of the same bytes."""
+        names = (name, *aliases)
+        for item in names:
+            self._forget(keys.TENSORS + item)
+            self._marks.pop(keys.TENSORS + item, None)
+        key = keys.TENSORS + name
+        if prepared.nbytes < PACK_BELOW:
+            pack = self._open_pack(prepared.nbytes, len(names))
+            pack.add(key, prepared)
+            self._where[key] = pack
+            for item in aliases:
+                alias = keys.TENSORS + item
+                pack.drafts[alias] = pack.drafts[key]._replace(key=alias)
+                self._where[alias] = pack
+            return
+        if self._fix and not prepared.owned and prepared.nbytes < self._spill_bytes:
+            prepared = prepared._replace(buffers=tuple(memoryview(bytes(part)) for part in prepared.buffers))
+        record = tensor_record(key, prepared, tuple(keys.TENSORS + item for item in aliases))
+        if prepared.nbytes >= self._spill_bytes:
+            placed = self._spill(record)
+            self._spilled.update({keys.TENSORS + item: placed for item in names})
+        else:
+            self._large.update({keys.TENSORS + item: record for item in names})
+
+    def _spill(self, record: Record) -> Placed:
+        pending = self.open_pending()
+        pending.add([record])
+        return pending.placed[-1]
+
+    def open_pending(self) -> PendingSegment:
+        """Return the pending segment of this transaction, opened when first needed."""
+        if self.pending is None:
+            self.pending = self._new_pending()
+        return self.pending
+
+    def _open_pack(self, size: int, entries: int) -> _Pack:
+        last = self._packs[-1] if self._packs else None
+        full = last is None or (
+            len(last.data) + size + _ALIGN > PACK_BYTES or len(last.drafts) + entries > _PACK_ENTRIES
+        )
+        if full:
+            last = _Pack()
+            self._packs.append(last)
+        assert last is not None
+        return last
+
+    def _forget(self, key: bytes) -> None:
+        """Drop an earlier write of this transaction to the same key."""
+        pack = self._where.pop(key, None)
+        if pack is not None:
+            del pack.drafts[key]
+        record = self._large.pop(key, None)
+        if record is None:
+            placed = self._spilled.pop(key, None)
+            record = None if placed is None else placed.record
+        if record is not None:
+            record.drafts = [draft for draft in record.drafts if draft.key != key]
+
+    def mark(self, kind: int, key: bytes, attr: bytes | None) -> None:
+        """Stage an entry without a payload, or the end of a key (*attr* None)."""
+        self._forget(key)
+        self._marks.pop(key, None)
+        self._marks[key] = (kind, attr)
+
+    def add_record(self, record: Record) -> None:
+        """Stage a complete record."""
+        self._extra.append(record)
+
+    # --- reading back -------------------------------------------------------------------------------
+
+    def read(self, key: bytes) -> Staged | None:
+        """Return what was staged for *key*, or None."""
+        mark = self._marks.get(key)
+        if mark is not None:
+            return Staged(mark[1] or b"", None, mark[1] is None)
+        pack = self._where.get(key)
+        if pack is not None:
+            draft = pack.drafts[key]
+            # A copy, because a view would keep the bytearray from growing.
+            data = bytes(memoryview(pack.data)[draft.offset : draft.offset + draft.length])
+            return Staged(draft.attr, (data,), False)
+        record = self._large.get(key)
+        if record is not None:
+            return Staged(_attr(record, key), tuple(record.payload), False)
+        placed = self._spilled.get(key)
+        if placed is not None:
+            return Staged(_attr(placed.record, key), None, False, placed)
+        return None
+
+    def staged_bytes(self, staged: Staged) -> bytes:
+        """Return the bytes of a staged tensor; a spilled one is read back from its pending file."""
+        if staged.placed is not None and self.pending is not None:
+            return self.pending.file.pread(staged.placed.record.payload_length, staged.placed.payload)
+        return b"".join(staged.data or ())
+
+    def keys(self, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
+        """Yield (key, exists) for every staged key with this prefix, unordered."""
+        for table in (self._where, self._large, self._spilled):
+            for key in table:
+                if key.startswith(prefix):
+                    yield key, True
+        for key, (_, attr) in self._marks.items():
+            if key.startswith(prefix):
+                yield key, attr is not None
+
+    # --- committing ---------------------------------------------------------------------------------
+
+    def records(self) -> list[Record]:
+        """Return the records not yet in the pending segment; called once."""
+        records = [self._pack_record(pack) for pack in self._packs if pack.drafts]
+        records += {id(record): record for record in self._large.values()}.values()
+        grouped: dict[tuple[int, bool], list[tuple[bytes, bytes | None]]] = {}
+        for key, (kind, attr) in self._marks.items():
+            grouped.setdefault((kind, attr is None), []).append((key, attr))
+        for (kind, ended), items in grouped.items():
+            for part in _portions(items):
+                if ended:
+                    records.append(events.tombstones(kind, [key for key, _ in part]))
+                else:
+                    records.append(events.marks(kind, [(key, attr or b"") for key, attr in part]))
+        return records + self._extra
+
+    def _pack_record(self, pack: _Pack) -> Record:
+        return Record(events.TENSOR_STORED, list(pack.drafts.values()), (pack.data,), len(pack.data))
+
+    def discard(self) -> None:
+        """Drop everything, the pending segment too."""
+        if self.pending is not None:
+            self.pending.discard()
+
+
+def _portions(items: list[tuple[bytes, bytes | None]]) -> Iterator[list[tuple[bytes, bytes | None]]]:
+    """Split entries into bodies well below the limits of a frame."""
+    part: list[tuple[bytes, bytes | None]] = []
+    size = 0
+    for key, attr in items:
+        size += len(key) + len(attr or b"") + 32
+        part.append((key, attr))
+        if size > _BODY_BYTES or len(part) == fmt.ENTRIES_MAX:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _attr(record: Record, key: bytes) -> bytes:
+    return next(draft.attr for draft in record.drafts if draft.key == key)

@@ -1,0 +1,323 @@
+"""Tensor handles (lazy reads), versions, and the writer of tensors that do not fit in RAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb import keys
+from mldb.codec import (
+
+    describe,
+    index_array,
+    pack_descriptor,
+    prepare,
+    rebuild,
+    slice_bytes,
+    unpack_descriptor,
+    view_numpy,
+    view_torch,
+)
+from mldb.dtypes import code_of_torch, dtype_code, dtype_of
+from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
+from mldb.events import TENSOR_STORED, to_time
+from mldb.log import format as fmt
+from mldb.log.address import Entry, Lsn
+from mldb.log.checksum import checks_and_digest
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.lineage import is_visible
+from mldb.log.pending import PendingSegment
+from mldb.names import check_name
+from mldb.reading import Scope, read_array, stored_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One stored version of a tensor name. ``nbytes`` is decoded, ``stored_bytes`` what it takes on disk."""
+
+    lsn: Lsn
+    epoch: int
+    time: datetime
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    stored_bytes: int
+    digest: str
+    """xxh3-128 of the decoded bytes; equal digests mean equal bytes."""
+
+
+def history_of(scope: Scope, name: str) -> list[Version]:
+    """Return the versions of *name* that the lineage of *scope* leads through, oldest first."""
+    versions: list[Version] = []
+    for entry in scope.view.versions(keys.TENSORS + check_name(name)):
+        if entry.flags & fmt.ENTRY_TOMBSTONE or not is_visible(entry.commit_lsn, scope.intervals):
+            continue
+        row = scope.view.commit_at(entry.commit_lsn)
+        what = unpack_descriptor(entry.attr)
+        versions.append(
+            Version(
+                Lsn(entry.commit_lsn),
+                0 if row is None else row.epoch,
+                to_time(0 if row is None else row.time),
+                what.shape,
+                what.dtype,
+                what.nbytes,
+                entry.length,
+                entry.digest.hex(),
+            )
+        )
+    return versions
+
+
+class TensorHandle:
+    """One version of a tensor, read when asked. Made by ``db.tensor(name)``.
+
+    Any thread. The version is fixed when the handle is made and stays readable as long as the handle
+    lives, whatever is stored later. ``np.asarray``, ``torch.as_tensor`` and ``from_dlpack`` take it.
+    """
+
+    __slots__ = ("_descriptor", "_entry", "_scope", "name")
+
+    def __init__(self, scope: Scope, name: str, entry: Entry) -> None:
+        self._scope = scope
+        self._entry = entry
+        self._descriptor = unpack_descriptor(entry.attr)
+        self.name = name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self._descriptor.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy (or ml_dtypes) dtype."""
+        return dtype_of(self._descriptor.dtype)
+
+    @property
+    def layout(self) -> str:
+        """"dense", or the sparse layout stored ("coo", "csr", ...)."""
+        return self._descriptor.layout
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded size in bytes."""
+        return self._descriptor.nbytes
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of the name at this snapshot."""
+        return self._scope.metadata(self.name)
+
+    @property
+    def lsn(self) -> Lsn:
+        """The commit that stored this version."""
+        return Lsn(self._entry.commit_lsn)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of that commit."""
+        row = self._scope.view.commit_at(self._entry.commit_lsn)
+        return 0 if row is None else row.epoch
+
+    @property
+    def time(self) -> datetime:
+        """The time of that commit (UTC)."""
+        row = self._scope.view.commit_at(self._entry.commit_lsn)
+        return to_time(0 if row is None else row.time)
+
+    def numpy(self) -> Any:
+        """Return what ``query_tensor`` returns: a read-only array, or the sparse layout stored."""
+        return read_array(self._scope, self._entry, self.name)
+
+    def torch(self, device: str | torch.device | None = None) -> torch.Tensor:
+        """Return a torch tensor that may be written to: writes stay in this process and reach no other reader.
+
+        Dense tensors are private copy-on-write mappings of the log (copies when small), moved to *device* if given. Raises
+        InvalidTypeError for a dtype torch lacks, UsageError without torch.
+        """
+        what = self._descriptor
+        if what.layout != "dense":
+            tensor = self._sparse()
+        else:
+            tensor = view_torch(what, self._writable())
+        return tensor if device is None else tensor.to(device)
+
+    def _sparse(self) -> torch.Tensor:
+        if self._descriptor.framework == "torch":
+            return rebuild(self._descriptor, stored_bytes(self._scope, self._entry, self.name))  # type: ignore[no-any-return]
+        import torch
+
+        return torch.from_numpy(np.array(self.numpy().todense()))
+
+    def _writable(self) -> memoryview | bytearray:
+        """Writable bytes that belong to the caller alone."""
+        scope, entry = self._scope, self._entry
+        if entry.encoding == fmt.ENCODING_RAW and scope.source.is_mapped(scope.view, entry):
+            return scope.source.log.private(scope.view, entry, self.name)
+        return bytearray(stored_bytes(scope, entry, self.name))
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return ``array[key]``, reading only the bytes that the leading indices pick.
+
+        Read-only; a view of the log when the part is large. Raises InvalidValueError for an index that does not fit.
+        """
+        scope, entry = self._scope, self._entry
+        part = None
+        if entry.encoding == fmt.ENCODING_RAW:
+            part = slice_bytes(self._descriptor, key)
+        if part is None:
+            return index_array(self.numpy(), key)
+        data = scope.source.log.payload(scope.view, entry, part.start, part.stop, self.name)
+        if part.stop - part.start < scope.source.border.value and not scope.source.is_mapped(scope.view, entry):
+            data = memoryview(bytes(data))
+        array = view_numpy(part.descriptor, data)
+        return array[part.residual] if part.residual else array
+
+    def __len__(self) -> int:
+        """Length of the first axis."""
+        if not self.shape:
+            raise InvalidTypeError(f"{self.name!r} has no axes, so it has no len()")
+        return self.shape[0]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        """NumPy's protocol."""
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """DLPack, over private memory: a consumer may write without reaching the file."""
+        return self.torch().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        """DLPack: always host memory."""
+        return (1, 0)
+
+    def __repr__(self) -> str:
+        """One line: name, shape, dtype and commit."""
+        return (
+            f"<TensorHandle {self.name!r} shape={self.shape} dtype={self._descriptor.dtype} "
+            f"epoch={self.epoch} lsn={self.lsn}>"
+        )
+
+
+Publish = Callable[[PendingSegment], Lsn]
+
+
+class TensorWriter:
+    """Writes one tensor piece by piece, for arrays larger than RAM. Made by ``db.create_tensor``.
+
+    A context manager for one thread: ``with db.create_tensor("x", (n, d), "float32") as w: w[0:10] = rows``. Rows never
+    written are zero. Leaving the block commits; an exception in it stores nothing. ``lsn`` is set afterwards.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        *,
+        metadata: bytes | None,
+        open_pending: Callable[[], PendingSegment],
+        publish: Publish,
+    ) -> None:
+        self.name = name
+        self.lsn: Lsn | None = None
+        self._key = check_name(name)
+        self._descriptor = describe(shape, _code_of(dtype))
+        self._metadata = metadata
+        self._open_pending = open_pending
+        self._publish = publish
+        self._pending: PendingSegment | None = None
+
+    def __enter__(self) -> TensorWriter:
+        """Reserve the place."""
+        what = self._descriptor
+        attr = pack_descriptor(what)
+        drafts = [Draft(keys.TENSORS + self._key, 0, fmt.ENCODING_RAW, 0, what.nbytes, TO_BE_HASHED, 0, attr)]
+        if self._metadata is not None:
+            drafts.append(Draft(keys.METADATA + self._key, 0, 0, 0, 0, b"", 0, self._metadata))
+        record = Record(
+            TENSOR_STORED, drafts, (), what.nbytes, align_log2=fmt.payload_align_log2(what.nbytes)
+        )
+        self._pending = self._open_pending()
+        self._pending.reserve(record)
+        return self
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        """Write a contiguous run of leading rows: an int, a slice of step 1, ``...``, or leading ints and a slice.
+
+        *values* are cast to the tensor's dtype and broadcast to the rows, as NumPy does. Raises InvalidValueError.
+        """
+        if self._pending is None:
+            raise ClosedError(f"the writer of {self.name!r} is used outside its with block")
+        what = self._descriptor
+        part = slice_bytes(what, key)
+        if part is None:
+            whole = key is Ellipsis or (isinstance(key, slice) and key.indices(what.shape[0]) == (0, what.shape[0], 1))
+            if not (whole or what.shape == ()):
+                raise self._not_rows(key)
+            target, start = what, 0
+        elif part.residual:
+            raise self._not_rows(key)
+        else:
+            target, start = part.descriptor, part.start
+        rows = np.broadcast_to(np.asarray(values), target.shape) if np.shape(values) != target.shape else values
+        array = np.ascontiguousarray(rows, dtype=dtype_of(what.dtype))
+        buffers = prepare(array.reshape(target.shape)).buffers
+        if target.nbytes:
+            self._pending.file.pwritev(buffers, self._pending.placed[0].payload + start)
+
+    def _not_rows(self, key: Any) -> InvalidValueError:
+        return InvalidValueError(
+            f"index {key!r:.80} is not one run of leading rows of shape {self._descriptor.shape}. "
+            "Write with w[a:b] = rows, w[i] = row or w[i, a:b] = part."
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit, or drop everything when the block raised."""
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        try:
+            if kind is None:
+                self._finish(pending)
+                self.lsn = self._publish(pending)
+        finally:
+            pending.discard()
+
+    def _finish(self, pending: PendingSegment) -> None:
+        """Hash what was written, page by page through the mapping."""
+        placed = pending.placed[0]
+        record = placed.record
+        end = placed.payload + record.payload_length
+        if pending.file.size() < placed.end:
+            pending.file.pwritev([bytes(1)], placed.end - 1)
+        data = pending.file.map(end)[placed.payload : end]
+        record.checks, digest = checks_and_digest([data] if len(data) else [], record.block_log2)
+        record.drafts = [
+            draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft for draft in record.drafts
+        ]
+        placed.written = True
+
+
+def _code_of(dtype: Any) -> str:
+    if type(dtype).__module__ == "torch":
+        return code_of_torch(dtype)
+    try:
+        return dtype_code(np.dtype(dtype))
+    except TypeError as error:
+        if isinstance(error, InvalidTypeError):
+            raise
+        raise InvalidTypeError(f"{dtype!r} is no dtype: {error}") from None
+
+

@@ -1,0 +1,1 @@
+"""The command line of mldb and the tools of its developers."""

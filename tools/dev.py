@@ -1,0 +1,241 @@
+"""Set up the checkout and run what a developer runs; standard library only.
+
+``python3 tools/dev.py setup|demo|test|test-large|bench|lint [arguments for the last step]``
+
+The first call makes ``.venv`` in the checkout and installs mldb (editable), torch and the
+development tools into it with pip. A stamp tells later calls that there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / ".stamp"
+# Stands while an installation runs: a folder in which it is found was left half made.
+UNFINISHED = VENV / ".unfinished"
+
+OLDEST_PYTHON = (3, 11)
+# Debian packages that the tests or the demo need; installed with apt, and only by root.
+SYSTEM_PACKAGES: tuple[str, ...] = ()
+
+LINT = (
+    ("-m", "ruff", "check", "--output-format=concise", "."),
+    ("-m", "ruff", "format", "--check", "--output-format=concise", "."),
+    ("-m", "mypy"),
+)
+COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "setup": (),
+    "demo": (("-m", "mldb.tools.demo"),),
+    "test": (*LINT, ("-m", "pytest")),
+    "test-large": (("-m", "pytest", "-m", "large"),),
+    "bench": (("-m", "tests.bench"),),
+    "lint": LINT,
+}
+HINTS = {
+    "ruff check": "`.venv/bin/python -m ruff check --fix .` mends most of these",
+    "ruff format": "`.venv/bin/python -m ruff format .` mends this",
+}
+
+_CAN_USE_TORCH = """
+import sys
+import torch
+sys.exit(tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6))
+"""
+
+
+class SetupError(Exception):
+    """A step of the set-up failed; the message is all a developer needs to see."""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _step(title: str, command: list[str], hint: str) -> None:
+    """Run one step quietly and print one line for it. Raises SetupError with its output."""
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        raise SetupError(
+            f"{title}: failed with exit status {done.returncode}\n"
+            f"  {' '.join(command)}\n{done.stdout.strip()}\n\n{hint}"
+        )
+    _say(f"  {title} ({time.monotonic() - start:.1f} s)")
+
+
+def _succeeds(command: list[str]) -> bool:
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def _fingerprint() -> str:
+    """Hash all that decides what an installation looks like, its place included."""
+    digest = hashlib.sha256()
+    for part in (
+        (ROOT / "pyproject.toml").read_bytes(),
+        Path(__file__).read_bytes(),
+        repr(sys.version_info[:2]).encode(),
+        str(ROOT).encode(),
+    ):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _is_current(fingerprint: str) -> bool:
+    try:
+        return STAMP.read_text(encoding="ascii") == fingerprint and PYTHON.exists()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _pip(*arguments: str) -> list[str]:
+    options = ("--quiet", "--disable-pip-version-check")
+    return [str(PYTHON), "-m", "pip", "install", *options, *arguments]
+
+
+def _install_system_packages() -> None:
+    missing = [name for name in SYSTEM_PACKAGES if not _succeeds(["dpkg", "-s", name])]
+    if not missing:
+        return
+    names = " ".join(missing)
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise SetupError(f"These system packages are missing: {names}. Install them and try again.")
+    _step("system packages", ["apt-get", "install", "-y", *missing], "Try `apt-get update` first.")
+
+
+def _make_venv() -> None:
+    """Make ``.venv``, or keep one that is of this Python and was not left half made."""
+    version = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    if UNFINISHED.exists() or not _succeeds([str(PYTHON), "-c", version]):
+        if VENV.is_symlink():
+            VENV.unlink()
+        elif VENV.exists():
+            _say("  .venv is half made or of another Python: making it anew")
+            shutil.rmtree(VENV)
+        VENV.mkdir()
+        UNFINISHED.touch()
+        # When this runs inside a virtual environment, that one may be the folder just removed.
+        base = getattr(sys, "_base_executable", None) or sys.executable
+        hint = "On Debian and Ubuntu venv is a package of its own: apt install python3-venv"
+        _step("virtual environment", [base, "-m", "venv", str(VENV)], hint)
+    elif not _succeeds([str(PYTHON), "-m", "pip", "--version"]):
+        # Other tools make environments without pip.
+        _step("pip", [str(PYTHON), "-m", "ensurepip"], "Delete .venv and try again.")
+
+
+def _install_torch() -> None:
+    """Install torch before anything else, so that nothing else decides which build it is."""
+    if _succeeds([str(PYTHON), "-c", _CAN_USE_TORCH]):
+        return
+    hint = (
+        "torch could not be installed. Check the network, or install the build you want into .venv "
+        "by hand (any torch >= 2.6 is used as it is), and try again."
+    )
+    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
+        _step("torch for CUDA", _pip("torch>=2.6"), hint)
+        return
+    # "+cpu" builds exist only where pip has been pointed at an index that has them (PIP_INDEX_URL,
+    # PIP_EXTRA_INDEX_URL or pip.conf). Elsewhere the plain build is the only one; on Linux it
+    # brings gigabytes of CUDA libraries, which is why the other one is tried first.
+    try:
+        _step("torch for the CPU", _pip("torch==2.13.0+cpu"), hint)
+    except SetupError:
+        _say("  pip finds no CPU build of torch: installing the plain one, which may be large")
+        _step("torch", _pip("torch==2.13.0"), hint)
+
+
+def _install() -> None:
+    _install_torch()
+    _step(
+        "mldb and the development tools",
+        _pip("--editable", ".[dev]"),
+        "Check the network, or PIP_INDEX_URL if you use an index of your own, and try again. "
+        "If it fails with the network in order, delete .venv first.",
+    )
+
+
+def setup() -> None:
+    """Bring ``.venv`` up to date; does nothing when the stamp says that it is.
+
+    Raises SetupError. An environment whose installation was interrupted is made anew by the next
+    call; one in which pip failed in an orderly way is kept.
+    """
+    if not (ROOT / "pyproject.toml").is_file():
+        raise SetupError(f"{ROOT} is no checkout of mldb: run tools/dev.py of the repository.")
+    fingerprint = _fingerprint()
+    if _is_current(fingerprint):
+        return
+    _say("setting up .venv")
+    _install_system_packages()
+    _make_venv()
+    UNFINISHED.touch()
+    STAMP.unlink(missing_ok=True)
+    try:
+        _install()
+    except SetupError:
+        UNFINISHED.unlink()
+        raise
+    STAMP.write_text(fingerprint, encoding="ascii")
+    UNFINISHED.unlink()
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run the steps of one command to the end; return the first exit status that is not 0."""
+    status = 0
+    steps = COMMANDS[name]
+    for number, step in enumerate(steps, 1):
+        title = " ".join(step[1:3] if step[1] == "ruff" else step[1:])
+        if len(steps) > 1:
+            _say(f"== {title}")
+        extra = arguments if number == len(steps) else []
+        code = subprocess.run([str(PYTHON), *step, *extra], cwd=ROOT, check=False).returncode
+        if code:
+            hint = f": {HINTS[title]}" if title in HINTS else ""
+            _say(f"{title} failed with exit status {code}{hint}")
+        status = status or code
+    return status
+
+
+def main(arguments: list[str]) -> int:
+    """Set up, run the command named first, and return its exit status."""
+    if sys.version_info < OLDEST_PYTHON:
+        have = ".".join(str(part) for part in sys.version_info[:3])
+        _say(f"mldb needs Python 3.11 or newer and this is {have}: try make PYTHON=python3.12 …")
+        return 2
+    if not arguments or arguments[0] not in COMMANDS:
+        _say(f"usage: python3 tools/dev.py {'|'.join(COMMANDS)} [arguments for the last step]")
+        return 2
+    try:
+        setup()
+        return run(arguments[0], arguments[1:])
+    except (SetupError, OSError) as error:
+        _say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
