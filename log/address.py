@@ -21,7 +21,10 @@ class Lsn(int):
 
 
 class Entry(NamedTuple):
-    """One version of one key, as the index stores it. Offsets are bytes from the start of the segment."""
+    """One version of one key.
+
+    As the index stores it. Offsets are bytes from the start of the segment.
+    """
 
     commit_lsn: int
     segment: int

@@ -1,4 +1,7 @@
-"""Copy a store while writers run: sealed segments linked, the active one cut at a commit and sealed."""
+"""Copy a store while writers run.
+
+Sealed segments linked, the active one cut at a commit and sealed.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ _STEP_BYTES = 64 << 20
 def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None:
     """Write the store, as of its newest commit, into the empty folder *target*, under a new store id.
 
-    The manifest comes last: until then the folder is no store. Raises StorageFullError, StorageIOError,
-    CorruptError (a segment is missing).
+    The manifest comes last: until then the folder is no store. Raises StorageFullError,
+    StorageIOError, CorruptError (a segment is missing).
     """
     state = log.state
     for folder in FOLDERS:

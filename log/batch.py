@@ -1,7 +1,8 @@
 """Lay out one batch in a segment and write it: one gathered write, or payloads first when they are large.
 
-A large payload is written while a second thread hashes it; its frame head, which holds the checksums, follows when
-both are done. The commit frame is always part of the last write, so a batch is whole once its commit is there.
+A large payload is written while a second thread hashes it; its frame head, which holds the
+checksums, follows when both are done. The commit frame is always part of the last write, so a batch
+is whole once its commit is there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A batch in the file: its commit row, what the index needs, where the next batch starts, the new chain."""
+    """A batch in the file: its commit row.
+
+    What the index needs, where the next batch starts, the new chain.
+    """
 
     row: CommitRow
     entries: list[tuple[bytes, Entry]]
@@ -47,10 +51,16 @@ def place(record: Record, offset: int) -> Placed:
     """Decide where a record's parts go when its frame starts at *offset*. Raises LimitError."""
     body = encode_body(record)
     length = record.payload_length
-    if len(body) > fmt.BODY_BYTES_MAX or length > fmt.PAYLOAD_BYTES_MAX or len(record.drafts) > fmt.ENTRIES_MAX:
+    if (
+        len(body) > fmt.BODY_BYTES_MAX
+        or length > fmt.PAYLOAD_BYTES_MAX
+        or len(record.drafts) > fmt.ENTRIES_MAX
+    ):
         raise LimitError(
-            f"a record of {len(record.drafts)} entries, {len(body)} body bytes and {length} payload bytes exceeds "
-            f"the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and {fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
+            f"a record of {len(record.drafts)} entries, {len(body)} body bytes and {length} "
+            "payload bytes exceeds "
+            f"the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and {fmt.PAYLOAD_BYTES_MAX}. "
+            "Nothing was stored."
         )
     payload = fmt.payload_offset(offset, len(body), length, record.block_log2, record.align_log2)
     return Placed(record, offset, body, payload, fmt.align_up(payload + length, 3))
@@ -95,7 +105,9 @@ def write_batch(
     When this raises, some prefix may be in the file, but no commit: the batch does not exist.
     """
     large = [
-        item for item in placed if item.record.checks is None and item.record.payload_length >= OVERLAP_BYTES
+        item
+        for item in placed
+        if item.record.checks is None and item.record.payload_length >= OVERLAP_BYTES
     ]
     if large:
         write_payloads(file, large)
@@ -167,6 +179,20 @@ def _extent_end(extent: tuple[int, list[Buffer]]) -> int:
 def _entries(item: Placed, commit_lsn: int, segment: int) -> list[tuple[bytes, Entry]]:
     payload, frame = item.payload, item.offset
     return [
-        (key, Entry(commit_lsn, segment, frame, payload + offset, length, attr, flags, encoding, base, digest))
+        (
+            key,
+            Entry(
+                commit_lsn,
+                segment,
+                frame,
+                payload + offset,
+                length,
+                attr,
+                flags,
+                encoding,
+                base,
+                digest,
+            ),
+        )
         for key, flags, encoding, offset, length, digest, base, attr in item.record.drafts
     ]

@@ -1,7 +1,7 @@
 """Verify the checksummed blocks of one frame's payload, each at most once.
 
-The first reader of a block pays one pass of xxh3; later readers pay a bit test. Large ranges are split
-over two threads, because hashing runs without the GIL.
+The first reader of a block pays one pass of xxh3; later readers pay a bit test. Large ranges are
+split over two threads, because hashing runs without the GIL.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Blocks:
             what = "a stored block" if key is None else f"a stored block of {key!r}"
             raise CorruptError(
                 f"{what} is damaged: stored checksum {stored:016x}, computed {computed:016x} over "
-                f"bytes {low}..{high}. Other blocks, names and versions stay readable; an older version of "
+                f"bytes {low}..{high}. Other blocks, names and versions stay readable; an older "
+                "version of "
                 "the name may be intact (db.history), a backup certainly is if it verifies.",
                 file=self._file,
                 offset=low,

@@ -1,7 +1,7 @@
 """Checksums: xxh3-64 per block of the stored bytes, xxh3-128 of the decoded bytes.
 
-xxh3 (https://github.com/Cyan4973/xxHash) is not cryptographic: it finds accidents, not attacks. Both run near memory speed and
-without the GIL, so hashing in a second thread overlaps a write.
+xxh3 (https://github.com/Cyan4973/xxHash) is not cryptographic: it finds accidents, not attacks.
+Both run near memory speed and without the GIL, so hashing in a second thread overlaps a write.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ digest128 = xxh3_128_digest
 def checks_and_digest(buffers: Sequence[Buffer], block_log2: int) -> tuple[bytes, bytes]:
     """Return the block checksums (8 bytes each, canonical big-endian xxh3-64) and the xxh3-128 of a payload.
 
-    The payload is the concatenation of *buffers*; no copy is made. Each block is hashed twice while it is in the cache, so memory is read once.
+    The payload is the concatenation of *buffers*; no copy is made. Each block is hashed twice while
+    it is in the cache, so memory is read once.
     """
     if len(buffers) == 1 and len(buffers[0]) <= 1 << block_log2:
         data = buffers[0]

@@ -1,8 +1,8 @@
 """The mapped index: sorted columns in the footer of a sealed segment, or in a hint. FORMAT.md section 6.
 
 Building turns lists into NumPy columns once; reading maps them and searches in place, so opening a
-segment costs the same for ten records and ten million. Every page (16 KiB block) is verified when it is
-first touched.
+segment costs the same for ten records and ten million. Every page (16 KiB block) is verified when
+it is first touched.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ META_PREFIX: Final = "meta:"
 COLUMN_TYPES: Final = {**ROW_COLUMNS, **KEY_COLUMNS, **ATTR_COLUMNS, **COMMIT_COLUMNS}
 
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
-"""Given a key and an attr, the metadata that deserves columns of its own; None for other key spaces."""
+"""Given a key and an attr.
+
+The metadata that deserves columns of its own; None for other key spaces.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,14 @@ class IndexImage:
 
 
 def build_index(
-    entries: Mapping[bytes, Sequence[Entry]], commits: Sequence[CommitRow], metadata_of: MetadataOf | None = None
+    entries: Mapping[bytes, Sequence[Entry]],
+    commits: Sequence[CommitRow],
+    metadata_of: MetadataOf | None = None,
 ) -> IndexImage:
-    """Build the columns for these keys (each with its versions, oldest first) and commits (ascending)."""
+    """Build the columns for these keys (each with its versions.
+
+    Oldest first) and commits (ascending).
+    """
     keys = sorted(entries)
     rows = [entry for key in keys for entry in entries[key]]
     attr_ids: dict[bytes, int] = {}
@@ -115,7 +123,9 @@ def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[byte
     ids = [attr_ids.setdefault(value, len(attr_ids)) for value in attr]
     columns["row_attr"] = np.array(ids, dtype="<u4")
     blank = bytes(fmt.DIGEST_SIZE)
-    columns["row_digest"] = np.frombuffer(b"".join([value or blank for value in digest]), dtype="V16")
+    columns["row_digest"] = np.frombuffer(
+        b"".join([value or blank for value in digest]), dtype="V16"
+    )
 
 
 def _heap(parts: list[bytes]) -> tuple[Column, Column]:
@@ -125,9 +135,15 @@ def _heap(parts: list[bytes]) -> tuple[Column, Column]:
 
 
 def _metadata_columns(
-    keys: list[bytes], entries: Mapping[bytes, Sequence[Entry]], attr_ids: dict[bytes, int], metadata_of: MetadataOf
+    keys: list[bytes],
+    entries: Mapping[bytes, Sequence[Entry]],
+    attr_ids: dict[bytes, int],
+    metadata_of: MetadataOf,
 ) -> dict[str, Column]:
-    """Dictionary-code each metadata field over the attrs: code 0 is absent, code n the n-th value."""
+    """Dictionary-code each metadata field over the attrs.
+
+    Code 0 is absent, code n the n-th value.
+    """
     codes: dict[str, list[int]] = {}
     values: dict[str, dict[bytes, int]] = {}
     seen: set[int] = set()
@@ -204,7 +220,9 @@ class ColumnReader:
                         self._columns[name] = np.frombuffer(part, dtype=dtype, count=count)
                         self._places[name] = start
                         return
-        raise CorruptError(f"the index column {name!r} has an impossible place {place!r}", file=self.file)
+        raise CorruptError(
+            f"the index column {name!r} has an impossible place {place!r}", file=self.file
+        )
 
     def names(self) -> list[str]:
         """The columns present."""
@@ -215,10 +233,16 @@ class ColumnReader:
         return len(self._columns[name])
 
     def span(self, name: str, low: int, high: int) -> Column:
-        """Return the verified values low..high of a column; raises CorruptError when out of range."""
+        """Return the verified values low..high of a column.
+
+        Raises CorruptError when out of range.
+        """
         column = self._columns[name]
         if not 0 <= low <= high <= len(column):
-            raise CorruptError(f"the index column {name!r} is asked for rows {low}..{high} of {len(column)}", file=self.file)
+            raise CorruptError(
+                f"the index column {name!r} is asked for rows {low}..{high} of {len(column)}",
+                file=self.file,
+            )
         size = column.itemsize
         start = self._places[name]
         self.touch(start + low * size, start + high * size)
@@ -234,7 +258,10 @@ class ColumnReader:
         return self.span(f"{name}_heap", low, high).tobytes()
 
     def search_right(self, name: str, value: int, low: int, high: int) -> int:
-        """bisect_right over rows low..high of an ascending column, touching only the pages on the way."""
+        """bisect_right over rows low..high of an ascending column.
+
+        Touching only the pages on the way.
+        """
         step = (1 << fmt.INDEX_BLOCK_LOG2) // self._columns[name].itemsize
         while high - low > step:
             middle = (low + high) // 2

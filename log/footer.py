@@ -18,7 +18,10 @@ from mldb.log.state import Active
 def index_frame(
     active: Active, last_lsn: int, durable: int, offset: int, metadata_of: MetadataOf | None
 ) -> list[Buffer]:
-    """Return the buffers of an index frame at file offset *offset*, over the commits up to *last_lsn*."""
+    """Return the buffers of an index frame at file offset *offset*.
+
+    Over the commits up to *last_lsn*.
+    """
     entries: dict[bytes, list[Entry]] = {}
     commits: list[CommitRow] = []
     for part in reversed(active.parts()):
@@ -57,7 +60,9 @@ def index_frame(
     return [head, *image.payload, bytes(-image.length % fmt.FRAME_ALIGN)]
 
 
-def describe(active: Active, last_lsn: int, length: int, index_file: str, index_offset: int) -> SegmentInfo:
+def describe(
+    active: Active, last_lsn: int, length: int, index_file: str, index_offset: int
+) -> SegmentInfo:
     """Describe the active segment, up to *last_lsn*, as a sealed one."""
     rows = [row for part in reversed(active.parts()) for row in _ends(part) if row.lsn <= last_lsn]
     first, last = (rows[0], rows[-1]) if rows else (None, None)
@@ -80,4 +85,6 @@ def _ends(part: IndexPart) -> Sequence[CommitRow]:
     """The first and last commit of an index part."""
     if not part.last_lsn:
         return ()
-    return [row for lsn in (part.first_lsn, part.last_lsn) if (row := part.commit_at(lsn)) is not None]
+    return [
+        row for lsn in (part.first_lsn, part.last_lsn) if (row := part.commit_at(lsn)) is not None
+    ]

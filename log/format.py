@@ -1,7 +1,7 @@
 """Every struct layout, magic and limit of the log, in one place. FORMAT.md explains them.
 
-Little-endian throughout. Sizes are asserted at import, so this file and FORMAT.md cannot drift apart
-unnoticed. Leaf module: constants and pure functions only.
+Little-endian throughout. Sizes are asserted at import, so this file and FORMAT.md cannot drift
+apart unnoticed. Leaf module: constants and pure functions only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ FORMAT_VERSION: Final = 1
 WRITER: Final = b"mldb 0.1.0"
 
 # --- file header: the first 128 bytes of every file -----------------------------------------------
-FILE_MAGIC: Final = b"\x89MLDB\r\n\x1a"  # the 0x89, CR LF and 0x1a expose text-mode transfers, as in PNG
+FILE_MAGIC: Final = (
+    b"\x89MLDB\r\n\x1a"  # the 0x89, CR LF and 0x1a expose text-mode transfers, as in PNG
+)
 FILE_HEADER: Final = struct.Struct("<8sHHI16sQQq16s48xQ")
 FILE_HEADER_SIZE: Final = 128
 assert FILE_HEADER.size == FILE_HEADER_SIZE
@@ -66,7 +68,9 @@ ENCODING_RAW: Final = 0
 FRAME_ALIGN: Final = 8
 PAYLOAD_ALIGN_LOG2: Final = 6
 PAGE_ALIGN_LOG2: Final = 12
-PAGE_ALIGN_FROM: Final = 1 << 20  # from here page alignment costs at most 0.4 % and serves GPU imports
+PAGE_ALIGN_FROM: Final = (
+    1 << 20
+)  # from here page alignment costs at most 0.4 % and serves GPU imports
 BLOCK_LOG2: Final = 20
 INDEX_BLOCK_LOG2: Final = 14
 BLOCK_LOG2_MIN: Final = 12
@@ -135,7 +139,9 @@ def file_seed(store_id: bytes, file_id: int) -> int:
     return xxh3_64_intdigest(store_id + file_id.to_bytes(8, "little"))
 
 
-def payload_offset(offset: int, body_length: int, payload_length: int, block_log2: int, align_log2: int) -> int:
+def payload_offset(
+    offset: int, body_length: int, payload_length: int, block_log2: int, align_log2: int
+) -> int:
     """Where the payload of a frame at *offset* starts."""
     head = offset + FRAME_HEADER_SIZE + body_length + 8 * block_count(payload_length, block_log2)
     return align_up(head, align_log2) if payload_length else head

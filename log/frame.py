@@ -1,8 +1,8 @@
 """Encode and decode frames: pure functions over bytes. Layout: FORMAT.md sections 3 and 4.
 
-Nothing here touches a file or knows what an event means. Every length is bounded before it is trusted;
-damage raises :class:`DamagedFrame`, which callers turn into "torn" or "corrupt" by the rule of
-``mldb.log.recovery``.
+Nothing here touches a file or knows what an event means. Every length is bounded before it is
+trusted; damage raises :class:`DamagedFrame`, which callers turn into "torn" or "corrupt" by the
+rule of ``mldb.log.recovery``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _EMPTY_MAP: dict[str, object] = {}
 
 TO_BE_HASHED = bytes(fmt.DIGEST_SIZE)
-"""Stands in a draft that spans its whole payload until :func:`hash_record` has run; same length as a digest."""
+"""Stands in a draft that spans its whole payload until :func:`hash_record` has run.
+
+Same length as a digest.
+"""
 
 
 class DamagedFrame(Exception):
@@ -47,9 +50,9 @@ class Draft(NamedTuple):
 class Record:
     """One record on its way into the log: an event with its entries and payload.
 
-    ``payload`` buffers are one-dimensional byte buffers of total length ``payload_length``; they must not
-    change until the commit returns. :func:`hash_record` fills ``checks`` and the drafts that are TO_BE_HASHED, which
-    must span the whole payload; other drafts bring their digest.
+    ``payload`` buffers are one-dimensional byte buffers of total length ``payload_length``; they
+    must not change until the commit returns. :func:`hash_record` fills ``checks`` and the drafts
+    that are TO_BE_HASHED, which must span the whole payload; other drafts bring their digest.
     """
 
     kind: int
@@ -112,7 +115,10 @@ def encode_head(
     seed: int,
     offset: int,
 ) -> bytes:
-    """Return header, body, block checksums and padding: all of a frame that precedes its payload."""
+    """Return header, body, block checksums and padding.
+
+    All of a frame that precedes its payload.
+    """
     tail = body + checks if checks else body
     start = fmt.FRAME_HEADER.pack(
         fmt.FRAME_MAGIC,
@@ -137,10 +143,24 @@ def encode_head(
 
 
 def encode_commit(row: CommitRow, count: int, digest: bytes, durable: int, seed: int) -> bytes:
-    """Return the commit frame that closes a batch; it starts at ``row.end`` minus its own length."""
+    """Return the commit frame that closes a batch.
+
+    It starts at ``row.end`` minus its own length.
+    """
     body = pack((row.parent, row.epoch, row.time, row.clock, count, digest, durable, _EMPTY_MAP))
     return encode_head(
-        fmt.KIND_COMMIT | fmt.MUST_UNDERSTAND, 1, 0, body, b"", 0, 0, 0, row.lsn, row.lsn, seed, row.end
+        fmt.KIND_COMMIT | fmt.MUST_UNDERSTAND,
+        1,
+        0,
+        body,
+        b"",
+        0,
+        0,
+        0,
+        row.lsn,
+        row.lsn,
+        seed,
+        row.end,
     )
 
 
@@ -154,13 +174,17 @@ def decode_header(data: Buffer, offset: int, seed: int, limit: int, base: int = 
     """
     at = offset - base
     if offset + fmt.FRAME_HEADER_SIZE > limit:
-        raise DamagedFrame(f"{limit - offset} bytes are left, a frame header needs {fmt.FRAME_HEADER_SIZE}")
+        raise DamagedFrame(
+            f"{limit - offset} bytes are left, a frame header needs {fmt.FRAME_HEADER_SIZE}"
+        )
     header = fmt.FrameHeader._make(fmt.FRAME_HEADER.unpack_from(data, at))
     if header.magic != fmt.FRAME_MAGIC:
         raise DamagedFrame("no frame magic")
     computed = check64(data[at : at + fmt.FRAME_CHECKED_SIZE], (seed + offset) & 0xFFFFFFFFFFFFFFFF)
     if computed != header.header_check:
-        raise DamagedFrame(f"stored header checksum {header.header_check:016x}, computed {computed:016x}")
+        raise DamagedFrame(
+            f"stored header checksum {header.header_check:016x}, computed {computed:016x}"
+        )
     _bound(header)
     body_offset = offset + fmt.FRAME_HEADER_SIZE
     checks_offset = body_offset + header.body_length
@@ -180,7 +204,8 @@ def _bound(header: fmt.FrameHeader) -> None:
     if header.body_length > fmt.BODY_BYTES_MAX or header.payload_length > fmt.PAYLOAD_BYTES_MAX:
         raise DamagedFrame("a length exceeds its limit")
     if header.payload_length and not (
-        fmt.BLOCK_LOG2_MIN <= header.block_log2 <= fmt.BLOCK_LOG2_MAX and 3 <= header.align_log2 <= 21
+        fmt.BLOCK_LOG2_MIN <= header.block_log2 <= fmt.BLOCK_LOG2_MAX
+        and 3 <= header.align_log2 <= 21
     ):
         raise DamagedFrame("block size or alignment is out of range")
     if header.flags & ~fmt.FLAGS_KNOWN:
@@ -194,7 +219,9 @@ def check_body(data: Buffer, frame: Frame, base: int = 0) -> bytes:
     tail = bytes(data[frame.body_offset - base : end - base])
     computed = check64(tail)
     if computed != frame.header.body_check:
-        raise DamagedFrame(f"stored body checksum {frame.header.body_check:016x}, computed {computed:016x}")
+        raise DamagedFrame(
+            f"stored body checksum {frame.header.body_check:016x}, computed {computed:016x}"
+        )
     padding_end = frame.payload_offset if frame.header.payload_length else frame.end
     if any(data[end - base : padding_end - base]):
         raise DamagedFrame("padding before the payload is not zero")
@@ -259,7 +286,14 @@ def decode_commit(body: bytes) -> CommitBody:
     """Decode the body of a commit frame. Raises :class:`DamagedFrame`."""
     try:
         commit = CommitBody._make(unpack(body))
-        ints = (commit.parent, commit.epoch, commit.time, commit.clock, commit.count, commit.durable)
+        ints = (
+            commit.parent,
+            commit.epoch,
+            commit.time,
+            commit.clock,
+            commit.count,
+            commit.durable,
+        )
         good = all(type(value) is int for value in ints) and type(commit.digest) is bytes
     except (ValueError, TypeError) as error:
         raise DamagedFrame(f"a commit cannot be decoded: {error}") from None
@@ -281,10 +315,21 @@ def unpack(data: bytes) -> list[object]:
 # --- file headers ---------------------------------------------------------------------------------
 
 
-def encode_file_header(kind: int, store_id: bytes, file_id: int, base_lsn: int, created: int) -> bytes:
+def encode_file_header(
+    kind: int, store_id: bytes, file_id: int, base_lsn: int, created: int
+) -> bytes:
     """Return the 128 bytes that start a file."""
     head = fmt.FILE_HEADER.pack(
-        fmt.FILE_MAGIC, fmt.FORMAT_VERSION, kind, fmt.FILE_HEADER_SIZE, store_id, file_id, base_lsn, created, fmt.WRITER, 0
+        fmt.FILE_MAGIC,
+        fmt.FORMAT_VERSION,
+        kind,
+        fmt.FILE_HEADER_SIZE,
+        store_id,
+        file_id,
+        base_lsn,
+        created,
+        fmt.WRITER,
+        0,
     )[:-8]
     return head + check64(head).to_bytes(8, "little")
 
@@ -292,22 +337,28 @@ def encode_file_header(kind: int, store_id: bytes, file_id: int, base_lsn: int, 
 def decode_file_header(data: bytes, name: str) -> fmt.FileHeader:
     """Decode the first 128 bytes of file *name*.
 
-    Raises :class:`DamagedFrame` for damage and FormatVersionError for a newer format or a foreign file.
+    Raises :class:`DamagedFrame` for damage and FormatVersionError for a newer format or a foreign
+    file.
     """
     if len(data) < fmt.FILE_HEADER_SIZE:
         raise DamagedFrame(f"{len(data)} bytes, a file header needs {fmt.FILE_HEADER_SIZE}")
     header = fmt.FileHeader._make(fmt.FILE_HEADER.unpack_from(data))
     if header.magic != fmt.FILE_MAGIC:
         raise FormatVersionError(
-            f"{name} is not an mldb file: it starts with {header.magic!r}, expected {fmt.FILE_MAGIC!r}. "
+            f"{name} is not an mldb file: it starts with {header.magic!r}, expected "
+            f"{fmt.FILE_MAGIC!r}. "
             "Nothing was changed; check the path."
         )
     computed = check64(data[: fmt.FILE_HEADER_SIZE - 8])
     if computed != header.check:
-        raise DamagedFrame(f"stored file header checksum {header.check:016x}, computed {computed:016x}")
+        raise DamagedFrame(
+            f"stored file header checksum {header.check:016x}, computed {computed:016x}"
+        )
     if header.version > fmt.FORMAT_VERSION:
         raise FormatVersionError(
-            f"{name} has format version {header.version}; this mldb reads up to {fmt.FORMAT_VERSION} "
-            f"(file written by {header.writer.rstrip(bytes(1))!r}). Nothing was changed; use a newer mldb."
+            f"{name} has format version {header.version}; this mldb reads up to "
+            f"{fmt.FORMAT_VERSION} "
+            f"(file written by {header.writer.rstrip(bytes(1))!r}). Nothing was changed; use a "
+            "newer mldb."
         )
     return header

@@ -1,4 +1,7 @@
-"""Small hints: one plain value in a checksummed file under ``hints/``. Losing one costs a measurement."""
+"""Small hints: one plain value in a checksummed file under ``hints/``.
+
+Losing one costs a measurement.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,26 @@ def save_hint(fs: FileSystem, name: str, value: object) -> None:
     """Save a plain value; failures are ignored, since a hint may always be missing."""
     body = pack([value])
     frame = encode_head(
-        fmt.KIND_HINT, 1, 0, body, b"", 0, 0, 0, 0, 0, fmt.file_seed(bytes(16), 0), fmt.FILE_HEADER_SIZE
+        fmt.KIND_HINT,
+        1,
+        0,
+        body,
+        b"",
+        0,
+        0,
+        0,
+        0,
+        0,
+        fmt.file_seed(bytes(16), 0),
+        fmt.FILE_HEADER_SIZE,
     )
     temporary = f"{PENDING}/{uuid.uuid4().hex}.hint"
     try:
         file = fs.open(temporary, "create")
         try:
-            file.pwritev([encode_file_header(fmt.FILE_HINT, bytes(16), 0, 0, fs.time_ns()), frame], 0)
+            file.pwritev(
+                [encode_file_header(fmt.FILE_HINT, bytes(16), 0, 0, fs.time_ns()), frame], 0
+            )
         finally:
             file.close()
         fs.rename(temporary, f"{HINTS}/{name}")

@@ -1,8 +1,8 @@
 """The index of the active segment: in memory, sorted, append-only. And what every index part answers.
 
 The index maps a key (one byte of key space, then the name) to the entries of its versions. It knows
-neither events nor files. The mapped index of a sealed segment (``mldb.log.columns``) answers the same
-questions from its footer.
+neither events nor files. The mapped index of a sealed segment (``mldb.log.columns``) answers the
+same questions from its footer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ CommitField = Literal["epoch", "time"]
 
 
 class IndexPart(Protocol):
-    """What one segment knows. Thread-safe for readers; entries above a snapshot's intervals are ignored."""
+    """What one segment knows.
+
+    Thread-safe for readers; entries above a snapshot's intervals are ignored.
+    """
 
     @property
     def first_lsn(self) -> int:
@@ -64,9 +67,10 @@ class IndexPart(Protocol):
 class MemoryIndex:
     """The index of commits not yet in any mapped index.
 
-    ``add`` is called by the thread that holds the commit lock (or by the opening thread); every other
-    method from any thread. Lists only grow, so a reader sees a prefix; what it must not see it ignores
-    by LSN. ``_names_lock`` guards the sorted names, which are brought up to date by the first ordered read.
+    ``add`` is called by the thread that holds the commit lock (or by the opening thread); every
+    other method from any thread. Lists only grow, so a reader sees a prefix; what it must not see
+    it ignores by LSN. ``_names_lock`` guards the sorted names, which are brought up to date by the
+    first ordered read.
     """
 
     __slots__ = ("_commits", "_count", "_entries", "_fresh", "_names", "_names_lock")

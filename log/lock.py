@@ -1,8 +1,9 @@
 """The commit lock: one writer at a time over all threads and processes.
 
-Three locks in a fixed order: the process's mutex, the *gate*, the *commit* lock. A writer waits for the commit
-lock while it holds the gate, so a tight loop of commits in another process has to queue behind it: flock alone
-is not fair and starved a waiter for seconds. Both files are held by the kernel, so a dead process holds none.
+Three locks in a fixed order: the process's mutex, the *gate*, the *commit* lock. A writer waits for
+the commit lock while it holds the gate, so a tight loop of commits in another process has to queue
+behind it: flock alone is not fair and starved a waiter for seconds. Both files are held by the
+kernel, so a dead process holds none.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class CommitLock:
     def __enter__(self) -> None:
         if not self._mutex.acquire(timeout=self.timeout):
             raise LockedError(
-                f"another thread of this process held the commit lock of {self._root} for {self.timeout} s. "
+                f"another thread of this process held the commit lock of {self._root} for "
+                f"{self.timeout} s. "
                 "Nothing was stored; try again or raise lock_timeout."
             )
         try:
@@ -52,7 +54,10 @@ class CommitLock:
         self.held = True
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.held = False
         try:
@@ -66,8 +71,10 @@ class CommitLock:
         while not lock.try_acquire():
             if time.monotonic() > deadline:
                 raise LockedError(
-                    f"{lock.holder()} has held the commit lock of {self._root} for more than {self.timeout} s. "
-                    "Nothing was stored; try again, raise lock_timeout, or end that process (the lock ends with it)."
+                    f"{lock.holder()} has held the commit lock of {self._root} for more than "
+                    f"{self.timeout} s. "
+                    "Nothing was stored; try again, raise lock_timeout, or end that process (the "
+                    "lock ends with it)."
                 )
             time.sleep(pause)
             pause = min(pause * 2, _POLL_SECONDS_MAX)

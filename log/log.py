@@ -1,7 +1,7 @@
 """The log of one store: open or create it, take heads, commit, close. The face of ``mldb.log``.
 
-Everything above talks to this class. It hands out immutable views and raw entries; what they mean is decided
-in ``mldb.codec`` and ``mldb.events``.
+Everything above talks to this class. It hands out immutable views and raw entries; what they mean
+is decided in ``mldb.codec`` and ``mldb.events``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Log:
     Views and memoryviews handed out live as long as they are held, also after :meth:`close`.
     """
 
-    def __init__(self, fs: FileSystem, options: LogOptions, metadata_of: MetadataOf | None = None) -> None:
+    def __init__(
+        self, fs: FileSystem, options: LogOptions, metadata_of: MetadataOf | None = None
+    ) -> None:
         """Open the store in *fs*, creating it in an empty folder when ``mode="rw"``.
 
         Raises FormatVersionError, CorruptError, LockedError, StorageIOError, ReadOnlyError.
@@ -94,7 +96,8 @@ class Log:
         if foreign or not writable:
             shown = ", ".join(map(repr, foreign[:5])) or "nothing"
             raise FormatVersionError(
-                f"{fs.root} is not an mldb store: it has no manifest and holds {shown}. Nothing was changed. "
+                f"{fs.root} is not an mldb store: it has no manifest and holds {shown}. Nothing "
+                "was changed. "
                 "Check the path, or give an empty or new folder with mode='rw' to create a store."
             )
         for folder in FOLDERS:
@@ -117,7 +120,8 @@ class Log:
             file.close()
             if size > fmt.FILE_HEADER_SIZE:
                 raise CorruptError(
-                    "segments are here but no manifest: manifests were deleted. Nothing was changed; "
+                    "segments are here but no manifest: manifests were deleted. Nothing was "
+                    "changed; "
                     "restore the MANIFEST files from a backup.",
                     file=path,
                 )
@@ -135,7 +139,10 @@ class Log:
         install_manifest(fs, Manifest(1, store_id, created, (), 1, store_id, mark, 0, ()))
 
     def _settle(self) -> None:
-        """Decide what the bytes behind the last batch are; repair them when this handle may write."""
+        """Decide what the bytes behind the last batch are.
+
+        Repair them when this handle may write.
+        """
         state = self._state
         active = state.active
         tail = active.cursor.offset != active.seen
@@ -156,7 +163,10 @@ class Log:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what dead processes left in ``pending/``; skipped while another process commits."""
+        """Remove what dead processes left in ``pending/``.
+
+        Skipped while another process commits.
+        """
         assert self._lock is not None
         try:
             with self._lock:
@@ -175,7 +185,11 @@ class Log:
     @property
     def recovery(self) -> Recovery:
         """What the last repair of this handle did."""
-        return self._writer.recovery if self._writer is not None else Recovery(distrusted=tuple(self._state.distrusted))
+        return (
+            self._writer.recovery
+            if self._writer is not None
+            else Recovery(distrusted=tuple(self._state.distrusted))
+        )
 
     @property
     def state(self) -> LogState:
@@ -186,7 +200,9 @@ class Log:
         """Return the newest view."""
         return self._state.head()
 
-    def payload(self, view: View, entry: Entry, low: int, high: int, key: str | None = None) -> memoryview:
+    def payload(
+        self, view: View, entry: Entry, low: int, high: int, key: str | None = None
+    ) -> memoryview:
         """Return verified stored bytes low..high of a version, as a view of its mapped segment."""
         return view.segments[entry.segment].payload(entry, low, high, self.options.verify, key)
 
@@ -204,8 +220,13 @@ class Log:
             offset = frame.end
         return frames
 
-    def batches(self, view: View, low: int, high: int) -> Iterator[tuple[CommitRow, list[tuple[Frame, bytes]]]]:
-        """Yield every commit with low <= LSN <= high with its frames, in log order, all lineages."""
+    def batches(
+        self, view: View, low: int, high: int
+    ) -> Iterator[tuple[CommitRow, list[tuple[Frame, bytes]]]]:
+        """Yield every commit with low <= LSN <= high with its frames.
+
+        In log order, all lineages.
+        """
         for number, row in view.commits(low, high):
             yield row, self.batch_frames(view.segments[number], row)
 
@@ -220,10 +241,13 @@ class Log:
 
     def _read_only(self) -> ReadOnlyError:
         return ReadOnlyError(
-            f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' to write."
+            f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' to "
+            "write."
         )
 
-    def commit(self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None) -> CommitRow:
+    def commit(
+        self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None
+    ) -> CommitRow:
         """Store records as one batch; see Writer.commit."""
         return self.writer.commit(records, decide, pending)
 
@@ -247,14 +271,19 @@ class Log:
             "bytes": sum(info.length for info in state.manifest.segments) + active.cursor.offset,
             "active_bytes": active.cursor.offset,
             "active_versions": active.entry_count(),
-            "versions": active.entry_count() + sum(part.index.entry_count() for part in view.sealed),
+            "versions": active.entry_count()
+            + sum(part.index.entry_count() for part in view.sealed),
             "mapped_bytes": sum(segment.mapped_bytes for segment in segments),
             "mapped_segments": sum(segment.mapped_bytes > 0 for segment in segments),
-            "durable_lsn": self._writer.durable_lsn if self._writer is not None else active.cursor.durable,
+            "durable_lsn": self._writer.durable_lsn
+            if self._writer is not None
+            else active.cursor.durable,
             "commits": self._writer.commits if self._writer is not None else 0,
             "free_bytes": self.fs.free_bytes(),
             "distrusted": list(state.distrusted),
-            "readers": len(live_readers(self.fs, self.registration.name)) if self._writer is not None else 0,
+            "readers": len(live_readers(self.fs, self.registration.name))
+            if self._writer is not None
+            else 0,
         }
 
     def sync(self) -> None:

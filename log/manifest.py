@@ -1,8 +1,8 @@
 """The manifest: which segments make up the store. Immutable, numbered, put-if-absent. FORMAT.md section 7.
 
-``MANIFEST-N`` is written to a temporary name, synced and linked into place; the link fails when another
-process was first. The highest valid N wins, and the one before it is kept. The same scheme later serves object
-stores, which offer put-if-absent and nothing more.
+``MANIFEST-N`` is written to a temporary name, synced and linked into place; the link fails when
+another process was first. The highest valid N wins, and the one before it is kept. The same scheme
+later serves object stores, which offer put-if-absent and nothing more.
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ from typing import Final
 
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_file_header, encode_head, pack, unpack
-
+from mldb.log.frame import (
+    DamagedFrame,
+    check_body,
+    decode_file_header,
+    decode_header,
+    encode_file_header,
+    encode_head,
+    pack,
+    unpack,
+)
 from mldb.log.fs import FileSystem
 from mldb.log.lineage import Jump
 
@@ -29,9 +37,9 @@ KEPT = 2  # manifests left in the folder
 class SegmentInfo:
     """One segment as the manifest describes it.
 
-    ``length`` counts the valid bytes of a sealed segment; bytes behind it are ignored. ``index_file`` is ""
-    when the index is the segment's own footer. ``origin`` is the store id inside the file, which
-    differs from the store's after a backup.
+    ``length`` counts the valid bytes of a sealed segment; bytes behind it are ignored.
+    ``index_file`` is "" when the index is the segment's own footer. ``origin`` is the store id
+    inside the file, which differs from the store's after a backup.
     """
 
     number: int
@@ -59,7 +67,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One state of the store's outline. ``active`` is the number of the segment that is appended to."""
+    """One state of the store's outline.
+
+    ``active`` is the number of the segment that is appended to.
+    """
 
     number: int
     store_id: bytes
@@ -87,9 +98,22 @@ def encode_manifest(manifest: Manifest) -> bytes:
     fields = asdict(manifest)
     body = pack(fields)
     seed = fmt.file_seed(manifest.store_id, manifest.number)
-    header = encode_file_header(fmt.FILE_MANIFEST, manifest.store_id, manifest.number, 0, manifest.created)
+    header = encode_file_header(
+        fmt.FILE_MANIFEST, manifest.store_id, manifest.number, 0, manifest.created
+    )
     frame = encode_head(
-        fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND, 1, 0, body, b"", 0, 0, 0, 0, 0, seed, fmt.FILE_HEADER_SIZE
+        fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND,
+        1,
+        0,
+        body,
+        b"",
+        0,
+        0,
+        0,
+        0,
+        0,
+        seed,
+        fmt.FILE_HEADER_SIZE,
     )
     return header + frame
 
@@ -99,7 +123,10 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
     try:
         header = decode_file_header(data, name)
         if header.kind != fmt.FILE_MANIFEST:
-            raise FormatVersionError(f"{name} is a {fmt.FILE_KINDS.get(header.kind, 'file of unknown kind')}, not a manifest")
+            raise FormatVersionError(
+                f"{name} is a {fmt.FILE_KINDS.get(header.kind, 'file of unknown kind')}, not a "
+                "manifest"
+            )
         seed = fmt.file_seed(header.store_id, header.file_id)
         frame = decode_header(data, fmt.FILE_HEADER_SIZE, seed, len(data))
         body = check_body(data, frame)
@@ -117,7 +144,13 @@ def _from_fields(fields: object, header: fmt.FileHeader) -> Manifest:
     mark = Mark(**fields.pop("mark"))
     jumps = tuple((int(lsn), int(target)) for lsn, target in fields.pop("jumps"))
     kept = fields.pop("kept")
-    manifest = Manifest(segments=segments, mark=mark, jumps=jumps, kept=None if kept is None else tuple(kept), **fields)
+    manifest = Manifest(
+        segments=segments,
+        mark=mark,
+        jumps=jumps,
+        kept=None if kept is None else tuple(kept),
+        **fields,
+    )
     if manifest.number != header.file_id or manifest.store_id != header.store_id:
         raise ValueError("the manifest belongs to another number or store")
     for info in segments:
@@ -129,7 +162,10 @@ def _from_fields(fields: object, header: fmt.FileHeader) -> Manifest:
 
 
 def install_manifest(fs: FileSystem, manifest: Manifest) -> bool:
-    """Publish a manifest durably; False when its number is taken. The caller holds the commit lock."""
+    """Publish a manifest durably.
+
+    False when its number is taken. The caller holds the commit lock.
+    """
     name = manifest_name(manifest.number)
     temporary = f"{PENDING}/{name}-{uuid.uuid4().hex}"
     file = fs.open(temporary, "create")
@@ -162,7 +198,9 @@ def load_manifest(fs: FileSystem, number: int) -> Manifest:
     try:
         size = file.size()
         if size > _BYTES_MAX:
-            raise CorruptError(f"the manifest claims {size} bytes, the limit is {_BYTES_MAX}", file=name, offset=0)
+            raise CorruptError(
+                f"the manifest claims {size} bytes, the limit is {_BYTES_MAX}", file=name, offset=0
+            )
         data = file.pread(size, 0)
     finally:
         file.close()

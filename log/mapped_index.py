@@ -1,4 +1,7 @@
-"""The index of a sealed segment, answered from its mapped columns; an IndexPart like MemoryIndex."""
+"""The index of a sealed segment.
+
+Answered from its mapped columns; an IndexPart like MemoryIndex.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ Rows = tuple[tuple[int, ...], int]
 class MappedIndex:
     """Any thread. What it returns is copied out of the mapping and lives for ever.
 
-    ``_cache`` maps keys to their rows, ``_entries`` rows to entries; both are bounded by being emptied
-    when full, and only ever replaced by equal values, so they need no lock.
+    ``_cache`` maps keys to their rows, ``_entries`` rows to entries; both are bounded by being
+    emptied when full, and only ever replaced by equal values, so they need no lock.
     """
 
     __slots__ = ("_cache", "_entries", "_reader", "_segment", "first_lsn", "last_lsn")
@@ -169,9 +172,9 @@ class MappedIndex:
             and starts == sorted(starts)
             and starts[-1] == self.entry_count()
             and all(self._find(key) is not None for key in keys)
-            and all(tuple(sorted(set(lsns))) == lsns for lsns, _ in filter(None, map(self._rows, keys)))
+            and all(
+                tuple(sorted(set(lsns))) == lsns for lsns, _ in filter(None, map(self._rows, keys))
+            )
         )
         if not sound:
             raise CorruptError("the index contradicts itself", file=reader.file)
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from mldb.errors import InvalidNameError
-from mldb.log.fs import OpenMode
+from mldb.log.fs import FileSystem, OpenMode
 from mldb.log.memory_disk import (
     EMPTY,
     FOLDER,
@@ -163,6 +163,10 @@ class MemoryFileSystem:
             self._files[target] = inode
             self._disk.note(Names("link", ((target, inode.number),)))
             return True
+
+    def link_from(self, other: FileSystem, source: str, target: str) -> bool:
+        """Return False: no two file systems in memory share files."""
+        return False
 
     def rename(self, source: str, target: str) -> None:
         """Rename a file, replacing a file. Folders are not renamed."""

@@ -15,13 +15,16 @@ from collections.abc import Callable, Sequence
 
 from mldb.errors import InvalidNameError, StorageIOError
 from mldb.log.fs import Buffer, FileSystem, OpenMode, translate
+from mldb.log.gather import IOV_MAX, byte_count, groups, skip
 
-_IOV_MAX = 1024
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
 # A descriptor that no process can have: every call on it fails with EBADF. (-1 would not do, since
 # mmap takes that to mean memory without a file.)
 _CLOSED = 0x7FFFFFFF
+
+# The two stores cannot share files; no error of either.
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
 
 _FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
 
@@ -87,8 +90,8 @@ class OsFile:
         """Write all buffers at *offset*, in steps of 8 MiB whose writeback starts at once."""
         try:
             # The common case: one small gathered write.
-            if len(buffers) <= _IOV_MAX:
-                total = sum(map(_byte_count, buffers))
+            if len(buffers) <= IOV_MAX:
+                total = sum(map(byte_count, buffers))
                 if total <= _WRITE_STEP and os.pwritev(self._fd, buffers, offset) == total:
                     return total
             return self._write_steps(buffers, offset)
@@ -97,11 +100,11 @@ class OsFile:
 
     def _write_steps(self, buffers: Sequence[Buffer], offset: int) -> int:
         start = offset
-        for group in _groups(buffers):
+        for group in groups(buffers, _WRITE_STEP):
             done = 0
             want = sum(map(len, group))
             while done < want:
-                count = os.pwritev(self._fd, _skip(group, done) if done else group, offset + done)
+                count = os.pwritev(self._fd, skip(group, done) if done else group, offset + done)
                 if count <= 0:
                     raise OSError(errno.EIO, "pwritev wrote nothing")
                 done += count
@@ -159,46 +162,6 @@ class OsFile:
         # The number may soon belong to another file, which a late write must not reach.
         self._fd = _CLOSED
         self._finalizer()
-
-
-def _byte_count(buffer: Buffer) -> int:
-    # len() counts items, which are bytes only in bytes and bytearray.
-    return len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
-
-
-def _groups(buffers: Sequence[Buffer]) -> list[list[Buffer]]:
-    """Split *buffers* into gathered writes of at most 8 MiB and IOV_MAX parts."""
-    groups: list[list[Buffer]] = []
-    group: list[Buffer] = []
-    room = _WRITE_STEP
-    for buffer in buffers:
-        view = memoryview(buffer)
-        if view.nbytes and (view.ndim != 1 or view.itemsize != 1):
-            view = view.cast("B")
-        position = 0
-        while position < view.nbytes:
-            part = view[position : position + room]
-            group.append(part)
-            position += len(part)
-            room -= len(part)
-            if room == 0 or len(group) == _IOV_MAX:
-                groups.append(group)
-                group, room = [], _WRITE_STEP
-    if group:
-        groups.append(group)
-    return groups
-
-
-def _skip(group: Sequence[Buffer], count: int) -> list[Buffer]:
-    """Return what is left of *group* after its first *count* bytes."""
-    rest: list[Buffer] = []
-    for part in group:
-        if count >= len(part):
-            count -= len(part)
-            continue
-        rest.append(memoryview(part)[count:])
-        count = 0
-    return rest
 
 
 class OsLock:
@@ -259,7 +222,7 @@ class OsFileSystem:
 
     @staticmethod
     def prepare_root(path: str, *, create: bool) -> None:
-        """Check that *path* is a folder that can be used, making it when asked. Raises StorageIOError."""
+        """Check that *path* is a usable folder, making it when asked. Raises StorageIOError."""
         try:
             if create:
                 os.makedirs(path, exist_ok=True)
@@ -351,7 +314,7 @@ class OsFileSystem:
         try:
             os.link(other._path(source), self._path(target), follow_symlinks=False)
         except OSError as error:
-            if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES):
+            if error.errno in _NO_LINK:
                 return False
             raise translate(error, "link", self.root, target) from error
         return True

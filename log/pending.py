@@ -1,7 +1,8 @@
 """A pending segment: payloads too large to hold in memory or to write under the commit lock.
 
-It is a segment file in ``pending/`` whose frame heads are still missing; the commit that publishes it writes them, since
-only then LSNs and the segment's number are known. Until then nobody else looks at it.
+It is a segment file in ``pending/`` whose frame heads are still missing; the commit that publishes
+it writes them, since only then LSNs and the segment's number are known. Until then nobody else
+looks at it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ _numbers = itertools.count(1)
 
 
 class PendingSegment:
-    """One batch on its way into a segment of its own. Used by one thread; discarded or published once."""
+    """One batch on its way into a segment of its own.
+
+    Used by one thread; discarded or published once.
+    """
 
     def __init__(self, fs: FileSystem, owner: str) -> None:
         self._fs = fs
@@ -29,14 +33,20 @@ class PendingSegment:
         self.tail = fmt.FILE_HEADER_SIZE
 
     def reserve(self, record: Record) -> Placed:
-        """Give a record its place; its payload may then be written at ``placed.payload`` in any order."""
+        """Give a record its place.
+
+        Its payload may then be written at ``placed.payload`` in any order.
+        """
         placed = place(record, self.tail)
         self.placed.append(placed)
         self.tail = placed.end
         return placed
 
     def add(self, records: Sequence[Record]) -> None:
-        """Place records behind each other and write their payloads now; the buffers may change afterwards."""
+        """Place records behind each other and write their payloads now.
+
+        The buffers may change afterwards.
+        """
         placed = [self.reserve(record) for record in records]
         large = [item for item in placed if item.record.payload_length >= OVERLAP_BYTES]
         if large:

@@ -1,8 +1,8 @@
 """Registration of live processes: which commits they still need, and which spilled files are theirs.
 
-Each process that needs it has one file in ``readers/``, held by a kernel lock for as long as the handle lives. A file
-whose lock can be taken belongs to a dead process and is removed. The content says, for people and for
-compaction, who it is and the lowest commit it needs.
+Each process that needs it has one file in ``readers/``, held by a kernel lock for as long as the
+handle lives. A file whose lock can be taken belongs to a dead process and is removed. The content
+says, for people and for compaction, who it is and the lowest commit it needs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ from dataclasses import dataclass
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
-from mldb.log.frame import DamagedFrame, check_body, decode_file_header, decode_header, encode_file_header, encode_head, pack, unpack
-
+from mldb.log.frame import (
+    DamagedFrame,
+    check_body,
+    decode_file_header,
+    decode_header,
+    encode_file_header,
+    encode_head,
+    pack,
+    unpack,
+)
 from mldb.log.fs import File, FileSystem, KernelLock
 
 READERS = "readers"
@@ -25,7 +33,10 @@ NEEDS_NOTHING = fmt.LSN_MAX
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A live registration. ``lowest`` is the lowest commit LSN it needs, NEEDS_NOTHING when none."""
+    """A live registration. ``lowest`` is the lowest commit LSN it needs.
+
+    NEEDS_NOTHING when none.
+    """
 
     name: str
     pid: int
@@ -37,7 +48,8 @@ class Reader:
 class Registration:
     """This handle's registration, made when first needed. Any thread; ``_lock`` guards everything.
 
-    On a read-only file system nothing can be registered and nothing needs to be: nobody compacts there.
+    On a read-only file system nothing can be registered and nothing needs to be: nobody compacts
+    there.
     """
 
     def __init__(self, fs: FileSystem, store_id: bytes) -> None:
@@ -52,7 +64,10 @@ class Registration:
         self.name = ""
 
     def ensure(self) -> str:
-        """Register if not yet done; return the name, which prefixes spilled files. Raises what the OS says."""
+        """Register if not yet done.
+
+        Return the name, which prefixes spilled files. Raises what the OS says.
+        """
         with self._lock:
             self._register()
             return self.name
@@ -121,7 +136,9 @@ def _decode(name: str, data: bytes) -> Reader:
     """Decode a registration; one that is torn (being rewritten) counts as needing everything."""
     try:
         header = decode_file_header(data, name)
-        frame = decode_header(data, fmt.FILE_HEADER_SIZE, fmt.file_seed(header.store_id, 0), len(data))
+        frame = decode_header(
+            data, fmt.FILE_HEADER_SIZE, fmt.file_seed(header.store_id, 0), len(data)
+        )
         match unpack(check_body(data, frame)):
             case [int(pid), str(host), int(started), int(lowest)]:
                 return Reader(name, pid, host, started, lowest)

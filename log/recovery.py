@@ -3,9 +3,11 @@
 The rule. Bytes behind the last complete batch are
 
 * **corruption**, when anything proves that a commit in them was durable: the manifest's mark, a durable mark in an
-  intact commit (before or behind the damage), or the segment's footer. CorruptError; nothing is changed.
+  intact commit (before or behind the damage), or the segment's footer. CorruptError; nothing is
+  changed.
 * a **torn tail** otherwise. It was never acknowledged as durable. It is copied to ``lost+found/``, the
-  segment is closed in front of it, and writing goes on in a new one. LSNs jump, so that none is reused.
+  segment is closed in front of it, and writing goes on in a new one. LSNs jump, so that none is
+  reused.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _log = logging.getLogger("mldb")
 class Recovery:
     """What opening a store, or a commit after another process died, had to do. ``clean`` when nothing.
 
-    ``dropped_bytes`` and ``dropped_transactions`` were never acknowledged as durable; a copy of them is ``saved_as``.
-    ``distrusted`` lists derived files that were ignored and rebuilt.
+    ``dropped_bytes`` and ``dropped_transactions`` were never acknowledged as durable; a copy of
+    them is ``saved_as``. ``distrusted`` lists derived files that were ignored and rebuilt.
     """
 
     clean: bool = True
@@ -61,7 +63,9 @@ def refuse_corruption(state: LogState) -> None:
 def _refuse_short(state: LogState) -> None:
     cursor, mark = state.active.cursor, state.manifest.mark
     if mark.segment == state.active.segment.number and cursor.offset < mark.offset:
-        raise _corrupt(state, f"the manifest says that everything up to offset {mark.offset} was durable")
+        raise _corrupt(
+            state, f"the manifest says that everything up to offset {mark.offset} was durable"
+        )
     if cursor.durable > cursor.last_lsn:
         raise _corrupt(state, f"the log says that commit {cursor.durable} was durable")
 
@@ -70,8 +74,10 @@ def _corrupt(state: LogState, proof: str) -> CorruptError:
     cursor = state.active.cursor
     problem = cursor.problem or "the file ends"
     return CorruptError(
-        f"the log is damaged after commit {cursor.last_lsn}: {problem}; {proof}. This is not a torn tail, so nothing was "
-        "dropped or changed. Everything in other segments is intact. Restore this file from a backup, or "
+        f"the log is damaged after commit {cursor.last_lsn}: {problem}; {proof}. This is not a "
+        "torn tail, so nothing was "
+        "dropped or changed. Everything in other segments is intact. Restore this file from a "
+        "backup, or "
         "copy the store and cut the copy's file at this offset to keep the commits before it.",
         file=state.active.segment.name,
         offset=cursor.problem_offset or cursor.offset,
@@ -79,7 +85,10 @@ def _corrupt(state: LogState, proof: str) -> CorruptError:
 
 
 def save_tail(state: LogState, size: int) -> Recovery:
-    """Copy the torn tail of the active segment to ``lost+found/`` and describe it; changes nothing else."""
+    """Copy the torn tail of the active segment to ``lost+found/`` and describe it.
+
+    Changes nothing else.
+    """
     active = state.active
     cursor = active.cursor
     data = active.file.map(size)
@@ -98,7 +107,8 @@ def save_tail(state: LogState, size: int) -> Recovery:
         saved_as=saved,
     )
     _log.warning(
-        "%s: dropped a torn tail of %d bytes (%d transactions, never acknowledged as durable) at offset %d: %s; %s",
+        "%s: dropped a torn tail of %d bytes (%d transactions, never acknowledged as durable) at "
+        "offset %d: %s; %s",
         report.file,
         report.dropped_bytes,
         report.dropped_transactions,
@@ -117,7 +127,9 @@ def is_zero(data: memoryview) -> bool:
 def _copy(fs: FileSystem, name: str, data: memoryview, store_id: bytes, number: int) -> None:
     file = fs.open(name, "create")
     try:
-        header: list[Buffer] = [encode_file_header(fmt.FILE_LOST, store_id, number, 0, fs.time_ns())]
+        header: list[Buffer] = [
+            encode_file_header(fmt.FILE_LOST, store_id, number, 0, fs.time_ns())
+        ]
         file.pwritev([*header, data], 0)
         file.sync()
     finally:

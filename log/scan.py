@@ -1,7 +1,8 @@
 """Read batches from a stretch of a segment, and decide where its valid part ends.
 
-The scanner never guesses: it stops at the first byte that is not part of a complete batch and says why.
-Whether that is a batch still being written, a torn tail or corruption is decided by ``mldb.log.recovery``.
+The scanner never guesses: it stops at the first byte that is not part of a complete batch and says
+why. Whether that is a batch still being written, a torn tail or corruption is decided by
+``mldb.log.recovery``.
 """
 
 from __future__ import annotations
@@ -12,9 +13,17 @@ from dataclasses import dataclass
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Entry
-from mldb.log.checksum import check64, digest128
-from mldb.log.frame import CommitBody, DamagedFrame, Frame, check_body, decode_commit, decode_entries, decode_header
 from mldb.log.blocks import payload_checks
+from mldb.log.checksum import check64, digest128
+from mldb.log.frame import (
+    CommitBody,
+    DamagedFrame,
+    Frame,
+    check_body,
+    decode_commit,
+    decode_entries,
+    decode_header,
+)
 
 
 @dataclass(slots=True)
@@ -47,8 +56,9 @@ def scan(
 ) -> Iterator[Batch]:
     """Yield the complete batches from ``cursor.offset`` on, advancing the cursor past each.
 
-    *verify_after*: payloads of commits above this LSN are verified too; None verifies none. The scan ends at the end of
-    *data*, at a footer, or at the first byte that is no complete batch (``cursor.problem`` says why).
+    *verify_after*: payloads of commits above this LSN are verified too; None verifies none. The
+    scan ends at the end of *data*, at a footer, or at the first byte that is no complete batch
+    (``cursor.problem`` says why).
     """
     end = len(data)
     while cursor.offset < end and cursor.index is None:
@@ -133,7 +143,9 @@ def _close_batch(
     return Batch(row, frames, entries, commit)
 
 
-def frame_entries(frame: Frame, body: bytes, commit_lsn: int, segment: int) -> list[tuple[bytes, Entry]]:
+def frame_entries(
+    frame: Frame, body: bytes, commit_lsn: int, segment: int
+) -> list[tuple[bytes, Entry]]:
     """Return the index entries of one frame with absolute offsets. Raises DamagedFrame."""
     if not frame.header.flags & fmt.FLAG_KEYED:
         return []
@@ -141,7 +153,21 @@ def frame_entries(frame: Frame, body: bytes, commit_lsn: int, segment: int) -> l
     place = frame.payload_offset
     offset = frame.offset
     return [
-        (key, Entry(commit_lsn, segment, offset, place + start, length, attr, flags, encoding, base, digest))
+        (
+            key,
+            Entry(
+                commit_lsn,
+                segment,
+                offset,
+                place + start,
+                length,
+                attr,
+                flags,
+                encoding,
+                base,
+                digest,
+            ),
+        )
         for key, flags, encoding, start, length, digest, base, attr in drafts
     ]
 
@@ -157,11 +183,14 @@ def _verify_payload(data: memoryview, frame: Frame) -> None:
             raise DamagedFrame(f"block {index} of the payload has another checksum")
 
 
-def durable_claim_after(data: memoryview, start: int, seed: int, lsn: int) -> tuple[int, str] | None:
+def durable_claim_after(
+    data: memoryview, start: int, seed: int, lsn: int
+) -> tuple[int, str] | None:
     """Look behind damage for proof that a commit after *lsn* was durable.
 
-    Proof is a footer, or a commit whose durable mark is above *lsn*. Frame headers are found by their magic and
-    believed by their checksum, which covers store, segment and offset. Returns (offset, what was found).
+    Proof is a footer, or a commit whose durable mark is above *lsn*. Frame headers are found by
+    their magic and believed by their checksum, which covers store, segment and offset. Returns
+    (offset, what was found).
     """
     for frame in _frames_behind(data, start, seed):
         kind = frame.header.kind & ~fmt.MUST_UNDERSTAND
@@ -180,7 +209,9 @@ def durable_claim_after(data: memoryview, start: int, seed: int, lsn: int) -> tu
 
 def lost_commits(data: memoryview, start: int, seed: int) -> int:
     """Count the commit frames behind *start*: transactions that are dropped with the tail."""
-    kinds = [frame.header.kind & ~fmt.MUST_UNDERSTAND for frame in _frames_behind(data, start, seed)]
+    kinds = [
+        frame.header.kind & ~fmt.MUST_UNDERSTAND for frame in _frames_behind(data, start, seed)
+    ]
     return kinds.count(fmt.KIND_COMMIT)
 
 
@@ -207,6 +238,7 @@ def refuse_unknown(batch: Batch, known: frozenset[int], file: str) -> None:
         kind = frame.header.kind
         if kind & fmt.MUST_UNDERSTAND and kind & ~fmt.MUST_UNDERSTAND not in known:
             raise FormatVersionError(
-                f"{file} holds an event of kind {kind & ~fmt.MUST_UNDERSTAND} at offset {frame.offset}, which this "
+                f"{file} holds an event of kind {kind & ~fmt.MUST_UNDERSTAND} at offset "
+                f"{frame.offset}, which this "
                 "mldb does not know and must understand. Nothing was changed; use a newer mldb."
             )

@@ -10,7 +10,14 @@ from mldb.log import format as fmt
 from mldb.log.address import Entry
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.columns import ColumnReader
-from mldb.log.frame import DamagedFrame, Frame, check_body, decode_file_header, decode_header, unpack
+from mldb.log.frame import (
+    DamagedFrame,
+    Frame,
+    check_body,
+    decode_file_header,
+    decode_header,
+    unpack,
+)
 from mldb.log.fs import FileSystem
 from mldb.log.mapped_index import MappedIndex
 
@@ -28,11 +35,23 @@ def segment_name(number: int) -> str:
 class Segment:
     """A segment of the log, opened when first read.
 
-    Any thread. Views returned live as long as they are held, also after the segment is retired or the
-    store closed. ``_lock`` guards mapping; the verification state is only ever extended.
+    Any thread. Views returned live as long as they are held, also after the segment is retired or
+    the store closed. ``_lock`` guards mapping; the verification state is only ever extended.
     """
 
-    __slots__ = ("_blocks", "_fs", "_lock", "_map", "_whole", "kinds", "name", "number", "seed", "store_id", "valid")
+    __slots__ = (
+        "_blocks",
+        "_fs",
+        "_lock",
+        "_map",
+        "_whole",
+        "kinds",
+        "name",
+        "number",
+        "seed",
+        "store_id",
+        "valid",
+    )
 
     def __init__(
         self,
@@ -72,8 +91,10 @@ class Segment:
                 size = file.size()
                 if size < want:
                     raise CorruptError(
-                        f"segment {self.number} is {size} bytes long, expected at least {want}: it was cut. "
-                        "Names stored in other segments stay readable; restore this file from a backup.",
+                        f"segment {self.number} is {size} bytes long, expected at least {want}: it "
+                        "was cut. "
+                        "Names stored in other segments stay readable; restore this file from a "
+                        "backup.",
                         file=self.name,
                         offset=size,
                     )
@@ -88,11 +109,17 @@ class Segment:
         try:
             header = decode_file_header(data, self.name)
         except DamagedFrame as error:
-            raise CorruptError(f"the header of segment {self.number} is damaged: {error}", file=self.name, offset=0) from None
-        if header.kind not in self.kinds or (header.store_id, header.file_id) != (self.store_id, self.number):
+            raise CorruptError(
+                f"the header of segment {self.number} is damaged: {error}", file=self.name, offset=0
+            ) from None
+        if header.kind not in self.kinds or (header.store_id, header.file_id) != (
+            self.store_id,
+            self.number,
+        ):
             kind = fmt.FILE_KINDS.get(header.kind, "unknown file")
             raise CorruptError(
-                f"this is {kind} {header.file_id} of store {header.store_id.hex()}, expected segment "
+                f"this is {kind} {header.file_id} of store {header.store_id.hex()}, expected "
+                "segment "
                 f"{self.number} of store {self.store_id.hex()}: files were swapped or mixed. "
                 "Put the right file back; nothing was changed.",
                 file=self.name,
@@ -117,13 +144,18 @@ class Segment:
             return frame, check_body(view, frame)
         except DamagedFrame as error:
             raise CorruptError(
-                f"the frame is damaged: {error}. Other frames stay readable.", file=self.name, offset=offset
+                f"the frame is damaged: {error}. Other frames stay readable.",
+                file=self.name,
+                offset=offset,
             ) from None
 
     def payload(
         self, entry: Entry, low: int, high: int, verify: Verify, key: str | None = None
     ) -> memoryview:
-        """Return bytes low..high of the stored form of one version, verified as asked; a view of the map."""
+        """Return bytes low..high of the stored form of one version.
+
+        Verified as asked; a view of the map.
+        """
         start = entry.offset + low
         stop = entry.offset + high
         data = self._map
@@ -133,7 +165,9 @@ class Segment:
             self._verify(entry.frame, start, stop, verify, key)
         return data[start:stop]
 
-    def copy(self, entry: Entry, low: int, high: int, verify: Verify, key: str | None = None) -> bytes:
+    def copy(
+        self, entry: Entry, low: int, high: int, verify: Verify, key: str | None = None
+    ) -> bytes:
         """Like :meth:`payload`, copied; reads the file directly while it is not mapped that far."""
         return bytes(self.payload(entry, low, high, verify, key))
 
@@ -144,7 +178,9 @@ class Segment:
         file = self._fs.open(self.name, "r")
         try:
             if file.size() < entry.offset + entry.length:
-                raise CorruptError(f"segment {self.number} was cut", file=self.name, offset=file.size(), key=key)
+                raise CorruptError(
+                    f"segment {self.number} was cut", file=self.name, offset=file.size(), key=key
+                )
             return file.map_private(entry.offset, entry.length)
         finally:
             file.close()
@@ -157,7 +193,10 @@ class Segment:
                 frame, _ = self.frame(offset, view if len(view) >= stop else None)
             except CorruptError as error:
                 raise CorruptError(
-                    f"{'a stored version' if key is None else repr(key)} is damaged: {error}", file=self.name, offset=offset, key=key
+                    f"{'a stored version' if key is None else repr(key)} is damaged: {error}",
+                    file=self.name,
+                    offset=offset,
+                    key=key,
                 ) from None
             blocks = Blocks(frame, payload_checks(self.view(frame.end), frame), self.name)
         blocks.touch(self.view(stop), start, stop, key)
@@ -182,7 +221,9 @@ def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: 
     return Segment(fs, number, store_id, size, name, kinds=(kind,))
 
 
-def open_index(source: Segment, offset: int, verify: Verify) -> tuple[MappedIndex, dict[str, object]]:
+def open_index(
+    source: Segment, offset: int, verify: Verify
+) -> tuple[MappedIndex, dict[str, object]]:
     """Map the index frame at *offset* of *source*; return the index and the other fields of its body.
 
     Raises CorruptError or FormatVersionError.
@@ -204,6 +245,8 @@ def open_index(source: Segment, offset: int, verify: Verify) -> tuple[MappedInde
         if not isinstance(fields, dict) or not isinstance(fields.get("columns"), dict):
             raise ValueError("no column directory")
     except ValueError as error:
-        raise CorruptError(f"the index directory is damaged: {error}", file=name, offset=offset) from None
+        raise CorruptError(
+            f"the index directory is damaged: {error}", file=name, offset=offset
+        ) from None
     payload = view[place : place + frame.header.payload_length]
     return MappedIndex(ColumnReader(payload, fields["columns"], name, touch), source.number), fields

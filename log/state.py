@@ -1,8 +1,8 @@
 """What a process knows of the log: the published view, and how it follows the files.
 
-A :class:`View` is immutable and answers every question about one head. Readers take the newest view after two
-cheap checks (did the active segment grow, is there a newer manifest); a writer does the same under the commit
-lock, where it may also repair (``mldb.log.recovery``).
+A :class:`View` is immutable and answers every question about one head. Readers take the newest view
+after two cheap checks (did the active segment grow, is there a newer manifest); a writer does the
+same under the commit lock, where it may also repair (``mldb.log.recovery``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from mldb.errors import CorruptError, MldbError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.checksum import digest128
-from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_file_header, decode_header
+from mldb.log.frame import (
+    DamagedFrame,
+    check_body,
+    decode_commit,
+    decode_file_header,
+    decode_header,
+)
 from mldb.log.fs import File, FileSystem
 from mldb.log.index import CommitField, IndexPart, MemoryIndex
 from mldb.log.lineage import Jump, intervals_at
@@ -50,7 +56,9 @@ class SealedPart:
             info = self.info
             source = self.segment
             if info.index_file:
-                source = index_source(self._fs, info.index_file, info.origin, info.number, fmt.FILE_INDEX)
+                source = index_source(
+                    self._fs, info.index_file, info.origin, info.number, fmt.FILE_INDEX
+                )
             self._index, _ = open_index(source, info.index_offset, self._verify)
         return self._index
 
@@ -59,8 +67,8 @@ class SealedPart:
 class View:
     """One head of the log. Immutable; valid for ever, since what it maps is never changed.
 
-    ``commit`` is the last commit in the log. ``sealed`` ascends, ``active`` descends. What the index parts learn
-    later has higher LSNs and is ignored.
+    ``commit`` is the last commit in the log. ``sealed`` ascends, ``active`` descends. What the
+    index parts learn later has higher LSNs and is ignored.
     """
 
     number: int
@@ -99,7 +107,12 @@ class View:
     def versions(self, key: bytes) -> list[Entry]:
         """Return every version of *key* on every lineage up to this head, oldest first."""
         high = self.commit.lsn
-        return [entry for part in self._parts() for entry in part.versions(key) if entry.commit_lsn <= high]
+        return [
+            entry
+            for part in self._parts()
+            for entry in part.versions(key)
+            if entry.commit_lsn <= high
+        ]
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in byte order, each once, whether visible or not."""
@@ -188,13 +201,19 @@ class Active:
 class LogState:
     """Follows the files of one store. Any thread may call :meth:`head`.
 
-    ``mutex`` guards everything but ``view``, which is replaced as a whole. ``writing`` is set by the writer of this
-    process between its catch-up and its publication: meanwhile the view is the newest that exists, and the growing
-    file must not be scanned.
+    ``mutex`` guards everything but ``view``, which is replaced as a whole. ``writing`` is set by
+    the writer of this process between its catch-up and its publication: meanwhile the view is the
+    newest that exists, and the growing file must not be scanned.
     """
 
     def __init__(
-        self, fs: FileSystem, manifest: Manifest, *, verify: Verify, writable: bool, known: frozenset[int]
+        self,
+        fs: FileSystem,
+        manifest: Manifest,
+        *,
+        verify: Verify,
+        writable: bool,
+        known: frozenset[int],
     ) -> None:
         self.fs = fs
         self.verify = verify
@@ -225,7 +244,10 @@ class LogState:
         }
 
     def _look_ahead(self) -> None:
-        """Remember the name that the next manifest will have; a damaged newer one is stepped over."""
+        """Remember the name that the next manifest will have.
+
+        A damaged newer one is stepped over.
+        """
         self.next_number = max(manifest_numbers(self.fs), default=self.manifest.number) + 1
         self._next_manifest = manifest_name(self.next_number)
 
@@ -238,7 +260,8 @@ class LogState:
         except DamagedFrame as error:
             file.close()
             raise CorruptError(
-                f"the header of the active segment is damaged: {error}. Sealed segments are untouched; "
+                f"the header of the active segment is damaged: {error}. Sealed segments are "
+                "untouched; "
                 "restore this file from a backup.",
                 file=segment.name,
                 offset=0,
@@ -246,7 +269,8 @@ class LogState:
         if (header.store_id, header.file_id) != (manifest.active_origin, number):
             file.close()
             raise CorruptError(
-                f"this is segment {header.file_id} of store {header.store_id.hex()}, expected segment {number} of "
+                f"this is segment {header.file_id} of store {header.store_id.hex()}, expected "
+                f"segment {number} of "
                 f"store {manifest.active_origin.hex()}: files were swapped. Nothing was changed.",
                 file=segment.name,
                 offset=0,
@@ -256,7 +280,8 @@ class LogState:
         if mark.segment == number and size < mark.offset:
             file.close()
             raise CorruptError(
-                f"the active segment is {size} bytes long, but {mark.offset} bytes (up to commit {mark.lsn}) were "
+                f"the active segment is {size} bytes long, but {mark.offset} bytes (up to commit "
+                f"{mark.lsn}) were "
                 "durable: it was cut. Restore it from a backup; nothing was changed.",
                 file=segment.name,
                 offset=size,
@@ -270,18 +295,28 @@ class LogState:
         return active
 
     def _try_hint(self, active: Active, size: int) -> None:
-        """Start from the hint of the last clean close, if it fits the log; otherwise distrust and ignore it."""
+        """Start from the hint of the last clean close.
+
+        If it fits the log; otherwise distrust and ignore it.
+        """
         name = hint_name(active.segment.number)
         if not self.fs.exists(name):
             return
         try:
             number, store_id = active.segment.number, active.segment.store_id
             index, fields = open_index(
-                index_source(self.fs, name, store_id, number, fmt.FILE_HINT), fmt.FILE_HEADER_SIZE, self.verify
+                index_source(self.fs, name, store_id, number, fmt.FILE_HINT),
+                fmt.FILE_HEADER_SIZE,
+                self.verify,
             )
             end, lsn, chain, durable = (fields[key] for key in ("end", "lsn", "chain", "durable"))
             jumps = fields["jumps"]
-            if not (isinstance(end, int) and isinstance(lsn, int) and isinstance(durable, int) and end <= size):
+            if not (
+                isinstance(end, int)
+                and isinstance(lsn, int)
+                and isinstance(durable, int)
+                and end <= size
+            ):
                 raise CorruptError("the hint describes more than the log holds", file=name)
             row = index.commit_at(lsn)
             if row is None or self._commit_digest(active, row, end) != chain:
@@ -321,7 +356,10 @@ class LogState:
         return self.fs.exists(self._next_manifest)
 
     def follow(self) -> None:
-        """Catch up with the files; ``mutex`` is held. Does not repair: an incomplete tail is left alone."""
+        """Catch up with the files.
+
+        ``mutex`` is held. Does not repair: an incomplete tail is left alone.
+        """
         while self.manifest_waits():
             self._adopt(load_newest(self.fs, self.distrusted))
         active = self.active
@@ -334,7 +372,8 @@ class LogState:
     def _adopt(self, manifest: Manifest) -> None:
         """Take over a newer manifest."""
         if manifest.active != self.manifest.active:
-            # The old file is not closed here: another thread may be syncing it. It closes when collected.
+            # The old file is not closed here: another thread may be syncing it. It closes when
+            # collected.
             self.active = self._open_active(manifest)
             self.active.verify_after = max(self.active.verify_after, self.active.cursor.last_lsn)
             self.active.verify_until = 0
@@ -350,7 +389,9 @@ class LogState:
             return
         data = active.file.map(size)
         verify_after = active.verify_after if cursor.offset < active.verify_until else None
-        for batch in scan(data, cursor, active.segment.seed, active.segment.number, verify_after=verify_after):
+        for batch in scan(
+            data, cursor, active.segment.seed, active.segment.number, verify_after=verify_after
+        ):
             self.apply(batch)
 
     def apply(self, batch: Batch) -> None:
@@ -385,19 +426,32 @@ class LogState:
             intervals_at(jumps, row.lsn),
             tuple(self.sealed[info.number] for info in self.manifest.segments),
             active.parts(),
-            {**{number: part.segment for number, part in self.sealed.items()}, active.segment.number: active.segment},
+            {
+                **{number: part.segment for number, part in self.sealed.items()},
+                active.segment.number: active.segment,
+            },
             self.manifest.kept,
         )
 
     def advance(self, row: CommitRow) -> None:
-        """Publish the view after one more commit of the usual kind; cheaper than :meth:`publish`."""
+        """Publish the view after one more commit of the usual kind.
+
+        Cheaper than :meth:`publish`.
+        """
         view = self.view
         if row.parent != view.commit.lsn or not view.intervals:
             self.publish()
             return
         intervals = (*view.intervals[:-1], (view.intervals[-1][0], row.lsn))
         self.view = View(
-            view.number, row, view.jumps, intervals, view.sealed, view.active, view.segments, view.kept
+            view.number,
+            row,
+            view.jumps,
+            intervals,
+            view.sealed,
+            view.active,
+            view.segments,
+            view.kept,
         )
 
     def _last_row(self) -> CommitRow:
@@ -411,7 +465,10 @@ class LogState:
             if info.last_lsn:
                 row = self.sealed[info.number].index.commit_at(info.last_lsn)
                 if row is None:
-                    raise CorruptError(f"commit {info.last_lsn} is missing in its index", file=segment_name(info.number))
+                    raise CorruptError(
+                        f"commit {info.last_lsn} is missing in its index",
+                        file=segment_name(info.number),
+                    )
                 return row
         return EMPTY_COMMIT
 
@@ -445,9 +502,12 @@ def load_newest(fs: FileSystem, distrusted: list[str]) -> Manifest:
             first_error = first_error or error
             continue
         if first_error is not None and fs.exists(segment_name(manifest.active + 1)):
-            # The damaged manifest may have published that segment; falling back would drop it in silence.
+            # The damaged manifest may have published that segment; falling back would drop it in
+            # silence.
             raise first_error
         return manifest
     if first_error is None:
-        first_error = CorruptError("no manifest is left: this folder holds no usable store", file=manifest_name(1))
+        first_error = CorruptError(
+            "no manifest is left: this folder holds no usable store", file=manifest_name(1)
+        )
     raise first_error

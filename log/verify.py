@@ -52,7 +52,10 @@ class _Tally:
 
 
 def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
-    """Check headers, bodies, padding, payload blocks, digests, footers and indexes of every segment."""
+    """Check headers, bodies.
+
+    Padding, payload blocks, digests, footers and indexes of every segment.
+    """
     view = log.head()
     tally = _Tally()
     active = log.state.active
@@ -76,7 +79,9 @@ def _check_sealed(part: SealedPart, tally: _Tally) -> None:
         index.check()
         rows = list(index.commits(1, fmt.LSN_MAX))
     except MldbError as error:
-        tally.problems.append(Problem(part.segment.name, getattr(error, "offset", None) or 0, str(error)))
+        tally.problems.append(
+            Problem(part.segment.name, getattr(error, "offset", None) or 0, str(error))
+        )
         return
     end = info.index_offset if not info.index_file else info.length
     _check_batches(part.segment, data[:end], rows, tally)
@@ -102,7 +107,9 @@ def _check_active(active: Active, view: View, tally: _Tally) -> None:
     _check_batches(active.segment, data[:stop], rows, tally)
 
 
-def _check_batches(segment: Segment, data: memoryview, rows: list[CommitRow], tally: _Tally) -> None:
+def _check_batches(
+    segment: Segment, data: memoryview, rows: list[CommitRow], tally: _Tally
+) -> None:
     """Scan with full verification; after damage go on at the next commit that the index knows."""
     start = chain_start(segment.store_id, segment.number)
     cursor = Cursor(fmt.FILE_HEADER_SIZE, 0, start)

@@ -1,6 +1,7 @@
 """The writer: commits batches, seals segments, installs manifests. One at a time under the commit lock.
 
-Lock order: commit lock, then ``LogState.mutex``. ``_sync_mutex`` comes before both and is never taken while either is held.
+Lock order: commit lock, then ``LogState.mutex``. ``_sync_mutex`` comes before both and is never
+taken while either is held.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from mldb.log.batch import place_all, write_batch
 from mldb.log.columns import MetadataOf
 from mldb.log.footer import describe, index_frame
 from mldb.log.frame import Record, encode_file_header
-
 from mldb.log.fs import Buffer, File
 from mldb.log.index import MemoryIndex
 from mldb.log.lock import CommitLock
@@ -31,7 +31,10 @@ from mldb.log.state import LogState, View, chain_start, hint_name
 Durability = Literal["commit", "os"]
 
 Decide = Callable[[View], tuple[int, CommitRow]]
-"""Called under the commit lock with the newest head; returns (epoch, parent) or raises to give up."""
+"""Called under the commit lock with the newest head.
+
+Returns (epoch, parent) or raises to give up.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,11 @@ class Writer:
     """Any thread; calls queue at the commit lock. Dead for writing after a failed fsync."""
 
     def __init__(
-        self, state: LogState, lock: CommitLock, options: WriterOptions, metadata_of: MetadataOf | None
+        self,
+        state: LogState,
+        lock: CommitLock,
+        options: WriterOptions,
+        metadata_of: MetadataOf | None,
     ) -> None:
         self.options = options
         self.recovery = Recovery()
@@ -66,10 +73,13 @@ class Writer:
 
     # --- committing -------------------------------------------------------------------------------
 
-    def commit(self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None) -> CommitRow:
+    def commit(
+        self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None
+    ) -> CommitRow:
         """Store the records as one batch; return its commit.
 
-        Raises whatever *decide* raises, LockedError, StorageFullError, StorageIOError; then nothing is stored.
+        Raises whatever *decide* raises, LockedError, StorageFullError, StorageIOError; then nothing
+        is stored.
         """
         with self._lock:
             view = self.catch_up()
@@ -94,19 +104,27 @@ class Writer:
         if self._failed is not None:
             raise ClosedError(
                 f"this handle is closed for writing since an fsync failed ({self._failed}). "
-                "What is readable now is what is known to be stored; reopen the store to write again."
+                "What is readable now is what is known to be stored; reopen the store to write "
+                "again."
             )
         state = self._state
         with state.mutex:
             active = state.active
-            if active.file.size() != active.seen or active.cursor.offset != active.seen or state.manifest_waits():
+            if (
+                active.file.size() != active.seen
+                or active.cursor.offset != active.seen
+                or state.manifest_waits()
+            ):
                 state.follow()
                 self._settle()
             state.writing = True
             return state.view
 
     def _settle(self) -> None:
-        """Leave the active segment ready to be appended to; the commit lock and the mutex are held."""
+        """Leave the active segment ready to be appended to.
+
+        The commit lock and the mutex are held.
+        """
         state = self._state
         active = state.active
         if active.cursor.index is not None:
@@ -186,7 +204,9 @@ class Writer:
         self._bound([item.record for item in pending.placed], state.active.cursor.last_lsn)
         first_lsn = max(state.active.cursor.last_lsn, state.manifest.lsn_floor) + 1
         clock = state.fs.time_ns()
-        header = encode_file_header(fmt.FILE_SEGMENT, state.manifest.store_id, number, first_lsn, clock)
+        header = encode_file_header(
+            fmt.FILE_SEGMENT, state.manifest.store_id, number, first_lsn, clock
+        )
         pending.file.pwritev([header], 0)
         write_batch(
             pending.file,
@@ -210,7 +230,10 @@ class Writer:
     # --- sealing ----------------------------------------------------------------------------------
 
     def seal(self) -> None:
-        """Close the active segment with a footer and start the next one; the commit lock is held."""
+        """Close the active segment with a footer and start the next one.
+
+        The commit lock is held.
+        """
         self._roll(self._write_footer())
 
     def _write_footer(self) -> SegmentInfo:
@@ -236,7 +259,10 @@ class Writer:
         """Start the next segment and install the manifest that seals this one."""
         state = self._state
         number = info.number + 1
-        first_lsn = max(info.last_lsn, lsn_floor, state.manifest.lsn_floor, state.active.cursor.last_lsn) + 1
+        first_lsn = (
+            max(info.last_lsn, lsn_floor, state.manifest.lsn_floor, state.active.cursor.last_lsn)
+            + 1
+        )
         name = f"{PENDING}/{uuid.uuid4().hex}-0.seg"
         file = state.fs.open(name, "create")
         try:
@@ -250,7 +276,9 @@ class Writer:
             file.close()
             state.fs.unlink(name)
 
-    def _install_segment(self, info: SegmentInfo | None, number: int, name: str, last_lsn: int) -> None:
+    def _install_segment(
+        self, info: SegmentInfo | None, number: int, name: str, last_lsn: int
+    ) -> None:
         """Publish file *name* as segment *number*, the new active one, and *info* as sealed."""
         state = self._state
         fs = state.fs
@@ -279,8 +307,10 @@ class Writer:
         state = self._state
         if not install_manifest(state.fs, replace(manifest, number=state.next_number)):
             raise StorageIOError(
-                f"manifest {state.next_number} appeared although this process holds the commit lock. "
-                "Nothing was stored. Does another machine use this folder over a network file system without locks?"
+                f"manifest {state.next_number} appeared although this process holds the commit "
+                "lock. "
+                "Nothing was stored. Does another machine use this folder over a network file "
+                "system without locks?"
             )
         with state.mutex:
             state.follow()
@@ -289,13 +319,18 @@ class Writer:
     # --- failure ----------------------------------------------------------------------------------
 
     def _close_at(self, last_lsn: int, *, jump: bool) -> None:
-        """Close the active segment behind commit *last_lsn* with an index in a file of its own, and go on in a new one."""
+        """Close the active segment behind commit *last_lsn* with an index in a file of its own.
+
+        And go on in a new one.
+        """
         state = self._state
         active = state.active
         self._cut(last_lsn)
         number = active.segment.number
         name = segment_name(number).replace(".seg", ".idx")
-        header = encode_file_header(fmt.FILE_INDEX, active.segment.store_id, number, 0, state.fs.time_ns())
+        header = encode_file_header(
+            fmt.FILE_INDEX, active.segment.store_id, number, 0, state.fs.time_ns()
+        )
         buffers = self._index(last_lsn, fmt.FILE_HEADER_SIZE)
         state.fs.unlink(name)
         file = state.fs.open(name, "create")
@@ -325,13 +360,16 @@ class Writer:
         active.memory = memory
         active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
         rows = [row for part in active.parts() if (row := part.commit_at(last_lsn)) is not None]
-        active.cursor.offset = active.segment.frame(rows[0].end)[0].end if rows else fmt.FILE_HEADER_SIZE
+        active.cursor.offset = (
+            active.segment.frame(rows[0].end)[0].end if rows else fmt.FILE_HEADER_SIZE
+        )
 
     def _abandon(self, error: StorageIOError) -> StorageIOError:
         """After a failed fsync: give the segment up behind its last durable commit, for every process.
 
-        The commit lock is held. fsync is never retried: the kernel may have dropped the dirty pages and
-        reports the failure once (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+        The commit lock is held. fsync is never retried: the kernel may have dropped the dirty pages
+        and reports the failure once (Rebello et al., "Can Applications Recover from fsync
+        Failures?", USENIX ATC 2020).
         """
         self._failed = error
         state = self._state
@@ -342,11 +380,14 @@ class Writer:
                 state.follow()
                 if state.active.segment.number == number:
                     self._close_at(known, jump=True)
-            outcome = f"The segment was closed behind commit {known}, the last one known to be durable"
+            outcome = (
+                f"The segment was closed behind commit {known}, the last one known to be durable"
+            )
         except MldbError as second:
             outcome = f"The last commit known to be durable is {known}; closing the segment behind it failed too ({second})"
         return StorageIOError(
-            f"{error} {outcome}; later commits are not stored. This handle is closed for writing, reads go on. "
+            f"{error} {outcome}; later commits are not stored. This handle is closed for writing, "
+            "reads go on. "
             "Check the disk, then reopen the store.",
             errno=error.errno,
         )
@@ -397,13 +438,18 @@ class Writer:
                 state.writing = False
 
     def _write_hint(self) -> None:
-        """Save the index of the active segment; losing it costs a scan and nothing else, so it is not synced."""
+        """Save the index of the active segment.
+
+        Losing it costs a scan and nothing else, so it is not synced.
+        """
         state = self._state
         active = state.active
         number = active.segment.number
         name = hint_name(number)
         temporary = f"{PENDING}/{uuid.uuid4().hex}.idx"
-        header = encode_file_header(fmt.FILE_HINT, active.segment.store_id, number, 0, state.fs.time_ns())
+        header = encode_file_header(
+            fmt.FILE_HINT, active.segment.store_id, number, 0, state.fs.time_ns()
+        )
         buffers = self._index(state.last_lsn(), fmt.FILE_HEADER_SIZE)
         file: File = state.fs.open(temporary, "create")
         try:

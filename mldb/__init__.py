@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mldb.checkpointing import PendingCheckpoint
-    from mldb.database import MLDatabase, open  # noqa: A004
+    from mldb.database import MLDatabase, open
     from mldb.errors import (
         ClosedError,
         ConflictError,
@@ -55,7 +55,13 @@ __version__ = "0.1.0"
 
 _ERRORS = (
     *("ClosedError", "ConflictError", "CorruptError", "EpochOrderError", "FormatVersionError"),
-    *("GpuUnavailableError", "InvalidNameError", "InvalidTypeError", "InvalidValueError", "LimitError"),
+    *(
+        "GpuUnavailableError",
+        "InvalidNameError",
+        "InvalidTypeError",
+        "InvalidValueError",
+        "LimitError",
+    ),
     *("LockedError", "MissingError", "MldbError", "QueryError", "ReadOnlyError", "RetryableError"),
     *("StorageError", "StorageFullError", "StorageIOError", "TensorNotFoundError", "UsageError"),
     "VersionGoneError",

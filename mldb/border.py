@@ -1,8 +1,8 @@
 """The size from which mapping a tensor is cheaper than copying it: measured once, kept as a hint.
 
-A mapping costs a system call and page faults, and holds its segment; a copy costs a read into fresh memory. Tensors below
-the border are copied, from it on they are views. The start value, used until something was measured, is the
-10 MB of the original design; machines measure far less.
+A mapping costs a system call and page faults, and holds its segment; a copy costs a read into fresh
+memory. Tensors below the border are copied, from it on they are views. The start value, used until
+something was measured, is the 10 MB of the original design; machines measure far less.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _PAGE: Final = 4096
 class MapBorder:
     """The border of one handle, in bytes. Any thread; measuring twice at once does no harm.
 
-    ``fixed`` (given by the user) switches measuring off. ``origin`` says where ``value`` comes from.
+    ``fixed`` (given by the user) switches measuring off. ``origin`` says where ``value`` comes
+    from.
     """
 
     __slots__ = ("_fs", "_writable", "known", "measured_ms", "origin", "value")
@@ -39,7 +40,10 @@ class MapBorder:
         self.measured_ms = 0.0
 
     def learn(self, name: str) -> None:
-        """Take the border from the hint, or measure it on file *name* of the store (at most 5 ms)."""
+        """Take the border from the hint.
+
+        Or measure it on file *name* of the store (at most 5 ms).
+        """
         self.known = True
         hint = load_hint(self._fs, _HINT)
         if isinstance(hint, int) and SIZES[0] <= hint <= START_BYTES:

@@ -26,7 +26,10 @@ class DecodedCache:
         self._items: OrderedDict[Hashable, tuple[memoryview, int]] = OrderedDict()
 
     def get(self, key: Hashable, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
-        """Return the value of *key*, decoding it when absent; larger ones than the limit are not kept."""
+        """Return the value of *key*.
+
+        Decoding it when absent; larger ones than the limit are not kept.
+        """
         with self._lock:
             found = self._items.get(key)
             if found is not None:

@@ -1,8 +1,8 @@
 """Taking model checkpoints: at once, or fixed at the call and written behind.
 
-``wait=False`` copies the state into a reused buffer (one memcpy, over two threads) and returns. One background
-thread per handle hashes, writes and syncs, all in calls that run without the GIL. The queue is bounded; an error surfaces at the
-next write, at ``result()`` and at ``close()``.
+``wait=False`` copies the state into a reused buffer (one memcpy, over two threads) and returns. One
+background thread per handle hashes, writes and syncs, all in calls that run without the GIL. The
+queue is bounded; an error surfaces at the next write, at ``result()`` and at ``close()``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class CheckpointJob:
 def make_job(
     state: Any, *, epoch: int, step: int | None, name: str | None, metrics: dict[str, Any] | None
 ) -> CheckpointJob:
-    """Take *state* apart without copying it. Raises InvalidTypeError, InvalidNameError, LimitError."""
+    """Take *state* apart without copying it.
+
+    Raises InvalidTypeError, InvalidNameError, LimitError.
+    """
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | np.integer)):
         raise InvalidTypeError(f"step is a {type(step).__name__}, not an int")
     if name is None:
@@ -63,7 +66,9 @@ def make_job(
     flat = flatten(state)
     tensors = {key: prepare(tensor) for key, tensor in flat.tensors.items()}
     step = None if step is None else int(step)
-    return CheckpointJob(name, epoch, step, dict(metrics or {}), flat.skeleton, tensors, flat.aliases)
+    return CheckpointJob(
+        name, epoch, step, dict(metrics or {}), flat.skeleton, tensors, flat.aliases
+    )
 
 
 def stage(job: CheckpointJob, staging: Staging) -> None:
@@ -94,7 +99,15 @@ def checkpoint_of(job: CheckpointJob, row: CommitRow, stall_ms: float) -> Checkp
     """Describe a committed checkpoint."""
     count = len(job.tensors) + len(job.aliases)
     return Checkpoint(
-        job.name, Lsn(row.lsn), row.epoch, job.step, to_time(row.time), job.metrics, count, job.nbytes, stall_ms
+        job.name,
+        Lsn(row.lsn),
+        row.epoch,
+        job.step,
+        to_time(row.time),
+        job.metrics,
+        count,
+        job.nbytes,
+        stall_ms,
     )
 
 
@@ -120,9 +133,14 @@ class PendingCheckpoint:
         return self._finished.is_set()
 
     def result(self, timeout: float | None = None) -> Checkpoint:
-        """Wait and return the checkpoint. Raises what the write raised; TimeoutError after *timeout* seconds."""
+        """Wait and return the checkpoint.
+
+        Raises what the write raised; TimeoutError after *timeout* seconds.
+        """
         if not self._finished.wait(timeout):
-            raise TimeoutError(f"checkpoint {self.name!r} is not stored after {timeout} s; it goes on behind")
+            raise TimeoutError(
+                f"checkpoint {self.name!r} is not stored after {timeout} s; it goes on behind"
+            )
         if self._error is not None:
             self.delivered = True
             raise self._error
@@ -162,7 +180,8 @@ class _Buffer:
         if self.data.nbytes < place:
             self.data = np.empty(place, dtype=np.uint8)
         parts = [
-            (self.data[start : start + job.tensors[name].nbytes], job.tensors[name]) for name, start in places
+            (self.data[start : start + job.tensors[name].nbytes], job.tensors[name])
+            for name, start in places
         ]
         _copy_all(parts, place)
         copied = {
@@ -213,13 +232,18 @@ class Background:
         self._free: queue.SimpleQueue[_Buffer] = queue.SimpleQueue()
         for _ in range(depth):
             self._free.put(_Buffer())
-        self._jobs: queue.SimpleQueue[tuple[CheckpointJob, _Buffer, PendingCheckpoint] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[CheckpointJob, _Buffer, PendingCheckpoint] | None] = (
+            queue.SimpleQueue()
+        )
         self._lock = threading.Lock()
         self._pending: list[PendingCheckpoint] = []
         self._thread: threading.Thread | None = None
 
     def submit(self, job: CheckpointJob, started: float) -> PendingCheckpoint:
-        """Fix the value of *job* and queue it; *started* is when the caller was called (perf_counter)."""
+        """Fix the value of *job* and queue it.
+
+        *started* is when the caller was called (perf_counter).
+        """
         pending = PendingCheckpoint(job.name, job.epoch)
         buffer = self._free.get()
         try:
@@ -229,7 +253,9 @@ class Background:
             raise
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="mldb-checkpoints", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="mldb-checkpoints", daemon=True
+                )
                 self._thread.start()
             self._pending.append(pending)
         pending.stall_ms = (time.perf_counter() - started) * 1e3
@@ -289,5 +315,3 @@ class Background:
                 self._jobs.put(None)
                 self._thread.join()
                 self._thread = None
-
-

@@ -61,7 +61,10 @@ class EpochRule:
 
 @dataclass(slots=True)
 class ReadSet:
-    """What a transaction has read: keys with the commit of the version found (0: absent), and listings."""
+    """What a transaction has read.
+
+    Keys with the commit of the version found (0: absent), and listings.
+    """
 
     keys: dict[bytes, int] = field(default_factory=dict)
     listings: dict[bytes, Mapping[bytes, int]] = field(default_factory=dict)
@@ -72,15 +75,23 @@ class ReadSet:
 
 
 def version_of(view: View, key: bytes) -> int:
-    """Return the commit of the newest version of *key* at the head of *view*, 0 when it does not exist."""
+    """Return the commit of the newest version of *key* at the head of *view*.
+
+    0 when it does not exist.
+    """
     entry = view.newest(key, view.intervals)
     return 0 if entry is None or entry.flags & fmt.ENTRY_TOMBSTONE else entry.commit_lsn
 
 
 def listing(view: View, prefix: bytes) -> dict[bytes, int]:
-    """Return the keys that exist under *prefix*; relationships with their version, tensors by name alone."""
+    """Return the keys that exist under *prefix*.
+
+    Relationships with their version, tensors by name alone.
+    """
     by_name = prefix[:1] == keys.TENSORS
-    return {key: 0 if by_name else entry.commit_lsn for key, entry in view.live(prefix, view.intervals)}
+    return {
+        key: 0 if by_name else entry.commit_lsn for key, entry in view.live(prefix, view.intervals)
+    }
 
 
 def check_reads(view: View, begin: CommitRow, reads: ReadSet) -> None:
@@ -89,7 +100,8 @@ def check_reads(view: View, begin: CommitRow, reads: ReadSet) -> None:
         return
     if begin.lsn and not is_visible(begin.lsn, view.intervals):
         raise ConflictError(
-            f"the lineage was rewound to before commit {begin.lsn}, at which this transaction began. Nothing was "
+            f"the lineage was rewound to before commit {begin.lsn}, at which this transaction "
+            "began. Nothing was "
             "stored; run it again (db.transact does)."
         )
     changed = [key for key, lsn in reads.keys.items() if version_of(view, key) != lsn]
@@ -106,7 +118,8 @@ def _conflict(begin: CommitRow, view: View, changed: Iterable[bytes]) -> Conflic
     shown = ", ".join(repr(name) for name in names[:_SHOWN_NAMES])
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return ConflictError(
-        f"{shown}{more} changed between commit {begin.lsn}, which this transaction read, and {view.commit.lsn}. "
+        f"{shown}{more} changed between commit {begin.lsn}, which this transaction read, and "
+        f"{view.commit.lsn}. "
         "Nothing was stored; run it again (db.transact does).",
         names=names[:_SHOWN_NAMES],
     )

@@ -15,7 +15,14 @@ import numpy.typing as npt
 from mldb import events, keys
 from mldb.border import MapBorder
 from mldb.cache import DecodedCache
-from mldb.checkpointing import Background, CheckpointJob, PendingCheckpoint, checkpoint_of, make_job, stage
+from mldb.checkpointing import (
+    Background,
+    CheckpointJob,
+    PendingCheckpoint,
+    checkpoint_of,
+    make_job,
+    stage,
+)
 from mldb.codec import pack_metadata, prepare, unpack_metadata
 from mldb.commit import EpochRule, check_epoch
 from mldb.errors import (
@@ -56,8 +63,8 @@ DEFAULT_PATH = "ml_storage"
 class MLDatabase(StateSurface, MutableMapping[str, Any]):
     """One open store. A context manager and a mapping from tensor names to arrays.
 
-    Any thread may use it. A forked child may not: it opens its own. Arrays and views taken from it live as long as they are
-    held, also after :meth:`close`. Made by :func:`mldb.open` or directly.
+    Any thread may use it. A forked child may not: it opens its own. Arrays and views taken from it
+    live as long as they are held, also after :meth:`close`. Made by :func:`mldb.open` or directly.
     """
 
     def __init__(
@@ -71,8 +78,9 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     ) -> None:
         """Open the store at *path*, creating it when ``mode="rw"`` and nothing is there.
 
-        *options* are the further fields of :class:`mldb.Options`. Raises FormatVersionError when the folder holds
-        something else or a newer store, CorruptError, LockedError, StorageIOError, ReadOnlyError.
+        *options* are the further fields of :class:`mldb.Options`. Raises FormatVersionError when
+        the folder holds something else or a newer store, CorruptError, LockedError, StorageIOError,
+        ReadOnlyError.
         """
         try:
             self.options = Options(mode=mode, durability=durability, verify=verify, **options)
@@ -96,16 +104,19 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         self._epochs = EpochRule()
         self._background = Background(self._write_job, chosen.pending_checkpoints)
 
-    # --- what is seen -------------------------------------------------------------------------------
+    # --- what is seen -----------------------------------------------------------------------------
 
     def _guard(self) -> None:
         """Refuse use after close and in a forked child."""
         if self._closed:
-            raise ClosedError(f"the store {self.path} was closed; mldb.open({self.path!r}) opens it again")
+            raise ClosedError(
+                f"the store {self.path} was closed; mldb.open({self.path!r}) opens it again"
+            )
         if os.getpid() != self._pid:
             raise ClosedError(
                 f"opened in process {self._pid}, used in its forked child {os.getpid()}: call "
-                f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in worker_init_fn or lazily)"
+                f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in worker_init_fn "
+                "or lazily)"
             )
 
     def _scope(self, as_of: AsOf = None) -> Scope:
@@ -133,7 +144,10 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
 
     @property
     def recovery(self) -> Recovery:
-        """What opening had to repair: ``.clean``, dropped bytes and transactions, where they were saved."""
+        """What opening had to repair.
+
+        ``.clean``, dropped bytes and transactions, where they were saved.
+        """
         return self._log.recovery
 
     @property
@@ -183,7 +197,8 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     def events(self, start: AsOf = None, stop: AsOf = None) -> Iterator[Event]:
         """Yield the events from commit *start* to commit *stop* (both included), in log order, on every lineage.
 
-        ``Rewound`` events say where the lineage jumps. The range is fixed at the call. Raises CorruptError.
+        ``Rewound`` events say where the lineage jumps. The range is fixed at the call. Raises
+        CorruptError.
         """
         scope = self._scope()
         low = 1 if start is None else resolve(scope.view, scope.intervals, start).lsn
@@ -199,7 +214,8 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     ) -> Iterator[Event]:
         """Yield events as they are committed, by this process or another; after *start*, or from now on.
 
-        Waits for more until *timeout* seconds pass without any (None: for ever, until the store is closed).
+        Waits for more until *timeout* seconds pass without any (None: for ever, until the store is
+        closed).
         """
         seen = self._scope(start).commit.lsn
         return self._follow(seen, poll_seconds, timeout)
@@ -217,7 +233,7 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
             else:
                 time.sleep(poll_seconds)
 
-    # --- committing ---------------------------------------------------------------------------------
+    # --- committing -------------------------------------------------------------------------------
 
     def begin(self) -> Scope:
         """Return the newest head, on which a transaction begins."""
@@ -228,7 +244,9 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         self._guard()
         self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
         spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
-        return Staging(self._log.pending_segment, spill, fix=fix, compression=self.options.compression)
+        return Staging(
+            self._log.pending_segment, spill, fix=fix, compression=self.options.compression
+        )
 
     def commit_staging(
         self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None = None
@@ -241,7 +259,10 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None
     ) -> CommitRow:
         records = staging.records()
-        if staging.pending is None and sum(record.payload_length for record in records) > self.options.segment_bytes:
+        if (
+            staging.pending is None
+            and sum(record.payload_length for record in records) > self.options.segment_bytes
+        ):
             staging.open_pending()
         if staging.pending is not None:
             # Outside the commit lock: other writers go on while the payloads are written.
@@ -268,7 +289,10 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         return self._log.commit(records, decide, pending)
 
     def _settle_background(self) -> None:
-        """Commits come in the order of the calls, so wait for checkpoints that are still on their way."""
+        """Commits come in the order of the calls.
+
+        So wait for checkpoints that are still on their way.
+        """
         background = self._background
         if background.busy() and threading.current_thread() is not background.thread:
             background.drain()
@@ -276,14 +300,20 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     def transaction(self, epoch: int | None = None) -> Transaction:
         """Return a transaction: ``with db.transaction() as txn``; all or nothing.
 
-        *epoch* labels the commit; None takes the head's epoch. Raises EpochOrderError, ConflictError,
-        LockedError, StorageFullError at the end of the block; then nothing is stored.
+        *epoch* labels the commit; None takes the head's epoch. Raises EpochOrderError,
+        ConflictError, LockedError, StorageFullError at the end of the block; then nothing is
+        stored.
         """
         self._guard()
         return Transaction(self, check_epoch(epoch))
 
-    def transact(self, fn: Callable[[Transaction], T], *, retries: int = 10, epoch: int | None = None) -> T:
-        """Run ``fn(txn)`` in a transaction, again up to *retries* times on ConflictError; return its result."""
+    def transact(
+        self, fn: Callable[[Transaction], T], *, retries: int = 10, epoch: int | None = None
+    ) -> T:
+        """Run ``fn(txn)`` in a transaction.
+
+        Again up to *retries* times on ConflictError; return its result.
+        """
         for attempt in range(retries + 1):
             try:
                 with self.transaction(epoch) as txn:
@@ -293,20 +323,28 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
                 if attempt == retries:
                     raise
                 # Spread the retries of competing writers; the pid makes processes differ.
-                time.sleep(0.0005 * (1 + (os.getpid() + threading.get_ident()) % 7) * min(attempt + 1, 8))
+                time.sleep(
+                    0.0005 * (1 + (os.getpid() + threading.get_ident()) % 7) * min(attempt + 1, 8)
+                )
         raise AssertionError("unreachable")
 
-    # --- tensors ------------------------------------------------------------------------------------
+    # --- tensors ----------------------------------------------------------------------------------
 
     def store_tensor(
-        self, name: str, data: Any, metadata: dict[str, Any] | None = None, *, epoch: int | None = None
+        self,
+        name: str,
+        data: Any,
+        metadata: dict[str, Any] | None = None,
+        *,
+        epoch: int | None = None,
     ) -> Lsn:
         """Store a new version of tensor *name*; return the LSN of its commit.
 
-        *data*: NumPy array or scalar, torch tensor (any device), SciPy or torch sparse, ml_dtypes array, list of numbers;
-        dtype, byte order, shape and layout are kept. *metadata*: a dict of plain values; None leaves it as it is, {}
-        clears it. Raises InvalidNameError, InvalidTypeError, LimitError, EpochOrderError, StorageFullError,
-        LockedError, ReadOnlyError, ClosedError; then nothing is stored.
+        *data*: NumPy array or scalar, torch tensor (any device), SciPy or torch sparse, ml_dtypes
+        array, list of numbers; dtype, byte order, shape and layout are kept. *metadata*: a dict of
+        plain values; None leaves it as it is, {} clears it. Raises InvalidNameError,
+        InvalidTypeError, LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError,
+        ClosedError; then nothing is stored.
         """
         self._settle_background()
         key = check_name(name)
@@ -319,7 +357,9 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
             record.drafts.append(metadata_draft(keys.METADATA + key, packed))
         return Lsn(self._commit([record], epoch).lsn)
 
-    def _store_staged(self, key: bytes, prepared: Any, packed: bytes | None, epoch: int | None) -> Lsn:
+    def _store_staged(
+        self, key: bytes, prepared: Any, packed: bytes | None, epoch: int | None
+    ) -> Lsn:
         staging = self.new_staging(fix=False)
         try:
             staging.put_tensor(key, prepared)
@@ -364,7 +404,10 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         )
 
     def delete_tensor(self, name: str, *, epoch: int | None = None) -> Lsn:
-        """End *name* and its metadata from here on; earlier versions stay readable. Raises TensorNotFoundError."""
+        """End *name* and its metadata from here on.
+
+        Earlier versions stay readable. Raises TensorNotFoundError.
+        """
         return self._transact(lambda txn: txn.delete_tensor(name), epoch)
 
     def __delitem__(self, name: str) -> None:
@@ -372,10 +415,15 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         self.delete_tensor(name)
 
     def set_metadata(self, name: str, metadata: dict[str, Any], *, epoch: int | None = None) -> Lsn:
-        """Replace the metadata of an existing tensor. Raises TensorNotFoundError, InvalidTypeError, LimitError."""
+        """Replace the metadata of an existing tensor.
+
+        Raises TensorNotFoundError, InvalidTypeError, LimitError.
+        """
         return self._transact(lambda txn: txn.set_metadata(name, metadata), epoch)
 
-    def store_model_layer(self, layer_id: str, weights: Any, biases: Any, *, epoch: int | None = None) -> Lsn:
+    def store_model_layer(
+        self, layer_id: str, weights: Any, biases: Any, *, epoch: int | None = None
+    ) -> Lsn:
         """Store ``{layer}_weights`` and ``{layer}_biases`` with metadata type, layer and position, and the relationship
         ``layer_params`` between them, in one transaction.
         """
@@ -390,7 +438,7 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         assert done.lsn is not None
         return done.lsn
 
-    # --- relationships ------------------------------------------------------------------------------
+    # --- relationships ----------------------------------------------------------------------------
 
     def create_relationship(
         self,
@@ -402,13 +450,17 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         epoch: int | None = None,
     ) -> Lsn:
         """Relate two names, tensors or not; an existing relationship gets the new metadata."""
-        return self._transact(lambda txn: txn.create_relationship(source, target, kind, metadata), epoch)
+        return self._transact(
+            lambda txn: txn.create_relationship(source, target, kind, metadata), epoch
+        )
 
-    def delete_relationship(self, source: str, target: str, kind: str, *, epoch: int | None = None) -> Lsn:
+    def delete_relationship(
+        self, source: str, target: str, kind: str, *, epoch: int | None = None
+    ) -> Lsn:
         """End a relationship from here on. Raises MissingError."""
         return self._transact(lambda txn: txn.delete_relationship(source, target, kind), epoch)
 
-    # --- checkpoints --------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------
 
     @overload
     def checkpoint(
@@ -445,10 +497,11 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     ) -> Checkpoint | PendingCheckpoint:
         """Store a model state as one atomic commit: a module, an optimizer, or a nested tree of state.
 
-        ``{"model": m, "optimizer": o, "scheduler": s, "rng": ..., "cursor": ...}`` keeps its types and comes back
-        bit-exactly with :meth:`load`. Tensors are also readable by name (``db["model/layer.weight"]``); those of a bare
-        model by its keys. With ``wait=False`` the value is fixed at the call and written behind; the result has
-        ``.done``, ``.result()``, ``.stall_ms``, and a failure is raised at the next write and at close.
+        ``{"model": m, "optimizer": o, "scheduler": s, "rng": ..., "cursor": ...}`` keeps its types
+        and comes back bit-exactly with :meth:`load`. Tensors are also readable by name
+        (``db["model/layer.weight"]``); those of a bare model by its keys. With ``wait=False`` the
+        value is fixed at the call and written behind; the result has ``.done``, ``.result()``,
+        ``.stall_ms``, and a failure is raised at the next write and at close.
         """
         started = time.perf_counter()
         self._guard()
@@ -475,10 +528,13 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         finally:
             staging.discard()
 
-    # --- history ------------------------------------------------------------------------------------
+    # --- history ----------------------------------------------------------------------------------
 
     def tag(self, name: str, as_of: AsOf = None) -> Lsn:
-        """Name a commit (the head by default); return the LSN that the tag points at. An existing tag moves."""
+        """Name a commit (the head by default).
+
+        Return the LSN that the tag points at. An existing tag moves.
+        """
         key = check_name(name)
         target = self._existing(as_of)
         self._mark(events.TAG_SET, keys.TAGS + key, events.pack_plain([int(target)]))
@@ -488,7 +544,9 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         """Remove a tag. Raises MissingError."""
         key = check_name(name)
         if name not in self.tags():
-            raise MissingError(f"there is no tag {name[:80]!r}; db.tags() lists them. Nothing was stored.")
+            raise MissingError(
+                f"there is no tag {name[:80]!r}; db.tags() lists them. Nothing was stored."
+            )
         self._mark(events.TAG_DELETED, keys.TAGS + key, None)
 
     def pin(self, as_of: AsOf) -> Lsn:
@@ -501,7 +559,9 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         """Take a pin back. Raises MissingError."""
         target = self._existing(as_of)
         if target not in self.pins():
-            raise MissingError(f"commit {target} is not pinned; db.pins() lists the pins. Nothing was stored.")
+            raise MissingError(
+                f"commit {target} is not pinned; db.pins() lists the pins. Nothing was stored."
+            )
         self._mark(events.PIN_CLEARED, keys.pin_key(target), None)
 
     def _existing(self, as_of: AsOf) -> Lsn:
@@ -512,14 +572,17 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
 
     def _mark(self, kind: int, key: bytes, attr: bytes | None) -> CommitRow:
         self._settle_background()
-        record = events.tombstones(kind, [key]) if attr is None else events.marks(kind, [(key, attr)])
+        record = (
+            events.tombstones(kind, [key]) if attr is None else events.marks(kind, [(key, attr)])
+        )
         return self._commit([record], None)
 
     def rewind(self, as_of: AsOf) -> Lsn:
         """Make the state at *as_of* the head state; return the LSN of the rewind. Later commits build on it.
 
-        Nothing is lost: the commits that are left behind stay readable by LSN, and tags, pins and retention are not
-        rewound. The head's epoch becomes that of *as_of*. Raises MissingError, VersionGoneError.
+        Nothing is lost: the commits that are left behind stay readable by LSN, and tags, pins and
+        retention are not rewound. The head's epoch becomes that of *as_of*. Raises MissingError,
+        VersionGoneError.
         """
         self._guard()
         self._settle_background()
@@ -534,20 +597,22 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         record = Record(events.REWOUND, [], extra=[0])
         return Lsn(self._log.commit([record], decide).lsn)
 
-    # --- the whole store ----------------------------------------------------------------------------
+    # --- the whole store --------------------------------------------------------------------------
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store, as of now, to the new folder *path*, under a new store id, while writers run.
 
-        Sealed segments are hard-linked on the same file system, copied otherwise. Raises InvalidValueError when *path* is not
-        empty, StorageFullError, StorageIOError.
+        Sealed segments are hard-linked on the same file system, copied otherwise. Raises
+        InvalidValueError when *path* is not empty, StorageFullError, StorageIOError.
         """
         self._guard()
         if self._log.options.mode == "rw":
             self._settle_background()
         target = OsFileSystem(_store_path(path, create=True))
         if target.list(""):
-            raise InvalidValueError(f"{target.root} is not empty; a backup needs a new folder. Nothing was changed.")
+            raise InvalidValueError(
+                f"{target.root} is not empty; a backup needs a new folder. Nothing was changed."
+            )
         backup(self._log, target, _metadata_columns)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
@@ -559,7 +624,10 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         return verify(self._log, progress)
 
     def stats(self) -> dict[str, Any]:
-        """Return figures of the store and of this handle; every tuned default with its value and counters."""
+        """Return figures of the store and of this handle.
+
+        Every tuned default with its value and counters.
+        """
         self._guard()
         source, border, cache = self._source, self._source.border, self._source.cache
         return {
@@ -582,7 +650,10 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         }
 
     def sync(self) -> None:
-        """Make everything committed before durable: with ``durability="os"`` the call to make now and then."""
+        """Make everything committed before durable.
+
+        With ``durability="os"`` the call to make now and then.
+        """
         self._guard()
         self._settle_background()
         self._log.sync()
@@ -590,7 +661,8 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     def close(self) -> None:
         """Finish background checkpoints, record a durable mark and close. Closing twice is harmless.
 
-        Raises the error of a background checkpoint that nobody has seen; the store is closed all the same.
+        Raises the error of a background checkpoint that nobody has seen; the store is closed all
+        the same.
         """
         if self._closed:
             return
@@ -608,7 +680,10 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         self.close()
@@ -620,11 +695,12 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     def __reduce__(self) -> NoReturn:
         """A live handle does not travel between processes."""
         raise InvalidTypeError(
-            f"an open store is not pickled; send its path ({self.path!r}) and call mldb.open(path) where it is used"
+            f"an open store is not pickled; send its path ({self.path!r}) and call mldb.open(path) "
+            "where it is used"
         )
 
 
-def open(  # noqa: A001 - the public name is mldb.open
+def open(
     path: str | os.PathLike[str] = DEFAULT_PATH,
     *,
     mode: Mode = "rw",

@@ -1,8 +1,9 @@
 """Encodings of stored bytes: raw, or byte planes compressed with zstd.
 
-Floats of one tensor share their exponents, so sorting the bytes of all elements by their position in the element (a byte
-shuffle, as in HDF5 and Blosc) puts alike bytes together before zstd level 1 sees them. A single fp32 snapshot
-shrinks by about a sixth, bf16 by a third; whoever wants zero-copy reads stores raw, which is the default.
+Floats of one tensor share their exponents, so sorting the bytes of all elements by their position
+in the element (a byte shuffle, as in HDF5 and Blosc) puts alike bytes together before zstd level 1
+sees them. A single fp32 snapshot shrinks by about a sixth, bf16 by a third; whoever wants zero-copy
+reads stores raw, which is the default.
 
 Encoded form: one byte of element size, then one zstd frame (RFC 8878).
 """
@@ -43,15 +44,18 @@ def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
     return bytes([itemsize]) + packed
 
 
-def decode_bytes(data: memoryview, encoding: int, size: int, file: str, offset: int, key: str) -> memoryview:
+def decode_bytes(
+    data: memoryview, encoding: int, size: int, file: str, offset: int, key: str
+) -> memoryview:
     """Return the *size* decoded bytes, read-only.
 
-    Never allocates more than *size* and a little. Raises CorruptError for an unknown encoding or bytes that do not give
-    exactly *size*.
+    Never allocates more than *size* and a little. Raises CorruptError for an unknown encoding or
+    bytes that do not give exactly *size*.
     """
     if encoding != ENCODING_ZSTD:
         raise CorruptError(
-            f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a newer mldb",
+            f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a newer "
+            "mldb",
             file=file,
             offset=offset,
             key=key,
@@ -65,7 +69,8 @@ def decode_bytes(data: memoryview, encoding: int, size: int, file: str, offset: 
             raise ValueError(f"{len(plain)} bytes or more came out, {size} are declared")
     except (zstd.ZstdError, ValueError, IndexError, EOFError) as error:
         raise CorruptError(
-            f"the encoded payload of {key!r} cannot be unpacked: {error}. Other names and versions stay readable.",
+            f"the encoded payload of {key!r} cannot be unpacked: {error}. Other names and versions "
+            "stay readable.",
             file=file,
             offset=offset,
             key=key,

@@ -55,7 +55,11 @@ class CorruptError(StorageError):
         offset: int | None = None,
         key: str | None = None,
     ) -> None:
-        place = "" if file is None else f" [file {file}" + ("" if offset is None else f", offset {offset}") + "]"
+        place = (
+            ""
+            if file is None
+            else f" [file {file}" + ("" if offset is None else f", offset {offset}") + "]"
+        )
         super().__init__(message + place)
         self.file = file
         self.offset = offset

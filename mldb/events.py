@@ -1,7 +1,7 @@
 """Events: what happened, as frozen dataclasses; and their way into records and out of frames.
 
-The kind numbers are part of the format (FORMAT.md section 5). A kind with the must-understand bit stops
-a reader that does not know it; others are skipped and kept.
+The kind numbers are part of the format (FORMAT.md section 5). A kind with the must-understand bit
+stops a reader that does not know it; others are skipped and kept.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def to_time(nanoseconds: int) -> datetime:
     )
 
 
-# --- into records -------------------------------------------------------------------------------------
+# --- into records ---------------------------------------------------------------------------------
 
 
 def tombstones(kind: int, names: Iterable[bytes]) -> Record:
@@ -168,7 +168,7 @@ def pack_plain(value: object) -> bytes:
     return packed
 
 
-# --- out of frames ------------------------------------------------------------------------------------
+# --- out of frames --------------------------------------------------------------------------------
 
 
 def events_of(row: CommitRow, frames: Iterable[tuple[Frame, bytes]], file: str) -> Iterator[Event]:
@@ -184,7 +184,9 @@ def events_of(row: CommitRow, frames: Iterable[tuple[Frame, bytes]], file: str) 
             if decode is not None:
                 yield from decode(head, drafts, extra)
         except (DamagedFrame, ValueError, TypeError, KeyError, IndexError) as error:
-            raise CorruptError(f"an event cannot be decoded: {error}", file=file, offset=frame.offset) from None
+            raise CorruptError(
+                f"an event cannot be decoded: {error}", file=file, offset=frame.offset
+            ) from None
 
 
 _Head = tuple[Lsn, int, datetime]

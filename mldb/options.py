@@ -36,7 +36,8 @@ class Options:
     spill_bytes:         tensors from this size on are written at the call in a transaction, not held in RAM.
     map_bytes:           tensors from this size on are read as views; None measures where that pays.
     cache_bytes:         bound of the cache of decoded tensors.
-    pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one waits. Each
+    pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one
+    waits. Each
                          holds one buffer of the state's size.
     """
 
@@ -57,14 +58,18 @@ class Options:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise InvalidValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+                raise InvalidValueError(
+                    f"{name}={value!r} is not one of {', '.join(map(repr, choices))}"
+                )
         for name in ("segment_bytes", "segment_entries", "spill_bytes", "pending_checkpoints"):
             _positive(name, getattr(self, name))
         if self.map_bytes is not None:
             _positive("map_bytes", self.map_bytes, least=0)
         _positive("cache_bytes", self.cache_bytes, least=0)
         if not isinstance(self.lock_timeout, int | float) or not 0 <= self.lock_timeout < 1e9:
-            raise InvalidValueError(f"lock_timeout={self.lock_timeout!r} is not a number of seconds")
+            raise InvalidValueError(
+                f"lock_timeout={self.lock_timeout!r} is not a number of seconds"
+            )
 
 
 def _positive(name: str, value: object, least: int = 1) -> None:

@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-
 from mldb import keys
 from mldb.border import SIZES, MapBorder
 from mldb.cache import DecodedCache
@@ -25,9 +24,11 @@ from mldb.names import check_name
 from mldb.resolve import AsOf
 
 
-
 class Source:
-    """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread."""
+    """Where bytes come from.
+
+    The log, the map/copy border and the cache of one handle. Any thread.
+    """
 
     __slots__ = ("border", "cache", "copied_reads", "log", "mapped_reads")
 
@@ -93,7 +94,10 @@ class Scope(NamedTuple):
 
 
 def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
-    """Return the decoded bytes of one version: a verified view of the log, or of the cache when encoded."""
+    """Return the decoded bytes of one version.
+
+    A verified view of the log, or of the cache when encoded.
+    """
     source = scope.source
     data = source.log.payload(scope.view, entry, 0, entry.length, name)
     if entry.encoding == fmt.ENCODING_RAW:
@@ -101,14 +105,17 @@ def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
     size = unpack_descriptor(entry.attr).nbytes
     file = scope.view.segments[entry.segment].name
     return source.cache.get(
-        (entry.segment, entry.offset), size, lambda: decode_bytes(data, entry.encoding, size, file, entry.offset, name)
+        (entry.segment, entry.offset),
+        size,
+        lambda: decode_bytes(data, entry.encoding, size, file, entry.offset, name),
     )
 
 
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     """Return one version as it was given: a read-only NumPy array, or the sparse layout stored.
 
-    Large arrays are views of the mapped segment, small ones copies; both live as long as they are held.
+    Large arrays are views of the mapped segment, small ones copies; both live as long as they are
+    held.
     """
     source = scope.source
     data = stored_bytes(scope, entry, name)
@@ -130,10 +137,10 @@ class ReadSurface:
     def query_tensor(self, name: str, *, as_of: AsOf = None) -> Any:
         """Return tensor *name* as of *as_of* (epoch, Lsn, datetime, tag, checkpoint; None is now).
 
-        A dense tensor comes as a read-only NumPy array: a zero-copy view of the mapped log when it is large, a copy when
-        small; bfloat16 and fp8 as ml_dtypes arrays. A sparse one comes in the layout given. Any thread; the array
-        lives as long as it is held, also after close. Raises TensorNotFoundError (a KeyError), CorruptError,
-        VersionGoneError, ClosedError.
+        A dense tensor comes as a read-only NumPy array: a zero-copy view of the mapped log when it
+        is large, a copy when small; bfloat16 and fp8 as ml_dtypes arrays. A sparse one comes in the
+        layout given. Any thread; the array lives as long as it is held, also after close. Raises
+        TensorNotFoundError (a KeyError), CorruptError, VersionGoneError, ClosedError.
         """
         scope = self._scope(as_of)
         return read_array(scope, scope.tensor_entry(name), name)

@@ -1,7 +1,8 @@
 """as_of: from what a caller says to the commit it means.
 
-``int`` is an epoch, :class:`Lsn` a commit, an aware ``datetime`` a time, ``str`` a tag or checkpoint name, ``None`` the head.
-Epochs and times follow the lineage of the view; an Lsn may name any commit, abandoned ones too.
+``int`` is an epoch, :class:`Lsn` a commit, an aware ``datetime`` a time, ``str`` a tag or
+checkpoint name, ``None`` the head. Epochs and times follow the lineage of the view; an Lsn may name
+any commit, abandoned ones too.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ _UNIX_START = datetime(1970, 1, 1, tzinfo=UTC)
 def resolve(view: View, intervals: Intervals, as_of: AsOf) -> CommitRow:
     """Return the commit that *as_of* means, seen from the snapshot *intervals* of *view*.
 
-    Before the first commit: EMPTY_COMMIT. Beyond the head: the head. Raises MissingError for an unknown Lsn, tag or
-    checkpoint name, InvalidTypeError and InvalidValueError for what is no as_of, VersionGoneError for a
-    pruned commit.
+    Before the first commit: EMPTY_COMMIT. Beyond the head: the head. Raises MissingError for an
+    unknown Lsn, tag or checkpoint name, InvalidTypeError and InvalidValueError for what is no
+    as_of, VersionGoneError for a pruned commit.
     """
     if as_of is None:
         return _commit(view, intervals[-1][1]) if intervals else EMPTY_COMMIT
     if isinstance(as_of, Lsn):
         return kept(view, _commit(view, as_of))
     if isinstance(as_of, bool):
-        raise InvalidTypeError("as_of is a bool; give an epoch (int), Lsn, aware datetime, tag or checkpoint name")
+        raise InvalidTypeError(
+            "as_of is a bool; give an epoch (int), Lsn, aware datetime, tag or checkpoint name"
+        )
     if isinstance(as_of, int | np.integer):
         return _last(view, intervals, "epoch", int(as_of))
     if isinstance(as_of, datetime):
@@ -45,7 +48,8 @@ def resolve(view: View, intervals: Intervals, as_of: AsOf) -> CommitRow:
     if isinstance(as_of, str):
         return kept(view, _named(view, intervals, as_of))
     raise InvalidTypeError(
-        f"as_of is a {type(as_of).__name__}; give an epoch (int), Lsn, aware datetime, tag or checkpoint name"
+        f"as_of is a {type(as_of).__name__}; give an epoch (int), Lsn, aware datetime, tag or "
+        "checkpoint name"
     )
 
 
@@ -65,7 +69,8 @@ def _commit(view: View, lsn: int) -> CommitRow:
     row = view.commit_at(lsn)
     if row is None:
         raise MissingError(
-            f"no commit has LSN {int(lsn)}; the newest is {view.commit.lsn}. An Lsn comes from a commit: "
+            f"no commit has LSN {int(lsn)}; the newest is {view.commit.lsn}. An Lsn comes from a "
+            "commit: "
             "store_tensor, txn.lsn, db.history(name) or db.events()."
         )
     return row
@@ -96,19 +101,25 @@ def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
         return _commit(view, int(lsn))  # type: ignore[call-overload]
     checkpoint = view.newest(keys.CHECKPOINTS + key, intervals) if key else None
     if checkpoint is None:
-        raise MissingError(f"no tag or checkpoint is named {name[:80]!r}; see db.tags() and db.checkpoints()")
+        raise MissingError(
+            f"no tag or checkpoint is named {name[:80]!r}; see db.tags() and db.checkpoints()"
+        )
     return _commit(view, checkpoint.commit_lsn)
 
 
 def kept(view: View, row: CommitRow) -> CommitRow:
-    """Return *row* unless retention pruned it. Raises VersionGoneError naming the nearest kept commits."""
+    """Return *row* unless retention pruned it.
+
+    Raises VersionGoneError naming the nearest kept commits.
+    """
     kept_lsns = view.kept
     if kept_lsns is None or row.lsn == 0 or row.lsn in kept_lsns or row.lsn > kept_lsns[-1]:
         return row
     below = max((lsn for lsn in kept_lsns if lsn < row.lsn), default=None)
     above = min((lsn for lsn in kept_lsns if lsn > row.lsn), default=None)
     raise VersionGoneError(
-        f"commit {row.lsn} (epoch {row.epoch}) was pruned by retention; the nearest kept commits are "
+        f"commit {row.lsn} (epoch {row.epoch}) was pruned by retention; the nearest kept commits "
+        "are "
         f"{below} below and {above} above. Pin or tag a commit to keep it.",
         below=below,
         above=above,

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class StateSurface(ReadSurface):
-    """The read surface with handles, history, relationships and model states: of a database or snapshot."""
+    """The read surface with handles.
+
+    History, relationships and model states: of a database or snapshot.
+    """
 
     def tensor(self, name: str, *, as_of: AsOf = None) -> TensorHandle:
         """Return a lazy handle: shape, dtype and metadata now, bytes when asked, slices of them alone.
@@ -41,9 +44,17 @@ class StateSurface(ReadSurface):
         return history_of(self._scope(as_of), name)
 
     def relationships(
-        self, source: str | None = None, target: str | None = None, kind: str | None = None, *, as_of: AsOf = None
+        self,
+        source: str | None = None,
+        target: str | None = None,
+        kind: str | None = None,
+        *,
+        as_of: AsOf = None,
     ) -> list[Relationship]:
-        """Return the relationships that match, sorted by source, kind, target; ends may be any names."""
+        """Return the relationships that match.
+
+        Sorted by source, kind, target; ends may be any names.
+        """
         return relationships.listed(self._scope(as_of), source, target, kind)
 
     def state_dict(
@@ -51,17 +62,19 @@ class StateSurface(ReadSurface):
     ) -> dict[str, Any]:
         """Return torch tensors by name, for ``load_state_dict``: those of the newest checkpoint as of *as_of*.
 
-        Without any checkpoint, all tensors. *prefix* selects and is cut off: for ``checkpoint({"model": m, ...})`` pass
-        ``prefix="model/"``. The tensors are the caller's own; large ones are private mappings. Raises what reading raises.
+        Without any checkpoint, all tensors. *prefix* selects and is cut off: for
+        ``checkpoint({"model": m, ...})`` pass ``prefix="model/"``. The tensors are the caller's
+        own; large ones are private mappings. Raises what reading raises.
         """
         return checkpoints.state_dict(self._scope(as_of), prefix, device)
 
     def load(self, state: Any, *, as_of: AsOf = None, strict: bool = True) -> Any:
         """Load the newest checkpoint as of *as_of* into live objects of the shape that was saved; return the state.
 
-        *state* is a module, an optimizer, or a nested tree holding them; plain values in it (a step, a cursor) are taken
-        from the returned tree. Tied tensors stay tied. ``state=None`` only returns the tree. Raises MissingError without a
-        checkpoint or for missing keys, InvalidValueError for unexpected ones or other shapes; then nothing was changed.
+        *state* is a module, an optimizer, or a nested tree holding them; plain values in it (a
+        step, a cursor) are taken from the returned tree. Tied tensors stay tied. ``state=None``
+        only returns the tree. Raises MissingError without a checkpoint or for missing keys,
+        InvalidValueError for unexpected ones or other shapes; then nothing was changed.
         """
         tree = checkpoints.state_of(self._scope(as_of))
         return tree if state is None else restore_into(state, tree, strict=strict)
@@ -74,8 +87,8 @@ class StateSurface(ReadSurface):
 class Snapshot(StateSurface):
     """Everything as it was at one commit, for as long as it is open. Made by ``db.at(as_of)``.
 
-    A context manager; any thread. While open, its commit is registered, so compaction keeps what it reads. Arrays
-    taken from it live on after it is closed.
+    A context manager; any thread. While open, its commit is registered, so compaction keeps what it
+    reads. Arrays taken from it live on after it is closed.
     """
 
     def __init__(self, scope: Scope, guard: Callable[[], None]) -> None:
@@ -124,7 +137,10 @@ class Snapshot(StateSurface):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         self.close()

@@ -1,8 +1,8 @@
 """Staged writes: the last write per key, turned into records at commit.
 
-Small tensors are packed: many share one payload of at most 1 MiB, so that a batch of hundreds costs a few frames and a
-read verifies one block. Larger ones get a frame of their own; above ``spill_bytes`` their bytes go to a
-pending segment at once.
+Small tensors are packed: many share one payload of at most 1 MiB, so that a batch of hundreds costs
+a few frames and a read verifies one block. Larger ones get a frame of their own; above
+``spill_bytes`` their bytes go to a pending segment at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ OpenPending = Callable[[], PendingSegment]
 
 
 class Staged(NamedTuple):
-    """What a transaction would read back for a key. ``data`` is None for a deletion or a spilled tensor."""
+    """What a transaction would read back for a key.
+
+    ``data`` is None for a deletion or a spilled tensor.
+    """
 
     attr: bytes
     data: tuple[Buffer, ...] | None
@@ -55,7 +58,11 @@ class _Pack:
         start = len(data)
         for buffer in prepared.buffers:
             data += buffer
-        digest = digest128(prepared.buffers[0]) if len(prepared.buffers) == 1 else digest128(bytes(data[start:]))
+        digest = (
+            digest128(prepared.buffers[0])
+            if len(prepared.buffers) == 1
+            else digest128(bytes(data[start:]))
+        )
         self.drafts[key] = Draft(
             key, 0, fmt.ENCODING_RAW, start, prepared.nbytes, digest, 0, prepared.attr
         )
@@ -67,26 +74,39 @@ def metadata_draft(key: bytes, attr: bytes) -> Draft:
 
 
 def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> Record:
-    """A record of one tensor with a payload of its own; *aliases* are further keys for the same bytes."""
+    """A record of one tensor with a payload of its own.
+
+    *aliases* are further keys for the same bytes.
+    """
     length = prepared.nbytes
     digest = TO_BE_HASHED if length else digest128(b"")
     drafts = [
-        Draft(name, 0, fmt.ENCODING_RAW, 0, length, digest, 0, prepared.attr) for name in (key, *aliases)
+        Draft(name, 0, fmt.ENCODING_RAW, 0, length, digest, 0, prepared.attr)
+        for name in (key, *aliases)
     ]
     return Record(
-        events.TENSOR_STORED, drafts, prepared.buffers, length, align_log2=fmt.payload_align_log2(length)
+        events.TENSOR_STORED,
+        drafts,
+        prepared.buffers,
+        length,
+        align_log2=fmt.payload_align_log2(length),
     )
 
 
 class Staging:
     """The writes of one transaction or checkpoint, in order of first mention. Used by one thread.
 
-    ``fix`` says that values must be fixed at the call (a transaction's promise): buffers that alias the caller's memory
-    are copied. Without it they must stay unchanged until the commit returns.
+    ``fix`` says that values must be fixed at the call (a transaction's promise): buffers that alias
+    the caller's memory are copied. Without it they must stay unchanged until the commit returns.
     """
 
     def __init__(
-        self, new_pending: OpenPending, spill_bytes: int, *, fix: bool, compression: str | None = None
+        self,
+        new_pending: OpenPending,
+        spill_bytes: int,
+        *,
+        fix: bool,
+        compression: str | None = None,
     ) -> None:
         self._new_pending = new_pending
         self._compression = compression
@@ -96,7 +116,9 @@ class Staging:
         self._large: dict[bytes, Record] = {}
         self._spilled: dict[bytes, Placed] = {}
         self._where: dict[bytes, _Pack] = {}
-        self._marks: dict[bytes, tuple[int, bytes | None]] = {}  # key -> (event kind, attr or None for an end)
+        self._marks: dict[
+            bytes, tuple[int, bytes | None]
+        ] = {}  # key -> (event kind, attr or None for an end)
         self._extra: list[Record] = []
         self.pending: PendingSegment | None = None
 
@@ -104,7 +126,7 @@ class Staging:
         """Whether anything is staged."""
         return bool(self._where or self._large or self._spilled or self._marks or self._extra)
 
-    # --- staging ------------------------------------------------------------------------------------
+    # --- staging ----------------------------------------------------------------------------------
 
     def put_tensor(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> None:
         """Stage a tensor under a checked name, and under aliases of the same bytes."""
@@ -123,7 +145,9 @@ class Staging:
                 self._where[alias] = pack
             return
         if self._fix and not prepared.owned and prepared.nbytes < self._spill_bytes:
-            prepared = prepared._replace(buffers=tuple(memoryview(bytes(part)) for part in prepared.buffers))
+            prepared = prepared._replace(
+                buffers=tuple(memoryview(bytes(part)) for part in prepared.buffers)
+            )
         record = tensor_record(key, prepared, tuple(keys.TENSORS + item for item in aliases))
         if prepared.nbytes >= self._spill_bytes:
             placed = self._spill(record)
@@ -145,7 +169,8 @@ class Staging:
     def _open_pack(self, size: int, entries: int) -> _Pack:
         last = self._packs[-1] if self._packs else None
         full = last is None or (
-            len(last.data) + size + _ALIGN > PACK_BYTES or len(last.drafts) + entries > _PACK_ENTRIES
+            len(last.data) + size + _ALIGN > PACK_BYTES
+            or len(last.drafts) + entries > _PACK_ENTRIES
         )
         if full:
             last = _Pack()
@@ -175,7 +200,7 @@ class Staging:
         """Stage a complete record."""
         self._extra.append(record)
 
-    # --- reading back -------------------------------------------------------------------------------
+    # --- reading back -----------------------------------------------------------------------------
 
     def read(self, key: bytes) -> Staged | None:
         """Return what was staged for *key*, or None."""
@@ -199,7 +224,9 @@ class Staging:
     def staged_bytes(self, staged: Staged) -> bytes:
         """Return the bytes of a staged tensor; a spilled one is read back from its pending file."""
         if staged.placed is not None and self.pending is not None:
-            return self.pending.file.pread(staged.placed.record.payload_length, staged.placed.payload)
+            return self.pending.file.pread(
+                staged.placed.record.payload_length, staged.placed.payload
+            )
         return b"".join(staged.data or ())
 
     def keys(self, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
@@ -212,7 +239,7 @@ class Staging:
             if key.startswith(prefix):
                 yield key, attr is not None
 
-    # --- committing ---------------------------------------------------------------------------------
+    # --- committing -------------------------------------------------------------------------------
 
     def records(self) -> list[Record]:
         """Return the records not yet in the pending segment; called once."""
@@ -230,7 +257,9 @@ class Staging:
         return records + self._extra
 
     def _pack_record(self, pack: _Pack) -> Record:
-        return Record(events.TENSOR_STORED, list(pack.drafts.values()), (pack.data,), len(pack.data))
+        return Record(
+            events.TENSOR_STORED, list(pack.drafts.values()), (pack.data,), len(pack.data)
+        )
 
     def discard(self) -> None:
         """Drop everything, the pending segment too."""
@@ -238,7 +267,9 @@ class Staging:
             self.pending.discard()
 
 
-def _portions(items: list[tuple[bytes, bytes | None]]) -> Iterator[list[tuple[bytes, bytes | None]]]:
+def _portions(
+    items: list[tuple[bytes, bytes | None]],
+) -> Iterator[list[tuple[bytes, bytes | None]]]:
     """Split entries into bodies well below the limits of a frame."""
     part: list[tuple[bytes, bytes | None]] = []
     size = 0

@@ -201,6 +201,8 @@ def _share(loaded: dict[str, Any], group: StorageGroup) -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None or not all(isinstance(item, torch.Tensor) for item in loaded.values()):
         return loaded
+    if not all(tensor.layout is torch.strided for tensor in loaded.values()):
+        raise corrupt("a sparse tensor in a shared storage")
     if not is_affordable(group.nbytes, sum(tensor.nbytes for tensor in loaded.values())):
         raise corrupt(f"a storage of {group.nbytes} bytes for tensors far smaller")
     device = next(iter(loaded.values())).device
@@ -213,7 +215,7 @@ def _share(loaded: dict[str, Any], group: StorageGroup) -> dict[str, Any]:
 def _place(torch: Any, storage: Any, view: StorageView, tensor: Any) -> Any:
     itemsize = tensor.itemsize
     fits = view.offset % itemsize == 0 and view.end(itemsize) <= storage.numel()
-    if not fits or tuple(tensor.shape) != view.shape or tensor.layout is not torch.strided:
+    if not fits or tuple(tensor.shape) != view.shape:
         raise corrupt(f"the tensor {view.name!r} does not fit its place in a shared storage")
     bits = getattr(torch, _BITS_OF_SIZE[itemsize])
     start = view.offset // itemsize

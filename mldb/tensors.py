@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from mldb import keys
 from mldb.codec import (
-
     describe,
     index_array,
     pack_descriptor,
@@ -42,7 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One stored version of a tensor name. ``nbytes`` is decoded, ``stored_bytes`` what it takes on disk."""
+    """One stored version of a tensor name.
+
+    ``nbytes`` is decoded, ``stored_bytes`` what it takes on disk.
+    """
 
     lsn: Lsn
     epoch: int
@@ -81,8 +83,9 @@ def history_of(scope: Scope, name: str) -> list[Version]:
 class TensorHandle:
     """One version of a tensor, read when asked. Made by ``db.tensor(name)``.
 
-    Any thread. The version is fixed when the handle is made and stays readable as long as the handle
-    lives, whatever is stored later. ``np.asarray``, ``torch.as_tensor`` and ``from_dlpack`` take it.
+    Any thread. The version is fixed when the handle is made and stays readable as long as the
+    handle lives, whatever is stored later. ``np.asarray``, ``torch.as_tensor`` and ``from_dlpack``
+    take it.
     """
 
     __slots__ = ("_descriptor", "_entry", "_scope", "name")
@@ -105,7 +108,7 @@ class TensorHandle:
 
     @property
     def layout(self) -> str:
-        """"dense", or the sparse layout stored ("coo", "csr", ...)."""
+        """ "dense", or the sparse layout stored ("coo", "csr", ...)."""
         return self._descriptor.layout
 
     @property
@@ -142,8 +145,9 @@ class TensorHandle:
     def torch(self, device: str | torch.device | None = None) -> torch.Tensor:
         """Return a torch tensor that may be written to: writes stay in this process and reach no other reader.
 
-        Dense tensors are private copy-on-write mappings of the log (copies when small), moved to *device* if given. Raises
-        InvalidTypeError for a dtype torch lacks, UsageError without torch.
+        Dense tensors are private copy-on-write mappings of the log (copies when small), moved to
+        *device* if given. Raises InvalidTypeError for a dtype torch lacks, UsageError without
+        torch.
         """
         what = self._descriptor
         if what.layout != "dense":
@@ -169,7 +173,8 @@ class TensorHandle:
     def __getitem__(self, key: Any) -> Any:
         """Return ``array[key]``, reading only the bytes that the leading indices pick.
 
-        Read-only; a view of the log when the part is large. Raises InvalidValueError for an index that does not fit.
+        Read-only; a view of the log when the part is large. Raises InvalidValueError for an index
+        that does not fit.
         """
         scope, entry = self._scope, self._entry
         part = None
@@ -178,7 +183,9 @@ class TensorHandle:
         if part is None:
             return index_array(self.numpy(), key)
         data = scope.source.log.payload(scope.view, entry, part.start, part.stop, self.name)
-        if part.stop - part.start < scope.source.border.value and not scope.source.is_mapped(scope.view, entry):
+        if part.stop - part.start < scope.source.border.value and not scope.source.is_mapped(
+            scope.view, entry
+        ):
             data = memoryview(bytes(data))
         array = view_numpy(part.descriptor, data)
         return array[part.residual] if part.residual else array
@@ -189,7 +196,9 @@ class TensorHandle:
             raise InvalidTypeError(f"{self.name!r} has no axes, so it has no len()")
         return self.shape[0]
 
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray[Any, Any]:
         """NumPy's protocol."""
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
@@ -215,8 +224,9 @@ Publish = Callable[[PendingSegment], Lsn]
 class TensorWriter:
     """Writes one tensor piece by piece, for arrays larger than RAM. Made by ``db.create_tensor``.
 
-    A context manager for one thread: ``with db.create_tensor("x", (n, d), "float32") as w: w[0:10] = rows``. Rows never
-    written are zero. Leaving the block commits; an exception in it stores nothing. ``lsn`` is set afterwards.
+    A context manager for one thread: ``with db.create_tensor("x", (n, d), "float32") as w: w[0:10]
+    = rows``. Rows never written are zero. Leaving the block commits; an exception in it stores
+    nothing. ``lsn`` is set afterwards.
     """
 
     def __init__(
@@ -242,7 +252,11 @@ class TensorWriter:
         """Reserve the place."""
         what = self._descriptor
         attr = pack_descriptor(what)
-        drafts = [Draft(keys.TENSORS + self._key, 0, fmt.ENCODING_RAW, 0, what.nbytes, TO_BE_HASHED, 0, attr)]
+        drafts = [
+            Draft(
+                keys.TENSORS + self._key, 0, fmt.ENCODING_RAW, 0, what.nbytes, TO_BE_HASHED, 0, attr
+            )
+        ]
         if self._metadata is not None:
             drafts.append(Draft(keys.METADATA + self._key, 0, 0, 0, 0, b"", 0, self._metadata))
         record = Record(
@@ -255,14 +269,17 @@ class TensorWriter:
     def __setitem__(self, key: Any, values: Any) -> None:
         """Write a contiguous run of leading rows: an int, a slice of step 1, ``...``, or leading ints and a slice.
 
-        *values* are cast to the tensor's dtype and broadcast to the rows, as NumPy does. Raises InvalidValueError.
+        *values* are cast to the tensor's dtype and broadcast to the rows, as NumPy does. Raises
+        InvalidValueError.
         """
         if self._pending is None:
             raise ClosedError(f"the writer of {self.name!r} is used outside its with block")
         what = self._descriptor
         part = slice_bytes(what, key)
         if part is None:
-            whole = key is Ellipsis or (isinstance(key, slice) and key.indices(what.shape[0]) == (0, what.shape[0], 1))
+            whole = key is Ellipsis or (
+                isinstance(key, slice) and key.indices(what.shape[0]) == (0, what.shape[0], 1)
+            )
             if not (whole or what.shape == ()):
                 raise self._not_rows(key)
             target, start = what, 0
@@ -270,7 +287,11 @@ class TensorWriter:
             raise self._not_rows(key)
         else:
             target, start = part.descriptor, part.start
-        rows = np.broadcast_to(np.asarray(values), target.shape) if np.shape(values) != target.shape else values
+        rows = (
+            np.broadcast_to(np.asarray(values), target.shape)
+            if np.shape(values) != target.shape
+            else values
+        )
         array = np.ascontiguousarray(rows, dtype=dtype_of(what.dtype))
         buffers = prepare(array.reshape(target.shape)).buffers
         if target.nbytes:
@@ -283,7 +304,10 @@ class TensorWriter:
         )
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Commit, or drop everything when the block raised."""
         pending, self._pending = self._pending, None
@@ -305,7 +329,8 @@ class TensorWriter:
         data = pending.file.map(end)[placed.payload : end]
         record.checks, digest = checks_and_digest([data] if len(data) else [], record.block_log2)
         record.drafts = [
-            draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft for draft in record.drafts
+            draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft
+            for draft in record.drafts
         ]
         placed.written = True
 
@@ -319,5 +344,3 @@ def _code_of(dtype: Any) -> str:
         if isinstance(error, InvalidTypeError):
             raise
         raise InvalidTypeError(f"{dtype!r} is no dtype: {error}") from None
-
-

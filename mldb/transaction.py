@@ -7,7 +7,15 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from mldb import events, keys
-from mldb.codec import Prepared, pack_metadata, prepare, rebuild, unpack_descriptor, unpack_metadata, view_numpy
+from mldb.codec import (
+    Prepared,
+    pack_metadata,
+    prepare,
+    rebuild,
+    unpack_descriptor,
+    unpack_metadata,
+    view_numpy,
+)
 from mldb.commit import ReadSet, check_reads
 from mldb.errors import ClosedError, TensorNotFoundError
 from mldb.log.address import CommitRow, Lsn
@@ -37,9 +45,10 @@ class Store(Protocol):
 class Transaction:
     """The verbs of a database, staged. Made by ``with db.transaction() as txn``; used by one thread.
 
-    Reads see the newest commit at the beginning plus the transaction's own writes. Values are fixed at the call. Leaving the
-    block commits and sets ``lsn``; an exception rolls back and is re-raised. Raises ConflictError at the end when another
-    commit changed a name that was read here.
+    Reads see the newest commit at the beginning plus the transaction's own writes. Values are fixed
+    at the call. Leaving the block commits and sets ``lsn``; an exception rolls back and is
+    re-raised. Raises ConflictError at the end when another commit changed a name that was read
+    here.
     """
 
     def __init__(self, store: Store, epoch: int | None) -> None:
@@ -52,7 +61,7 @@ class Transaction:
         self._open = False
         self._held = False
 
-    # --- life ---------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
         """Begin."""
@@ -60,7 +69,10 @@ class Transaction:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Commit, or roll back when the block raised."""
         self._open = False
@@ -83,11 +95,12 @@ class Transaction:
     def _check(self) -> Staging:
         if not self._open:
             raise ClosedError(
-                "this transaction is over, or was not entered; use it inside: with db.transaction() as txn"
+                "this transaction is over, or was not entered; use it inside: with "
+                "db.transaction() as txn"
             )
         return self._staging
 
-    # --- writing ------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def store_tensor(self, name: str, data: Any, metadata: dict[str, Any] | None = None) -> None:
         """Stage a new version of *name*; see ``MLDatabase.store_tensor``."""
@@ -144,7 +157,7 @@ class Transaction:
         """``del txn[name]`` is :meth:`delete_tensor`."""
         self.delete_tensor(name)
 
-    # --- reading ------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def _hold(self) -> None:
         """Register the snapshot at the first read, so that compaction keeps it."""
@@ -171,7 +184,10 @@ class Transaction:
             raise TensorNotFoundError(f"tensor {name!r} was deleted in this transaction")
 
     def query_tensor(self, name: str) -> Any:
-        """Return the staged or the base version of *name*, read-only. Raises TensorNotFoundError."""
+        """Return the staged or the base version of *name*.
+
+        Read-only. Raises TensorNotFoundError.
+        """
         key = keys.TENSORS + check_name(name)
         staged = self._read(key)
         if staged is None:
@@ -228,7 +244,10 @@ class Transaction:
         """Return the keys under *prefix* with the commit that wrote them (0: this transaction)."""
         staging = self._check()
         self._hold()
-        base = {key: entry.commit_lsn for key, entry in self._base.view.live(prefix, self._base.intervals)}
+        base = {
+            key: entry.commit_lsn
+            for key, entry in self._base.view.live(prefix, self._base.intervals)
+        }
         by_name = prefix[:1] == keys.TENSORS
         self._reads.listings[prefix] = dict.fromkeys(base, 0) if by_name else dict(base)
         for key, exists in staging.keys(prefix):
@@ -237,8 +256,6 @@ class Transaction:
             else:
                 base.pop(key, None)
         return base
-
-
 
 
 def stage_layer(txn: Transaction, layer_id: str, weights: Any, biases: Any) -> None:

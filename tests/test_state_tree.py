@@ -578,6 +578,12 @@ def test_impossible_skeletons_are_corrupt(skeleton: bytes) -> None:
         unflatten(skeleton, lambda _: torch.arange(4.0))
 
 
+def test_a_sparse_tensor_has_no_place_in_a_shared_storage() -> None:
+    skeleton = packed([TENSOR, "a"], {}, [[64, [["a", 0, [4, 4], [4, 1]]]]])
+    with pytest.raises(CorruptError, match="sparse"):
+        unflatten(skeleton, lambda _: torch.eye(4).to_sparse())
+
+
 def test_what_the_loader_raises_goes_through() -> None:
     with pytest.raises(TensorNotFoundError):
         unflatten(packed([TENSOR, "a"]), Store(flatten({})).load)

@@ -65,7 +65,9 @@ def _checkpoint(scope: Scope, key: bytes, entry: Entry) -> Checkpoint:
             fields["nbytes"],
         )
     except KeyError as error:
-        raise CorruptError(f"the checkpoint {keys.name_of(key)!r} lacks its {error}", key=keys.name_of(key)) from None
+        raise CorruptError(
+            f"the checkpoint {keys.name_of(key)!r} lacks its {error}", key=keys.name_of(key)
+        ) from None
 
 
 def latest(scope: Scope) -> Entry | None:
@@ -88,7 +90,8 @@ def skeleton_of(scope: Scope, entry: Entry) -> bytes:
 def state_of(scope: Scope) -> Any:
     """Return the whole state of the newest checkpoint, typed as it was given.
 
-    Every tensor is the caller's own: writing to one reaches neither the store nor another reader. Raises MissingError.
+    Every tensor is the caller's own: writing to one reaches neither the store nor another reader.
+    Raises MissingError.
     """
     entry = latest(scope)
     if entry is None:
@@ -127,7 +130,9 @@ def state_dict(scope: Scope, prefix: str, device: str | torch.device | None) -> 
         fixed = scope
     else:
         fixed = at_checkpoint(scope, entry)
-        found = {name: name for name in _names_in(skeleton_of(scope, entry)) if name.startswith(prefix)}
+        found = {
+            name: name for name in _names_in(skeleton_of(scope, entry)) if name.startswith(prefix)
+        }
     return {name[len(prefix) :]: _torch_tensor(fixed, name, device) for name in found}
 
 

@@ -41,7 +41,10 @@ def prefix_of(source: str | None, target: str | None, kind: str | None) -> bytes
 def matches(key: bytes, source: str | None, target: str | None, kind: str | None) -> bool:
     """Tell whether the relationship of *key* answers a query."""
     found = keys.split_relation(key)
-    return all(want is None or want == have for want, have in zip((source, kind, target), found, strict=True))
+    return all(
+        want is None or want == have
+        for want, have in zip((source, kind, target), found, strict=True)
+    )
 
 
 def find(
@@ -64,7 +67,10 @@ def listed(
     scope: Scope, source: str | None, target: str | None, kind: str | None
 ) -> list[Relationship]:
     """Return the matching relationships, sorted by source, kind and target."""
-    found = [relationship(key, entry.attr, entry.commit_lsn) for key, entry in find(scope, source, target, kind)]
+    found = [
+        relationship(key, entry.attr, entry.commit_lsn)
+        for key, entry in find(scope, source, target, kind)
+    ]
     return sorted(found, key=lambda item: (item.source, item.kind, item.target))
 
 
@@ -72,6 +78,7 @@ def require(exists: bool, source: str, target: str, kind: str) -> None:
     """Raise MissingError when the relationship does not exist."""
     if not exists:
         raise MissingError(
-            f"there is no relationship {source!r} -> {target!r} of kind {kind!r}. Nothing was stored; "
+            f"there is no relationship {source!r} -> {target!r} of kind {kind!r}. Nothing was "
+            "stored; "
             "db.relationships() lists what exists."
         )

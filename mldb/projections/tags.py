@@ -1,4 +1,7 @@
-"""Tags and pins: names for commits and commits kept whatever retention says. Of the store, never rewound."""
+"""Tags and pins: names for commits and commits kept whatever retention says.
+
+Of the store, never rewound.
+"""
 
 from __future__ import annotations
 
@@ -19,4 +22,6 @@ def tags(view: View) -> dict[str, Lsn]:
 
 def pins(view: View) -> list[Lsn]:
     """Return the pinned commits, ascending."""
-    return [Lsn.from_bytes(key[1:], "big") for key, _ in view.live(keys.PINS, store_intervals(view))]
+    return [
+        Lsn.from_bytes(key[1:], "big") for key, _ in view.live(keys.PINS, store_intervals(view))
+    ]

@@ -31,6 +31,7 @@ CALLS = {
     "list": "listdir",
     "mkdir": "mkdir",
     "link": "link",
+    "link_from": "link",
     "rename": "rename",
     "unlink": "unlink",
     "sync_dir": "fsync of the folder",
@@ -214,6 +215,12 @@ class FaultFileSystem:
         """Pass on."""
         self.enter("link", target)
         return self.inner.link(source, target)
+
+    def link_from(self, other: FileSystem, source: str, target: str) -> bool:
+        """Pass on, the inner file system of *other* if it is one of these."""
+        self.enter("link_from", target)
+        inner = other.inner if isinstance(other, FaultFileSystem) else other
+        return self.inner.link_from(inner, source, target)
 
     def rename(self, source: str, target: str) -> None:
         """Pass on."""
