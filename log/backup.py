@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 
 from mldb.log import format as fmt
+from mldb.log.active import chain_start
 from mldb.log.columns import MetadataOf
 from mldb.log.footer import describe, index_frame
 from mldb.log.frame import encode_file_header
@@ -15,7 +16,6 @@ from mldb.log.fs import Buffer, FileSystem
 from mldb.log.log import FOLDERS, Log
 from mldb.log.manifest import Manifest, Mark, SegmentInfo, install_manifest
 from mldb.log.segment import SEGMENTS, segment_name
-from mldb.log.state import chain_start
 
 _STEP_BYTES = 64 << 20
 

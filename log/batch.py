@@ -58,9 +58,8 @@ def place(record: Record, offset: int) -> Placed:
     ):
         raise LimitError(
             f"a record of {len(record.drafts)} entries, {len(body)} body bytes and {length} "
-            "payload bytes exceeds "
-            f"the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and {fmt.PAYLOAD_BYTES_MAX}. "
-            "Nothing was stored."
+            f"payload bytes exceeds the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and "
+            f"{fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
         )
     payload = fmt.payload_offset(offset, len(body), length, record.block_log2, record.align_log2)
     return Placed(record, offset, body, payload, fmt.align_up(payload + length, 3))

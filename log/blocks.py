@@ -89,8 +89,8 @@ class Blocks:
             raise CorruptError(
                 f"{what} is damaged: stored checksum {stored:016x}, computed {computed:016x} over "
                 f"bytes {low}..{high}. Other blocks, names and versions stay readable; an older "
-                "version of "
-                "the name may be intact (db.history), a backup certainly is if it verifies.",
+                "version of the name may be intact (db.history), a backup certainly is if it "
+                "verifies.",
                 file=self._file,
                 offset=low,
                 key=key,

@@ -7,6 +7,7 @@ it is first touched.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def _image(columns: Mapping[str, Column]) -> IndexImage:
             payload.append(bytes(start - place))
         directory[name] = [start, len(column), column.dtype.str]
         if column.nbytes:
-            payload.append(memoryview(np.ascontiguousarray(column).view("u1")))
+            payload.append(np.ascontiguousarray(column).view("u1").data)
         place = start + column.nbytes
     return IndexImage(directory, payload, place)
 
@@ -269,7 +270,7 @@ class ColumnReader:
                 low = middle + 1
             else:
                 high = middle
-        return low + bisect_right(self.span(name, low, high), value)  # type: ignore[type-var]
+        return low + bisect_right(self.span(name, low, high), value)
 
 
 def iterate_heap(reader: ColumnReader, name: str, start: int) -> Iterator[bytes]:
@@ -279,6 +280,6 @@ def iterate_heap(reader: ColumnReader, name: str, start: int) -> Iterator[bytes]
         stop = min(start + 256, total)
         offsets = reader.span(f"{name}_offset", start, stop + 1).tolist()
         data = reader.span(f"{name}_heap", offsets[0], offsets[-1]).tobytes()
-        for low, high in zip(offsets, offsets[1:], strict=False):
+        for low, high in itertools.pairwise(offsets):
             yield data[low - offsets[0] : high - offsets[0]]
         start = stop

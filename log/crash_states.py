@@ -69,8 +69,8 @@ def crash_states(
         raise InvalidValueError("crash_states needs a MemoryFileSystem made with record=True.")
     if sector < 1 or limit < 1 or model not in {"posix", "ordered", "process"}:
         raise InvalidValueError(
-            f"crash_states: sector={sector} and limit={limit} must be positive, "
-            f"and model={model!r} one of 'posix', 'ordered', 'process'."
+            f"crash_states: sector={sector} and limit={limit} must be positive, and "
+            f"model={model!r} one of 'posix', 'ordered', 'process'."
         )
     operations = tuple(journal.operations)
     points = _points(at, len(operations), limit, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mldb.log import format as fmt
+from mldb.log.active import Active
 from mldb.log.address import CommitRow, Entry
 from mldb.log.checksum import checks_and_digest
 from mldb.log.columns import MetadataOf, build_index
@@ -12,7 +13,6 @@ from mldb.log.frame import encode_head, pack
 from mldb.log.fs import Buffer
 from mldb.log.index import IndexPart
 from mldb.log.manifest import SegmentInfo
-from mldb.log.state import Active
 
 
 def index_frame(

@@ -7,9 +7,9 @@ rule of ``mldb.log.recovery``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -19,7 +19,9 @@ from mldb.log.address import CommitRow
 from mldb.log.checksum import check64, checks_and_digest
 from mldb.log.fs import Buffer
 
-pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+# Packing plain values runs no Python code, so one packer may serve all threads under the GIL.
+_packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+pack: Final[Callable[[object], bytes]] = _packer.pack
 _EMPTY_MAP: dict[str, object] = {}
 
 TO_BE_HASHED = bytes(fmt.DIGEST_SIZE)
@@ -276,7 +278,7 @@ class CommitBody(NamedTuple):
     epoch: int
     time: int
     clock: int
-    count: int
+    frames: int
     digest: bytes
     durable: int
     extra: dict[str, object]
@@ -291,23 +293,27 @@ def decode_commit(body: bytes) -> CommitBody:
             commit.epoch,
             commit.time,
             commit.clock,
-            commit.count,
+            commit.frames,
             commit.durable,
         )
         good = all(type(value) is int for value in ints) and type(commit.digest) is bytes
     except (ValueError, TypeError) as error:
         raise DamagedFrame(f"a commit cannot be decoded: {error}") from None
-    if not good or len(commit.digest) != fmt.DIGEST_SIZE or not 0 <= commit.count <= fmt.FRAMES_MAX:
+    if (
+        not good
+        or len(commit.digest) != fmt.DIGEST_SIZE
+        or not 0 <= commit.frames <= fmt.FRAMES_MAX
+    ):
         raise DamagedFrame("a commit field is out of range")
     if not (0 <= commit.parent <= fmt.LSN_MAX and 0 <= commit.epoch <= fmt.EPOCH_MAX):
         raise DamagedFrame("a commit field is out of range")
     return commit
 
 
-def unpack(data: bytes) -> list[object]:
+def unpack(data: bytes) -> Any:
     """Decode msgpack with every length bounded by the input; raises ValueError on anything odd."""
     try:
-        return msgpack.unpackb(data, raw=False, use_list=True, strict_map_key=False)  # type: ignore[no-any-return]
+        return msgpack.unpackb(data, raw=False, use_list=True, strict_map_key=False)
     except (msgpack.UnpackException, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise ValueError(f"invalid msgpack: {error}") from None
 
@@ -346,8 +352,7 @@ def decode_file_header(data: bytes, name: str) -> fmt.FileHeader:
     if header.magic != fmt.FILE_MAGIC:
         raise FormatVersionError(
             f"{name} is not an mldb file: it starts with {header.magic!r}, expected "
-            f"{fmt.FILE_MAGIC!r}. "
-            "Nothing was changed; check the path."
+            f"{fmt.FILE_MAGIC!r}. Nothing was changed; check the path."
         )
     computed = check64(data[: fmt.FILE_HEADER_SIZE - 8])
     if computed != header.check:
@@ -357,8 +362,7 @@ def decode_file_header(data: bytes, name: str) -> fmt.FileHeader:
     if header.version > fmt.FORMAT_VERSION:
         raise FormatVersionError(
             f"{name} has format version {header.version}; this mldb reads up to "
-            f"{fmt.FORMAT_VERSION} "
-            f"(file written by {header.writer.rstrip(bytes(1))!r}). Nothing was changed; use a "
-            "newer mldb."
+            f"{fmt.FORMAT_VERSION} (file written by {header.writer.rstrip(bytes(1))!r}). Nothing "
+            "was changed; use a newer mldb."
         )
     return header

@@ -128,9 +128,9 @@ def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
     where = f"{root}/{name}" if name else root
     if code in _FULL:
         return StorageFullError(
-            f"{call} failed with {label} on {where}: the disk or quota is full. "
-            "The commit was rolled back; everything stored before is safe and readable. "
-            "Free space and try again.",
+            f"{call} failed with {label} on {where}: the disk or quota is full. The commit was "
+            "rolled back; everything stored before is safe and readable. Free space and try "
+            "again.",
             errno=code,
         )
     if code == _errno.EROFS:

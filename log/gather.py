@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mldb.log.fs import Buffer
 
-IOV_MAX = 1024  # parts of one gathered write; the least that a POSIX system in use allows
+IOV_MAX = 1024  # parts of one gathered write; what Linux and macOS allow
 
 
 def byte_count(buffer: Buffer) -> int:

@@ -9,6 +9,7 @@ import uuid
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
+from mldb.log.active import HINTS
 from mldb.log.frame import (
     DamagedFrame,
     check_body,
@@ -21,7 +22,6 @@ from mldb.log.frame import (
 )
 from mldb.log.fs import FileSystem
 from mldb.log.manifest import PENDING
-from mldb.log.state import HINTS
 
 _BYTES_MAX = 1 << 20
 

@@ -37,8 +37,7 @@ class CommitLock:
         if not self._mutex.acquire(timeout=self.timeout):
             raise LockedError(
                 f"another thread of this process held the commit lock of {self._root} for "
-                f"{self.timeout} s. "
-                "Nothing was stored; try again or raise lock_timeout."
+                f"{self.timeout} s. Nothing was stored; try again or raise lock_timeout."
             )
         try:
             if not self._gate.try_acquire():
@@ -72,9 +71,8 @@ class CommitLock:
             if time.monotonic() > deadline:
                 raise LockedError(
                     f"{lock.holder()} has held the commit lock of {self._root} for more than "
-                    f"{self.timeout} s. "
-                    "Nothing was stored; try again, raise lock_timeout, or end that process (the "
-                    "lock ends with it)."
+                    f"{self.timeout} s. Nothing was stored; try again, raise lock_timeout, or end "
+                    "that process (the lock ends with it)."
                 )
             time.sleep(pause)
             pause = min(pause * 2, _POLL_SECONDS_MAX)

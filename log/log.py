@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mldb.errors import (
@@ -19,6 +19,7 @@ from mldb.errors import (
     ReadOnlyError,
 )
 from mldb.log import format as fmt
+from mldb.log.active import HINTS, chain_start
 from mldb.log.address import CommitRow, Entry
 from mldb.log.columns import MetadataOf
 from mldb.log.frame import Frame, Record, encode_file_header
@@ -29,7 +30,8 @@ from mldb.log.pending import PendingSegment, sweep_pending
 from mldb.log.readers import READERS, Registration, live_readers
 from mldb.log.recovery import LOST, Recovery, refuse_corruption
 from mldb.log.segment import SEGMENTS, Segment, Verify, segment_name
-from mldb.log.state import HINTS, LogState, View, chain_start, load_newest
+from mldb.log.state import LogState, load_newest
+from mldb.log.view import View
 from mldb.log.writer import Decide, Writer, WriterOptions
 
 FOLDERS = (SEGMENTS, PENDING, READERS, HINTS, LOST)
@@ -42,7 +44,7 @@ class LogOptions:
 
     mode: Literal["r", "rw"] = "rw"
     verify: Verify = "first"
-    writer: WriterOptions = WriterOptions()
+    writer: WriterOptions = field(default_factory=WriterOptions)
     lock_timeout: float = 30.0
     known: frozenset[int] = frozenset()
 
@@ -97,8 +99,8 @@ class Log:
             shown = ", ".join(map(repr, foreign[:5])) or "nothing"
             raise FormatVersionError(
                 f"{fs.root} is not an mldb store: it has no manifest and holds {shown}. Nothing "
-                "was changed. "
-                "Check the path, or give an empty or new folder with mode='rw' to create a store."
+                "was changed. Check the path, or give an empty or new folder with mode='rw' to "
+                "create a store."
             )
         for folder in FOLDERS:
             fs.mkdir(folder)
@@ -121,8 +123,7 @@ class Log:
             if size > fmt.FILE_HEADER_SIZE:
                 raise CorruptError(
                     "segments are here but no manifest: manifests were deleted. Nothing was "
-                    "changed; "
-                    "restore the MANIFEST files from a backup.",
+                    "changed; restore the MANIFEST files from a backup.",
                     file=path,
                 )
             fs.unlink(path)  # left by a creation that died before its manifest

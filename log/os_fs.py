@@ -153,8 +153,8 @@ class OsFile:
         if isinstance(error, OSError):
             return translate(error, "mmap", self._root, self.name)
         return StorageIOError(
-            f"mmap of {self._root}/{self.name} failed: {error}. The file is shorter than expected; "
-            "other files are not affected. Run verify() to see what it should hold."
+            f"mmap of {self._root}/{self.name} failed: {error}. The file is shorter than "
+            "expected; other files are not affected. Run verify() to see what it should hold."
         )
 
     def close(self) -> None:

@@ -75,10 +75,9 @@ def _corrupt(state: LogState, proof: str) -> CorruptError:
     problem = cursor.problem or "the file ends"
     return CorruptError(
         f"the log is damaged after commit {cursor.last_lsn}: {problem}; {proof}. This is not a "
-        "torn tail, so nothing was "
-        "dropped or changed. Everything in other segments is intact. Restore this file from a "
-        "backup, or "
-        "copy the store and cut the copy's file at this offset to keep the commits before it.",
+        "torn tail, so nothing was dropped or changed. Everything in other segments is intact. "
+        "Restore this file from a backup, or copy the store and cut the copy's file at this "
+        "offset to keep the commits before it.",
         file=state.active.segment.name,
         offset=cursor.problem_offset or cursor.offset,
     )

@@ -7,6 +7,7 @@ why. Whether that is a batch still being written, a torn tail or corruption is d
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class Cursor:
 
     offset: int
     last_lsn: int
-    chain: bytes | None
-    """Digest of the batch before; None skips the check of one batch (behind known damage)."""
+    chain: bytes
+    """Digest of the batch before; b"" skips the check of one batch (behind known damage)."""
     durable: int = 0
     problem: str = ""
     problem_offset: int = 0
@@ -76,7 +77,7 @@ def _read_batch(
 ) -> Batch | None:
     frames: list[tuple[Frame, bytes]] = []
     offset = cursor.offset
-    heads: list[bytes] = [cursor.chain or b""]
+    heads: list[bytes] = [cursor.chain]
     while True:
         cursor.problem_offset = offset
         frame = decode_header(data, offset, seed, len(data))
@@ -121,10 +122,10 @@ def _close_batch(
 ) -> Batch:
     commit = decode_commit(body)
     lsn = frame.header.lsn
-    if commit.count != len(frames) or frame.header.commit_lsn != lsn or commit.parent >= lsn:
+    if commit.frames != len(frames) or frame.header.commit_lsn != lsn or commit.parent >= lsn:
         raise DamagedFrame(f"commit {lsn} does not close this batch")
     chain = digest128(b"".join(heads))
-    if cursor.chain is None:
+    if not cursor.chain:
         chain = commit.digest
     if chain != commit.digest:
         raise DamagedFrame(f"commit {lsn} has digest {commit.digest.hex()}, computed {chain.hex()}")
@@ -225,10 +226,8 @@ def _frames_behind(data: memoryview, start: int, seed: int) -> Iterator[Frame]:
         window = bytes(data[base : base + _WINDOW + overlap])
         found = window.find(fmt.FRAME_MAGIC)
         while found >= 0:
-            try:
+            with contextlib.suppress(DamagedFrame):
                 yield decode_header(data, base + found, seed, len(data))
-            except DamagedFrame:
-                pass
             found = window.find(fmt.FRAME_MAGIC, found + 1)
 
 
@@ -239,6 +238,6 @@ def refuse_unknown(batch: Batch, known: frozenset[int], file: str) -> None:
         if kind & fmt.MUST_UNDERSTAND and kind & ~fmt.MUST_UNDERSTAND not in known:
             raise FormatVersionError(
                 f"{file} holds an event of kind {kind & ~fmt.MUST_UNDERSTAND} at offset "
-                f"{frame.offset}, which this "
-                "mldb does not know and must understand. Nothing was changed; use a newer mldb."
+                f"{frame.offset}, which this mldb does not know and must understand. Nothing was "
+                "changed; use a newer mldb."
             )

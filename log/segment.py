@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from typing import Any, Literal
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
@@ -91,10 +91,9 @@ class Segment:
                 size = file.size()
                 if size < want:
                     raise CorruptError(
-                        f"segment {self.number} is {size} bytes long, expected at least {want}: it "
-                        "was cut. "
-                        "Names stored in other segments stay readable; restore this file from a "
-                        "backup.",
+                        f"segment {self.number} is {size} bytes long, expected at least {want}: "
+                        "it was cut. Names stored in other segments stay readable; restore this "
+                        "file from a backup.",
                         file=self.name,
                         offset=size,
                     )
@@ -119,9 +118,8 @@ class Segment:
             kind = fmt.FILE_KINDS.get(header.kind, "unknown file")
             raise CorruptError(
                 f"this is {kind} {header.file_id} of store {header.store_id.hex()}, expected "
-                "segment "
-                f"{self.number} of store {self.store_id.hex()}: files were swapped or mixed. "
-                "Put the right file back; nothing was changed.",
+                f"segment {self.number} of store {self.store_id.hex()}: files were swapped or "
+                "mixed. Put the right file back; nothing was changed.",
                 file=self.name,
                 offset=0,
             )
@@ -221,9 +219,7 @@ def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: 
     return Segment(fs, number, store_id, size, name, kinds=(kind,))
 
 
-def open_index(
-    source: Segment, offset: int, verify: Verify
-) -> tuple[MappedIndex, dict[str, object]]:
+def open_index(source: Segment, offset: int, verify: Verify) -> tuple[MappedIndex, dict[str, Any]]:
     """Map the index frame at *offset* of *source*; return the index and the other fields of its body.
 
     Raises CorruptError or FormatVersionError.

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
+from mldb.log.active import Active, chain_start
 from mldb.log.address import CommitRow
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
 from mldb.log.log import Log
-from mldb.log.mapped_index import MappedIndex
 from mldb.log.scan import Cursor, scan
 from mldb.log.segment import Segment
-from mldb.log.state import Active, SealedPart, View, chain_start
+from mldb.log.view import SealedPart, View
 
 Progress = Callable[[int, int], None]
 
@@ -75,7 +75,7 @@ def _check_sealed(part: SealedPart, tally: _Tally) -> None:
     tally.bytes += info.length
     try:
         data = part.segment.view(info.length)[: info.length]
-        index: MappedIndex | None = part.index
+        index = part.index
         index.check()
         rows = list(index.commits(1, fmt.LSN_MAX))
     except MldbError as error:
@@ -134,13 +134,13 @@ def _check_batches(
         tally.problems.append(Problem(segment.name, 0, message))
 
 
-def _chain_of(segment: Segment, data: memoryview, row: CommitRow) -> bytes | None:
-    """The digest stored in a commit whose batch is damaged; None when the commit frame is too."""
+def _chain_of(segment: Segment, data: memoryview, row: CommitRow) -> bytes:
+    """The digest stored in a commit whose batch is damaged; b"" when the commit frame is too."""
     try:
         frame = decode_header(data, row.end, segment.seed, len(data))
         return decode_commit(check_body(data, frame)).digest
     except DamagedFrame:
-        return None
+        return b""
 
 
 def _check_footer(segment: Segment, data: memoryview, offset: int, tally: _Tally) -> None:

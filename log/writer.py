@@ -7,26 +7,25 @@ taken while either is held.
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mldb.errors import ClosedError, LimitError, MldbError, StorageFullError, StorageIOError
+from mldb.errors import ClosedError, LimitError, MldbError, StorageIOError
 from mldb.log import format as fmt
+from mldb.log.active import chain_start
 from mldb.log.address import CommitRow
 from mldb.log.batch import place_all, write_batch
 from mldb.log.columns import MetadataOf
-from mldb.log.footer import describe, index_frame
+from mldb.log.footer import describe
 from mldb.log.frame import Record, encode_file_header
-from mldb.log.fs import Buffer, File
-from mldb.log.index import MemoryIndex
 from mldb.log.lock import CommitLock
-from mldb.log.manifest import PENDING, Manifest, Mark, SegmentInfo, install_manifest
+from mldb.log.manifest import Mark, SegmentInfo
 from mldb.log.pending import PendingSegment
 from mldb.log.recovery import Recovery, refuse_corruption, save_tail
-from mldb.log.segment import SEGMENTS, segment_name
-from mldb.log.state import LogState, View, chain_start, hint_name
+from mldb.log.sealing import Sealer
+from mldb.log.state import LogState
+from mldb.log.view import View
 
 Durability = Literal["commit", "os"]
 
@@ -61,7 +60,7 @@ class Writer:
         self.commits = 0  # guarded by the commit lock
         self._state = state
         self._lock = lock
-        self._metadata_of = metadata_of
+        self._sealer = Sealer(state, metadata_of)
         self._sync_mutex = threading.Lock()
         self._durable = 0  # highest commit known durable; guarded by _sync_mutex or the commit lock
         self._failed: MldbError | None = None
@@ -103,9 +102,8 @@ class Writer:
         """
         if self._failed is not None:
             raise ClosedError(
-                f"this handle is closed for writing since an fsync failed ({self._failed}). "
-                "What is readable now is what is known to be stored; reopen the store to write "
-                "again."
+                f"this handle is closed for writing since an fsync failed ({self._failed}). What "
+                "is readable now is what is known to be stored; reopen the store to write again."
             )
         state = self._state
         with state.mutex:
@@ -130,15 +128,12 @@ class Writer:
         if active.cursor.index is not None:
             # Sealed by a process that died before it installed the manifest.
             frame = active.cursor.index
-            self._roll(describe(active, state.last_lsn(), frame.end, "", frame.offset))
+            self._sealer.roll(describe(active, state.last_lsn(), frame.end, "", frame.offset))
         elif active.cursor.offset != active.seen:
             refuse_corruption(state)
             report = save_tail(state, active.seen)
-            try:
-                active.file.sync()
-            except StorageIOError as error:
-                raise self._abandon(error) from error
-            self._close_at(state.last_lsn(), jump=True)
+            self._sync_active()
+            self._sealer.close_at(state.last_lsn(), state.last_lsn())
             self.recovery = replace(report, distrusted=tuple(state.distrusted))
 
     def _append(self, records: Sequence[Record], epoch: int, parent: CommitRow) -> CommitRow:
@@ -222,7 +217,7 @@ class Writer:
             clock=clock,
         )
         pending.file.sync()
-        self._install_segment(info, number, pending.name, first_lsn - 1)
+        self._sealer.install_segment(info, number, pending.name, first_lsn - 1)
         pending.discard()
         self._durable = state.view.commit.lsn
         return state.view.commit
@@ -234,135 +229,21 @@ class Writer:
 
         The commit lock is held.
         """
-        self._roll(self._write_footer())
+        self._sealer.roll(self._write_footer())
 
     def _write_footer(self) -> SegmentInfo:
-        state = self._state
-        active = state.active
-        offset = active.cursor.offset
-        buffers = self._index(state.last_lsn(), offset)
+        info = self._sealer.append_footer(self.durable_lsn)
+        self._sync_active()
+        return info
+
+    def _sync_active(self) -> None:
+        """Sync the active segment; the commit lock is held."""
         try:
-            end = offset + active.file.pwritev(buffers, offset)
-            active.file.sync()
-        except StorageFullError:
-            raise
+            self._state.active.file.sync()
         except StorageIOError as error:
             raise self._abandon(error) from error
-        return describe(active, state.last_lsn(), end, "", offset)
-
-    def _index(self, last_lsn: int, offset: int) -> list[Buffer]:
-        active = self._state.active
-        durable = max(self._durable, active.cursor.durable)
-        return index_frame(active, last_lsn, durable, offset, self._metadata_of)
-
-    def _roll(self, info: SegmentInfo, lsn_floor: int = 0) -> None:
-        """Start the next segment and install the manifest that seals this one."""
-        state = self._state
-        number = info.number + 1
-        first_lsn = (
-            max(info.last_lsn, lsn_floor, state.manifest.lsn_floor, state.active.cursor.last_lsn)
-            + 1
-        )
-        name = f"{PENDING}/{uuid.uuid4().hex}-0.seg"
-        file = state.fs.open(name, "create")
-        try:
-            header = encode_file_header(
-                fmt.FILE_SEGMENT, state.manifest.store_id, number, first_lsn, state.fs.time_ns()
-            )
-            file.pwritev([header], 0)
-            file.sync()
-            self._install_segment(info, number, name, first_lsn - 1)
-        finally:
-            file.close()
-            state.fs.unlink(name)
-
-    def _install_segment(
-        self, info: SegmentInfo | None, number: int, name: str, last_lsn: int
-    ) -> None:
-        """Publish file *name* as segment *number*, the new active one, and *info* as sealed."""
-        state = self._state
-        fs = state.fs
-        if not fs.link(name, segment_name(number)):
-            # Left by a process that died before its manifest: nobody has ever seen it.
-            fs.unlink(segment_name(number))
-            fs.link(name, segment_name(number))
-        fs.sync_dir(SEGMENTS)
-        manifest = state.manifest
-        store_id = manifest.store_id
-        self.install(
-            replace(
-                manifest,
-                segments=manifest.segments if info is None else (*manifest.segments, info),
-                active=number,
-                active_origin=store_id,
-                mark=Mark(number, fmt.FILE_HEADER_SIZE, last_lsn, chain_start(store_id, number)),
-                lsn_floor=max(manifest.lsn_floor, last_lsn),
-                jumps=(*manifest.jumps, *state.active.jumps),
-            )
-        )
-        fs.unlink(hint_name(number - 1))
-
-    def install(self, manifest: Manifest) -> None:
-        """Install the next manifest and follow it; the commit lock is held."""
-        state = self._state
-        if not install_manifest(state.fs, replace(manifest, number=state.next_number)):
-            raise StorageIOError(
-                f"manifest {state.next_number} appeared although this process holds the commit "
-                "lock. "
-                "Nothing was stored. Does another machine use this folder over a network file "
-                "system without locks?"
-            )
-        with state.mutex:
-            state.follow()
-            state.publish()
 
     # --- failure ----------------------------------------------------------------------------------
-
-    def _close_at(self, last_lsn: int, *, jump: bool) -> None:
-        """Close the active segment behind commit *last_lsn* with an index in a file of its own.
-
-        And go on in a new one.
-        """
-        state = self._state
-        active = state.active
-        self._cut(last_lsn)
-        number = active.segment.number
-        name = segment_name(number).replace(".seg", ".idx")
-        header = encode_file_header(
-            fmt.FILE_INDEX, active.segment.store_id, number, 0, state.fs.time_ns()
-        )
-        buffers = self._index(last_lsn, fmt.FILE_HEADER_SIZE)
-        state.fs.unlink(name)
-        file = state.fs.open(name, "create")
-        try:
-            file.pwritev([header, *buffers], 0)
-            file.sync()
-        finally:
-            file.close()
-        info = describe(active, last_lsn, active.cursor.offset, name, fmt.FILE_HEADER_SIZE)
-        self._roll(info, max(active.cursor.last_lsn, last_lsn) + fmt.LSN_JUMP if jump else 0)
-
-    def _cut(self, last_lsn: int) -> None:
-        """Forget the commits of the active segment above *last_lsn*."""
-        state = self._state
-        active = state.active
-        if state.last_lsn() <= last_lsn:
-            return
-        memory = MemoryIndex()
-        entries, commits = active.memory.dump()
-        by_lsn: dict[int, list[object]] = {}
-        for key, versions in entries.items():
-            for entry in versions:
-                by_lsn.setdefault(entry.commit_lsn, []).append((key, entry))
-        for row in commits:
-            if row.lsn <= last_lsn:
-                memory.add(row, by_lsn.get(row.lsn, []))  # type: ignore[arg-type]
-        active.memory = memory
-        active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
-        rows = [row for part in active.parts() if (row := part.commit_at(last_lsn)) is not None]
-        active.cursor.offset = (
-            active.segment.frame(rows[0].end)[0].end if rows else fmt.FILE_HEADER_SIZE
-        )
 
     def _abandon(self, error: StorageIOError) -> StorageIOError:
         """After a failed fsync: give the segment up behind its last durable commit, for every process.
@@ -379,16 +260,18 @@ class Writer:
             with state.mutex:
                 state.follow()
                 if state.active.segment.number == number:
-                    self._close_at(known, jump=True)
+                    self._sealer.close_at(known, known)
             outcome = (
                 f"The segment was closed behind commit {known}, the last one known to be durable"
             )
         except MldbError as second:
-            outcome = f"The last commit known to be durable is {known}; closing the segment behind it failed too ({second})"
+            outcome = (
+                f"The last commit known to be durable is {known}; closing the segment behind it "
+                f"failed too ({second})"
+            )
         return StorageIOError(
             f"{error} {outcome}; later commits are not stored. This handle is closed for writing, "
-            "reads go on. "
-            "Check the disk, then reopen the store.",
+            "reads go on. Check the disk, then reopen the store.",
             errno=error.errno,
         )
 
@@ -424,36 +307,12 @@ class Writer:
                 active, mark = state.active, state.manifest.mark
                 if (active.segment.number, active.cursor.offset) == (mark.segment, mark.offset):
                     return
-                try:
-                    active.file.sync()
-                except StorageIOError as error:
-                    raise self._abandon(error) from error
+                self._sync_active()
                 self._durable = state.last_lsn()
-                self._write_hint()
+                self._sealer.write_hint(self._durable)
                 cursor = active.cursor
                 number = active.segment.number
                 mark = Mark(number, cursor.offset, cursor.last_lsn, cursor.chain)
-                self.install(replace(state.manifest, mark=mark))
+                self._sealer.install(replace(state.manifest, mark=mark))
             finally:
                 state.writing = False
-
-    def _write_hint(self) -> None:
-        """Save the index of the active segment.
-
-        Losing it costs a scan and nothing else, so it is not synced.
-        """
-        state = self._state
-        active = state.active
-        number = active.segment.number
-        name = hint_name(number)
-        temporary = f"{PENDING}/{uuid.uuid4().hex}.idx"
-        header = encode_file_header(
-            fmt.FILE_HINT, active.segment.store_id, number, 0, state.fs.time_ns()
-        )
-        buffers = self._index(state.last_lsn(), fmt.FILE_HEADER_SIZE)
-        file: File = state.fs.open(temporary, "create")
-        try:
-            file.pwritev([header, *buffers], 0)
-        finally:
-            file.close()
-        state.fs.rename(temporary, name)

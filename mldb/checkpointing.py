@@ -185,7 +185,7 @@ class _Buffer:
         ]
         _copy_all(parts, place)
         copied = {
-            name: job.tensors[name]._replace(buffers=(memoryview(target),), owned=True)
+            name: job.tensors[name]._replace(buffers=(target.data,), owned=True)
             for (name, _), (target, _) in zip(places, parts, strict=True)
         }
         return replace(job, tensors=copied)

@@ -219,8 +219,8 @@ def _prepare_parts(parts: Parts, shape: tuple[int, ...], framework: str) -> Prep
 def _plain_array(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if isinstance(array, np.ma.MaskedArray):
         raise InvalidTypeError(
-            "a masked array would lose its mask. Store array.data and array.mask under two names, "
-            "or array.filled(value)."
+            "a masked array would lose its mask. Store array.data and array.mask under two "
+            "names, or array.filled(value)."
         )
     return np.asarray(array)
 
@@ -248,8 +248,8 @@ def _foreign_array(data: object) -> np.ndarray[Any, Any]:
                 "Copy it to the host first, or pass it as a torch tensor."
             ) from error
     raise InvalidTypeError(
-        f"a {type(data).__name__} is not a tensor. Pass an array, a torch tensor, a sparse matrix, "
-        "numbers or bytes; texts and other plain values belong into the metadata."
+        f"a {type(data).__name__} is not a tensor. Pass an array, a torch tensor, a sparse "
+        "matrix, numbers or bytes; texts and other plain values belong into the metadata."
     )
 
 
@@ -258,6 +258,6 @@ def _as_array(data: object) -> np.ndarray[Any, Any]:
         return np.asarray(data)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise InvalidTypeError(
-            f"a {type(data).__name__} cannot be read as an array: {error}. "
-            "Pass a rectangular array of numbers."
+            f"a {type(data).__name__} cannot be read as an array: {error}. Pass a rectangular "
+            "array of numbers."
         ) from error

@@ -12,7 +12,7 @@ from mldb.errors import ConflictError, EpochOrderError, InvalidTypeError, LimitE
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Lsn
 from mldb.log.lineage import is_visible
-from mldb.log.state import View
+from mldb.log.view import View
 
 _SHOWN_NAMES = 8
 
@@ -101,14 +101,13 @@ def check_reads(view: View, begin: CommitRow, reads: ReadSet) -> None:
     if begin.lsn and not is_visible(begin.lsn, view.intervals):
         raise ConflictError(
             f"the lineage was rewound to before commit {begin.lsn}, at which this transaction "
-            "began. Nothing was "
-            "stored; run it again (db.transact does)."
+            "began. Nothing was stored; run it again (db.transact does)."
         )
     changed = [key for key, lsn in reads.keys.items() if version_of(view, key) != lsn]
     for prefix, found in reads.listings.items():
         now = listing(view, prefix)
         if now != found:
-            changed.extend(sorted(now.items() ^ found.items())[0][:1])
+            changed.append(min(now.items() ^ found.items())[0])
     if changed:
         raise _conflict(begin, view, changed)
 
@@ -119,7 +118,6 @@ def _conflict(begin: CommitRow, view: View, changed: Iterable[bytes]) -> Conflic
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return ConflictError(
         f"{shown}{more} changed between commit {begin.lsn}, which this transaction read, and "
-        f"{view.commit.lsn}. "
-        "Nothing was stored; run it again (db.transact does).",
+        f"{view.commit.lsn}. Nothing was stored; run it again (db.transact does).",
         names=names[:_SHOWN_NAMES],
     )

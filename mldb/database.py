@@ -41,8 +41,8 @@ from mldb.log.log import Log, LogOptions
 from mldb.log.os_fs import OsFileSystem
 from mldb.log.pending import PendingSegment
 from mldb.log.recovery import Recovery
-from mldb.log.state import View
 from mldb.log.verify import VerifyReport, verify
+from mldb.log.view import View
 from mldb.log.writer import WriterOptions
 from mldb.names import check_name
 from mldb.options import Durability, Mode, Options, Verify
@@ -115,8 +115,8 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         if os.getpid() != self._pid:
             raise ClosedError(
                 f"opened in process {self._pid}, used in its forked child {os.getpid()}: call "
-                f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in worker_init_fn "
-                "or lazily)"
+                f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in "
+                "worker_init_fn or lazily)"
             )
 
     def _scope(self, as_of: AsOf = None) -> Scope:
@@ -695,8 +695,8 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
     def __reduce__(self) -> NoReturn:
         """A live handle does not travel between processes."""
         raise InvalidTypeError(
-            f"an open store is not pickled; send its path ({self.path!r}) and call mldb.open(path) "
-            "where it is used"
+            f"an open store is not pickled; send its path ({self.path!r}) and call "
+            "mldb.open(path) where it is used"
         )
 
 

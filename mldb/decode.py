@@ -49,8 +49,8 @@ def view_torch(descriptor: Descriptor, buffer: bytearray | memoryview) -> torch.
         raise _wrong_length(descriptor, len(buffer))
     if memoryview(buffer).readonly:
         raise InvalidValueError(
-            "a torch tensor needs a writable buffer of its own: torch ignores read-only memory and "
-            "a write would end the process. Pass a private mapping or a bytearray."
+            "a torch tensor needs a writable buffer of its own: torch ignores read-only memory "
+            "and a write would end the process. Pass a private mapping or a bytearray."
         )
     code = descriptor.dtype
     if code[0] in "<>":
@@ -108,13 +108,13 @@ def _swapped_tensor(descriptor: Descriptor, buffer: Buffer) -> torch.Tensor:
 
 def _not_dense(descriptor: Descriptor) -> InvalidTypeError:
     return InvalidTypeError(
-        f"this tensor is sparse ({descriptor.framework} {descriptor.layout}), not dense. "
-        "Read it with query_tensor, which returns it in its layout."
+        f"this tensor is sparse ({descriptor.framework} {descriptor.layout}), not dense. Read it "
+        "with query_tensor, which returns it in its layout."
     )
 
 
 def _wrong_length(descriptor: Descriptor, found: int) -> CorruptError:
     return CorruptError(
-        f"the payload of a {descriptor.dtype} tensor of shape {descriptor.shape} has {found} bytes "
-        f"instead of {descriptor.nbytes}. Other tensors stay readable."
+        f"the payload of a {descriptor.dtype} tensor of shape {descriptor.shape} has {found} "
+        f"bytes instead of {descriptor.nbytes}. Other tensors stay readable."
     )

@@ -112,8 +112,8 @@ def torch_dtype(code: str) -> torch.dtype:
     dtype = _torch_of_code.get(code)
     if dtype is None:
         raise InvalidTypeError(
-            f"torch has no dtype for {code!r}. The tensor is stored and readable: "
-            "read it as a NumPy array and convert it with astype."
+            f"torch has no dtype for {code!r}. The tensor is stored and readable: read it as a "
+            "NumPy array and convert it with astype."
         )
     return dtype
 
@@ -161,8 +161,8 @@ def _why_refused(dtype: np.dtype[Any]) -> str:
         return "void bytes have no meaning of their own; view them as np.uint8."
     if dtype.kind in "fc":
         return (
-            "the width of longdouble depends on the platform, so other machines could not read it; "
-            "convert with astype(np.float64) or astype(np.complex128)."
+            "the width of longdouble depends on the platform, so other machines could not read "
+            "it; convert with astype(np.float64) or astype(np.complex128)."
         )
     return "it has no stable bytes; convert it with astype."
 
@@ -204,8 +204,8 @@ def _load_torch_tables() -> None:
         import torch
     except ImportError as error:
         raise UsageError(
-            "PyTorch is not installed, so tensors can only be read as NumPy arrays. "
-            "Install it with: pip install 'mldb[torch]'"
+            "PyTorch is not installed, so tensors can only be read as NumPy arrays. Install it "
+            "with: pip install 'mldb[torch]'"
         ) from error
     pairs = [(name, np.dtype(name).str) for name in _TORCH_LIKE_NUMPY]
     pairs += [(name, name) for name in _TORCH_LIKE_ML_DTYPES]

@@ -20,7 +20,7 @@ from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.fs import Buffer
 
-ENCODING_ZSTD: Final = 1
+ENCODING_ZSTD: Final = fmt.ENCODING_RAW + 1
 LEVEL: Final = 1
 
 
@@ -54,8 +54,8 @@ def decode_bytes(
     """
     if encoding != ENCODING_ZSTD:
         raise CorruptError(
-            f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a newer "
-            "mldb",
+            f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a "
+            "newer mldb",
             file=file,
             offset=offset,
             key=key,
@@ -69,8 +69,8 @@ def decode_bytes(
             raise ValueError(f"{len(plain)} bytes or more came out, {size} are declared")
     except (zstd.ZstdError, ValueError, IndexError, EOFError) as error:
         raise CorruptError(
-            f"the encoded payload of {key!r} cannot be unpacked: {error}. Other names and versions "
-            "stay readable.",
+            f"the encoded payload of {key!r} cannot be unpacked: {error}. Other names and "
+            "versions stay readable.",
             file=file,
             offset=offset,
             key=key,
@@ -79,6 +79,3 @@ def decode_bytes(
         return memoryview(plain)
     planes = np.frombuffer(plain, dtype=np.uint8).reshape(itemsize, -1)
     return memoryview(planes.T.tobytes())
-
-
-assert ENCODING_ZSTD != fmt.ENCODING_RAW

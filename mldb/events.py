@@ -244,7 +244,7 @@ def _checkpoint(head: _Head, drafts: list[Draft], extra: Any) -> Iterator[Event]
 def _tag(head: _Head, drafts: list[Draft], extra: Any) -> Iterator[Event]:
     for draft in drafts:
         (target,) = unpack(draft.attr)
-        yield TagSet(*head, keys.name_of(draft.key), Lsn(target))  # type: ignore[call-overload]
+        yield TagSet(*head, keys.name_of(draft.key), Lsn(target))
 
 
 def _untag(head: _Head, drafts: list[Draft], extra: Any) -> Iterator[Event]:

@@ -112,7 +112,8 @@ def _plain_leaf(value: Any, path: str) -> Any:
         return _pack_datetime(value, path)
     raise InvalidTypeError(
         f"{path[:200]} is a {type(value).__name__}, which is no plain value (None, bool, int, "
-        "float, str, bytes, aware datetime, list, dict). Convert it, or store an array as a tensor."
+        "float, str, bytes, aware datetime, list, dict). Convert it, or store an array as a "
+        "tensor."
     )
 
 
@@ -177,6 +178,6 @@ def _too_large(what: str) -> LimitError:
 
 def _corrupt(problem: str) -> CorruptError:
     return CorruptError(
-        f"stored metadata is damaged: {problem}. The tensors themselves stay readable; "
-        "run db.verify() to see what is affected."
+        f"stored metadata is damaged: {problem}. The tensors themselves stay readable; run "
+        "db.verify() to see what is affected."
     )

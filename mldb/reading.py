@@ -19,7 +19,7 @@ from mldb.errors import TensorNotFoundError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Entry, Intervals
 from mldb.log.log import Log
-from mldb.log.state import View
+from mldb.log.view import View
 from mldb.names import check_name
 from mldb.resolve import AsOf
 

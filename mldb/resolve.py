@@ -19,7 +19,7 @@ from mldb.log.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn
 from mldb.log.frame import unpack
 from mldb.log.index import CommitField
 from mldb.log.lineage import intervals_at
-from mldb.log.state import View
+from mldb.log.view import View
 
 AsOf: TypeAlias = "int | Lsn | datetime | str | None"
 
@@ -70,8 +70,7 @@ def _commit(view: View, lsn: int) -> CommitRow:
     if row is None:
         raise MissingError(
             f"no commit has LSN {int(lsn)}; the newest is {view.commit.lsn}. An Lsn comes from a "
-            "commit: "
-            "store_tensor, txn.lsn, db.history(name) or db.events()."
+            "commit: store_tensor, txn.lsn, db.history(name) or db.events()."
         )
     return row
 
@@ -98,7 +97,7 @@ def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
     tag = view.newest(keys.TAGS + key, store_intervals(view))
     if tag is not None and not tag.flags & fmt.ENTRY_TOMBSTONE:
         (lsn,) = unpack(tag.attr)
-        return _commit(view, int(lsn))  # type: ignore[call-overload]
+        return _commit(view, int(lsn))
     checkpoint = view.newest(keys.CHECKPOINTS + key, intervals) if key else None
     if checkpoint is None:
         raise MissingError(
@@ -119,8 +118,7 @@ def kept(view: View, row: CommitRow) -> CommitRow:
     above = min((lsn for lsn in kept_lsns if lsn > row.lsn), default=None)
     raise VersionGoneError(
         f"commit {row.lsn} (epoch {row.epoch}) was pruned by retention; the nearest kept commits "
-        "are "
-        f"{below} below and {above} above. Pin or tag a commit to keep it.",
+        f"are {below} below and {above} above. Pin or tag a commit to keep it.",
         below=below,
         above=above,
     )

@@ -72,8 +72,8 @@ def join_scipy(descriptor: Descriptor, arrays: Sequence[np.ndarray[Any, Any]]) -
         import scipy.sparse
     except ImportError as error:
         raise UsageError(
-            "this tensor was stored as a SciPy sparse matrix and SciPy is not installed. "
-            "Install it with: pip install scipy"
+            "this tensor was stored as a SciPy sparse matrix and SciPy is not installed. Install "
+            "it with: pip install scipy"
         ) from error
     layout = descriptor.layout
     native = "coo" if layout in _SCIPY_OBJECTS else layout

@@ -53,8 +53,8 @@ def key_node(key: object, path: str, depth: int = 0) -> Any:
             raise LimitError(f"a key of the state at {path[:200]!r} is deeper than {MAX_DEPTH}.")
         return [TUPLE, *(key_node(item, path, depth + 1) for item in key)]
     raise InvalidTypeError(
-        f"the state has a key {key!r:.80} of type {kind.__name__} at {path[:200]!r}; keys are str, "
-        "int, bool, None and tuples of these. Nothing was stored."
+        f"the state has a key {key!r:.80} of type {kind.__name__} at {path[:200]!r}; keys are "
+        "str, int, bool, None and tuples of these. Nothing was stored."
     )
 
 

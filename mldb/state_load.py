@@ -117,8 +117,8 @@ def _check_groups(target: Any, tree: Any, path: str) -> None:
     saved = [len(group.get("params", ())) for group in tree["param_groups"]]
     if wanted != saved:
         raise InvalidValueError(
-            f"{_place(path)}: the optimizer has groups of {wanted} parameters and the saved one of "
-            f"{saved}. Nothing was changed; build it over the same parameters."
+            f"{_place(path)}: the optimizer has groups of {wanted} parameters and the saved one "
+            f"of {saved}. Nothing was changed; build it over the same parameters."
         )
 
 

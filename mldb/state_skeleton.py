@@ -118,8 +118,8 @@ def checked_name(value: object) -> str:
 def corrupt(problem: str) -> CorruptError:
     """Return the error for a damaged skeleton, to be raised."""
     return CorruptError(
-        f"the stored skeleton of a state is damaged: {problem}. The tensors of the checkpoint stay "
-        "readable one by one under their names; run db.verify() to see what is affected."
+        f"the stored skeleton of a state is damaged: {problem}. The tensors of the checkpoint "
+        "stay readable one by one under their names; run db.verify() to see what is affected."
     )
 
 

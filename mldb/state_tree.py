@@ -262,6 +262,6 @@ def _pack_group(members: list[tuple[str, Any]]) -> list[Any]:
 
 def _too_large(what: str) -> LimitError:
     return LimitError(
-        f"the plain values of the state are too large: {what}, at most {MAX_SKELETON_BYTES} bytes. "
-        "Pass large bytes as np.frombuffer(value, np.uint8). Nothing was stored."
+        f"the plain values of the state are too large: {what}, at most {MAX_SKELETON_BYTES} "
+        "bytes. Pass large bytes as np.frombuffer(value, np.uint8). Nothing was stored."
     )

@@ -36,7 +36,8 @@ from mldb.names import check_name
 from mldb.reading import Scope, read_array, stored_bytes
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
+    from torch import device as Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class TensorHandle:
         """Return what ``query_tensor`` returns: a read-only array, or the sparse layout stored."""
         return read_array(self._scope, self._entry, self.name)
 
-    def torch(self, device: str | torch.device | None = None) -> torch.Tensor:
+    def torch(self, device: str | Device | None = None) -> Tensor:
         """Return a torch tensor that may be written to: writes stay in this process and reach no other reader.
 
         Dense tensors are private copy-on-write mappings of the log (copies when small), moved to
@@ -151,14 +152,16 @@ class TensorHandle:
         """
         what = self._descriptor
         if what.layout != "dense":
-            tensor = self._sparse()
+            tensor: Tensor = self._sparse()
         else:
             tensor = view_torch(what, self._writable())
         return tensor if device is None else tensor.to(device)
 
-    def _sparse(self) -> torch.Tensor:
+    def _sparse(self) -> Tensor:
         if self._descriptor.framework == "torch":
-            return rebuild(self._descriptor, stored_bytes(self._scope, self._entry, self.name))  # type: ignore[no-any-return]
+            data = stored_bytes(self._scope, self._entry, self.name)
+            tensor: Tensor = rebuild(self._descriptor, data)
+            return tensor
         import torch
 
         return torch.from_numpy(np.array(self.numpy().todense()))

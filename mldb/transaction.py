@@ -19,7 +19,7 @@ from mldb.codec import (
 from mldb.commit import ReadSet, check_reads
 from mldb.errors import ClosedError, TensorNotFoundError
 from mldb.log.address import CommitRow, Lsn
-from mldb.log.state import View
+from mldb.log.view import View
 from mldb.names import check_name
 from mldb.projections import relationships
 from mldb.projections.relationships import Relationship

@@ -163,6 +163,7 @@ def test_gradients_views_and_lazy_bits_do_not_matter() -> None:
         (torch.ones(1, 3).expand(2, 3), True),
         (number.conj(), True),
         (number.conj().imag, True),
+        (torch._neg_view(torch.ones(3)), True),
         (parameter.detach().to_mkldnn(), True),
     ]
     for tensor, owned in cases:

@@ -110,6 +110,7 @@ def test_metadata_has_a_depth() -> None:
 @example(b"\x91" * 2000)
 @example(b"\x81\xa1a" * 20 + b"\xc0")
 @example(msgpack.packb({1: 2}, use_bin_type=True))
+@example(msgpack.packb({b"k": 2}))
 @example(msgpack.packb({"t": msgpack.Timestamp(1, 1)}))
 @example(msgpack.packb({"t": msgpack.ExtType(1, b"\xff" * 11 + b"\x7f")}))
 @example(msgpack.packb({"t": msgpack.ExtType(1, b"\xff" * 8 + b"\xff\xff\xff\x7f")}))

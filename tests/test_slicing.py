@@ -42,6 +42,7 @@ def indexed(draw: st.DrawFn) -> tuple[tuple[int, ...], Any]:
 @given(indexed())
 @example(((4, 3), (slice(3, 0, -2), None, 1)))
 @example(((4, 3), True))
+@example(((4, 3, 5), (1, slice(0, 2), np.array([0, 4, 2]))))
 @example(((4, 3), (2, Ellipsis, 1)))
 @example(((4,), np.bool_(True)))
 def test_a_partial_read_gives_what_numpy_gives(case: tuple[tuple[int, ...], Any]) -> None:

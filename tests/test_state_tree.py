@@ -260,12 +260,14 @@ def test_parts_of_one_buffer_share_a_storage_again() -> None:
         "strided": flat[1::5],
         "raw": flat.view(torch.int32)[4:6],
         "same": flat[:12].view(3, 4),
+        "square": flat[:9].view(3, 3),
+        "turned": flat[:9].view(3, 3).T,
         "other": torch.zeros(2),
     }
     back = round_trip({"deep": state})["deep"]
     assert identical(back, state)
     assert back["same"] is back["weight"]
-    for name in ("weight", "transposed", "strided", "raw"):
+    for name in ("weight", "transposed", "strided", "raw", "square", "turned"):
         assert back[name].untyped_storage().data_ptr() == back["whole"].untyped_storage().data_ptr()
         assert back[name].stride() == state[name].stride()
     back["whole"].fill_(7)

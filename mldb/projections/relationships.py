@@ -79,6 +79,5 @@ def require(exists: bool, source: str, target: str, kind: str) -> None:
     if not exists:
         raise MissingError(
             f"there is no relationship {source!r} -> {target!r} of kind {kind!r}. Nothing was "
-            "stored; "
-            "db.relationships() lists what exists."
+            "stored; db.relationships() lists what exists."
         )

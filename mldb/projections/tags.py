@@ -8,14 +8,14 @@ from __future__ import annotations
 from mldb import keys
 from mldb.log.address import Lsn
 from mldb.log.frame import unpack
-from mldb.log.state import View
+from mldb.log.view import View
 from mldb.resolve import store_intervals
 
 
 def tags(view: View) -> dict[str, Lsn]:
     """Return the tags and the commits that they name."""
     return {
-        keys.name_of(key): Lsn(unpack(entry.attr)[0])  # type: ignore[call-overload]
+        keys.name_of(key): Lsn(unpack(entry.attr)[0])
         for key, entry in view.live(keys.TAGS, store_intervals(view))
     }
 

@@ -15,7 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tests.bench import measure_events, measure_load, measure_open, measure_other, measure_write
+from tests.bench import (
+    measure_events,
+    measure_load,
+    measure_open,
+    measure_other,
+    measure_stall,
+    measure_write,
+)
 from tests.bench.registry import select
 from tests.bench.report import Outcome, render_table, render_targets, write_json
 from tests.bench.setting import Setting
@@ -23,7 +30,7 @@ from tests.bench.timing import Workspace, filesystem_of
 from tests.bench.workloads import FULL, QUICK, Scale
 
 WORKLOADS: dict[str, tuple[Callable[[Setting], Outcome], ...]] = {
-    "W1": (measure_write.checkpoint, measure_write.stall),
+    "W1": (measure_write.checkpoint, measure_stall.stall),
     "W2": (measure_load.load,),
     "W3": (measure_events.puts,),
     "W4": (measure_events.history,),

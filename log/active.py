@@ -1,0 +1,152 @@
+"""The active segment: the file that is appended to, and how it is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mldb.errors import CorruptError, MldbError
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow
+from mldb.log.checksum import digest128
+from mldb.log.frame import (
+    DamagedFrame,
+    check_body,
+    decode_commit,
+    decode_file_header,
+    decode_header,
+)
+from mldb.log.fs import File, FileSystem
+from mldb.log.index import IndexPart, MemoryIndex
+from mldb.log.lineage import Jump
+from mldb.log.manifest import Manifest
+from mldb.log.mapped_index import MappedIndex
+from mldb.log.scan import Cursor
+from mldb.log.segment import Segment, Verify, index_source, open_index
+
+HINTS = "hints"
+
+
+def hint_name(number: int) -> str:
+    """The hint of the active segment *number*."""
+    return f"{HINTS}/{number:010d}.idx"
+
+
+@dataclass(slots=True)
+class Active:
+    """The segment that is appended to. Changed only while ``LogState.mutex`` is held."""
+
+    segment: Segment
+    file: File
+    cursor: Cursor
+    memory: MemoryIndex
+    hinted: MappedIndex | None
+    jumps: list[Jump]
+    seen: int = -1
+    """File length at the last look; a longer file has something new."""
+    verify_after: int = 0
+    verify_until: int = 0
+    """Payloads of commits above ``verify_after`` that start before this offset are verified when scanned."""
+
+    def parts(self) -> tuple[IndexPart, ...]:
+        """Index parts, newest first."""
+        return (self.memory,) if self.hinted is None else (self.memory, self.hinted)
+
+    def entry_count(self) -> int:
+        """Versions in this segment."""
+        return sum(part.entry_count() for part in self.parts())
+
+    def has_commits(self) -> bool:
+        """Whether any batch is in this segment."""
+        return any(part.last_lsn for part in self.parts())
+
+
+def chain_start(store_id: bytes, number: int) -> bytes:
+    """The digest that the first batch of a segment continues from."""
+    return digest128(store_id + number.to_bytes(8, "little"))
+
+
+def open_active(
+    fs: FileSystem, manifest: Manifest, *, writable: bool, verify: Verify, distrusted: list[str]
+) -> Active:
+    """Open the active segment of *manifest*, from its hint when that fits; nothing is scanned yet.
+
+    Raises CorruptError when the file is another one or shorter than what was durable.
+    """
+    number = manifest.active
+    segment = Segment(fs, number, manifest.active_origin, fmt.FILE_HEADER_SIZE)
+    file = fs.open(segment.name, "rw" if writable else "r")
+    try:
+        header = decode_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0), segment.name)
+    except DamagedFrame as error:
+        file.close()
+        raise CorruptError(
+            f"the header of the active segment is damaged: {error}. Sealed segments are "
+            "untouched; restore this file from a backup.",
+            file=segment.name,
+            offset=0,
+        ) from None
+    if (header.store_id, header.file_id) != (manifest.active_origin, number):
+        file.close()
+        raise CorruptError(
+            f"this is segment {header.file_id} of store {header.store_id.hex()}, expected segment "
+            f"{number} of store {manifest.active_origin.hex()}: files were swapped. Nothing was "
+            "changed.",
+            file=segment.name,
+            offset=0,
+        )
+    size = file.size()
+    mark = manifest.mark
+    if mark.segment == number and size < mark.offset:
+        file.close()
+        raise CorruptError(
+            f"the active segment is {size} bytes long, but {mark.offset} bytes (up to commit "
+            f"{mark.lsn}) were durable: it was cut. Restore it from a backup; nothing was changed.",
+            file=segment.name,
+            offset=size,
+        )
+    first = max(header.base_lsn - 1, 0)
+    cursor = Cursor(fmt.FILE_HEADER_SIZE, first, chain_start(header.store_id, number))
+    active = Active(segment, file, cursor, MemoryIndex(), None, [], verify_until=size)
+    if mark.segment == number:
+        cursor.durable = active.verify_after = mark.lsn
+        _try_hint(fs, active, size, verify, distrusted)
+    return active
+
+
+def _try_hint(
+    fs: FileSystem, active: Active, size: int, verify: Verify, distrusted: list[str]
+) -> None:
+    """Start from the hint of the last clean close if it fits the log; otherwise distrust it."""
+    name = hint_name(active.segment.number)
+    if not fs.exists(name):
+        return
+    try:
+        number, store_id = active.segment.number, active.segment.store_id
+        index, fields = open_index(
+            index_source(fs, name, store_id, number, fmt.FILE_HINT),
+            fmt.FILE_HEADER_SIZE,
+            verify,
+        )
+        end, lsn, chain = int(fields["end"]), int(fields["lsn"]), bytes(fields["chain"])
+        durable = int(fields["durable"])
+        if end > size:
+            raise CorruptError("the hint describes more than the log holds", file=name)
+        row = index.commit_at(lsn)
+        if row is None or _commit_digest(active, row, end) != chain:
+            raise CorruptError("the hint describes another log", file=name)
+        active.jumps = [(int(jump), int(target)) for jump, target in fields["jumps"]]
+    except (MldbError, DamagedFrame, KeyError, TypeError, ValueError) as error:
+        distrusted.append(f"{name}: {error}")
+        active.jumps = []
+        return
+    active.hinted = index
+    active.cursor = Cursor(end, lsn, chain, max(durable, active.cursor.durable))
+    active.segment.valid = end
+
+
+def _commit_digest(active: Active, row: CommitRow, end: int) -> bytes:
+    data = active.file.pread(end - row.end, row.end)
+    frame = decode_header(data, row.end, active.segment.seed, end, row.end)
+    if frame.end != end or frame.header.lsn != row.lsn:
+        raise DamagedFrame("no such commit here")
+    return decode_commit(check_body(data, frame, row.end)).digest

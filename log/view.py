@@ -1,0 +1,149 @@
+"""Views: immutable heads of the log that answer every question about one moment."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mldb.log import format as fmt
+from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
+from mldb.log.fs import FileSystem
+from mldb.log.index import CommitField, IndexPart
+from mldb.log.lineage import Jump
+from mldb.log.manifest import SegmentInfo
+from mldb.log.mapped_index import MappedIndex
+from mldb.log.segment import Segment, Verify, index_source, open_index
+
+
+class SealedPart:
+    """A sealed segment: its file and its mapped index, opened when first asked. Any thread."""
+
+    def __init__(self, fs: FileSystem, info: SegmentInfo, verify: Verify) -> None:
+        self.info = info
+        self.segment = Segment(fs, info.number, info.origin, info.length)
+        self._fs = fs
+        self._verify = verify
+        self._index: MappedIndex | None = None
+
+    @property
+    def index(self) -> MappedIndex:
+        """The mapped index."""
+        if self._index is None:
+            info = self.info
+            source = self.segment
+            if info.index_file:
+                source = index_source(
+                    self._fs, info.index_file, info.origin, info.number, fmt.FILE_INDEX
+                )
+            self._index, _ = open_index(source, info.index_offset, self._verify)
+        return self._index
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One head of the log. Immutable; valid for ever, since what it maps is never changed.
+
+    ``commit`` is the last commit in the log. ``sealed`` ascends, ``active`` descends. What the
+    index parts learn later has higher LSNs and is ignored.
+    """
+
+    number: int
+    commit: CommitRow
+    jumps: tuple[Jump, ...]
+    intervals: Intervals
+    sealed: tuple[SealedPart, ...]
+    active: tuple[IndexPart, ...]
+    segments: dict[int, Segment]
+    kept: tuple[int, ...] | None = None
+    """The commits that retention left, ascending; None when nothing was ever pruned."""
+
+    def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
+        """Return the newest version of *key* inside *intervals*, tombstones included."""
+        for part in self.active:
+            found = part.newest(key, intervals)
+            if found is not None:
+                return found
+        if not intervals:
+            return None
+        high, low = intervals[-1][1], intervals[0][0]
+        for sealed in reversed(self.sealed):
+            if sealed.info.first_lsn > high or sealed.info.last_lsn < low:
+                continue
+            found = sealed.index.newest(key, intervals)
+            if found is not None:
+                return found
+        return None
+
+    def _parts(self) -> Iterator[IndexPart]:
+        """All parts, oldest first."""
+        for sealed in self.sealed:
+            yield sealed.index
+        yield from reversed(self.active)
+
+    def versions(self, key: bytes) -> list[Entry]:
+        """Return every version of *key* on every lineage up to this head, oldest first."""
+        high = self.commit.lsn
+        return [
+            entry
+            for part in self._parts()
+            for entry in part.versions(key)
+            if entry.commit_lsn <= high
+        ]
+
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys with this prefix in byte order, each once, whether visible or not."""
+        last = None
+        for key in heapq.merge(*[part.keys(prefix) for part in self._parts()]):
+            if key != last:
+                last = key
+                yield key
+
+    def live(self, prefix: bytes, intervals: Intervals) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (key, newest entry) of the keys that exist inside *intervals*."""
+        for key in self.keys(prefix):
+            entry = self.newest(key, intervals)
+            if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
+                yield key, entry
+
+    def commit_at(self, lsn: int) -> CommitRow | None:
+        """Return commit *lsn* of any lineage."""
+        if lsn == self.commit.lsn:
+            return self.commit
+        for part in self.active:
+            row = part.commit_at(lsn)
+            if row is not None:
+                return row
+        for sealed in self.sealed:
+            if sealed.info.first_lsn <= lsn <= sealed.info.last_lsn:
+                return sealed.index.commit_at(lsn)
+        return None
+
+    def commits(self, low: int, high: int) -> Iterator[tuple[int, CommitRow]]:
+        """Yield (segment number, commit) with low <= lsn <= high, ascending, on every lineage."""
+        for sealed in self.sealed:
+            if sealed.info.last_lsn >= low and sealed.info.first_lsn <= high:
+                for row in sealed.index.commits(low, high):
+                    yield sealed.info.number, row
+        number = max(self.segments)
+        for part in reversed(self.active):
+            for row in part.commits(low, min(high, self.commit.lsn)):
+                yield number, row
+
+    def last_commit(self, intervals: Intervals, field: CommitField, limit: int) -> CommitRow | None:
+        """Return the last commit inside *intervals* with *field* <= *limit*."""
+        for low, high in reversed(intervals):
+            for part in self.active:
+                row = part.last_commit(low, high, field, limit)
+                if row is not None:
+                    return row
+            for sealed in reversed(self.sealed):
+                if sealed.info.first_lsn > high or sealed.info.last_lsn < low:
+                    continue
+                row = sealed.index.last_commit(low, high, field, limit)
+                if row is not None:
+                    return row
+        return None
+
+
+EMPTY_VIEW = View(0, EMPTY_COMMIT, (), (), (), (), {})
