@@ -3,64 +3,32 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from datetime import datetime
+from collections.abc import Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeVar, overload
+from typing import Any, Literal, NoReturn, overload
 
-import numpy.typing as npt
-
-from mldb import events, keys
-from mldb.border import MapBorder
-from mldb.cache import DecodedCache
-from mldb.checkpointing import (
-    Background,
-    CheckpointJob,
-    PendingCheckpoint,
-    checkpoint_of,
-    make_job,
-    stage,
-)
-from mldb.codec import pack_metadata, prepare, unpack_metadata
-from mldb.commit import EpochRule, check_epoch
-from mldb.errors import (
-    ClosedError,
-    ConflictError,
-    InvalidTypeError,
-    InvalidValueError,
-    MissingError,
-)
-from mldb.events import Event, events_of
-from mldb.log import format as fmt
-from mldb.log.address import EMPTY_COMMIT, CommitRow, Lsn
+from mldb import keys
+from mldb.checkpointing import PendingCheckpoint, checkpoint_of, make_job
+from mldb.codec import pack_metadata, unpack_metadata
+from mldb.commit import check_epoch
+from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.log.address import Lsn
 from mldb.log.backup import backup
-from mldb.log.frame import Record
-from mldb.log.log import Log, LogOptions
+from mldb.log.fs import FileSystem
 from mldb.log.os_fs import OsFileSystem
-from mldb.log.pending import PendingSegment
 from mldb.log.recovery import Recovery
 from mldb.log.verify import VerifyReport, verify
-from mldb.log.view import View
-from mldb.log.writer import WriterOptions
-from mldb.names import check_name
 from mldb.options import Durability, Mode, Options, Verify
-from mldb.projections import tags
 from mldb.projections.checkpoints import Checkpoint
-from mldb.reading import Scope, Source
-from mldb.resolve import AsOf, resolve, snapshot_intervals
-from mldb.snapshot import Snapshot, StateSurface
-from mldb.staging import PACK_BELOW, Staging, metadata_draft, tensor_record
-from mldb.tensors import TensorWriter
-from mldb.transaction import Transaction
-
-T = TypeVar("T")
+from mldb.staging import PACK_BELOW
+from mldb.timeline import Timeline
+from mldb.verbs import WriteVerbs
 
 DEFAULT_PATH = "ml_storage"
 
 
-class MLDatabase(StateSurface, MutableMapping[str, Any]):
+class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
     """One open store. A context manager and a mapping from tensor names to arrays.
 
     Any thread may use it. A forked child may not: it opens its own. Arrays and views taken from it
@@ -83,49 +51,20 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         ReadOnlyError.
         """
         try:
-            self.options = Options(mode=mode, durability=durability, verify=verify, **options)
+            chosen = Options(mode=mode, durability=durability, verify=verify, **options)
         except TypeError as error:
             if isinstance(error, InvalidTypeError):
                 raise
             raise InvalidTypeError(f"{error}; the options are the fields of mldb.Options") from None
-        chosen = self.options
-        self.path = _store_path(path, create=mode == "rw")
-        self._pid = os.getpid()
-        self._closed = False
-        fs = OsFileSystem(self.path)
-        writer = WriterOptions(durability, chosen.segment_bytes, chosen.segment_entries)
-        self._log = Log(
-            fs,
-            LogOptions(mode, verify, writer, chosen.lock_timeout, events.KNOWN_KINDS),
-            _metadata_columns,
-        )
-        border = MapBorder(fs, fixed=chosen.map_bytes, writable=mode == "rw")
-        self._source = Source(self._log, border, DecodedCache(chosen.cache_bytes))
-        self._epochs = EpochRule()
-        self._background = Background(self._write_job, chosen.pending_checkpoints)
+        root = _store_path(path, create=mode == "rw")
+        super().__init__(OsFileSystem(root), chosen, _metadata_columns)
 
-    # --- what is seen -----------------------------------------------------------------------------
-
-    def _guard(self) -> None:
-        """Refuse use after close and in a forked child."""
-        if self._closed:
-            raise ClosedError(
-                f"the store {self.path} was closed; mldb.open({self.path!r}) opens it again"
-            )
-        if os.getpid() != self._pid:
-            raise ClosedError(
-                f"opened in process {self._pid}, used in its forked child {os.getpid()}: call "
-                f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in "
-                "worker_init_fn or lazily)"
-            )
-
-    def _scope(self, as_of: AsOf = None) -> Scope:
-        self._guard()
-        view = self._log.head()
-        if as_of is None:
-            return Scope(self._source, view, view.commit, view.intervals)
-        row = resolve(view, view.intervals, as_of)
-        return Scope(self._source, view, row, snapshot_intervals(view, row))
+    @classmethod
+    def on(cls, fs: FileSystem, **options: Any) -> MLDatabase:
+        """Open the store in another FileSystem than a folder: in memory, or one that injects faults."""
+        database = cls.__new__(cls)
+        super(MLDatabase, database).__init__(fs, Options(**options), _metadata_columns)
+        return database
 
     @property
     def epoch(self) -> int:
@@ -155,312 +94,7 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         """The newest commit; after an interrupted call it tells whether that call was stored."""
         return self.lsn
 
-    @overload
-    def at(self, as_of: AsOf = None) -> Snapshot: ...
-    @overload
-    def at(self, *, epoch: int) -> Snapshot: ...
-    @overload
-    def at(self, *, lsn: int) -> Snapshot: ...
-    @overload
-    def at(self, *, time: datetime) -> Snapshot: ...
-    @overload
-    def at(self, *, tag: str) -> Snapshot: ...
-
-    def at(
-        self,
-        as_of: AsOf = None,
-        *,
-        epoch: int | None = None,
-        lsn: int | None = None,
-        time: datetime | None = None,
-        tag: str | None = None,
-    ) -> Snapshot:
-        """Return the snapshot at *as_of*, or at exactly one of epoch, lsn, time or tag; a context manager.
-
-        Raises MissingError, VersionGoneError, InvalidTypeError, InvalidValueError.
-        """
-        asked: list[AsOf] = [item for item in (as_of, epoch, time, tag) if item is not None]
-        if lsn is not None:
-            asked.append(Lsn(lsn))
-        if len(asked) > 1:
-            raise InvalidValueError("at() takes one of as_of, epoch, lsn, time, tag")
-        return Snapshot(self._scope(asked[0] if asked else None), self._guard)
-
-    def tags(self) -> dict[str, Lsn]:
-        """Return the tags and the commits that they name."""
-        return tags.tags(self._scope().view)
-
-    def pins(self) -> list[Lsn]:
-        """Return the pinned commits, ascending."""
-        return tags.pins(self._scope().view)
-
-    def events(self, start: AsOf = None, stop: AsOf = None) -> Iterator[Event]:
-        """Yield the events from commit *start* to commit *stop* (both included), in log order, on every lineage.
-
-        ``Rewound`` events say where the lineage jumps. The range is fixed at the call. Raises
-        CorruptError.
-        """
-        scope = self._scope()
-        low = 1 if start is None else resolve(scope.view, scope.intervals, start).lsn
-        high = scope.commit.lsn if stop is None else resolve(scope.view, scope.intervals, stop).lsn
-        return self._events(scope.view, max(low, 1), high)
-
-    def _events(self, view: View, low: int, high: int) -> Iterator[Event]:
-        for row, frames in self._log.batches(view, low, high):
-            yield from events_of(row, frames, "segments")
-
-    def follow(
-        self, start: AsOf = None, *, poll_seconds: float = 0.05, timeout: float | None = None
-    ) -> Iterator[Event]:
-        """Yield events as they are committed, by this process or another; after *start*, or from now on.
-
-        Waits for more until *timeout* seconds pass without any (None: for ever, until the store is
-        closed).
-        """
-        seen = self._scope(start).commit.lsn
-        return self._follow(seen, poll_seconds, timeout)
-
-    def _follow(self, seen: int, poll_seconds: float, timeout: float | None) -> Iterator[Event]:
-        last = time.monotonic()
-        while True:
-            view = self._scope().view
-            if view.commit.lsn > seen:
-                yield from self._events(view, seen + 1, view.commit.lsn)
-                seen = view.commit.lsn
-                last = time.monotonic()
-            elif timeout is not None and time.monotonic() - last > timeout:
-                return
-            else:
-                time.sleep(poll_seconds)
-
-    # --- committing -------------------------------------------------------------------------------
-
-    def begin(self) -> Scope:
-        """Return the newest head, on which a transaction begins."""
-        return self._scope()
-
-    def new_staging(self, *, fix: bool) -> Staging:
-        """Return an empty staging area for one transaction."""
-        self._guard()
-        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
-        spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
-        return Staging(
-            self._log.pending_segment, spill, fix=fix, compression=self.options.compression
-        )
-
-    def commit_staging(
-        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None = None
-    ) -> CommitRow:
-        """Commit what is staged as one batch."""
-        self._settle_background()
-        return self._commit_staging(staging, epoch, validate)
-
-    def _commit_staging(
-        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None
-    ) -> CommitRow:
-        records = staging.records()
-        if (
-            staging.pending is None
-            and sum(record.payload_length for record in records) > self.options.segment_bytes
-        ):
-            staging.open_pending()
-        if staging.pending is not None:
-            # Outside the commit lock: other writers go on while the payloads are written.
-            staging.pending.add(records)
-            records = []
-        return self._commit(records, epoch, validate, staging.pending)
-
-    def _commit(
-        self,
-        records: list[Record],
-        epoch: int | None,
-        validate: Callable[[View], None] | None = None,
-        pending: PendingSegment | None = None,
-    ) -> CommitRow:
-        self._guard()
-        epoch = check_epoch(epoch)
-        rule = self._epochs
-
-        def decide(view: View) -> tuple[int, CommitRow]:
-            if validate is not None:
-                validate(view)
-            return rule.choose(view, epoch), view.commit
-
-        return self._log.commit(records, decide, pending)
-
-    def _settle_background(self) -> None:
-        """Commits come in the order of the calls.
-
-        So wait for checkpoints that are still on their way.
-        """
-        background = self._background
-        if background.busy() and threading.current_thread() is not background.thread:
-            background.drain()
-
-    def transaction(self, epoch: int | None = None) -> Transaction:
-        """Return a transaction: ``with db.transaction() as txn``; all or nothing.
-
-        *epoch* labels the commit; None takes the head's epoch. Raises EpochOrderError,
-        ConflictError, LockedError, StorageFullError at the end of the block; then nothing is
-        stored.
-        """
-        self._guard()
-        return Transaction(self, check_epoch(epoch))
-
-    def transact(
-        self, fn: Callable[[Transaction], T], *, retries: int = 10, epoch: int | None = None
-    ) -> T:
-        """Run ``fn(txn)`` in a transaction.
-
-        Again up to *retries* times on ConflictError; return its result.
-        """
-        for attempt in range(retries + 1):
-            try:
-                with self.transaction(epoch) as txn:
-                    result = fn(txn)
-                return result
-            except ConflictError:
-                if attempt == retries:
-                    raise
-                # Spread the retries of competing writers; the pid makes processes differ.
-                time.sleep(
-                    0.0005 * (1 + (os.getpid() + threading.get_ident()) % 7) * min(attempt + 1, 8)
-                )
-        raise AssertionError("unreachable")
-
-    # --- tensors ----------------------------------------------------------------------------------
-
-    def store_tensor(
-        self,
-        name: str,
-        data: Any,
-        metadata: dict[str, Any] | None = None,
-        *,
-        epoch: int | None = None,
-    ) -> Lsn:
-        """Store a new version of tensor *name*; return the LSN of its commit.
-
-        *data*: NumPy array or scalar, torch tensor (any device), SciPy or torch sparse, ml_dtypes
-        array, list of numbers; dtype, byte order, shape and layout are kept. *metadata*: a dict of
-        plain values; None leaves it as it is, {} clears it. Raises InvalidNameError,
-        InvalidTypeError, LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError,
-        ClosedError; then nothing is stored.
-        """
-        self._settle_background()
-        key = check_name(name)
-        prepared = prepare(data)
-        packed = None if metadata is None else pack_metadata(metadata)
-        if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
-            return self._store_staged(key, prepared, packed, epoch)
-        record = tensor_record(keys.TENSORS + key, prepared)
-        if packed is not None:
-            record.drafts.append(metadata_draft(keys.METADATA + key, packed))
-        return Lsn(self._commit([record], epoch).lsn)
-
-    def _store_staged(
-        self, key: bytes, prepared: Any, packed: bytes | None, epoch: int | None
-    ) -> Lsn:
-        staging = self.new_staging(fix=False)
-        try:
-            staging.put_tensor(key, prepared)
-            if packed is not None:
-                staging.mark(events.METADATA_SET, keys.METADATA + key, packed)
-            return Lsn(self.commit_staging(staging, epoch).lsn)
-        finally:
-            staging.discard()
-
-    def __setitem__(self, name: str, data: Any) -> None:
-        """``db[name] = data`` is :meth:`store_tensor`."""
-        self.store_tensor(name, data)
-
-    def create_tensor(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: npt.DTypeLike,
-        metadata: dict[str, Any] | None = None,
-        *,
-        epoch: int | None = None,
-    ) -> TensorWriter:
-        """Return a writer for a tensor that may be larger than RAM: ``with ... as w: w[a:b] = rows``.
-
-        Committed when the block ends. Raises LimitError, InvalidTypeError, ReadOnlyError.
-        """
-        self._guard()
-        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
-        epoch = check_epoch(epoch)
-
-        def publish(pending: PendingSegment) -> Lsn:
-            self._settle_background()
-            return Lsn(self._commit([], epoch, None, pending).lsn)
-
-        return TensorWriter(
-            name,
-            tuple(shape),
-            dtype,
-            metadata=None if metadata is None else pack_metadata(metadata),
-            open_pending=self._log.pending_segment,
-            publish=publish,
-        )
-
-    def delete_tensor(self, name: str, *, epoch: int | None = None) -> Lsn:
-        """End *name* and its metadata from here on.
-
-        Earlier versions stay readable. Raises TensorNotFoundError.
-        """
-        return self._transact(lambda txn: txn.delete_tensor(name), epoch)
-
-    def __delitem__(self, name: str) -> None:
-        """``del db[name]`` is :meth:`delete_tensor`."""
-        self.delete_tensor(name)
-
-    def set_metadata(self, name: str, metadata: dict[str, Any], *, epoch: int | None = None) -> Lsn:
-        """Replace the metadata of an existing tensor.
-
-        Raises TensorNotFoundError, InvalidTypeError, LimitError.
-        """
-        return self._transact(lambda txn: txn.set_metadata(name, metadata), epoch)
-
-    def store_model_layer(
-        self, layer_id: str, weights: Any, biases: Any, *, epoch: int | None = None
-    ) -> Lsn:
-        """Store ``{layer}_weights`` and ``{layer}_biases`` with metadata type, layer and position, and the relationship
-        ``layer_params`` between them, in one transaction.
-        """
-        return self._transact(lambda txn: txn.store_model_layer(layer_id, weights, biases), epoch)
-
-    def _transact(self, fn: Callable[[Transaction], None], epoch: int | None) -> Lsn:
-        def run(txn: Transaction) -> Transaction:
-            fn(txn)
-            return txn
-
-        done = self.transact(run, epoch=epoch)
-        assert done.lsn is not None
-        return done.lsn
-
-    # --- relationships ----------------------------------------------------------------------------
-
-    def create_relationship(
-        self,
-        source: str,
-        target: str,
-        kind: str,
-        metadata: dict[str, Any] | None = None,
-        *,
-        epoch: int | None = None,
-    ) -> Lsn:
-        """Relate two names, tensors or not; an existing relationship gets the new metadata."""
-        return self._transact(
-            lambda txn: txn.create_relationship(source, target, kind, metadata), epoch
-        )
-
-    def delete_relationship(
-        self, source: str, target: str, kind: str, *, epoch: int | None = None
-    ) -> Lsn:
-        """End a relationship from here on. Raises MissingError."""
-        return self._transact(lambda txn: txn.delete_relationship(source, target, kind), epoch)
-
-    # --- checkpoints ------------------------------------------------------------------------------
+    # --- checkpoints --------------------------------------------------------------------------------
 
     @overload
     def checkpoint(
@@ -520,84 +154,7 @@ class MLDatabase(StateSurface, MutableMapping[str, Any]):
         done = self._write_job(job)
         return checkpoint_of(job, done, (time.perf_counter() - started) * 1e3)
 
-    def _write_job(self, job: CheckpointJob) -> CommitRow:
-        staging = self.new_staging(fix=False)
-        try:
-            stage(job, staging)
-            return self._commit_staging(staging, job.epoch, None)
-        finally:
-            staging.discard()
-
-    # --- history ----------------------------------------------------------------------------------
-
-    def tag(self, name: str, as_of: AsOf = None) -> Lsn:
-        """Name a commit (the head by default).
-
-        Return the LSN that the tag points at. An existing tag moves.
-        """
-        key = check_name(name)
-        target = self._existing(as_of)
-        self._mark(events.TAG_SET, keys.TAGS + key, events.pack_plain([int(target)]))
-        return target
-
-    def untag(self, name: str) -> None:
-        """Remove a tag. Raises MissingError."""
-        key = check_name(name)
-        if name not in self.tags():
-            raise MissingError(
-                f"there is no tag {name[:80]!r}; db.tags() lists them. Nothing was stored."
-            )
-        self._mark(events.TAG_DELETED, keys.TAGS + key, None)
-
-    def pin(self, as_of: AsOf) -> Lsn:
-        """Keep a commit readable whatever retention says; return its LSN."""
-        target = self._existing(as_of)
-        self._mark(events.PIN_SET, keys.pin_key(target), b"")
-        return target
-
-    def unpin(self, as_of: AsOf) -> None:
-        """Take a pin back. Raises MissingError."""
-        target = self._existing(as_of)
-        if target not in self.pins():
-            raise MissingError(
-                f"commit {target} is not pinned; db.pins() lists the pins. Nothing was stored."
-            )
-        self._mark(events.PIN_CLEARED, keys.pin_key(target), None)
-
-    def _existing(self, as_of: AsOf) -> Lsn:
-        row = self._scope(as_of).commit
-        if row == EMPTY_COMMIT:
-            raise MissingError("there is no commit yet at that point; store something first")
-        return Lsn(row.lsn)
-
-    def _mark(self, kind: int, key: bytes, attr: bytes | None) -> CommitRow:
-        self._settle_background()
-        record = (
-            events.tombstones(kind, [key]) if attr is None else events.marks(kind, [(key, attr)])
-        )
-        return self._commit([record], None)
-
-    def rewind(self, as_of: AsOf) -> Lsn:
-        """Make the state at *as_of* the head state; return the LSN of the rewind. Later commits build on it.
-
-        Nothing is lost: the commits that are left behind stay readable by LSN, and tags, pins and
-        retention are not rewound. The head's epoch becomes that of *as_of*. Raises MissingError,
-        VersionGoneError.
-        """
-        self._guard()
-        self._settle_background()
-        rule = self._epochs
-
-        def decide(view: View) -> tuple[int, CommitRow]:
-            target = resolve(view, view.intervals, as_of)
-            record.extra = [target.lsn]
-            rule.highest = target.epoch
-            return target.epoch, target
-
-        record = Record(events.REWOUND, [], extra=[0])
-        return Lsn(self._log.commit([record], decide).lsn)
-
-    # --- the whole store --------------------------------------------------------------------------
+    # --- the whole store -----------------------------------------------------------------------------
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store, as of now, to the new folder *path*, under a new store id, while writers run.

@@ -212,6 +212,9 @@ def test_a_bare_module_or_state_dict_keeps_its_keys_as_names() -> None:
         assert flat.aliases == {"head.weight": "embed.weight"}
     assert list(flatten({"a/b": np.ones(1), "..": np.ones(1)}).tensors) == ["a/b", "%2E%2E"]
     assert list(flatten({"w": np.ones(1), "lr": 0.1}, prefix="x").tensors) == ["x/w"]
+    slashed = torch.nn.ModuleDict({"a/b": torch.nn.Linear(1, 1, bias=False)})
+    assert list(flatten(slashed).tensors) == ["a/b.weight"]
+    assert list(flatten({"m": slashed}).tensors) == ["m/a%2Fb.weight"]
 
 
 def test_nested_states_are_named_by_their_path() -> None:

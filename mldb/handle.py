@@ -1,0 +1,141 @@
+"""A handle on one store: what every verb stands on. Guards, scopes, and the one way to commit."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from mldb import events
+from mldb.border import MapBorder
+from mldb.cache import DecodedCache
+from mldb.checkpointing import Background, CheckpointJob, stage
+from mldb.commit import EpochRule, check_epoch
+from mldb.errors import ClosedError
+from mldb.log import format as fmt
+from mldb.log.address import CommitRow
+from mldb.log.columns import MetadataOf
+from mldb.log.frame import Record
+from mldb.log.fs import FileSystem
+from mldb.log.log import Log, LogOptions
+from mldb.log.pending import PendingSegment
+from mldb.log.view import View
+from mldb.log.writer import WriterOptions
+from mldb.options import Options
+from mldb.reading import Scope, Source
+from mldb.resolve import AsOf, resolve, snapshot_intervals
+from mldb.snapshot import StateSurface
+from mldb.staging import Staging
+
+
+class Handle(StateSurface):
+    """The state of one open store. Any thread; refuses use after close and in a forked child."""
+
+    def __init__(self, fs: FileSystem, options: Options, metadata_of: MetadataOf) -> None:
+        self.options = options
+        self.path = fs.root
+        self._pid = os.getpid()
+        self._closed = False
+        writer = WriterOptions(options.durability, options.segment_bytes, options.segment_entries)
+        self._log = Log(
+            fs,
+            LogOptions(
+                options.mode, options.verify, writer, options.lock_timeout, events.KNOWN_KINDS
+            ),
+            metadata_of,
+        )
+        border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
+        self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
+        self._epochs = EpochRule()
+        self._background = Background(self._write_job, options.pending_checkpoints)
+
+    def _guard(self) -> None:
+        """Refuse use after close and in a forked child."""
+        if self._closed:
+            raise ClosedError(
+                f"the store {self.path} was closed; mldb.open({self.path!r}) opens it again"
+            )
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"opened in process {self._pid}, used in its forked child {os.getpid()}: call "
+                f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in "
+                "worker_init_fn or lazily)"
+            )
+
+    def _scope(self, as_of: AsOf = None) -> Scope:
+        self._guard()
+        view = self._log.head()
+        if as_of is None:
+            return Scope(self._source, view, view.commit, view.intervals)
+        row = resolve(view, view.intervals, as_of)
+        return Scope(self._source, view, row, snapshot_intervals(view, row))
+
+    def begin(self) -> Scope:
+        """Return the newest head, on which a transaction begins."""
+        return self._scope()
+
+    def new_staging(self, *, fix: bool) -> Staging:
+        """Return an empty staging area for one transaction."""
+        self._guard()
+        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
+        spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
+        return Staging(
+            self._log.pending_segment, spill, fix=fix, compression=self.options.compression
+        )
+
+    def commit_staging(
+        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None = None
+    ) -> CommitRow:
+        """Commit what is staged as one batch."""
+        self._settle_background()
+        return self._commit_staging(staging, epoch, validate)
+
+    def _commit_staging(
+        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None
+    ) -> CommitRow:
+        records = staging.records()
+        if (
+            staging.pending is None
+            and sum(record.payload_length for record in records) > self.options.segment_bytes
+        ):
+            staging.open_pending()
+        if staging.pending is not None:
+            # Outside the commit lock: other writers go on while the payloads are written.
+            staging.pending.add(records)
+            records = []
+        return self._commit(records, epoch, validate, staging.pending)
+
+    def _commit(
+        self,
+        records: list[Record],
+        epoch: int | None,
+        validate: Callable[[View], None] | None = None,
+        pending: PendingSegment | None = None,
+    ) -> CommitRow:
+        self._guard()
+        epoch = check_epoch(epoch)
+        rule = self._epochs
+
+        def decide(view: View) -> tuple[int, CommitRow]:
+            if validate is not None:
+                validate(view)
+            return rule.choose(view, epoch), view.commit
+
+        return self._log.commit(records, decide, pending)
+
+    def _settle_background(self) -> None:
+        """Commits come in the order of the calls.
+
+        So wait for checkpoints that are still on their way.
+        """
+        background = self._background
+        if background.busy() and threading.current_thread() is not background.thread:
+            background.drain()
+
+    def _write_job(self, job: CheckpointJob) -> CommitRow:
+        staging = self.new_staging(fix=False)
+        try:
+            stage(job, staging)
+            return self._commit_staging(staging, job.epoch, None)
+        finally:
+            staging.discard()
