@@ -43,6 +43,8 @@ class Active:
     jumps: list[Jump]
     seen: int = -1
     """File length at the last look; a longer file has something new."""
+    count: int = 0
+    """Versions in this segment."""
     verify_after: int = 0
     verify_until: int = 0
     """Payloads of commits above ``verify_after`` that start before this offset are verified when scanned."""
@@ -50,10 +52,6 @@ class Active:
     def parts(self) -> tuple[IndexPart, ...]:
         """Index parts, newest first."""
         return (self.memory,) if self.hinted is None else (self.memory, self.hinted)
-
-    def entry_count(self) -> int:
-        """Versions in this segment."""
-        return sum(part.entry_count() for part in self.parts())
 
     def has_commits(self) -> bool:
         """Whether any batch is in this segment."""
@@ -140,6 +138,7 @@ def _try_hint(
         active.jumps = []
         return
     active.hinted = index
+    active.count = index.entry_count()
     active.cursor = Cursor(end, lsn, chain, max(durable, active.cursor.durable))
     active.segment.valid = end
 

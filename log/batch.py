@@ -15,7 +15,7 @@ from mldb.errors import LimitError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Entry
 from mldb.log.checksum import digest128
-from mldb.log.frame import Record, encode_body, encode_commit, encode_head, hash_record
+from mldb.log.frame import Record, encode_body, encode_commit, encode_record, hash_record
 from mldb.log.fs import Buffer, File
 
 OVERLAP_BYTES = 4 << 20  # from this payload size on, hashing and writing overlap
@@ -49,6 +49,13 @@ class Written:
 
 def place(record: Record, offset: int) -> Placed:
     """Decide where a record's parts go when its frame starts at *offset*. Raises LimitError."""
+    body = _bounded_body(record)
+    length = record.payload_length
+    payload = fmt.payload_offset(offset, len(body), length, record.block_log2, record.align_log2)
+    return Placed(record, offset, body, payload, fmt.align_up(payload + length, 3))
+
+
+def _bounded_body(record: Record) -> bytes:
     body = encode_body(record)
     length = record.payload_length
     if (
@@ -61,8 +68,7 @@ def place(record: Record, offset: int) -> Placed:
             f"payload bytes exceeds the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and "
             f"{fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
         )
-    payload = fmt.payload_offset(offset, len(body), length, record.block_log2, record.align_log2)
-    return Placed(record, offset, body, payload, fmt.align_up(payload + length, 3))
+    return body
 
 
 def place_all(records: Sequence[Record], offset: int) -> list[Placed]:
@@ -85,21 +91,74 @@ def write_payloads(file: File, placed: Sequence[Placed]) -> None:
         list(hashes)
 
 
-def write_batch(
-    file: File,
-    placed: Sequence[Placed],
-    *,
-    end: int,
-    seed: int,
-    segment: int,
-    chain: bytes,
-    durable: int,
-    first_lsn: int,
-    parent: CommitRow,
-    epoch: int,
-    clock: int,
-) -> Written:
-    """Write placed records and their commit, which goes to *end*. Frames get the LSNs from *first_lsn* on.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and after what a batch is written: the writer's view of the active segment."""
+
+    seed: int
+    segment: int
+    chain: bytes
+    durable: int
+    first_lsn: int
+    parent: CommitRow
+    epoch: int
+    clock: int
+
+
+def write_small(file: File, records: Sequence[Record], offset: int, where: Place) -> Written:
+    """Write records and their commit with one gathered write; nothing is in the file when this raises early."""
+    buffers: list[Buffer] = []
+    heads = [where.chain]
+    entries: list[tuple[bytes, Entry]] = []
+    start = offset
+    lsn = where.first_lsn
+    commit_lsn = lsn + len(records)
+    segment = where.segment
+    for record in records:
+        hash_record(record)
+        length = record.payload_length
+        head = encode_record(record, _bounded_body(record), lsn, commit_lsn, where.seed, offset)
+        heads.append(head[: fmt.FRAME_HEADER_SIZE])
+        buffers.append(head)
+        place = offset + len(head)
+        entries += [
+            (
+                key,
+                Entry(
+                    commit_lsn,
+                    segment,
+                    offset,
+                    place + begin,
+                    size,
+                    attr,
+                    flags,
+                    encoding,
+                    base,
+                    digest,
+                ),
+            )
+            for key, flags, encoding, begin, size, digest, base, attr in record.drafts
+        ]
+        offset = place + length
+        if length:
+            buffers += record.payload
+            padding = -offset & (fmt.FRAME_ALIGN - 1)
+            if padding:
+                buffers.append(bytes(padding))
+                offset += padding
+        lsn += 1
+    parent = where.parent
+    time = max(where.clock, parent.time)
+    row = CommitRow(commit_lsn, parent.lsn, where.epoch, time, where.clock, start, offset)
+    chain = digest128(b"".join(heads))
+    commit = encode_commit(row, len(records), chain, where.durable, where.seed)
+    buffers.append(commit)
+    file.pwritev(buffers, start)
+    return Written(row, entries, offset + len(commit), chain)
+
+
+def write_batch(file: File, placed: Sequence[Placed], end: int, where: Place) -> Written:
+    """Write placed records, large payloads first, and their commit, which goes to *end*.
 
     When this raises, some prefix may be in the file, but no commit: the batch does not exist.
     """
@@ -110,19 +169,21 @@ def write_batch(
     ]
     if large:
         write_payloads(file, large)
-    lsn = first_lsn + len(placed)
+    lsn = where.first_lsn + len(placed)
     start = placed[0].offset if placed else end
-    row = CommitRow(lsn, parent.lsn, epoch, max(clock, parent.time), clock, start, end)
-    heads, extents = _encode(placed, first_lsn, lsn, seed)
-    digest = digest128(b"".join([chain, *[head[: fmt.FRAME_HEADER_SIZE] for head in heads]]))
-    commit = encode_commit(row, len(placed), digest, durable, seed)
+    parent = where.parent
+    time = max(where.clock, parent.time)
+    row = CommitRow(lsn, parent.lsn, where.epoch, time, where.clock, start, end)
+    heads, extents = _encode(placed, where.first_lsn, lsn, where.seed)
+    digest = digest128(b"".join([where.chain, *[head[: fmt.FRAME_HEADER_SIZE] for head in heads]]))
+    commit = encode_commit(row, len(placed), digest, where.durable, where.seed)
     if extents and _extent_end(extents[-1]) == end:
         extents[-1][1].append(commit)
     else:
         extents.append((end, [commit]))
     for offset, buffers in extents:
         file.pwritev(buffers, offset)
-    entries = [pair for item in placed for pair in _entries(item, lsn, segment)]
+    entries = [pair for item in placed for pair in _entries(item, lsn, where.segment)]
     return Written(row, entries, end + len(commit), digest)
 
 
@@ -138,20 +199,7 @@ def _encode(
         if record.checks is None or item.written:
             hash_record(record)
             item.body = encode_body(record)
-        head = encode_head(
-            record.kind,
-            record.body_version,
-            fmt.FLAG_KEYED if record.drafts else 0,
-            item.body,
-            record.checks or b"",
-            record.payload_length,
-            record.block_log2,
-            record.align_log2,
-            lsn,
-            commit_lsn,
-            seed,
-            item.offset,
-        )
+        head = encode_record(record, item.body, lsn, commit_lsn, seed, item.offset)
         lsn += 1
         heads.append(head)
         if current is None:

@@ -43,8 +43,11 @@ FILE_KINDS: Final = {
 FRAME_MAGIC: Final = b"\xf7mfr"
 FRAME_HEADER: Final = struct.Struct("<4sHBBIBBHQQQQQ")
 FRAME_HEADER_SIZE: Final = 56
+FRAME_START: Final = struct.Struct("<4sHBBIBBHQQQQ")  # all but the header checksum
+FRAME_CHECK: Final = struct.Struct("<Q")
 FRAME_CHECKED_SIZE: Final = 48  # the header checksum covers the bytes before itself
 assert FRAME_HEADER.size == FRAME_HEADER_SIZE
+assert FRAME_START.size == FRAME_CHECKED_SIZE
 
 FLAG_KEYED: Final = 1  # the body starts with index entries
 FLAG_EXTERNAL: Final = 2  # reserved: the payload lies in another file

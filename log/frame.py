@@ -22,7 +22,11 @@ from mldb.log.fs import Buffer
 # Packing plain values runs no Python code, so one packer may serve all threads under the GIL.
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 pack: Final[Callable[[object], bytes]] = _packer.pack
+_pack_start = fmt.FRAME_START.pack
+_pack_check = fmt.FRAME_CHECK.pack
 _EMPTY_MAP: dict[str, object] = {}
+_MASK: Final = 0xFFFFFFFFFFFFFFFF
+_ZEROS: Final = bytes(1 << 21)  # the largest alignment is 2 MiB
 
 TO_BE_HASHED = bytes(fmt.DIGEST_SIZE)
 """Stands in a draft that spans its whole payload until :func:`hash_record` has run.
@@ -122,7 +126,7 @@ def encode_head(
     All of a frame that precedes its payload.
     """
     tail = body + checks if checks else body
-    start = fmt.FRAME_HEADER.pack(
+    start = _pack_start(
         fmt.FRAME_MAGIC,
         kind,
         body_version,
@@ -135,20 +139,38 @@ def encode_head(
         lsn,
         commit_lsn,
         check64(tail),
-        0,
-    )[: fmt.FRAME_CHECKED_SIZE]
-    head = start + check64(start, (seed + offset) & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little") + tail
+    )
+    check = check64(start, (seed + offset) & _MASK)
+    size = fmt.FRAME_HEADER_SIZE + len(tail)
     if payload_length:
-        place = offset + len(head)
-        return head + bytes(fmt.align_up(place, align_log2) - place)
-    return head + bytes(-len(head) % fmt.FRAME_ALIGN)
+        padding = -(offset + size) & ((1 << align_log2) - 1)
+    else:
+        padding = -size & (fmt.FRAME_ALIGN - 1)
+    return b"".join((start, _pack_check(check), tail, _ZEROS[:padding]))
+
+
+def encode_record(
+    record: Record, body: bytes, lsn: int, commit_lsn: int, seed: int, offset: int
+) -> bytes:
+    """Return the head of a hashed record's frame at *offset*."""
+    return encode_head(
+        record.kind,
+        record.body_version,
+        fmt.FLAG_KEYED if record.drafts else 0,
+        body,
+        record.checks or b"",
+        record.payload_length,
+        record.block_log2,
+        record.align_log2,
+        lsn,
+        commit_lsn,
+        seed,
+        offset,
+    )
 
 
 def encode_commit(row: CommitRow, count: int, digest: bytes, durable: int, seed: int) -> bytes:
-    """Return the commit frame that closes a batch.
-
-    It starts at ``row.end`` minus its own length.
-    """
+    """Return the commit frame that closes a batch; it stands at ``row.end``."""
     body = pack((row.parent, row.epoch, row.time, row.clock, count, digest, durable, _EMPTY_MAP))
     return encode_head(
         fmt.KIND_COMMIT | fmt.MUST_UNDERSTAND,

@@ -1,9 +1,9 @@
 """The commit lock: one writer at a time over all threads and processes.
 
-Three locks in a fixed order: the process's mutex, the *gate*, the *commit* lock. A writer waits for
-the commit lock while it holds the gate, so a tight loop of commits in another process has to queue
-behind it: flock alone is not fair and starved a waiter for seconds. Both files are held by the
-kernel, so a dead process holds none.
+A process's mutex, then a kernel lock on a file, which a dead process never holds. flock alone is not
+fair: a tight loop of commits starved a waiter for seconds. So who has to wait does so holding a
+second lock, the *gate*, and every writer passes the gate once in a few commits: a waiter waits for
+a handful of commits at most.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from mldb.log.fs import FileSystem, KernelLock
 GATE = "GATE"
 LOCK = "LOCK"
 _POLL_SECONDS_MAX = 0.002
+_GATE_EVERY = 8
 
 
 class CommitLock:
     """A reusable context manager. Any thread; not reentrant."""
 
-    __slots__ = ("_commit", "_gate", "_mutex", "_root", "held", "timeout")
+    __slots__ = ("_commit", "_gate", "_mutex", "_root", "_turn", "timeout")
 
     def __init__(self, fs: FileSystem, timeout: float) -> None:
         self.timeout = timeout
@@ -31,7 +32,7 @@ class CommitLock:
         self._mutex = threading.Lock()
         self._gate = fs.lock(GATE)
         self._commit = fs.lock(LOCK)
-        self.held = False  # guarded by _mutex
+        self._turn = 0  # guarded by _mutex
 
     def __enter__(self) -> None:
         if not self._mutex.acquire(timeout=self.timeout):
@@ -40,17 +41,12 @@ class CommitLock:
                 f"{self.timeout} s. Nothing was stored; try again or raise lock_timeout."
             )
         try:
-            if not self._gate.try_acquire():
-                self._wait(self._gate)
-            try:
-                if not self._commit.try_acquire():
-                    self._wait(self._commit)
-            finally:
-                self._gate.release()
+            self._turn += 1
+            if self._turn % _GATE_EVERY == 0 or not self._commit.try_acquire():
+                self._pass_gate()
         except BaseException:
             self._mutex.release()
             raise
-        self.held = True
 
     def __exit__(
         self,
@@ -58,11 +54,20 @@ class CommitLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.held = False
         try:
             self._commit.release()
         finally:
             self._mutex.release()
+
+    def _pass_gate(self) -> None:
+        """Queue at the gate, and take the commit lock while standing in it."""
+        if not self._gate.try_acquire():
+            self._wait(self._gate)
+        try:
+            if not self._commit.try_acquire():
+                self._wait(self._commit)
+        finally:
+            self._gate.release()
 
     def _wait(self, lock: KernelLock) -> None:
         deadline = time.monotonic() + self.timeout

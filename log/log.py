@@ -271,9 +271,8 @@ class Log:
             "segments": len(segments),
             "bytes": sum(info.length for info in state.manifest.segments) + active.cursor.offset,
             "active_bytes": active.cursor.offset,
-            "active_versions": active.entry_count(),
-            "versions": active.entry_count()
-            + sum(part.index.entry_count() for part in view.sealed),
+            "active_versions": active.count,
+            "versions": active.count + sum(part.index.entry_count() for part in view.sealed),
             "mapped_bytes": sum(segment.mapped_bytes for segment in segments),
             "mapped_segments": sum(segment.mapped_bytes > 0 for segment in segments),
             "durable_lsn": self._writer.durable_lsn

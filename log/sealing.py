@@ -134,6 +134,7 @@ class Sealer:
         for row in commits:
             if row.lsn <= last_lsn:
                 memory.add(row, by_lsn.get(row.lsn, []))
+        active.count -= active.memory.entry_count() - memory.entry_count()
         active.memory = memory
         active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
         cursor = active.cursor

@@ -151,9 +151,11 @@ class LogState:
     def add(self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]]) -> None:
         """Add one commit to the active index; the cursor already stands behind it."""
         active = self.active
-        if row.parent != self.last_lsn():
+        previous = active.memory.last_lsn or self.last_lsn()
+        if row.parent != previous:
             active.jumps.append((row.lsn, row.parent))
         active.memory.add(row, entries)
+        active.count += len(entries)
         active.segment.valid = active.cursor.offset
 
     def last_lsn(self) -> int:

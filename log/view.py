@@ -40,7 +40,7 @@ class SealedPart:
         return self._index
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # frozen would cost a commit 2 us; nobody assigns to a view
 class View:
     """One head of the log. Immutable; valid for ever, since what it maps is never changed.
 

@@ -15,7 +15,7 @@ from mldb.errors import ClosedError, LimitError, MldbError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
 from mldb.log.address import CommitRow
-from mldb.log.batch import place_all, write_batch
+from mldb.log.batch import OVERLAP_BYTES, Place, place_all, write_batch, write_small
 from mldb.log.columns import MetadataOf
 from mldb.log.footer import describe
 from mldb.log.frame import Record, encode_file_header
@@ -138,28 +138,27 @@ class Writer:
 
     def _append(self, records: Sequence[Record], epoch: int, parent: CommitRow) -> CommitRow:
         state = self._state
-        placed = place_all(records, state.active.cursor.offset)
-        end = placed[-1].end if placed else state.active.cursor.offset
-        if self._is_full(end, sum(len(item.record.drafts) for item in placed)):
+        payload = sum([record.payload_length for record in records])
+        if self._is_full(payload, records):
             self.seal()
-            placed = place_all(records, state.active.cursor.offset)
-            end = placed[-1].end if placed else state.active.cursor.offset
         active = state.active
         cursor = active.cursor
         self._bound(records, cursor.last_lsn)
-        written = write_batch(
-            active.file,
-            placed,
-            end=end,
-            seed=active.segment.seed,
-            segment=active.segment.number,
-            chain=cursor.chain,
-            durable=max(cursor.durable, self._durable),
-            first_lsn=max(cursor.last_lsn, state.manifest.lsn_floor) + 1,
-            parent=parent,
-            epoch=epoch,
-            clock=state.fs.time_ns(),
+        where = Place(
+            active.segment.seed,
+            active.segment.number,
+            cursor.chain,
+            max(cursor.durable, self._durable),
+            max(cursor.last_lsn, state.manifest.lsn_floor) + 1,
+            parent,
+            epoch,
+            state.fs.time_ns(),
         )
+        if payload < OVERLAP_BYTES:
+            written = write_small(active.file, records, cursor.offset, where)
+        else:
+            placed = place_all(records, cursor.offset)
+            written = write_batch(active.file, placed, placed[-1].end, where)
         with state.mutex:
             cursor.offset = active.seen = written.end
             cursor.last_lsn = written.row.lsn
@@ -177,12 +176,14 @@ class Writer:
         if last_lsn > fmt.LSN_MAX - (1 << 24):
             raise LimitError("the log has no LSNs left")
 
-    def _is_full(self, end: int, entries: int) -> bool:
+    def _is_full(self, payload: int, records: Sequence[Record]) -> bool:
         active = self._state.active
-        if not active.has_commits():
-            return False
-        limit = self.options.segment_entries
-        return end > self.options.segment_bytes or active.entry_count() + entries > limit
+        offset = active.cursor.offset
+        if offset == fmt.FILE_HEADER_SIZE:
+            return False  # whatever its size, a batch fits an empty segment
+        entries = active.count + sum([len(record.drafts) for record in records])
+        options = self.options
+        return offset + payload > options.segment_bytes or entries > options.segment_entries
 
     def _publish(
         self, pending: PendingSegment, records: Sequence[Record], epoch: int, parent: CommitRow
@@ -203,19 +204,17 @@ class Writer:
             fmt.FILE_SEGMENT, state.manifest.store_id, number, first_lsn, clock
         )
         pending.file.pwritev([header], 0)
-        write_batch(
-            pending.file,
-            pending.placed,
-            end=pending.tail,
-            seed=fmt.file_seed(state.manifest.store_id, number),
-            segment=number,
-            chain=chain_start(state.manifest.store_id, number),
-            durable=first_lsn - 1,
-            first_lsn=first_lsn,
-            parent=parent,
-            epoch=epoch,
-            clock=clock,
+        where = Place(
+            fmt.file_seed(state.manifest.store_id, number),
+            number,
+            chain_start(state.manifest.store_id, number),
+            first_lsn - 1,
+            first_lsn,
+            parent,
+            epoch,
+            clock,
         )
+        write_batch(pending.file, pending.placed, pending.tail, where)
         pending.file.sync()
         self._sealer.install_segment(info, number, pending.name, first_lsn - 1)
         pending.discard()

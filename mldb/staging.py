@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from mldb import events, keys
 from mldb.codec import Prepared
 from mldb.log import format as fmt
-from mldb.log.batch import Placed
-from mldb.log.checksum import digest128
+from mldb.log.batch import OVERLAP_BYTES, Placed
+from mldb.log.checksum import checks_and_digest, digest128
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs import Buffer
 from mldb.log.pending import PendingSegment
@@ -74,22 +74,25 @@ def metadata_draft(key: bytes, attr: bytes) -> Draft:
 
 
 def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> Record:
-    """A record of one tensor with a payload of its own.
+    """A record of one tensor with a payload of its own; *aliases* are further keys for the same bytes.
 
-    *aliases* are further keys for the same bytes.
+    Small payloads are hashed here, outside the commit lock; large ones while they are written.
     """
     length = prepared.nbytes
-    digest = TO_BE_HASHED if length else digest128(b"")
-    drafts = [
-        Draft(name, 0, fmt.ENCODING_RAW, 0, length, digest, 0, prepared.attr)
-        for name in (key, *aliases)
-    ]
+    checks: bytes | None = None
+    digest = TO_BE_HASHED
+    if length < OVERLAP_BYTES:
+        checks, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
+    attr = prepared.attr
+    drafts = [Draft(key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr)]
+    drafts += [Draft(name, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr) for name in aliases]
     return Record(
         events.TENSOR_STORED,
         drafts,
         prepared.buffers,
         length,
         align_log2=fmt.payload_align_log2(length),
+        checks=checks,
     )
 
 

@@ -16,7 +16,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from tests.bench.timing import sync_path
 from tests.bench.workloads import Array, State
 
 LOG = "limit: log + index + memmap"
+PREALLOCATED = "limit: log, preallocated"
+_WRITTEN = "limit: log over old blocks"
 MEMCPY = "limit: memcpy, reused buffer"
 _STEP_BYTES = 8 << 20
 _DIRECT_BYTES = 16 << 20
@@ -33,6 +35,7 @@ _GATHER_MAX = 1024
 _WRITE_RANGE = 2  # SYNC_FILE_RANGE_WRITE
 
 Chunk: TypeAlias = list[memoryview]
+Blocks: TypeAlias = Literal["new", "allocated", "written"]
 
 
 def _bytes_of(array: Array) -> Any:
@@ -176,11 +179,11 @@ RAW_WRITERS: dict[str, RawWriter] = {
 class BareLog(Store):
     """Values one after another in one file, a dict of positions, one mapping for reads.
 
-    Synced appends go into preallocated blocks, or, with ``overwrite``, into blocks that hold data
+    Synced appends go into a new file, into preallocated blocks, or into blocks that hold data
     already: then a sync has no extent to convert and no length to record.
     """
 
-    def __init__(self, folder: Path, purpose: Purpose, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, purpose: Purpose, blocks: Blocks = "new") -> None:
         self._folder = folder
         self._writing = purpose != "read"
         self._index: dict[str, list[int]] = {}
@@ -189,8 +192,8 @@ class BareLog(Store):
         path = folder / "log"
         if self._writing:
             self._file = os.open(path, os.O_CREAT | os.O_RDWR)
-            if purpose == "durable":
-                _prepare_blocks(self._file, overwrite)
+            if purpose == "durable" and blocks != "new":
+                _prepare_blocks(self._file, overwrite=blocks == "written")
             sync_path(folder)
             return
         self._index, self._epochs = json.loads((folder / "index").read_text())
@@ -262,7 +265,7 @@ class BareLog(Store):
             (self._folder / "index").write_text(json.dumps([self._index, self._epochs]))
 
 
-def _prepare_blocks(file: int, overwrite: bool) -> None:
+def _prepare_blocks(file: int, *, overwrite: bool) -> None:
     size = 256 << 20
     os.posix_fallocate(file, 0, size)
     if overwrite:
@@ -272,18 +275,32 @@ def _prepare_blocks(file: int, overwrite: bool) -> None:
     os.fsync(file)
 
 
-OVERWRITTEN = "limit: log over old blocks"
+def _open_preallocated(folder: Path, purpose: Purpose) -> Store:
+    return BareLog(folder, purpose, "allocated")
+
+
+def _open_written(folder: Path, purpose: Purpose) -> Store:
+    return BareLog(folder, purpose, "written")
+
+
 LIMITS = (
     Peer(
         name=LOG,
         open=BareLog,
-        can=abilities("load", "lazy", "batch", "history", "rows"),
-        notes={"batch": "preallocated blocks", "history": "preallocated blocks"},
+        can=abilities("load", "lazy", "batch", "commits", "as_of", "rows"),
     ),
     Peer(
-        name=OVERWRITTEN,
-        open=lambda folder, purpose: BareLog(folder, purpose, overwrite=True),
-        can=abilities("batch"),
-        notes={"batch": "for information: blocks that hold data already"},
+        name=PREALLOCATED,
+        open=_open_preallocated,
+        can=abilities("batch", "commits"),
+    ),
+    Peer(
+        name=_WRITTEN,
+        open=_open_written,
+        can=abilities("batch", "commits"),
+        notes={
+            "batch": "for information: blocks that hold data already",
+            "commits": "for information: blocks that hold data already",
+        },
     ),
 )

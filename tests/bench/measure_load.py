@@ -10,7 +10,7 @@ from tests.bench.children import Task, run_child
 from tests.bench.limits import LOG
 from tests.bench.peer import Peer, Store
 from tests.bench.peer_mldb import MLDB, UNVERIFIED
-from tests.bench.report import Outcome, Table, best_of
+from tests.bench.report import Outcome, Table
 from tests.bench.setting import Folders, Setting, check_equal, check_total
 from tests.bench.timing import Contender, interleave
 from tests.bench.workloads import (
@@ -142,7 +142,7 @@ def _first_tensor(setting: Setting, peers: list[Peer], task: TaskOf, total: int)
         higher_is_better=False,
     )
     outcome = Outcome([closed, opened])
-    outcome.compare("w2.first / safetensors", closed, MLDB, best_of(closed, _SAFETENSORS))
+    outcome.compare("w2.first / safetensors", closed, MLDB, closed.best_of(_SAFETENSORS))
     outcome.keep("w2.again", opened, MLDB)
     return outcome
 

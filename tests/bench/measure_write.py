@@ -9,7 +9,7 @@ from typing import Any
 from tests.bench.limits import MEMCPY, RAW_WRITERS, Memcpy, RawWriter
 from tests.bench.peer import Peer
 from tests.bench.peer_mldb import MLDB
-from tests.bench.report import Outcome, Table, best_of
+from tests.bench.report import Outcome, Table
 from tests.bench.setting import Setting, check_equal
 from tests.bench.timing import Contender, interleave
 from tests.bench.workloads import State, state_dict
@@ -28,30 +28,16 @@ def checkpoint(setting: Setting) -> Outcome:
     for peer in setting.able("checkpoint"):
         prepared = peer.prepare(state)
         contenders[peer.name] = partial(_save_rate, setting, peer, prepared, state, checked)
-    samples = interleave("W1 write", contenders, setting.scale.rounds)
     table = Table(
         workload="W1",
         title="durable checkpoint",
         unit="MB/s",
-        samples=samples,
+        samples=interleave("W1 write", contenders, setting.scale.rounds),
         notes=setting.notes("checkpoint"),
-    )
-    return _against_limit(table)
-
-
-def _against_limit(table: Table) -> Outcome:
-    best = best_of(table, list(RAW_WRITERS))
-    table = Table(
-        workload=table.workload,
-        title=table.title,
-        unit=table.unit,
-        samples=table.samples,
-        limit=best,
-        notes={**table.notes, best: "the best raw write of this run"},
-    )
+    ).against_best(list(RAW_WRITERS))
     outcome = Outcome([table])
-    outcome.compare("w1.write / limit", table, MLDB, best)
-    outcome.compare("w1.write / safetensors", table, MLDB, best_of(table, _SAFETENSORS))
+    outcome.compare("w1.write / limit", table, MLDB, table.limit)
+    outcome.compare("w1.write / safetensors", table, MLDB, table.best_of(_SAFETENSORS))
     return outcome
 
 

@@ -12,7 +12,9 @@ from tests.bench.workloads import Array, State
 
 # What a store is opened for, so that each peer can use its best documented settings for it.
 Purpose: TypeAlias = Literal["bulk", "durable", "lazy", "read"]
-Ability: TypeAlias = Literal["checkpoint", "load", "lazy", "batch", "history", "rows", "records"]
+Ability: TypeAlias = Literal[
+    "checkpoint", "load", "lazy", "batch", "commits", "as_of", "rows", "records"
+]
 # Copies the rows from a start on into the given (rows, width) buffer.
 RowReader: TypeAlias = Callable[[int, Array], None]
 

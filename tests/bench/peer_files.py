@@ -224,10 +224,11 @@ _PER_FILE: dict[Ability, str] = {
     "checkpoint": "fsync added",
     "lazy": "file per put",
     "batch": "file per batch, index kept by the user, fsync added",
-    "history": "full file per epoch",
+    "commits": "full file per epoch",
+    "as_of": "full file per epoch",
     "rows": "get_slice",
 }
-_WHOLE = abilities("checkpoint", "load", "lazy", "batch", "history", "rows")
+_WHOLE = abilities("checkpoint", "load", "lazy", "batch", "commits", "as_of", "rows")
 
 PEERS = (
     Peer(
@@ -240,7 +241,7 @@ PEERS = (
     Peer(
         name="safetensors torch",
         open=lambda folder, purpose: Safetensors(folder, "torch"),
-        can=_WHOLE - {"lazy", "history"},
+        can=_WHOLE - {"lazy", "commits", "as_of"},
         needs=("safetensors", "torch"),
         prepare=as_torch,
         notes={**_PER_FILE, "load": "views of a mapping"},
@@ -260,7 +261,8 @@ PEERS = (
         needs=("h5py",),
         notes={
             "batch": "not atomic",
-            "history": "data set per (tensor, epoch of change), index kept by the user; not atomic",
+            "commits": "data set per (tensor, epoch of change), not atomic",
+            "as_of": "index of epochs kept by the user",
             "load": "copies",
             "rows": "read_direct",
         },

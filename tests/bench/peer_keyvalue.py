@@ -206,9 +206,9 @@ class RocksDb(Store):
         self._database.close()
 
 
-_ALL = abilities("checkpoint", "load", "lazy", "batch", "history", "rows", "records")
+_ALL = abilities("checkpoint", "load", "lazy", "batch", "commits", "as_of", "rows", "records")
 
-_HISTORY = "key (name, epoch of change), floor seek"
+_KEY = "key (name, epoch of change)"
 
 PEERS = (
     Peer(
@@ -221,7 +221,8 @@ PEERS = (
             "load": "views inside a transaction",
             "lazy": "one transaction for all puts, writemap",
             "batch": "transaction per batch",
-            "history": _HISTORY,
+            "commits": _KEY,
+            "as_of": "floor seek",
         },
     ),
     Peer(
@@ -241,7 +242,8 @@ PEERS = (
             "load": "copies",
             "lazy": "put per tensor",
             "batch": "synced WriteBatch, blob files",
-            "history": _HISTORY,
+            "commits": _KEY,
+            "as_of": "floor seek",
             "rows": f"values of {_ROW_BLOCK} rows",
         },
     ),

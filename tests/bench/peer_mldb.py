@@ -73,22 +73,23 @@ PEERS = (
     Peer(
         name=MLDB,
         open=Mldb,
-        can=abilities("checkpoint", "load", "lazy", "batch", "history", "rows", "records"),
+        can=abilities("checkpoint", "load", "lazy", "batch", "commits", "as_of", "rows", "records"),
         prepare=as_torch,
         notes={
             "checkpoint": "checkpoint()",
             "load": "checksums verified at first touch",
             "lazy": "store_tensor, a commit each",
             "batch": "transaction()",
-            "history": "transaction(epoch=), query_tensor(as_of=)",
+            "commits": "transaction(epoch=)",
+            "as_of": "query_tensor(as_of=), checksums verified at first touch",
             "rows": "tensor()[a:b], checksums verified at first touch",
         },
     ),
     Peer(
         name=UNVERIFIED,
         open=lambda folder, purpose: Mldb(folder, purpose, verify="never"),
-        can=abilities("load", "history", "rows"),
+        can=abilities("load", "as_of", "rows"),
         reads=MLDB,
-        notes={"load": "the same files", "history": "the same files", "rows": "the same files"},
+        notes={"load": "the same files", "as_of": "the same files", "rows": "the same files"},
     ),
 )

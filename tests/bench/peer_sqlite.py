@@ -123,13 +123,14 @@ PEERS = (
     Peer(
         name="sqlite",
         open=Sqlite,
-        can=abilities("checkpoint", "load", "lazy", "batch", "history", "rows", "records"),
+        can=abilities("checkpoint", "load", "lazy", "batch", "commits", "as_of", "rows", "records"),
         notes={
             "checkpoint": "rollback journal, pages of 64 KiB",
             "load": "copies",
             "lazy": "one transaction for all puts",
             "batch": "transaction per batch, write-ahead log",
-            "history": "key (name, epoch of change), floor query",
+            "commits": "key (name, epoch of change)",
+            "as_of": "floor query",
             "rows": f"incremental blob reads, values of {_ROW_BLOCK} rows",
         },
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,17 @@ class Table:
         """Return how many times as good *name* is as *reference*; medians."""
         own, other = median(self.samples[name]), median(self.samples[reference])
         return own / other if self.higher_is_better else other / own
+
+    def best_of(self, names: list[str]) -> str:
+        """Return the line with the best median among those of *names* that were measured, or ""."""
+        measured = [name for name in names if name in self.samples]
+        sign = 1 if self.higher_is_better else -1
+        return max(measured, key=lambda name: sign * median(self.samples[name]), default="")
+
+    def against_best(self, limits: list[str]) -> Table:
+        """Return this table with the best of *limits* as its limit."""
+        best = self.best_of(limits)
+        return replace(self, limit=best, notes={**self.notes, best: "the limit of this table"})
 
 
 @dataclass(slots=True)
@@ -54,25 +65,19 @@ class Outcome:
         self.measures.update(other.measures)
 
 
-def best_of(table: Table, names: list[str]) -> str:
-    """Return the line with the best median among *names* that were measured ("" when none was)."""
-    measured = [name for name in names if name in table.samples]
-    sign = 1 if table.higher_is_better else -1
-    return max(measured, key=lambda name: sign * median(table.samples[name]), default="")
-
-
 def _number(value: float) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 100 else f"{value:.3g}"
 
 
-def _grid(header: list[str], lines: list[list[str]]) -> str:
+def _grid(header: list[str], lines: list[list[str]], text: tuple[int, ...]) -> str:
+    """Lay out cells in columns; those of *text* are flush left, the others flush right."""
     widths = [max(len(line[place]) for line in [header, *lines]) for place in range(len(header))]
     rows = [header, ["-" * width for width in widths], *lines]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if place in (0, len(widths) - 1) else cell.rjust(width)
+            cell.ljust(width) if place in text else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -90,7 +95,7 @@ def render_table(table: Table) -> str:
         versus = f"{table.speed(MLDB, name):.2f}" if MLDB in table.samples else ""
         figures = [_number(median(values)), _number(ends[0]), _number(ends[-1])]
         lines.append([name, *figures, share, versus, table.notes.get(name, "")])
-    return _grid(header, lines)
+    return _grid(header, lines, (0, 6))
 
 
 def _verdict(bounds: tuple[Bound, ...], measures: dict[str, float]) -> str:
@@ -116,7 +121,8 @@ def render_targets(measures: dict[str, float], workloads: list[str]) -> str:
             aim = "; ".join(map(str, target.aim))
             measured = _measured(target.must + target.aim, measures) or "not measured"
             lines.append([f"{target.workload} {target.figure}", must, aim, measured, met])
-    return _grid(["figure", "must", "aim", "measured", "met? must / aim"], lines)
+    header = ["figure", "must", "aim", "measured", "met? must / aim"]
+    return _grid(header, lines, (0, 1, 2, 3, 4))
 
 
 def write_json(path: Path, machine: dict[str, Any], outcome: Outcome) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.bench
 
 _BATCH = 100
 _EPOCHS = 40
-_HISTORY = [p.name for p in able(list(PEERS.values()), "history") if p.installed() and not p.reads]
+_HISTORY = [p.name for p in able(list(PEERS.values()), "as_of") if p.installed() and not p.reads]
 _BATCHES = [p.name for p in able(list(PEERS.values()), "batch") if p.installed()]
 _ROWS = [p.name for p in able(list(PEERS.values()), "rows") if p.installed() and not p.reads]
 
@@ -118,5 +118,6 @@ def test_limits_are_marked() -> None:
     """The name alone tells a limit from a product, also in the output of pytest-benchmark."""
     assert {peer.name for peer in PEERS.values() if is_limit(peer.name)} == {
         "limit: log + index + memmap",
+        "limit: log, preallocated",
         "limit: log over old blocks",
     }
