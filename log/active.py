@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mldb.errors import CorruptError, MldbError
 from mldb.log import format as fmt
@@ -17,13 +18,14 @@ from mldb.log.frame import (
 )
 from mldb.log.fs import File, FileSystem
 from mldb.log.index import IndexPart, MemoryIndex
-from mldb.log.lineage import Jump
+from mldb.log.lineage import Jump, checked_jumps
 from mldb.log.manifest import Manifest
 from mldb.log.mapped_index import MappedIndex
 from mldb.log.scan import Cursor
 from mldb.log.segment import Segment, Verify, index_source, open_index
 
 HINTS = "hints"
+_COMMIT_BYTES_MAX = 1 << 16  # a commit frame is far smaller
 
 
 def hint_name(number: int) -> str:
@@ -83,10 +85,12 @@ def open_active(
             file=segment.name,
             offset=0,
         ) from None
-    if (header.store_id, header.file_id) != (manifest.active_origin, number):
+    found = (header.kind, header.store_id, header.file_id)
+    if found != (fmt.FILE_SEGMENT, manifest.active_origin, number):
         file.close()
+        kind = fmt.FILE_KINDS.get(header.kind, "unknown file")
         raise CorruptError(
-            f"this is segment {header.file_id} of store {header.store_id.hex()}, expected segment "
+            f"this is {kind} {header.file_id} of store {header.store_id.hex()}, expected segment "
             f"{number} of store {manifest.active_origin.hex()}: files were swapped. Nothing was "
             "changed.",
             file=segment.name,
@@ -125,14 +129,16 @@ def _try_hint(
             fmt.FILE_HEADER_SIZE,
             verify,
         )
-        end, lsn, chain = int(fields["end"]), int(fields["lsn"]), bytes(fields["chain"])
-        durable = int(fields["durable"])
+        end, lsn, durable, jumps = _hint_fields(fields)
         if end > size:
             raise CorruptError("the hint describes more than the log holds", file=name)
         row = index.commit_at(lsn)
-        if row is None or _commit_digest(active, row, end) != chain:
+        if row is None or lsn != index.last_lsn or not 0 < end - row.end <= _COMMIT_BYTES_MAX:
+            raise CorruptError("the hint contradicts itself", file=name)
+        chain = _commit_digest(active, row, end)
+        if chain != fields["chain"]:
             raise CorruptError("the hint describes another log", file=name)
-        active.jumps = [(int(jump), int(target)) for jump, target in fields["jumps"]]
+        active.jumps = jumps
     except (MldbError, DamagedFrame, KeyError, TypeError, ValueError) as error:
         distrusted.append(f"{name}: {error}")
         active.jumps = []
@@ -141,6 +147,18 @@ def _try_hint(
     active.count = index.entry_count()
     active.cursor = Cursor(end, lsn, chain, max(durable, active.cursor.durable))
     active.segment.valid = end
+
+
+def _hint_fields(fields: dict[str, Any]) -> tuple[int, int, int, list[Jump]]:
+    """Return end, lsn, durable and jumps of a hint.
+
+    Raises ValueError or TypeError for impossible ones.
+    """
+    match fields:
+        case {"end": int(end), "lsn": int(lsn), "durable": int(durable), "jumps": list(jumps)}:
+            if 0 <= durable <= lsn <= fmt.LSN_MAX and end > 0:
+                return end, lsn, durable, list(checked_jumps(jumps))
+    raise ValueError("its fields are out of range")
 
 
 def _commit_digest(active: Active, row: CommitRow, end: int) -> bytes:

@@ -58,6 +58,15 @@ class Blocks:
         """
         if low >= high:
             return
+        if low < self._start or high > self._stop:
+            raise CorruptError(
+                f"the index places bytes {low}..{high} in a payload that spans "
+                f"{self._start}..{self._stop}. Other names and versions stay readable; restore the "
+                "file from a backup.",
+                file=self._file,
+                offset=low,
+                key=key,
+            )
         first = (low - self._start) >> self._log2
         last = (high - 1 - self._start) >> self._log2
         if first == last:

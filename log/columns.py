@@ -141,29 +141,41 @@ def _metadata_columns(
     attr_ids: dict[bytes, int],
     metadata_of: MetadataOf,
 ) -> dict[str, Column]:
-    """Dictionary-code each metadata field over the attrs.
+    """Dictionary-code the metadata fields that most attrs have.
 
     Code 0 is absent, code n the n-th value.
     """
-    codes: dict[str, list[int]] = {}
+    codes: dict[str, dict[int, int]] = {}
     values: dict[str, dict[bytes, int]] = {}
     seen: set[int] = set()
     for key in keys:
         for entry in entries[key]:
             attr = attr_ids[entry.attr]
-            if attr in seen:
+            metadata = None if attr in seen else metadata_of(key, entry.attr)
+            if metadata is None:
                 continue
             seen.add(attr)
-            for field, value in (metadata_of(key, entry.attr) or {}).items():
+            for field, value in metadata.items():
                 packed: bytes = msgpack.packb(value, use_bin_type=True, datetime=True)
                 known = values.setdefault(field, {})
-                column = codes.setdefault(field, [0] * len(attr_ids))
-                column[attr] = known.setdefault(packed, len(known) + 1)
+                codes.setdefault(field, {})[attr] = known.setdefault(packed, len(known) + 1)
     columns: dict[str, Column] = {}
-    for field, column in codes.items():
-        columns[f"{META_PREFIX}{field}:code"] = np.array(column, dtype="<u4")
+    for field in _frequent(codes):
+        column = np.zeros(len(attr_ids), dtype="<u4")
+        column[list(codes[field])] = list(codes[field].values())
+        columns[f"{META_PREFIX}{field}:code"] = column
         columns[f"{META_PREFIX}{field}:values"] = np.frombuffer(b"".join(values[field]), dtype="u1")
     return columns
+
+
+def _frequent(codes: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """Return the fields that get columns, in the order met.
+
+    A column is as long as the list of attrs, so a field in each of them would cost the square.
+    """
+    short = [field for field in codes if len(field.encode()) <= fmt.KEY_BYTES_MAX]
+    kept = set(sorted(short, key=lambda field: -len(codes[field]))[: fmt.META_COLUMNS_MAX])
+    return [field for field in short if field in kept]
 
 
 def _image(columns: Mapping[str, Column]) -> IndexImage:
@@ -196,7 +208,7 @@ class ColumnReader:
     def __init__(
         self,
         payload: memoryview,
-        directory: Mapping[str, Sequence[object]],
+        directory: Mapping[Any, object],
         file: str,
         touch: Callable[[int, int], None],
     ) -> None:
@@ -210,19 +222,18 @@ class ColumnReader:
         if missing:
             raise CorruptError(f"the index lacks the columns {sorted(missing)}", file=file)
 
-    def _add(self, payload: memoryview, name: str, place: Sequence[object]) -> None:
-        match place:
-            case [int(start), int(count), str(code)] if start >= 0 and count >= 0:
+    def _add(self, payload: memoryview, name: object, place: object) -> None:
+        match name, place:
+            case str(), [int(start), int(count), str(code)] if start >= 0 and count >= 0:
                 expected = COLUMN_TYPES.get(name) or ("<u4" if name.endswith(":code") else "u1")
-                if np.dtype(code) == np.dtype(expected):
-                    dtype = np.dtype(expected)
-                    if start + count * dtype.itemsize <= len(payload):
-                        part = payload[start : start + count * dtype.itemsize]
-                        self._columns[name] = np.frombuffer(part, dtype=dtype, count=count)
-                        self._places[name] = start
-                        return
+                dtype = np.dtype(expected)
+                end = start + count * dtype.itemsize
+                if code == dtype.str and end <= len(payload):
+                    self._columns[name] = np.frombuffer(payload[start:end], dtype, count)
+                    self._places[name] = start
+                    return
         raise CorruptError(
-            f"the index column {name!r} has an impossible place {place!r}", file=self.file
+            f"the index column {name!r:.80} has an impossible place {place!r:.80}", file=self.file
         )
 
     def names(self) -> list[str]:

@@ -54,6 +54,7 @@ FLAG_EXTERNAL: Final = 2  # reserved: the payload lies in another file
 FLAGS_KNOWN: Final = FLAG_KEYED
 
 MUST_UNDERSTAND: Final = 0x8000
+BODY_VERSION: Final = 1  # of every body so far
 KIND_INVALID: Final = 0
 KIND_COMMIT: Final = 1
 KIND_INDEX: Final = 2
@@ -88,6 +89,9 @@ ENTRIES_MAX: Final = 1 << 16  # per frame
 FRAMES_MAX: Final = 1 << 20  # per batch
 EPOCH_MAX: Final = (1 << 63) - 1
 LSN_MAX: Final = (1 << 63) - 1
+TIME_MIN: Final = -(1 << 63)  # nanoseconds
+TIME_MAX: Final = (1 << 63) - 1
+META_COLUMNS_MAX: Final = 64  # metadata fields with columns, per segment
 SEGMENT_BYTES: Final = 256 << 20
 SEGMENT_ENTRIES: Final = 1 << 18
 LSN_JUMP: Final = 1 << 20  # after a recovery that dropped anything

@@ -227,6 +227,8 @@ def _bound(header: fmt.FrameHeader) -> None:
         raise DamagedFrame("kind 0 or a reserved field is set")
     if header.body_length > fmt.BODY_BYTES_MAX or header.payload_length > fmt.PAYLOAD_BYTES_MAX:
         raise DamagedFrame("a length exceeds its limit")
+    if header.lsn > fmt.LSN_MAX or header.commit_lsn > fmt.LSN_MAX:
+        raise DamagedFrame("an LSN exceeds its limit")
     if header.payload_length and not (
         fmt.BLOCK_LOG2_MIN <= header.block_log2 <= fmt.BLOCK_LOG2_MAX
         and 3 <= header.align_log2 <= 21
@@ -238,20 +240,27 @@ def _bound(header: fmt.FrameHeader) -> None:
 
 def check_body(data: Buffer, frame: Frame, base: int = 0) -> bytes:
     """Return the verified body bytes of *frame*; also proves its block checksums and padding."""
-    count = fmt.block_count(frame.header.payload_length, frame.header.block_log2)
+    header = frame.header
+    if header.body_version > fmt.BODY_VERSION and header.kind & fmt.MUST_UNDERSTAND:
+        raise FormatVersionError(
+            f"the frame at offset {frame.offset} has kind {header.kind & ~fmt.MUST_UNDERSTAND} and "
+            f"body version {header.body_version}; this mldb reads up to {fmt.BODY_VERSION}. "
+            "Nothing was changed; use a newer mldb."
+        )
+    count = fmt.block_count(header.payload_length, header.block_log2)
     end = frame.checks_offset + 8 * count
     tail = bytes(data[frame.body_offset - base : end - base])
     computed = check64(tail)
-    if computed != frame.header.body_check:
+    if computed != header.body_check:
         raise DamagedFrame(
-            f"stored body checksum {frame.header.body_check:016x}, computed {computed:016x}"
+            f"stored body checksum {header.body_check:016x}, computed {computed:016x}"
         )
-    padding_end = frame.payload_offset if frame.header.payload_length else frame.end
+    padding_end = frame.payload_offset if header.payload_length else frame.end
     if any(data[end - base : padding_end - base]):
         raise DamagedFrame("padding before the payload is not zero")
-    if any(data[frame.payload_offset + frame.header.payload_length - base : frame.end - base]):
+    if any(data[frame.payload_offset + header.payload_length - base : frame.end - base]):
         raise DamagedFrame("padding after the payload is not zero")
-    return tail[: frame.header.body_length]
+    return tail[: header.body_length]
 
 
 def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
@@ -310,24 +319,21 @@ def decode_commit(body: bytes) -> CommitBody:
     """Decode the body of a commit frame. Raises :class:`DamagedFrame`."""
     try:
         commit = CommitBody._make(unpack(body))
-        ints = (
-            commit.parent,
-            commit.epoch,
-            commit.time,
-            commit.clock,
-            commit.frames,
-            commit.durable,
-        )
-        good = all(type(value) is int for value in ints) and type(commit.digest) is bytes
+        good = all(type(value) is int for value in (*commit[:5], commit.durable))
     except (ValueError, TypeError) as error:
         raise DamagedFrame(f"a commit cannot be decoded: {error}") from None
-    if (
-        not good
-        or len(commit.digest) != fmt.DIGEST_SIZE
-        or not 0 <= commit.frames <= fmt.FRAMES_MAX
+    if not (
+        good
+        and type(commit.digest) is bytes
+        and len(commit.digest) == fmt.DIGEST_SIZE
+        and type(commit.extra) is dict
+        and 0 <= commit.frames <= fmt.FRAMES_MAX
+        and 0 <= commit.parent <= fmt.LSN_MAX
+        and 0 <= commit.durable <= fmt.LSN_MAX
+        and 0 <= commit.epoch <= fmt.EPOCH_MAX
+        and fmt.TIME_MIN <= commit.time <= fmt.TIME_MAX
+        and fmt.TIME_MIN <= commit.clock <= fmt.TIME_MAX
     ):
-        raise DamagedFrame("a commit field is out of range")
-    if not (0 <= commit.parent <= fmt.LSN_MAX and 0 <= commit.epoch <= fmt.EPOCH_MAX):
         raise DamagedFrame("a commit field is out of range")
     return commit
 
@@ -336,7 +342,8 @@ def unpack(data: bytes) -> Any:
     """Decode msgpack with every length bounded by the input; raises ValueError on anything odd."""
     try:
         return msgpack.unpackb(data, raw=False, use_list=True, strict_map_key=False)
-    except (msgpack.UnpackException, UnicodeDecodeError, RecursionError, OverflowError) as error:
+    except (msgpack.UnpackException, RecursionError, OverflowError, TypeError) as error:
+        # TypeError: a key of a map that Python cannot hash.
         raise ValueError(f"invalid msgpack: {error}") from None
 
 
@@ -387,4 +394,6 @@ def decode_file_header(data: bytes, name: str) -> fmt.FileHeader:
             f"{fmt.FORMAT_VERSION} (file written by {header.writer.rstrip(bytes(1))!r}). Nothing "
             "was changed; use a newer mldb."
         )
+    if header.version == 0 or header.kind == 0:
+        raise DamagedFrame("format version 0 and file kind 0 are never valid")
     return header

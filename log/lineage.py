@@ -11,7 +11,7 @@ one. Such a *jump* ``(lsn, target)`` is rare, so the jumps alone describe every 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
 from mldb.log.address import Intervals
@@ -31,6 +31,22 @@ def intervals_at(jumps: Sequence[Jump], lsn: int) -> Intervals:
         found.append((jump, lsn))
         lsn = target
     return tuple(reversed(found))
+
+
+def checked_jumps(stored: Iterable[Sequence[object]]) -> tuple[Jump, ...]:
+    """Return jumps read from a file.
+
+    Raises ValueError or TypeError unless they ascend and each leads back: others would send
+    :func:`intervals_at` around for ever.
+    """
+    jumps: list[Jump] = []
+    last = 0
+    for lsn, target in stored:
+        if type(lsn) is not int or type(target) is not int or not 0 <= target < lsn or lsn <= last:
+            raise ValueError(f"the jump {lsn!r:.40} to {target!r:.40} is impossible")
+        jumps.append((lsn, target))
+        last = lsn
+    return tuple(jumps)
 
 
 def newest_visible(lsns: Sequence[int], intervals: Intervals) -> int:

@@ -28,7 +28,7 @@ from mldb.log.lock import CommitLock
 from mldb.log.manifest import PENDING, Manifest, Mark, install_manifest, manifest_numbers
 from mldb.log.pending import PendingSegment, sweep_pending
 from mldb.log.readers import READERS, Registration, live_readers
-from mldb.log.recovery import LOST, Recovery, refuse_corruption
+from mldb.log.recovery import LOST, Recovery, refuse_corruption, refuse_lost_manifest
 from mldb.log.segment import SEGMENTS, Segment, Verify, segment_name
 from mldb.log.state import LogState, load_newest
 from mldb.log.view import View
@@ -70,6 +70,8 @@ class Log:
         writable = options.mode == "rw"
         if not manifest_numbers(fs):
             self._create(writable)
+        elif writable:
+            _restore_folders(fs)
         if writable:
             self._lock = CommitLock(fs, options.lock_timeout)
         distrusted: list[str] = []
@@ -145,6 +147,7 @@ class Log:
         Repair them when this handle may write.
         """
         state = self._state
+        refuse_lost_manifest(state)
         active = state.active
         tail = active.cursor.offset != active.seen
         if self._writer is None or self._lock is None:
@@ -305,3 +308,10 @@ class Log:
             self._state.close()
             if self._lock is not None:
                 self._lock.close()
+
+
+def _restore_folders(fs: FileSystem) -> None:
+    """Make the folders that a copy of the store lost, since many tools skip empty ones."""
+    for folder in FOLDERS:
+        if not fs.exists(folder):
+            fs.mkdir(folder)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import asdict, dataclass, replace
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final, TypeVar
 
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
@@ -25,10 +26,10 @@ from mldb.log.frame import (
     unpack,
 )
 from mldb.log.fs import FileSystem
-from mldb.log.lineage import Jump
+from mldb.log.lineage import Jump, checked_jumps
 
 PENDING: Final = "pending"
-_NAME = re.compile(r"MANIFEST-(\d{10})\Z")
+_NAME = re.compile(r"MANIFEST-([0-9]{10})\Z")
 _BYTES_MAX = 1 << 28
 KEPT = 2  # manifests left in the folder
 
@@ -137,26 +138,48 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
         raise CorruptError(f"the manifest is damaged: {error}", file=name, offset=0) from None
 
 
-def _from_fields(fields: object, header: fmt.FileHeader) -> Manifest:
-    if not isinstance(fields, dict):
+_T = TypeVar("_T")
+_TYPES: Final = {"int": int, "bytes": bytes, "str": str}
+
+
+def _build(kind: type[_T], values: Mapping[str, Any]) -> _T:
+    """Make a dataclass of decoded fields; raises ValueError or TypeError for impossible ones."""
+    built = kind(**values)
+    for field in fields(kind):  # type: ignore[arg-type]
+        value = getattr(built, field.name)
+        wanted = _TYPES.get(str(field.type))
+        if wanted is not None and type(value) is not wanted:
+            raise ValueError(f"the field {field.name} is a {type(value).__name__}")
+        low = fmt.TIME_MIN if field.name == "created" else 0
+        if wanted is int and not low <= value <= fmt.LSN_MAX:
+            raise ValueError(f"the field {field.name} is {value}")
+        if wanted is bytes and len(value) != fmt.DIGEST_SIZE:
+            raise ValueError(f"the field {field.name} has {len(value)} bytes")
+    return built
+
+
+def _from_fields(stored: object, header: fmt.FileHeader) -> Manifest:
+    if not isinstance(stored, dict):
         raise ValueError("no fields")
-    segments = tuple(SegmentInfo(**item) for item in fields.pop("segments"))
-    mark = Mark(**fields.pop("mark"))
-    jumps = tuple((int(lsn), int(target)) for lsn, target in fields.pop("jumps"))
-    kept = fields.pop("kept")
-    manifest = Manifest(
-        segments=segments,
-        mark=mark,
-        jumps=jumps,
-        kept=None if kept is None else tuple(kept),
-        **fields,
-    )
+    segments = tuple(_build(SegmentInfo, item) for item in stored.pop("segments"))
+    mark = _build(Mark, stored.pop("mark"))
+    jumps = checked_jumps(stored.pop("jumps"))
+    kept = stored.pop("kept")
+    if kept is not None:
+        kept = tuple(kept)
+        if not all(type(lsn) is int for lsn in kept) or list(kept) != sorted(set(kept)):
+            raise ValueError("the kept commits do not ascend")
+    rest = {"segments": segments, "mark": mark, "jumps": jumps, "kept": kept}
+    manifest = _build(Manifest, {**stored, **rest})
     if manifest.number != header.file_id or manifest.store_id != header.store_id:
         raise ValueError("the manifest belongs to another number or store")
+    numbers = {manifest.active, *(info.number for info in segments)}
+    if len(numbers) != len(segments) + 1:
+        raise ValueError("a segment number occurs twice")
     for info in segments:
-        if info.length < 0 or info.index_offset < 0 or info.first_lsn > info.last_lsn:
+        if info.first_lsn > info.last_lsn:
             raise ValueError(f"segment {info.number} is described impossibly")
-        if info.index_file and not re.fullmatch(r"segments/\d{10}\.idx", info.index_file):
+        if info.index_file and not re.fullmatch(r"segments/[0-9]{10}\.idx", info.index_file):
             raise ValueError(f"index file {info.index_file!r} is no name of this store")
     return manifest
 

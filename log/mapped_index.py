@@ -6,16 +6,19 @@ Answered from its mapped columns; an IndexPart like MemoryIndex.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from mldb.errors import CorruptError
 from mldb.log.address import CommitRow, Entry, Intervals
 from mldb.log.checksum import check64
 from mldb.log.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
+from mldb.log.format import DIGEST_SIZE
 from mldb.log.index import CommitField
 from mldb.log.lineage import newest_visible
 
 _KEY_CACHE_MAX = 1 << 14
 _COMMIT_NAMES = tuple(COMMIT_COLUMNS)
+_NO_DIGEST = bytes(DIGEST_SIZE)
 
 Rows = tuple[tuple[int, ...], int]
 """The commit LSNs of one key's versions, and the row of the first."""
@@ -72,6 +75,7 @@ class MappedIndex:
             pass
         reader = self._reader
         flags = reader.value("row_flags", row)
+        digest = reader.span("row_digest", row, row + 1).tobytes()
         entry = Entry(
             reader.value("row_commit", row),
             self._segment,
@@ -82,7 +86,7 @@ class MappedIndex:
             flags,
             reader.value("row_encoding", row),
             reader.value("row_base", row),
-            reader.span("row_digest", row, row + 1).tobytes(),
+            b"" if digest == _NO_DIGEST else digest,
         )
         if len(self._entries) >= _KEY_CACHE_MAX:
             self._entries = {}
@@ -155,9 +159,12 @@ class MappedIndex:
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
         """Read everything back, to be merged into a larger index."""
         starts = self._reader.span("key_row", 0, self._reader.count("key_row")).tolist()
+        keys = list(self.keys(b""))
+        if len(starts) != len(keys) + 1 or starts[-1] != self.entry_count():
+            raise CorruptError("the index contradicts itself", file=self._reader.file)
         entries = {
-            key: [self._entry(row) for row in range(starts[number], starts[number + 1])]
-            for number, key in enumerate(self.keys(b""))
+            key: [self._entry(row) for row in range(low, high)]
+            for key, (low, high) in zip(keys, pairwise(starts), strict=True)
         }
         return entries, list(self.commits(1, self.last_lsn))
 

@@ -65,7 +65,10 @@ class PendingSegment:
 
 
 def sweep_pending(fs: FileSystem, owners: frozenset[str]) -> None:
-    """Remove pending files whose owner is not among the live ones (the caller holds the commit lock)."""
+    """Remove pending files except segments of the live *owners*; the caller holds the commit lock.
+
+    Everything else is made and published under that lock, but for small hints, which may be lost.
+    """
     for name in fs.list(PENDING):
-        if name.endswith(".seg") and name.split("-")[0] not in owners:
+        if not (name.endswith(".seg") and name.split("-")[0] in owners):
             fs.unlink(f"{PENDING}/{name}")

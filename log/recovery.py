@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import islice
 
-from mldb.errors import CorruptError
+from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.frame import encode_file_header
+from mldb.log.active import chain_start
+from mldb.log.frame import DamagedFrame, decode_file_header, encode_file_header
 from mldb.log.fs import Buffer, FileSystem
-from mldb.log.scan import durable_claim_after, lost_commits
+from mldb.log.scan import Cursor, durable_claim_after, lost_commits, scan
+from mldb.log.segment import segment_name
 from mldb.log.state import LogState
 
 LOST = "lost+found"
@@ -58,6 +61,40 @@ def refuse_corruption(state: LogState) -> None:
     if found is not None:
         offset, what = found
         raise _corrupt(state, f"behind it, at offset {offset}, stands {what}")
+
+
+def refuse_lost_manifest(state: LogState) -> None:
+    """Raise CorruptError when the segment behind the active one is in use, but in no manifest.
+
+    A process that dies between naming a segment and installing its manifest leaves at most one
+    batch there, of which nobody was told. More can only have been written under a manifest that is
+    gone.
+    """
+    number = state.active.segment.number + 1
+    name = segment_name(number)
+    if not state.fs.exists(name):
+        return
+    file = state.fs.open(name, "r")
+    try:
+        data = file.map(file.size())
+    finally:
+        file.close()
+    try:
+        header = decode_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]), name)
+    except (DamagedFrame, FormatVersionError):
+        return
+    cursor = Cursor(fmt.FILE_HEADER_SIZE, 0, chain_start(header.store_id, number))
+    seed = fmt.file_seed(header.store_id, number)
+    batches = len(list(islice(scan(data, cursor, seed, number), 2)))
+    if (batches < 2 and cursor.index is None) or state.manifest_waits():
+        return
+    raise CorruptError(
+        f"segment {number} holds commits, but no manifest names it: the newest manifest was "
+        "deleted. Nothing was changed and everything is still there; restore the MANIFEST files "
+        "from a backup.",
+        file=name,
+        offset=0,
+    )
 
 
 def _refuse_short(state: LogState) -> None:

@@ -19,6 +19,7 @@ from mldb.log.frame import decode_commit, encode_file_header
 from mldb.log.fs import Buffer
 from mldb.log.index import MemoryIndex
 from mldb.log.manifest import PENDING, Manifest, Mark, SegmentInfo, install_manifest
+from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
 
@@ -66,8 +67,7 @@ class Sealer:
         state = self._state
         fs = state.fs
         if not fs.link(name, segment_name(number)):
-            # Left by a process that died before its manifest: nobody has ever seen it.
-            fs.unlink(segment_name(number))
+            self._set_aside(number)
             fs.link(name, segment_name(number))
         fs.sync_dir(SEGMENTS)
         manifest = state.manifest
@@ -84,6 +84,25 @@ class Sealer:
             )
         )
         fs.unlink(hint_name(number - 1))
+
+    def _set_aside(self, number: int) -> None:
+        """Free the name of a segment that no manifest names.
+
+        Left by a process that died before its manifest, so nobody was told of what it holds. Kept
+        all the same when it holds anything: the manifest may have been deleted by hand.
+        """
+        fs = self._state.fs
+        name = segment_name(number)
+        file = fs.open(name, "r")
+        try:
+            empty = file.size() <= fmt.FILE_HEADER_SIZE
+        finally:
+            file.close()
+        if empty:
+            fs.unlink(name)
+            return
+        fs.rename(name, f"{LOST}/{number:010d}-{fs.time_ns()}.seg")
+        fs.sync_dir(LOST)
 
     def install(self, manifest: Manifest) -> None:
         """Install the next manifest and follow it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import Any, Literal
 
-from mldb.errors import CorruptError
+from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.address import Entry
 from mldb.log.blocks import Blocks, payload_checks
@@ -18,7 +19,7 @@ from mldb.log.frame import (
     decode_header,
     unpack,
 )
-from mldb.log.fs import FileSystem
+from mldb.log.fs import File, FileSystem
 from mldb.log.mapped_index import MappedIndex
 
 Verify = Literal["first", "always", "never"]
@@ -86,7 +87,7 @@ class Segment:
             if len(self._map) >= end:
                 return self._map
             want = max(end, self.valid)
-            file = self._fs.open(self.name, "r")
+            file = self._open()
             try:
                 size = file.size()
                 if size < want:
@@ -103,6 +104,18 @@ class Segment:
             finally:
                 file.close()
             return self._map
+
+    def _open(self) -> File:
+        try:
+            return self._fs.open(self.name, "r")
+        except StorageIOError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise CorruptError(
+                f"segment {self.number} is missing. What newer segments answer stays readable; "
+                "restore this file from a backup.",
+                file=self.name,
+            ) from error
 
     def _check_file_header(self, data: bytes) -> None:
         try:

@@ -54,7 +54,7 @@ class LogState:
         self.view = EMPTY_VIEW
         self._load_sealed()
         self.next_number = 0
-        self._next_manifest = ""
+        self._next_manifest = self._manifest_name = ""
         self._look_ahead()
         self.follow()
 
@@ -70,12 +70,15 @@ class LogState:
         }
 
     def _look_ahead(self) -> None:
-        """Remember the name that the next manifest will have.
+        """Remember the number that the next manifest will have.
 
-        A damaged newer one is stepped over.
+        A damaged newer one is stepped over; an intact one, installed since ours was read, waits.
         """
-        self.next_number = max(manifest_numbers(self.fs), default=self.manifest.number) + 1
+        self.next_number = self.manifest.number + 1
+        while _is_damaged(self.fs, self.next_number):
+            self.next_number += 1
         self._next_manifest = manifest_name(self.next_number)
+        self._manifest_name = manifest_name(self.manifest.number)
 
     def _open(self, manifest: Manifest) -> Active:
         return open_active(
@@ -93,7 +96,7 @@ class LogState:
         if self.writing:
             return self.view
         active = self.active
-        if active.file.size() == active.seen and not self.fs.exists(self._next_manifest):
+        if active.file.size() == active.seen and not self.manifest_waits():
             return self.view
         with self.mutex:
             if not self.writing:
@@ -101,8 +104,11 @@ class LogState:
             return self.view
 
     def manifest_waits(self) -> bool:
-        """Whether a newer manifest has appeared."""
-        return self.fs.exists(self._next_manifest)
+        """Whether a newer manifest has appeared.
+
+        While this process slept, the next one may have come and gone; then this one is gone too.
+        """
+        return self.fs.exists(self._next_manifest) or not self.fs.exists(self._manifest_name)
 
     def follow(self) -> None:
         """Catch up with the files.
@@ -110,7 +116,12 @@ class LogState:
         ``mutex`` is held. Does not repair: an incomplete tail is left alone.
         """
         while self.manifest_waits():
-            self._adopt(load_newest(self.fs, self.distrusted))
+            manifest = load_newest(self.fs, self.distrusted)
+            if manifest.number <= self.manifest.number:
+                # The newer one is damaged, or ours was deleted: what is known here is newer.
+                self._look_ahead()
+                break
+            self._adopt(manifest)
         active = self.active
         size = active.file.size()
         if size != active.seen:
@@ -240,6 +251,21 @@ def load_newest(fs: FileSystem, distrusted: list[str]) -> Manifest:
                 raise
             last = error
     raise last
+
+
+def _is_damaged(fs: FileSystem, number: int) -> bool:
+    """Tell whether manifest *number* is there and unreadable."""
+    if not fs.exists(manifest_name(number)):
+        return False
+    try:
+        load_manifest(fs, number)
+    except CorruptError:
+        return True
+    except StorageIOError as error:
+        # It came and went; its successor waits.
+        if error.errno != errno.ENOENT:
+            raise
+    return False
 
 
 def _load_highest(fs: FileSystem, distrusted: list[str]) -> Manifest:

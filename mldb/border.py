@@ -1,7 +1,7 @@
 """The size from which mapping a tensor is cheaper than copying it: measured once, kept as a hint.
 
-A mapping costs a system call and page faults, and holds its segment; a copy costs a read into fresh
-memory. Tensors below the border are copied, from it on they are views. The start value, used until
+A view costs nothing per byte and holds its segment's mapping; a copy costs a memcpy into fresh
+memory and holds nothing. Tensors below the border are copied, from it on they are views. The start value, used until
 something was measured, is the 10 MB of the original design; machines measure far less.
 """
 
@@ -18,7 +18,7 @@ from mldb.log.hints import load_hint, save_hint
 START_BYTES: Final = 10_000_000
 SIZES: Final = (16 << 10, 64 << 10, 256 << 10, 1 << 20)
 _HINT: Final = "border"
-_ROUNDS: Final = 3
+_ROUNDS: Final = 4
 _PAGE: Final = 4096
 
 
@@ -61,20 +61,21 @@ class MapBorder:
 
 
 def measure(fs: FileSystem, name: str) -> int:
-    """Return the smallest of SIZES at which mapping and touching costs no more than reading a copy.
+    """Return the smallest of SIZES at which a view of a mapped file costs no more than a copy.
 
-    When copying wins at every size that the file has, START_BYTES.
+    Every page is touched either way. When copying wins at every size that the file has, START_BYTES.
     """
     file = fs.open(name, "r")
     try:
-        available = file.size()
-        for size in SIZES:
-            if size <= available and _best(lambda s=size: file.map(s)) <= _best(  # type: ignore[misc]
-                lambda s=size: memoryview(file.pread(s, 0))  # type: ignore[misc]
-            ):
-                return size
+        data = file.map(min(file.size(), SIZES[-1]))
     finally:
         file.close()
+    for size in SIZES:
+        if size > len(data):
+            break
+        part = data[:size]
+        if _best(lambda p=part: p[:]) <= _best(lambda p=part: memoryview(bytes(p))):  # type: ignore[misc]
+            return size
     return START_BYTES
 
 
