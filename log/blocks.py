@@ -15,7 +15,7 @@ from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.frame import Frame
 
-_SPLIT_BLOCKS = 2  # from this many blocks on a second thread pays for its hand-over (about 40 us)
+_SPLIT_BLOCKS = 8  # from this many blocks on a second thread pays for its start and hand-over
 
 
 @cache

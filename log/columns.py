@@ -203,7 +203,7 @@ class ColumnReader:
     Any thread. ``touch(low, high)`` is told the payload range about to be read.
     """
 
-    __slots__ = ("_columns", "_places", "file", "touch")
+    __slots__ = ("_columns", "_directory", "_payload", "file", "touch")
 
     def __init__(
         self,
@@ -214,49 +214,51 @@ class ColumnReader:
     ) -> None:
         self.file = file
         self.touch = touch
-        self._columns: dict[str, Column] = {}
-        self._places: dict[str, int] = {}
-        for name, place in directory.items():
-            self._add(payload, name, place)
-        missing = COLUMN_TYPES.keys() - self._columns.keys()
+        self._payload = payload
+        self._directory = directory
+        self._columns: dict[str, tuple[Column, int]] = {}  # opened when first read, with its place
+        missing = COLUMN_TYPES.keys() - directory.keys()
         if missing:
             raise CorruptError(f"the index lacks the columns {sorted(missing)}", file=file)
 
-    def _add(self, payload: memoryview, name: object, place: object) -> None:
-        match name, place:
-            case str(), [int(start), int(count), str(code)] if start >= 0 and count >= 0:
+    def _column(self, name: str) -> tuple[Column, int]:
+        found = self._columns.get(name)
+        if found is None:
+            found = self._columns[name] = self._open(name)
+        return found
+
+    def _open(self, name: str) -> tuple[Column, int]:
+        match place := self._directory.get(name):
+            case [int(start), int(count), str(code)] if start >= 0 and count >= 0:
                 expected = COLUMN_TYPES.get(name) or ("<u4" if name.endswith(":code") else "u1")
                 dtype = np.dtype(expected)
                 end = start + count * dtype.itemsize
-                if code == dtype.str and end <= len(payload):
-                    self._columns[name] = np.frombuffer(payload[start:end], dtype, count)
-                    self._places[name] = start
-                    return
+                if code == dtype.str and end <= len(self._payload):
+                    return np.frombuffer(self._payload[start:end], dtype, count), start
         raise CorruptError(
             f"the index column {name!r:.80} has an impossible place {place!r:.80}", file=self.file
         )
 
     def names(self) -> list[str]:
         """The columns present."""
-        return list(self._columns)
+        return list(self._directory)
 
     def count(self, name: str) -> int:
         """How many values a column has."""
-        return len(self._columns[name])
+        return len(self._column(name)[0])
 
     def span(self, name: str, low: int, high: int) -> Column:
         """Return the verified values low..high of a column.
 
         Raises CorruptError when out of range.
         """
-        column = self._columns[name]
+        column, start = self._column(name)
         if not 0 <= low <= high <= len(column):
             raise CorruptError(
                 f"the index column {name!r} is asked for rows {low}..{high} of {len(column)}",
                 file=self.file,
             )
         size = column.itemsize
-        start = self._places[name]
         self.touch(start + low * size, start + high * size)
         return column[low:high]
 
@@ -274,7 +276,7 @@ class ColumnReader:
 
         Touching only the pages on the way.
         """
-        step = (1 << fmt.INDEX_BLOCK_LOG2) // self._columns[name].itemsize
+        step = (1 << fmt.INDEX_BLOCK_LOG2) // self._column(name)[0].itemsize
         while high - low > step:
             middle = (low + high) // 2
             if self.value(name, middle) <= value:

@@ -68,7 +68,8 @@ def load_hint(fs: FileSystem, name: str) -> object:
             data = file.pread(_BYTES_MAX, 0)
         finally:
             file.close()
-        decode_file_header(data, path)
+        if decode_file_header(data, path).kind != fmt.FILE_HINT:
+            return None
         frame = decode_header(data, fmt.FILE_HEADER_SIZE, fmt.file_seed(bytes(16), 0), len(data))
         return unpack(check_body(data, frame))[0]
     except (MldbError, DamagedFrame, ValueError, TypeError, LookupError):

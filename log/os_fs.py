@@ -221,19 +221,25 @@ class OsFileSystem:
         self._real_folders: set[str] = {""}  # seen to be folders and not links
 
     @staticmethod
-    def prepare_root(path: str, *, create: bool) -> None:
-        """Check that *path* is a usable folder, making it when asked. Raises StorageIOError."""
+    def prepare_root(path: str, *, create: bool) -> str:
+        """Return the absolute folder that *path* means, links resolved, made when asked.
+
+        Raises InvalidNameError for a path no file can have, StorageIOError when it is no folder that
+        can be listed.
+        """
         try:
+            resolved = os.path.realpath(path)
             if create:
-                os.makedirs(path, exist_ok=True)
-            if not stat.S_ISDIR(os.stat(path).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "a file stands there")
-            os.listdir(path)
+                os.makedirs(resolved, exist_ok=True)
+            os.listdir(resolved)
+        except ValueError as error:
+            raise InvalidNameError(f"{path[:80]!r} is no path: {error}") from None
         except FileExistsError as error:
             clash = NotADirectoryError(errno.ENOTDIR, "a file stands there")
-            raise translate(clash, "opening the store", path, "") from error
+            raise translate(clash, "opening the store", resolved, "") from error
         except OSError as error:
-            raise translate(error, "opening the store", path, "") from error
+            raise translate(error, "opening the store", resolved, "") from error
+        return resolved
 
     def _path(self, name: str) -> str:
         if name.startswith("/") or ".." in name.split("/") or "\0" in name:
@@ -376,9 +382,9 @@ def available_memory() -> int:
     elsewhere the memory of the machine. An estimate of this moment.
     """
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
+    memory = dict(line.split(":") for line in _lines("/proc/meminfo") if line.count(":") == 1)
+    if "MemAvailable" in memory:
+        found.append(int(memory["MemAvailable"].split()[0]) * 1024)
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         found.extend(int(line) for line in _lines(path) if line.strip().isdigit())
     return min(found)

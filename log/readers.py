@@ -140,7 +140,7 @@ def _decode(name: str, data: bytes) -> Reader:
             data, fmt.FILE_HEADER_SIZE, fmt.file_seed(header.store_id, 0), len(data)
         )
         match unpack(check_body(data, frame)):
-            case [int(pid), str(host), int(started), int(lowest)]:
+            case [int(pid), str(host), int(started), int(lowest)] if header.kind == fmt.FILE_READER:
                 return Reader(name, pid, host, started, lowest)
     except (DamagedFrame, ValueError, MldbError):
         pass

@@ -6,6 +6,7 @@ synced before the new one is named, the new one before the manifest names it.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import replace
 
@@ -22,6 +23,8 @@ from mldb.log.manifest import PENDING, Manifest, Mark, SegmentInfo, install_mani
 from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
+
+_log = logging.getLogger("mldb")
 
 
 class Sealer:
@@ -101,12 +104,16 @@ class Sealer:
         if empty:
             fs.unlink(name)
             return
-        fs.rename(name, f"{LOST}/{number:010d}-{fs.time_ns()}.seg")
+        saved = f"{LOST}/{number:010d}-{fs.time_ns()}.seg"
+        fs.rename(name, saved)
         fs.sync_dir(LOST)
+        self._state.distrusted.append(f"{name}: no manifest names it; it was moved to {saved}")
+        _log.warning("%s: no manifest names it; it was moved to %s", name, saved)
 
     def install(self, manifest: Manifest) -> None:
         """Install the next manifest and follow it."""
         state = self._state
+        state.announce(state.next_number)
         if not install_manifest(state.fs, replace(manifest, number=state.next_number)):
             raise StorageIOError(
                 f"manifest {state.next_number} appeared although this process holds the commit "

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log.active import Active, open_active
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry
-from mldb.log.fs import FileSystem
+from mldb.log.fs import File, FileSystem
 from mldb.log.lineage import intervals_at
+from mldb.log.lock import LOCK
 from mldb.log.manifest import Manifest, load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.segment import Verify, segment_name
@@ -53,10 +54,18 @@ class LogState:
         self.active = self._open(manifest)
         self.view = EMPTY_VIEW
         self._load_sealed()
+        self._announced = self._open_announced()
         self.next_number = 0
         self._next_manifest = self._manifest_name = ""
         self._look_ahead()
+        if writable:
+            self.announce(manifest.number)  # a new or restored lock file is empty
         self.follow()
+
+    def announce(self, number: int) -> None:
+        """Let every process look for manifest *number*: called before it is installed."""
+        if self._announced is not None and self._announced.size() < number:
+            self._announced.pwritev([bytes(1)], number - 1)
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -79,6 +88,11 @@ class LogState:
             self.next_number += 1
         self._next_manifest = manifest_name(self.next_number)
         self._manifest_name = manifest_name(self.manifest.number)
+
+    def _open_announced(self) -> File | None:
+        if not self.fs.exists(LOCK):
+            return None
+        return self.fs.open(LOCK, "rw" if self.writable else "r")
 
     def _open(self, manifest: Manifest) -> Active:
         return open_active(
@@ -104,10 +118,14 @@ class LogState:
             return self.view
 
     def manifest_waits(self) -> bool:
-        """Whether a newer manifest has appeared.
+        """Whether a newer manifest may have appeared.
 
-        While this process slept, the next one may have come and gone; then this one is gone too.
+        Who installs number N first makes the lock file N bytes long, so that equality proves in one
+        cheap call that nothing is newer. Otherwise look: while this process slept, the next one
+        may have come and gone; then this one is gone too.
         """
+        if self._announced is not None and self._announced.size() == self.manifest.number:
+            return False
         return self.fs.exists(self._next_manifest) or not self.fs.exists(self._manifest_name)
 
     def follow(self) -> None:
@@ -214,6 +232,7 @@ class LogState:
             view.active,
             view.segments,
             view.kept,
+            view.epochs,
         )
 
     def _last_row(self) -> CommitRow:
@@ -238,6 +257,8 @@ class LogState:
         """Close the active file; views stay valid."""
         with self.mutex:
             self.active.file.close()
+            if self._announced is not None:
+                self._announced.close()
 
 
 def load_newest(fs: FileSystem, distrusted: list[str]) -> Manifest:

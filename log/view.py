@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mldb.log import format as fmt
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
@@ -57,6 +57,8 @@ class View:
     segments: dict[int, Segment]
     kept: tuple[int, ...] | None = None
     """The commits that retention left, ascending; None when nothing was ever pruned."""
+    epochs: dict[int, tuple[CommitRow, Intervals]] = field(default_factory=dict)
+    """What finished epochs resolved to: a cache shared by the views of one lineage."""
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
         """Return the newest version of *key* inside *intervals*, tombstones included."""

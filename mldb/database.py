@@ -19,6 +19,7 @@ from mldb.log.fs import FileSystem
 from mldb.log.os_fs import OsFileSystem
 from mldb.log.recovery import Recovery
 from mldb.log.verify import VerifyReport, verify
+from mldb.ops import Operations
 from mldb.options import Durability, Mode, Options, Verify
 from mldb.projections.checkpoints import Checkpoint
 from mldb.staging import PACK_BELOW
@@ -80,6 +81,11 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
     def storage(self) -> MLDatabase:
         """The database itself, under the name that the original documents use."""
         return self
+
+    @property
+    def ops(self) -> Operations:
+        """Operations on stored tensors that need not fit in memory: ``db.ops.matrix_multiply``."""
+        return Operations(self._scope, self.create_tensor)
 
     @property
     def recovery(self) -> Recovery:
@@ -272,13 +278,12 @@ def open(
 def _store_path(path: str | os.PathLike[str], *, create: bool) -> str:
     """Return the absolute, resolved folder of a store, made when asked. Raises StorageIOError."""
     try:
-        resolved = os.path.realpath(os.fspath(path))
-    except (TypeError, ValueError) as error:
+        text = os.fspath(path)
+    except TypeError as error:
         raise InvalidTypeError(f"{path!r} is no path: {error}") from None
-    if not isinstance(resolved, str):
+    if not isinstance(text, str):
         raise InvalidTypeError(f"{path!r} is a bytes path; give a str or Path")
-    OsFileSystem.prepare_root(resolved, create=create)
-    return resolved
+    return OsFileSystem.prepare_root(text, create=create)
 
 
 def _metadata_columns(key: bytes, attr: bytes) -> dict[str, Any] | None:

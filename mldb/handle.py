@@ -23,7 +23,7 @@ from mldb.log.view import View
 from mldb.log.writer import WriterOptions
 from mldb.options import Options
 from mldb.reading import Scope, Source
-from mldb.resolve import AsOf, resolve, snapshot_intervals
+from mldb.resolve import AsOf, resolve_scope
 from mldb.snapshot import StateSurface
 from mldb.staging import Staging
 
@@ -67,8 +67,8 @@ class Handle(StateSurface):
         view = self._log.head()
         if as_of is None:
             return Scope(self._source, view, view.commit, view.intervals)
-        row = resolve(view, view.intervals, as_of)
-        return Scope(self._source, view, row, snapshot_intervals(view, row))
+        row, intervals = resolve_scope(view, as_of)
+        return Scope(self._source, view, row, intervals)
 
     def begin(self) -> Scope:
         """Return the newest head, on which a transaction begins."""

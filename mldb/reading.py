@@ -30,10 +30,11 @@ class Source:
     The log, the map/copy border and the cache of one handle. Any thread.
     """
 
-    __slots__ = ("border", "cache", "copied_reads", "log", "mapped_reads")
+    __slots__ = ("border", "cache", "copied_reads", "log", "mapped_reads", "verify")
 
     def __init__(self, log: Log, border: MapBorder, cache: DecodedCache) -> None:
         self.log = log
+        self.verify = log.options.verify
         self.border = border
         self.cache = cache
         self.mapped_reads = 0
@@ -42,7 +43,7 @@ class Source:
     def is_mapped(self, view: View, entry: Entry) -> bool:
         """Whether this version is handed out as a view (True) or as a copy."""
         border = self.border
-        if not border.known and entry.length >= SIZES[0]:
+        if entry.length >= SIZES[0] and not border.known:
             border.learn(view.segments[entry.segment].name)
         if entry.length >= border.value:
             self.mapped_reads += 1
@@ -99,11 +100,12 @@ def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
     A verified view of the log, or of the cache when encoded.
     """
     source = scope.source
-    data = source.log.payload(scope.view, entry, 0, entry.length, name)
+    segment = scope.view.segments[entry.segment]
+    data = segment.payload(entry, 0, entry.length, source.verify, name)
     if entry.encoding == fmt.ENCODING_RAW:
         return data
     size = unpack_descriptor(entry.attr).nbytes
-    file = scope.view.segments[entry.segment].name
+    file = segment.name
     return source.cache.get(
         (entry.segment, entry.offset),
         size,
@@ -117,12 +119,11 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     Large arrays are views of the mapped segment, small ones copies; both live as long as they are
     held.
     """
-    source = scope.source
-    data = stored_bytes(scope, entry, name)
     what: Descriptor = unpack_descriptor(entry.attr)
+    data = stored_bytes(scope, entry, name)
     if what.layout != "dense":
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
-    if source.is_mapped(scope.view, entry):
+    if scope.source.is_mapped(scope.view, entry):
         return view_numpy(what, data)
     return view_numpy(what, bytes(data))
 

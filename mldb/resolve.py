@@ -23,6 +23,7 @@ from mldb.log.view import View
 
 AsOf: TypeAlias = "int | Lsn | datetime | str | None"
 
+_EPOCHS_MAX = 4096
 _UNIX_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -56,6 +57,25 @@ def resolve(view: View, intervals: Intervals, as_of: AsOf) -> CommitRow:
 def snapshot_intervals(view: View, row: CommitRow) -> Intervals:
     """What the snapshot at *row* sees."""
     return view.intervals if row.lsn == view.commit.lsn else intervals_at(view.jumps, row.lsn)
+
+
+def resolve_scope(view: View, as_of: AsOf) -> tuple[CommitRow, Intervals]:
+    """Return the commit that *as_of* means at the head of *view*, and what its snapshot sees.
+
+    Epochs below the head's are remembered: along one lineage no commit can join them any more.
+    """
+    if type(as_of) is not int:
+        row = resolve(view, view.intervals, as_of)
+        return row, snapshot_intervals(view, row)
+    found = view.epochs.get(as_of)
+    if found is None:
+        row = resolve(view, view.intervals, as_of)
+        found = row, snapshot_intervals(view, row)
+        if as_of < view.commit.epoch:
+            if len(view.epochs) >= _EPOCHS_MAX:
+                view.epochs.clear()
+            view.epochs[as_of] = found
+    return found
 
 
 def store_intervals(view: View) -> Intervals:

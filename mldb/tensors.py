@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -89,13 +89,17 @@ class TensorHandle:
     take it.
     """
 
-    __slots__ = ("_descriptor", "_entry", "_scope", "name")
+    __slots__ = ("_descriptor", "_dtype", "_entry", "_row_bytes", "_scope", "name")
 
     def __init__(self, scope: Scope, name: str, entry: Entry) -> None:
         self._scope = scope
         self._entry = entry
-        self._descriptor = unpack_descriptor(entry.attr)
+        what = self._descriptor = unpack_descriptor(entry.attr)
         self.name = name
+        # Bytes of one step of the first axis, when a slice of it may be read in place; otherwise 0.
+        sliceable = what.layout == "dense" and what.nbytes and entry.encoding == fmt.ENCODING_RAW
+        self._row_bytes = what.nbytes // what.shape[0] if sliceable and what.shape else 0
+        self._dtype = dtype_of(what.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,7 +109,7 @@ class TensorHandle:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The NumPy (or ml_dtypes) dtype."""
-        return dtype_of(self._descriptor.dtype)
+        return self._dtype
 
     @property
     def layout(self) -> str:
@@ -179,6 +183,8 @@ class TensorHandle:
         Read-only; a view of the log when the part is large. Raises InvalidValueError for an index
         that does not fit.
         """
+        if type(key) is slice and self._row_bytes and (key.step is None or key.step == 1):
+            return self._rows(key)
         scope, entry = self._scope, self._entry
         part = None
         if entry.encoding == fmt.ENCODING_RAW:
@@ -190,8 +196,29 @@ class TensorHandle:
             scope.view, entry
         ):
             data = memoryview(bytes(data))
-        array = view_numpy(part.descriptor, data)
-        return array[part.residual] if part.residual else array
+        return index_array(view_numpy(part.descriptor, data), part.residual)
+
+    def _rows(self, key: slice) -> Any:
+        """The common case, rows a:b: straight from the mapping."""
+        scope, entry, shape = self._scope, self._entry, self._descriptor.shape
+        try:
+            start, stop, _ = key.indices(shape[0])
+        except TypeError as error:
+            raise InvalidTypeError(f"{key!r:.80} is no slice of integers: {error}") from None
+        count = max(stop - start, 0)
+        low = start * self._row_bytes
+        size = count * self._row_bytes
+        source = scope.source
+        segment = scope.view.segments[entry.segment]
+        data = segment.payload(entry, low, low + size, source.verify, self.name)
+        if size < source.border.value and not source.is_mapped(scope.view, entry):
+            data = memoryview(bytes(data))
+        return np.ndarray((count, *shape[1:]), self._dtype, data)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the steps of the first axis, each read when it is reached."""
+        for index in range(len(self)):
+            yield self[index]
 
     def __len__(self) -> int:
         """Length of the first axis."""

@@ -28,8 +28,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mldb.log", "mldb.log.*"),
     ("mldb.events", "mldb.codec"),
     ("mldb.compaction", "mldb.compaction.*", "mldb.gpu", "mldb.gpu.*"),
-    ("mldb.transaction", "mldb.snapshot", "mldb.projections*", "mldb.query", "mldb.ops"),
-    ("mldb.database", "mldb.lake", "mldb.lake.*"),
+    (
+        *("mldb.transaction", "mldb.snapshot", "mldb.projections*", "mldb.query", "mldb.ops"),
+        *("mldb.checkpointing", "mldb.reading", "mldb.tensors"),
+    ),
+    (
+        *("mldb.database", "mldb.handle", "mldb.timeline", "mldb.verbs"),
+        *("mldb.lake", "mldb.lake.*"),
+    ),
     ("mldb",),
     ("mldb.tools", "mldb.tools.*"),
 )

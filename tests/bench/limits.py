@@ -1,44 +1,32 @@
-"""What the machine itself can do: raw writes of a state, and the barest log with an index.
-
-The raw writers bound W1. :class:`BareLog` bounds the rest: one file, one dict, one mapping, no
-names on disk, no checksums, no transactions, no recovery. It has the interface of the peers, so
-that the loops around it are the same.
-"""
+"""What the machine itself can do with a state: one memcpy, and raw writes of several kinds."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import mmap
 import os
 import threading
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from tests.bench.peer import Peer, Purpose, RowReader, Store, abilities
 from tests.bench.timing import sync_path
 from tests.bench.workloads import Array, State
 
-LOG = "limit: log + index + memmap"
-PREALLOCATED = "limit: log, preallocated"
-_WRITTEN = "limit: log over old blocks"
 MEMCPY = "limit: memcpy, reused buffer"
-_STEP_BYTES = 8 << 20
+STEP_BYTES = 8 << 20
 _DIRECT_BYTES = 16 << 20
 _PAGE_BYTES = 4096
-_GATHER_MAX = 1024
+GATHER_MAX = 1024
 _WRITE_RANGE = 2  # SYNC_FILE_RANGE_WRITE
 
 Chunk: TypeAlias = list[memoryview]
-Blocks: TypeAlias = Literal["new", "allocated", "written"]
 
 
-def _bytes_of(array: Array) -> Any:
+def bytes_of(array: Array) -> Any:
     """Return a flat view, typed Any: the NumPy stubs do not say that arrays are buffers."""
     return array.reshape(-1).view(np.uint8)
 
@@ -48,7 +36,7 @@ def chunks_of(state: State, step: int) -> list[Chunk]:
     chunks: list[Chunk] = [[]]
     room = step
     for array in state.values():
-        view = memoryview(_bytes_of(array))
+        view = memoryview(bytes_of(array))
         while len(view) > 0:
             part, view = view[:room], view[room:]
             chunks[-1].append(part)
@@ -86,15 +74,15 @@ def write_raw(state: State, folder: Path, *, allocate: bool, early: bool) -> flo
     ``allocate`` reserves the blocks before the clock starts; ``early`` asks for writeback after
     every step.
     """
-    chunks = chunks_of(state, _STEP_BYTES)
+    chunks = chunks_of(state, STEP_BYTES)
     size = sum(array.nbytes for array in state.values())
     start_writeback = _sync_file_range()
     descriptor = _create(folder, 0, size if allocate else 0)
     begin = time.perf_counter()
     offset = 0
     for chunk in chunks:
-        for first in range(0, len(chunk), _GATHER_MAX):
-            group = chunk[first : first + _GATHER_MAX]
+        for first in range(0, len(chunk), GATHER_MAX):
+            group = chunk[first : first + GATHER_MAX]
             wrote = os.pwritev(descriptor, group, offset)
             if early:
                 start_writeback(descriptor, offset, wrote, _WRITE_RANGE)
@@ -174,133 +162,3 @@ RAW_WRITERS: dict[str, RawWriter] = {
     "limit: write, preallocated + early": lambda s, f: write_raw(s, f, allocate=True, early=True),
     "limit: direct I/O, preallocated": write_direct,
 }
-
-
-class BareLog(Store):
-    """Values one after another in one file, a dict of positions, one mapping for reads.
-
-    Synced appends go into a new file, into preallocated blocks, or into blocks that hold data
-    already: then a sync has no extent to convert and no length to record.
-    """
-
-    def __init__(self, folder: Path, purpose: Purpose, blocks: Blocks = "new") -> None:
-        self._folder = folder
-        self._writing = purpose != "read"
-        self._index: dict[str, list[int]] = {}
-        self._epochs: dict[str, list[int]] = {}
-        self._position = 0
-        path = folder / "log"
-        if self._writing:
-            self._file = os.open(path, os.O_CREAT | os.O_RDWR)
-            if purpose == "durable" and blocks != "new":
-                _prepare_blocks(self._file, overwrite=blocks == "written")
-            sync_path(folder)
-            return
-        self._index, self._epochs = json.loads((folder / "index").read_text())
-        self._file = os.open(path, os.O_RDONLY)
-        self._map = np.frombuffer(mmap.mmap(self._file, 0, prot=mmap.PROT_READ), np.uint8)
-
-    def _note(self, name: str, size: int) -> None:
-        self._index[name] = [self._position, size]
-        self._position += size
-
-    def _append(self, state: State) -> None:
-        values = [_bytes_of(value) for value in state.values()]
-        offset = self._position
-        for first in range(0, len(values), _GATHER_MAX):
-            offset += os.pwritev(self._file, values[first : first + _GATHER_MAX], offset)
-        for name, value in state.items():
-            self._note(name, value.nbytes)
-        os.fdatasync(self._file)
-
-    def put_all(self, prepared: Any) -> None:
-        # One call moves at most 2 GiB, and a large value may be written in parts.
-        for chunk in chunks_of(prepared, _STEP_BYTES):
-            for part in chunk:
-                os.write(self._file, part)
-        for name, value in prepared.items():
-            self._note(name, value.nbytes)
-        os.fdatasync(self._file)
-
-    def put_batch(self, batch: State) -> None:
-        self._append(batch)
-
-    def put_lazily(self, names: list[str], values: list[Array]) -> None:
-        file, index, position = self._file, self._index, 0
-        for name, value in zip(names, values, strict=True):
-            size = os.pwrite(file, value.data, position)
-            index[name] = [position, size]
-            position += size
-
-    def commit_epoch(self, epoch: int, changed: State, full: State) -> None:
-        self._append({f"{name}@{epoch}": value for name, value in changed.items()})
-        for name in changed:
-            self._epochs.setdefault(name, []).append(epoch)
-
-    def put_rows(self, name: str, matrix: Array) -> None:
-        self.put_all({name: matrix})
-
-    def get(self, name: str) -> Array:
-        position, size = self._index[name]
-        return self._map[position : position + size]
-
-    def get_all(self) -> Iterator[Array]:
-        return (self.get(name) for name in self._index)
-
-    def get_as_of(self, name: str, epoch: int) -> Array:
-        epochs = self._epochs[name]
-        return self.get(f"{name}@{epochs[bisect_right(epochs, epoch) - 1]}")
-
-    def rows(self, name: str, row_values: int) -> RowReader:
-        matrix = self.get(name).view(np.float32).reshape(-1, row_values)
-
-        def read(start: int, out: Array) -> None:
-            np.copyto(out, matrix[start : start + len(out)])
-
-        return read
-
-    def close(self) -> None:
-        os.close(self._file)
-        if self._writing:
-            (self._folder / "index").write_text(json.dumps([self._index, self._epochs]))
-
-
-def _prepare_blocks(file: int, *, overwrite: bool) -> None:
-    size = 256 << 20
-    os.posix_fallocate(file, 0, size)
-    if overwrite:
-        zeros = bytes(_STEP_BYTES)
-        for offset in range(0, size, _STEP_BYTES):
-            os.pwrite(file, zeros, offset)
-    os.fsync(file)
-
-
-def _open_preallocated(folder: Path, purpose: Purpose) -> Store:
-    return BareLog(folder, purpose, "allocated")
-
-
-def _open_written(folder: Path, purpose: Purpose) -> Store:
-    return BareLog(folder, purpose, "written")
-
-
-LIMITS = (
-    Peer(
-        name=LOG,
-        open=BareLog,
-        can=abilities("load", "lazy", "batch", "commits", "as_of", "rows"),
-    ),
-    Peer(
-        name=PREALLOCATED,
-        open=_open_preallocated,
-        can=abilities("batch", "commits"),
-    ),
-    Peer(
-        name=_WRITTEN,
-        open=_open_written,
-        can=abilities("batch", "commits"),
-        notes={
-            "batch": "for information: blocks that hold data already",
-            "commits": "for information: blocks that hold data already",
-        },
-    ),
-)

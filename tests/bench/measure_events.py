@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeAlias
 
 from tests.bench.children import run_child
-from tests.bench.limits import LOG, PREALLOCATED
+from tests.bench.limit_log import LOG, PREALLOCATED
 from tests.bench.peer import Ability, Peer, Purpose, Store
 from tests.bench.peer_mldb import MLDB, UNVERIFIED
 from tests.bench.registry import is_limit

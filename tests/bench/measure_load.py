@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from tests.bench.children import Task, run_child
-from tests.bench.limits import LOG
+from tests.bench.limit_log import LOG
 from tests.bench.peer import Peer, Store
 from tests.bench.peer_mldb import MLDB, UNVERIFIED
 from tests.bench.report import Outcome, Table

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.bench import limits, peer_files, peer_keyvalue, peer_mldb, peer_sqlite
+from tests.bench import limit_log, peer_files, peer_keyvalue, peer_mldb, peer_sqlite
 from tests.bench.peer import Ability, Peer
 
 _ALL = (
-    *limits.LIMITS,
+    *limit_log.LIMITS,
     *peer_mldb.PEERS,
     *peer_files.PEERS,
     *peer_keyvalue.PEERS,

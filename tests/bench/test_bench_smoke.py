@@ -11,7 +11,8 @@ import pytest
 
 from tests.bench import runner
 from tests.bench.children import run_child
-from tests.bench.limits import LOG, RAW_WRITERS
+from tests.bench.limit_log import LOG
+from tests.bench.limits import RAW_WRITERS
 from tests.bench.registry import PEERS, is_limit, select
 from tests.bench.report import Outcome, Table, render_table, render_targets, write_json
 from tests.bench.setting import Setting, check_equal, check_total
