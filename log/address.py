@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 
@@ -36,6 +38,12 @@ class Entry(NamedTuple):
     encoding: int
     base: int
     digest: bytes
+
+
+make_entry: Callable[[tuple[int, int, int, int, int, bytes, int, int, int, bytes]], Entry] = (
+    partial(tuple.__new__, Entry)
+)
+"""An Entry from its fields in order; half the cost of calling the class, once per version stored."""
 
 
 class CommitRow(NamedTuple):

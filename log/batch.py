@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry
+from mldb.log.address import CommitRow, Entry, make_entry
 from mldb.log.checksum import digest128
 from mldb.log.frame import Record, encode_body, encode_commit, encode_record, hash_record
 from mldb.log.fs import Buffer, File
@@ -34,8 +35,7 @@ class Placed:
     """The payload is in the file already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """A batch in the file: its commit row.
 
     What the index needs, where the next batch starts, the new chain.
@@ -91,8 +91,7 @@ def write_payloads(file: File, placed: Sequence[Placed]) -> None:
         list(hashes)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where and after what a batch is written: the writer's view of the active segment."""
 
     seed: int
@@ -106,7 +105,7 @@ class Place:
 
 
 def write_small(file: File, records: Sequence[Record], offset: int, where: Place) -> Written:
-    """Write records and their commit with one gathered write; nothing is in the file when this raises early."""
+    """Write records and their commit with one gathered write."""
     buffers: list[Buffer] = []
     heads = [where.chain]
     entries: list[tuple[bytes, Entry]] = []
@@ -117,29 +116,34 @@ def write_small(file: File, records: Sequence[Record], offset: int, where: Place
     for record in records:
         hash_record(record)
         length = record.payload_length
-        head = encode_record(record, _bounded_body(record), lsn, commit_lsn, where.seed, offset)
+        body = _bounded_body(record)
+        head = encode_record(record, body, lsn, commit_lsn, where.seed, offset)
         heads.append(head[: fmt.FRAME_HEADER_SIZE])
         buffers.append(head)
-        place = offset + len(head)
+        # Without a payload, what follows the body is padding of the frame.
+        place = offset + (len(head) if length else fmt.FRAME_HEADER_SIZE + len(body))
         entries += [
             (
                 key,
-                Entry(
-                    commit_lsn,
-                    segment,
-                    offset,
-                    place + begin,
-                    size,
-                    attr,
-                    flags,
-                    encoding,
-                    base,
-                    digest,
+                make_entry(
+                    # fmt: skip
+                    (
+                        commit_lsn,
+                        segment,
+                        offset,
+                        place + begin,
+                        size,
+                        attr,
+                        flags,
+                        encoding,
+                        base,
+                        digest,
+                    )
                 ),
             )
             for key, flags, encoding, begin, size, digest, base, attr in record.drafts
         ]
-        offset = place + length
+        offset += len(head) + length
         if length:
             buffers += record.payload
             padding = -offset & (fmt.FRAME_ALIGN - 1)

@@ -99,7 +99,7 @@ class Segment:
                         offset=size,
                     )
                 if not self._map:
-                    self._check_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0))
+                    self.check_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0))
                 self._map = file.map(want)
             finally:
                 file.close()
@@ -117,7 +117,8 @@ class Segment:
                 file=self.name,
             ) from error
 
-    def _check_file_header(self, data: bytes) -> None:
+    def check_file_header(self, data: bytes) -> None:
+        """Raise CorruptError or FormatVersionError unless *data* starts this segment's file."""
         try:
             header = decode_file_header(data, self.name)
         except DamagedFrame as error:

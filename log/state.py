@@ -211,6 +211,7 @@ class LogState:
                 active.segment.number: active.segment,
             },
             self.manifest.kept,
+            {},
         )
 
     def advance(self, row: CommitRow) -> None:
@@ -222,7 +223,8 @@ class LogState:
         if row.parent != view.commit.lsn or not view.intervals:
             self.publish()
             return
-        intervals = (*view.intervals[:-1], (view.intervals[-1][0], row.lsn))
+        *before, (low, _) = view.intervals
+        intervals = (*before, (low, row.lsn))
         self.view = View(
             view.number,
             row,

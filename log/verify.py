@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mldb.errors import MldbError
+from mldb.errors import MldbError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
 from mldb.log.address import CommitRow
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
+from mldb.log.fs import FileSystem
 from mldb.log.log import Log
+from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Cursor, scan
 from mldb.log.segment import Segment
 from mldb.log.view import SealedPart, View
@@ -65,9 +68,23 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
         if progress is not None:
             progress(tally.bytes, total)
     _check_active(active, view, tally)
+    _check_manifests(log.fs, tally)
     if progress is not None:
         progress(tally.bytes, total)
     return VerifyReport(len(view.segments), tally.commits, tally.bytes, tuple(tally.problems))
+
+
+def _check_manifests(fs: FileSystem, tally: _Tally) -> None:
+    """Read every manifest again, also one that opening had to step over."""
+    for number in manifest_numbers(fs):
+        name = manifest_name(number)
+        try:
+            load_manifest(fs, number)
+        except StorageIOError as error:
+            if error.errno != errno.ENOENT:  # a writer replaced it meanwhile
+                tally.problems.append(Problem(name, 0, str(error)))
+        except MldbError as error:
+            tally.problems.append(Problem(name, getattr(error, "offset", None) or 0, str(error)))
 
 
 def _check_sealed(part: SealedPart, tally: _Tally) -> None:
@@ -75,6 +92,7 @@ def _check_sealed(part: SealedPart, tally: _Tally) -> None:
     tally.bytes += info.length
     try:
         data = part.segment.view(info.length)[: info.length]
+        part.segment.check_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]))
         index = part.index
         index.check()
         rows = list(index.commits(1, fmt.LSN_MAX))
@@ -95,6 +113,7 @@ def _check_active(active: Active, view: View, tally: _Tally) -> None:
     rows = [row for part in reversed(active.parts()) for row in part.commits(1, view.commit.lsn)]
     try:
         data = active.segment.view(end)
+        active.segment.check_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]))
     except MldbError as error:
         tally.problems.append(Problem(active.segment.name, 0, str(error)))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mldb.log import format as fmt
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
@@ -40,8 +40,7 @@ class SealedPart:
         return self._index
 
 
-@dataclass(slots=True, eq=False)  # frozen would cost a commit 2 us; nobody assigns to a view
-class View:
+class View(NamedTuple):
     """One head of the log. Immutable; valid for ever, since what it maps is never changed.
 
     ``commit`` is the last commit in the log. ``sealed`` ascends, ``active`` descends. What the
@@ -55,9 +54,9 @@ class View:
     sealed: tuple[SealedPart, ...]
     active: tuple[IndexPart, ...]
     segments: dict[int, Segment]
-    kept: tuple[int, ...] | None = None
+    kept: tuple[int, ...] | None
     """The commits that retention left, ascending; None when nothing was ever pruned."""
-    epochs: dict[int, tuple[CommitRow, Intervals]] = field(default_factory=dict)
+    epochs: dict[int, tuple[CommitRow, Intervals]]
     """What finished epochs resolved to: a cache shared by the views of one lineage."""
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
@@ -148,4 +147,4 @@ class View:
         return None
 
 
-EMPTY_VIEW = View(0, EMPTY_COMMIT, (), (), (), (), {})
+EMPTY_VIEW = View(0, EMPTY_COMMIT, (), (), (), (), {}, None, {})

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from mldb import keys
-from mldb.codec import Prepared, pack_metadata, prepare
+from mldb.codec import Prepared, pack_metadata, prepare, unpack_metadata
 from mldb.errors import InvalidTypeError
 from mldb.events import CHECKPOINT_TAKEN, to_time
 from mldb.log import format as fmt
@@ -66,9 +66,9 @@ def make_job(
     flat = flatten(state)
     tensors = {key: prepare(tensor) for key, tensor in flat.tensors.items()}
     step = None if step is None else int(step)
-    return CheckpointJob(
-        name, epoch, step, dict(metrics or {}), flat.skeleton, tensors, flat.aliases
-    )
+    # Through bytes and back: nested values of the caller's may change before they are written.
+    fixed = unpack_metadata(pack_metadata(metrics or {}))
+    return CheckpointJob(name, epoch, step, fixed, flat.skeleton, tensors, flat.aliases)
 
 
 def stage(job: CheckpointJob, staging: Staging) -> None:

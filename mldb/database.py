@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, overload
 
 from mldb import keys
 from mldb.checkpointing import PendingCheckpoint, checkpoint_of, make_job
-from mldb.codec import pack_metadata, unpack_metadata
+from mldb.codec import unpack_metadata
 from mldb.commit import check_epoch
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.log.address import Lsn
@@ -152,7 +152,6 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         background = self._background
         background.raise_failed()
         job = make_job(state, epoch=checked, step=step, name=name, metrics=metrics)
-        pack_metadata(job.metrics)
         if not wait:
             self._epochs.check(self._log.head(), checked)
             return background.submit(job, started)
@@ -254,6 +253,14 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
     def __repr__(self) -> str:
         """One line: the path and whether it is open."""
         return f"<MLDatabase {self.path!r} mode={self.options.mode}{' closed' if self._closed else ''}>"
+
+    def __eq__(self, other: object) -> bool:
+        """A handle equals itself only; comparing contents would read both stores."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """By identity."""
+        return id(self)
 
     def __reduce__(self) -> NoReturn:
         """A live handle does not travel between processes."""

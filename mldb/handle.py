@@ -71,7 +71,8 @@ class Handle(StateSurface):
         return Scope(self._source, view, row, intervals)
 
     def begin(self) -> Scope:
-        """Return the newest head, on which a transaction begins."""
+        """Return the newest head, behind our own checkpoints; a transaction begins on it."""
+        self._settle_background()
         return self._scope()
 
     def new_staging(self, *, fix: bool) -> Staging:

@@ -15,7 +15,7 @@ from mldb.border import SIZES, MapBorder
 from mldb.cache import DecodedCache
 from mldb.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
 from mldb.encoding import decode_bytes
-from mldb.errors import TensorNotFoundError
+from mldb.errors import InvalidTypeError, TensorNotFoundError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Entry, Intervals
 from mldb.log.log import Log
@@ -79,13 +79,16 @@ class Scope(NamedTuple):
                 break
             near.append(keys.name_of(key))
         guess = difflib.get_close_matches(name, near, 1)
-        hint = f" Did you mean {guess[0]!r}?" if guess else ""
+        hint = f" Did you mean {guess[0]!r}?" if guess and guess[0] != name else ""
         where = f"commit {self.commit.lsn} (epoch {self.commit.epoch})"
         return TensorNotFoundError(f"no tensor is named {name[:80]!r} at {where}.{hint}")
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of tensors in byte order."""
-        for key, _ in self.view.live(keys.TENSORS + prefix.encode(), self.intervals):
+        if not isinstance(prefix, str):
+            raise InvalidTypeError(f"prefix is a {type(prefix).__name__}, not a str")
+        start = keys.TENSORS + prefix.encode("utf-8", "surrogatepass")
+        for key, _ in self.view.live(start, self.intervals):
             yield keys.name_of(key)
 
     def metadata(self, name: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from mldb.errors import ClosedError
+from mldb.errors import ClosedError, InvalidTypeError
 from mldb.events import to_time
 from mldb.log.address import Lsn
 from mldb.projections import checkpoints, relationships, tags
@@ -144,6 +144,13 @@ class Snapshot(StateSurface):
     ) -> None:
         """Close."""
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """A snapshot belongs to an open store, which does not travel between processes."""
+        raise InvalidTypeError(
+            f"a snapshot is not pickled; send the path of the store and {self.lsn!r}, and call "
+            "mldb.open(path).at(lsn=...) where it is used"
+        )
 
     def __repr__(self) -> str:
         """One line: epoch and commit."""

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from mldb import events, keys
-from mldb.codec import Prepared
+from mldb.codec import Prepared, pack_metadata, unpack_descriptor
+from mldb.dtypes import itemsize_of
+from mldb.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES, Placed
 from mldb.log.checksum import checks_and_digest, digest128
@@ -38,6 +40,7 @@ class Staged(NamedTuple):
     data: tuple[Buffer, ...] | None
     deleted: bool
     placed: Placed | None = None
+    encoding: int = fmt.ENCODING_RAW
 
 
 class _Pack:
@@ -96,6 +99,25 @@ def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = (
     )
 
 
+def compressed_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record | None:
+    """Like :func:`tensor_record`, zstd-compressed; None when that saves too little.
+
+    Block checksums are of the compressed bytes, the digest is of the decoded ones.
+    """
+    packed = encode_bytes(prepared.buffers, itemsize_of(prepared.descriptor.dtype))
+    if packed is None:
+        return None
+    _, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
+    checks, _ = checks_and_digest((packed,), fmt.BLOCK_LOG2)
+    length = len(packed)
+    drafts = [
+        Draft(name, 0, ENCODING_ZSTD, 0, length, digest, 0, prepared.attr)
+        for name in (key, *aliases)
+    ]
+    align = fmt.payload_align_log2(length)
+    return Record(events.TENSOR_STORED, drafts, (packed,), length, align_log2=align, checks=checks)
+
+
 class Staging:
     """The writes of one transaction or checkpoint, in order of first mention. Used by one thread.
 
@@ -136,7 +158,10 @@ class Staging:
         names = (name, *aliases)
         for item in names:
             self._forget(keys.TENSORS + item)
-            self._marks.pop(keys.TENSORS + item, None)
+            if self._marks.pop(keys.TENSORS + item, None) is not None:
+                # Deleted before in this transaction, and so its metadata. No TensorDeleted will
+                # tell that any more; this event does.
+                self.mark(events.METADATA_SET, keys.METADATA + item, pack_metadata({}))
         key = keys.TENSORS + name
         if prepared.nbytes < PACK_BELOW:
             pack = self._open_pack(prepared.nbytes, len(names))
@@ -147,16 +172,22 @@ class Staging:
                 pack.drafts[alias] = pack.drafts[key]._replace(key=alias)
                 self._where[alias] = pack
             return
-        if self._fix and not prepared.owned and prepared.nbytes < self._spill_bytes:
-            prepared = prepared._replace(
-                buffers=tuple(memoryview(bytes(part)) for part in prepared.buffers)
-            )
-        record = tensor_record(key, prepared, tuple(keys.TENSORS + item for item in aliases))
-        if prepared.nbytes >= self._spill_bytes:
+        held = tuple(keys.TENSORS + item for item in aliases)
+        record = compressed_record(key, prepared, held) if self._compression is not None else None
+        if record is None:
+            record = self._raw_record(key, prepared, held)
+        if record.payload_length >= self._spill_bytes:
             placed = self._spill(record)
             self._spilled.update({keys.TENSORS + item: placed for item in names})
         else:
             self._large.update({keys.TENSORS + item: record for item in names})
+
+    def _raw_record(self, key: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record:
+        if self._fix and not prepared.owned and prepared.nbytes < self._spill_bytes:
+            prepared = prepared._replace(
+                buffers=tuple(memoryview(bytes(part)) for part in prepared.buffers)
+            )
+        return tensor_record(key, prepared, aliases)
 
     def _spill(self, record: Record) -> Placed:
         pending = self.open_pending()
@@ -214,23 +245,31 @@ class Staging:
         if pack is not None:
             draft = pack.drafts[key]
             # A copy, because a view would keep the bytearray from growing.
-            data = bytes(memoryview(pack.data)[draft.offset : draft.offset + draft.length])
-            return Staged(draft.attr, (data,), False)
+            part = bytes(memoryview(pack.data)[draft.offset : draft.offset + draft.length])
+            return Staged(draft.attr, (part,), False)
         record = self._large.get(key)
         if record is not None:
-            return Staged(_attr(record, key), tuple(record.payload), False)
+            draft = _draft(record, key)
+            data = tuple(record.payload)
+            return Staged(draft.attr, data, False, encoding=draft.encoding)
         placed = self._spilled.get(key)
         if placed is not None:
-            return Staged(_attr(placed.record, key), None, False, placed)
+            draft = _draft(placed.record, key)
+            return Staged(draft.attr, None, False, placed, draft.encoding)
         return None
 
     def staged_bytes(self, staged: Staged) -> bytes:
         """Return the bytes of a staged tensor; a spilled one is read back from its pending file."""
         if staged.placed is not None and self.pending is not None:
-            return self.pending.file.pread(
-                staged.placed.record.payload_length, staged.placed.payload
-            )
-        return b"".join(staged.data or ())
+            length = staged.placed.record.payload_length
+            data = self.pending.file.pread(length, staged.placed.payload)
+        else:
+            data = b"".join(staged.data or ())
+        if staged.encoding == fmt.ENCODING_RAW:
+            return data
+        size = unpack_descriptor(staged.attr).nbytes
+        view = decode_bytes(memoryview(data), staged.encoding, size, "pending", 0, "staged")
+        return bytes(view)
 
     def keys(self, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yield (key, exists) for every staged key with this prefix, unordered."""
@@ -286,5 +325,5 @@ def _portions(
         yield part
 
 
-def _attr(record: Record, key: bytes) -> bytes:
-    return next(draft.attr for draft in record.drafts if draft.key == key)
+def _draft(record: Record, key: bytes) -> Draft:
+    return next(draft for draft in record.drafts if draft.key == key)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -229,7 +229,12 @@ class TensorHandle:
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
     ) -> np.ndarray[Any, Any]:
-        """NumPy's protocol."""
+        """NumPy's protocol. Raises InvalidTypeError for a sparse tensor."""
+        if self._descriptor.layout != "dense":
+            raise InvalidTypeError(
+                f"{self.name!r} is sparse ({self.layout}), which no array can hold; take "
+                ".numpy(), which gives it in its layout, and convert that."
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -239,6 +244,13 @@ class TensorHandle:
     def __dlpack_device__(self) -> tuple[Any, int]:
         """DLPack: always host memory."""
         return (1, 0)
+
+    def __reduce__(self) -> NoReturn:
+        """A handle belongs to an open store, which does not travel between processes."""
+        raise InvalidTypeError(
+            f"the handle of {self.name!r} is not pickled; send the path of the store, the name and "
+            f"as_of={self.lsn!r}, and open the store where they are used"
+        )
 
     def __repr__(self) -> str:
         """One line: name, shape, dtype and commit."""
@@ -292,8 +304,13 @@ class TensorWriter:
         record = Record(
             TENSOR_STORED, drafts, (), what.nbytes, align_log2=fmt.payload_align_log2(what.nbytes)
         )
-        self._pending = self._open_pending()
-        self._pending.reserve(record)
+        pending = self._open_pending()
+        try:
+            pending.reserve(record)
+        except BaseException:
+            pending.discard()
+            raise
+        self._pending = pending
         return self
 
     def __setitem__(self, key: Any, values: Any) -> None:
@@ -307,25 +324,41 @@ class TensorWriter:
         what = self._descriptor
         part = slice_bytes(what, key)
         if part is None:
-            whole = key is Ellipsis or (
-                isinstance(key, slice) and key.indices(what.shape[0]) == (0, what.shape[0], 1)
-            )
-            if not (whole or what.shape == ()):
+            if not self._is_whole(key):
                 raise self._not_rows(key)
             target, start = what, 0
         elif part.residual:
             raise self._not_rows(key)
         else:
             target, start = part.descriptor, part.start
-        rows = (
-            np.broadcast_to(np.asarray(values), target.shape)
-            if np.shape(values) != target.shape
-            else values
-        )
-        array = np.ascontiguousarray(rows, dtype=dtype_of(what.dtype))
-        buffers = prepare(array.reshape(target.shape)).buffers
+        array = self._rows(values, target.shape)
         if target.nbytes:
+            buffers = prepare(array).buffers
             self._pending.file.pwritev(buffers, self._pending.placed[0].payload + start)
+
+    def _is_whole(self, key: Any) -> bool:
+        """Whether an index that no run of rows describes means the whole tensor."""
+        shape = self._descriptor.shape
+        if shape == ():
+            return key is Ellipsis or key == ()
+        return key is Ellipsis or (
+            isinstance(key, slice) and key.indices(shape[0]) == (0, shape[0], 1)
+        )
+
+    def _rows(self, values: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return *values*, anything that ``store_tensor`` takes, as rows of the tensor's dtype."""
+        given = prepare(values)
+        if given.descriptor.layout != "dense":
+            raise InvalidTypeError(f"sparse values are not rows of {self.name!r}; pass them dense")
+        array = view_numpy(given.descriptor, given.buffers[0])
+        try:
+            rows = np.broadcast_to(array, shape)
+            return np.ascontiguousarray(rows, dtype=dtype_of(self._descriptor.dtype)).reshape(shape)
+        except (ValueError, TypeError) as error:
+            raise InvalidValueError(
+                f"values of shape {array.shape} and dtype {array.dtype} do not fit rows of shape "
+                f"{shape} of {self.name!r}: {error}. These rows were not written."
+            ) from error
 
     def _not_rows(self, key: Any) -> InvalidValueError:
         return InvalidValueError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Iterator
 from datetime import datetime
-from typing import overload
+from typing import Any, overload
+
+import numpy as np
 
 from mldb import events, keys
-from mldb.errors import InvalidValueError, MissingError
+from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
 from mldb.events import Event, events_of
 from mldb.handle import Handle
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Lsn
@@ -47,9 +49,15 @@ class Timeline(Handle):
 
         Raises MissingError, VersionGoneError, InvalidTypeError, InvalidValueError.
         """
-        asked: list[AsOf] = [item for item in (as_of, epoch, time, tag) if item is not None]
-        if lsn is not None:
-            asked.append(Lsn(lsn))
+        number = _checked("lsn", lsn, int)
+        points: tuple[AsOf, ...] = (
+            as_of,
+            _checked("epoch", epoch, int),
+            None if number is None else Lsn(number),
+            _checked("time", time, datetime),
+            _checked("tag", tag, str),
+        )
+        asked = [point for point in points if point is not None]
         if len(asked) > 1:
             raise InvalidValueError("at() takes one of as_of, epoch, lsn, time, tag")
         return Snapshot(self._scope(asked[0] if asked else None), self._guard)
@@ -167,3 +175,14 @@ class Timeline(Handle):
 
         record = Record(events.REWOUND, [], extra=[0])
         return Lsn(self._log.commit([record], decide).lsn)
+
+
+def _checked(option: str, value: object, kind: type) -> Any:
+    """Return what was given for *option* of ``at``, or None. Raises InvalidTypeError."""
+    if isinstance(value, np.integer):
+        value = int(value)
+    # A bool is an int, and so is an Lsn, which as an epoch would mean something else.
+    other = isinstance(value, bool) or (option == "epoch" and isinstance(value, Lsn))
+    if value is not None and (other or not isinstance(value, kind)):
+        raise InvalidTypeError(f"{option} is a {type(value).__name__}; give {kind.__name__}")
+    return value

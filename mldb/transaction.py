@@ -59,13 +59,16 @@ class Transaction:
         self._staging = store.new_staging(fix=True)
         self._reads = ReadSet()
         self._open = False
+        self._entered = False
         self._held = False
 
     # --- life -------------------------------------------------------------------------------------
 
     def __enter__(self) -> Transaction:
-        """Begin."""
-        self._open = True
+        """Begin. Raises ClosedError the second time."""
+        if self._entered:
+            raise ClosedError("a transaction is entered once; db.transaction() begins another")
+        self._open = self._entered = True
         return self
 
     def __exit__(

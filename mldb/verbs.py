@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mldb import events, keys
 from mldb.codec import pack_metadata, prepare
 from mldb.commit import check_epoch
-from mldb.errors import ConflictError
+from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
 from mldb.handle import Handle
 from mldb.log.address import Lsn
 from mldb.log.pending import PendingSegment
@@ -45,6 +45,10 @@ class WriteVerbs(Handle):
 
         Again up to *retries* times on ConflictError; return its result.
         """
+        if isinstance(retries, bool) or not isinstance(retries, int):
+            raise InvalidTypeError(f"retries is a {type(retries).__name__}, not an int")
+        if retries < 0:
+            raise InvalidValueError(f"retries={retries} is below 0")
         for attempt in range(retries + 1):
             try:
                 with self.transaction(epoch) as txn:
@@ -125,7 +129,7 @@ class WriteVerbs(Handle):
 
         return TensorWriter(
             name,
-            tuple(shape),
+            shape,
             dtype,
             metadata=None if metadata is None else pack_metadata(metadata),
             open_pending=self._log.pending_segment,

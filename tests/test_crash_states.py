@@ -452,6 +452,20 @@ def test_ordered_loses_the_newest_names_first() -> None:
     ]
 
 
+@pytest.mark.parametrize("of_file", [False, True])
+def test_ordered_makes_all_names_certain_at_any_sync(of_file: bool) -> None:
+    fs = MemoryFileSystem(record=True)
+    fs.mkdir("f")
+    file = fs.open("a", "create")
+    assert contents(fs, "a", model="ordered") == {None, b""}
+    if of_file:
+        file.sync()
+    else:
+        fs.sync_dir("f")
+    assert contents(fs, "a", model="ordered") == {b""}
+    assert contents(fs, "a") == {None, b""}
+
+
 # Marks, choice and limits.
 
 

@@ -216,7 +216,8 @@ def test_what_has_no_product_is_refused_and_nothing_is_stored(db: mldb.MLDatabas
     db["sparse"] = sparse.csr_array(np.eye(3))
     db["dates"] = np.zeros((3, 3), "M8[s]")
     db["nibbles"] = np.zeros((3, 3), ml_dtypes.int4)
-    db["packed"] = torch.zeros((3, 3), dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    two_per_byte = getattr(torch, "float4_e2m1fn_x2", torch.bits8)  # torch < 2.8 lacks it
+    db["packed"] = torch.zeros((3, 3), dtype=torch.uint8).view(two_per_byte)
     db["half"], db["brain"] = np.ones((3, 3), "f2"), np.ones((3, 3), ml_dtypes.bfloat16)
     head = db.lsn
     for a, b, error, text in [
@@ -252,23 +253,25 @@ def test_a_read_only_handle_multiplies_and_does_not_store(store_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", ">f4", "bfloat16", "?"])
-@pytest.mark.parametrize("shape", [(700, 900, 800), (1, 3000, 1000), (3000, 1000, 1)])
+@pytest.mark.parametrize("shape", [(300, 500, 400), (1, 3000, 300), (3000, 300, 1)])
 def test_working_memory_stays_within_the_budget(
-    db: mldb.MLDatabase, rng: np.random.Generator, dtype: str, shape: tuple[int, int, int]
+    store_path: Path, rng: np.random.Generator, dtype: str, shape: tuple[int, int, int]
 ) -> None:
     m, k, n = shape
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
-    db["a"] = rng.integers(0, 2, (m, k)).astype(kind)
-    db["b"] = rng.integers(0, 2, (k, n)).astype(kind)
-    budget = 300_000
-    # The second run is measured: the first one verifies the operands and imports what it needs.
-    db.ops.matrix_multiply("a", "b", out="c", memory_bytes=budget)
-    tracemalloc.start()
-    try:
+    budget = 150_000
+    # A store of its own: the commit of the result takes memory by the number of segments.
+    with mldb.open(store_path, durability="os") as db:
+        db["a"] = rng.integers(0, 2, (m, k)).astype(kind)
+        db["b"] = rng.integers(0, 2, (k, n)).astype(kind)
+        # The second run is measured: the first one verifies the operands and imports modules.
         db.ops.matrix_multiply("a", "b", out="c", memory_bytes=budget)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+        tracemalloc.start()
+        try:
+            db.ops.matrix_multiply("a", "b", out="c", memory_bytes=budget)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
     assert peak <= budget, f"{peak} bytes at the peak"
 
 
@@ -283,7 +286,7 @@ with mldb.open(store, durability="os") as db:
     limit = (used << 10) + (mebibytes << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        np.ones(mebibytes << 20, np.uint8)
+        np.ones(mebibytes << 21, np.uint8)
         raise SystemExit("the limit does not hold")
     except MemoryError:
         pass

@@ -14,6 +14,7 @@ import pytest
 
 from mldb.errors import StorageFullError, StorageIOError
 from mldb.log import os_fs
+from mldb.log.memory_fs import MemoryFileSystem
 from mldb.log.os_fs import OsFileSystem
 
 
@@ -104,6 +105,47 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     fs.open("segments/1", "create").close()
     fs.sync_dir("")
     assert fs.list("segments") == ["1"]
+
+
+def test_link_from_shares_a_file_of_another_store(
+    tmp_path: Path, fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs.mkdir("")
+    other = OsFileSystem(tmp_path / "other")
+    other.mkdir("segments")
+    file = other.open("segments/1", "create")
+    assert fs.link_from(other, "segments/1", "copy")
+    file.pwritev([b"shared"], 0)
+    assert fs.open("copy", "r").pread(9, 0) == b"shared"
+    with pytest.raises(StorageIOError) as info:
+        fs.link_from(other, "segments/1", "copy")
+    assert info.value.errno == errno.EEXIST
+    assert not fs.link_from(MemoryFileSystem(), "segments/1", "new")
+    assert not MemoryFileSystem().link_from(fs, "copy", "new")
+
+    def across(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", across)
+    assert not fs.link_from(other, "segments/1", "new")
+    assert fs.list("") == ["copy"]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    OsFileSystem.prepare_root(str(tmp_path), create=create)
+    with pytest.raises(StorageIOError) as info:
+        OsFileSystem.prepare_root(str(tmp_path / "file"), create=create)
+    assert info.value.errno == errno.ENOTDIR
+    assert (tmp_path / "file").read_bytes() == b"precious"
+    if create:
+        OsFileSystem.prepare_root(str(tmp_path / "new/store"), create=True)
+        assert (tmp_path / "new/store").is_dir()
+    else:
+        with pytest.raises(StorageIOError) as info:
+            OsFileSystem.prepare_root(str(tmp_path / "new"), create=False)
+        assert info.value.errno == errno.ENOENT
 
 
 def test_a_pipe_is_refused_without_waiting(fs: OsFileSystem) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mldb import keys
 from mldb.codec import rebuild, unpack_descriptor, unpack_metadata, view_numpy, view_torch
-from mldb.errors import CorruptError, MissingError
+from mldb.errors import CorruptError, InvalidTypeError, MissingError
 from mldb.events import to_time
 from mldb.log import format as fmt
 from mldb.log.address import Entry, Lsn
@@ -124,15 +124,15 @@ def state_dict(scope: Scope, prefix: str, device: str | torch.device | None) -> 
 
     The names are those of the newest checkpoint, or all tensors when there is none.
     """
+    if not isinstance(prefix, str):
+        raise InvalidTypeError(f"prefix is a {type(prefix).__name__}, not a str")
     entry = latest(scope)
     if entry is None:
-        found = {name: name for name in scope.names(prefix)}
+        found = list(scope.names(prefix))
         fixed = scope
     else:
         fixed = at_checkpoint(scope, entry)
-        found = {
-            name: name for name in _names_in(skeleton_of(scope, entry)) if name.startswith(prefix)
-        }
+        found = [name for name in _names_in(skeleton_of(scope, entry)) if name.startswith(prefix)]
     return {name[len(prefix) :]: _torch_tensor(fixed, name, device) for name in found}
 
 
