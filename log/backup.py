@@ -50,6 +50,7 @@ def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None
     header = encode_file_header(fmt.FILE_SEGMENT, store_id, number, floor + 1, created)
     _write(target, segment_name(number), [header])
     target.sync_dir(SEGMENTS)
+    target.sync_dir("")
     mark = Mark(number, fmt.FILE_HEADER_SIZE, floor, chain_start(store_id, number))
     kept = manifest.kept
     install_manifest(

@@ -138,6 +138,7 @@ class Log:
         finally:
             file.close()
         fs.sync_dir(SEGMENTS)
+        fs.sync_dir("")  # the folders themselves, before a manifest relies on them
         mark = Mark(1, fmt.FILE_HEADER_SIZE, 0, chain_start(store_id, 1))
         install_manifest(fs, Manifest(1, store_id, created, (), 1, store_id, mark, 0, ()))
 

@@ -24,6 +24,7 @@ from mldb.log.frame import (
     decode_commit,
     decode_entries,
     decode_header,
+    unpack,
 )
 
 
@@ -86,6 +87,8 @@ def _read_batch(
         if kind == fmt.KIND_INDEX:
             if frames:
                 raise DamagedFrame("a footer stands inside a batch")
+            # Written with one write, synced later: any part of it may be missing after a crash.
+            _verify_payload(data, frame)
             cursor.index = frame
             return None
         _check_order(frame, frames, cursor.last_lsn)
@@ -189,23 +192,33 @@ def durable_claim_after(
 ) -> tuple[int, str] | None:
     """Look behind damage for proof that a commit after *lsn* was durable.
 
-    Proof is a footer, or a commit whose durable mark is above *lsn*. Frame headers are found by
+    Proof is a commit or a footer whose durable mark is above *lsn*. Frame headers are found by
     their magic and believed by their checksum, which covers store, segment and offset. Returns
     (offset, what was found).
     """
     for frame in _frames_behind(data, start, seed):
-        kind = frame.header.kind & ~fmt.MUST_UNDERSTAND
-        if kind == fmt.KIND_INDEX:
-            return frame.offset, "the segment's footer"
-        if kind == fmt.KIND_COMMIT:
-            try:
-                commit = decode_commit(check_body(data, frame))
-            except DamagedFrame:
-                continue
-            if commit.durable > lsn:
-                found = f"commit {frame.header.lsn}, which says that commit {commit.durable} was durable"
-                return frame.offset, found
+        durable = _durable_claim(data, frame)
+        if durable > lsn:
+            what = _CLAIMANTS[frame.header.kind & ~fmt.MUST_UNDERSTAND]
+            return frame.offset, f"{what}, which says that commit {durable} was durable"
     return None
+
+
+_CLAIMANTS = {fmt.KIND_COMMIT: "a commit", fmt.KIND_INDEX: "a footer"}
+
+
+def _durable_claim(data: memoryview, frame: Frame) -> int:
+    """The durable mark that a commit or footer carries; 0 for other and damaged frames."""
+    kind = frame.header.kind & ~fmt.MUST_UNDERSTAND
+    if kind not in _CLAIMANTS:
+        return 0
+    try:
+        body = check_body(data, frame)
+        if kind == fmt.KIND_COMMIT:
+            return decode_commit(body).durable
+        return int(unpack(body)["durable"])
+    except (DamagedFrame, ValueError, TypeError, KeyError):
+        return 0
 
 
 def lost_commits(data: memoryview, start: int, seed: int) -> int:

@@ -294,5 +294,8 @@ def _store_path(path: str | os.PathLike[str], *, create: bool) -> str:
 
 
 def _metadata_columns(key: bytes, attr: bytes) -> dict[str, Any] | None:
-    """Metadata fields get columns of their own in sealed segments, for queries."""
-    return unpack_metadata(attr) if key[:1] == keys.METADATA else None
+    """Metadata fields get columns of their own in sealed segments, for queries.
+
+    A deletion has no attr, and so no fields.
+    """
+    return unpack_metadata(attr) if attr and key[:1] == keys.METADATA else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ class Store(Protocol):
         """Commit what is staged, calling *validate* with the newest head first."""
 
 
-class Transaction:
+class Transaction(MutableMapping[str, Any]):
     """The verbs of a database, staged. Made by ``with db.transaction() as txn``; used by one thread.
 
     Reads see the newest commit at the beginning plus the transaction's own writes. Values are fixed
@@ -228,6 +228,14 @@ class Transaction:
     def __len__(self) -> int:
         """How many tensors exist in this transaction."""
         return len(self._listed(keys.TENSORS))
+
+    def __eq__(self, other: object) -> bool:
+        """A transaction equals itself only."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """By identity."""
+        return id(self)
 
     def relationships(
         self, source: str | None = None, target: str | None = None, kind: str | None = None

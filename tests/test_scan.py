@@ -177,7 +177,7 @@ def test_valid_frames_in_a_wrong_order_are_no_batch(parts: list[bytes], problem:
     assert cursor.offset == fmt.FILE_HEADER_SIZE
 
 
-def test_a_batch_that_is_repeated_or_dropped_is_found() -> None:
+def test_a_batch_that_is_dropped_or_swapped_is_found() -> None:
     """Every frame is valid on its own; only the chain and the LSNs tell."""
     tensor = Record(STORED, [Draft(b"\x01a", 0, 0, 0, 0, b"", 0, b"")])
     built = build_segment([[tensor], [tensor], [tensor]])

@@ -7,16 +7,16 @@ import signal
 import threading
 from collections.abc import Sequence
 
-from mldb.log.fs import Buffer, File, OpenMode
-from mldb.log.gather import groups
+from mldb.log.fs import Buffer, OpenMode
+from mldb.log.gather import byte_count
 from mldb.log.os_fs import OsFile, OsFileSystem
 
 
 class MeteredFileSystem(OsFileSystem):
-    """A folder whose files count written bytes. Thread-safe.
+    """A folder whose files count what is written to them, in ``written``. Thread-safe.
 
-    ``die_after(n)`` lets the n-th byte from then on be the last: SIGKILL follows it, with no chance
-    to clean up, as a machine that kills a process for memory does.
+    After ``die_after(n)`` the n-th byte is the last one: SIGKILL follows it, without a chance to
+    clean up, as when the system kills a process for its memory.
     """
 
     def __init__(self, root: str) -> None:
@@ -26,21 +26,37 @@ class MeteredFileSystem(OsFileSystem):
         self._lock = threading.Lock()
 
     def die_after(self, count: int) -> None:
-        """Write *count* more bytes and be killed."""
-        self._last = self.written + count
+        """Let *count* more bytes (at least 1) reach the files, then die."""
+        with self._lock:
+            self._last = self.written + count
 
     def open(self, name: str, mode: OpenMode) -> OsFile:
         """Open a file that counts."""
         file = super().open(name, mode)
         return _MeteredFile(self, file)
 
-    def write(self, file: File, buffers: Sequence[Buffer], offset: int) -> int:
-        """Write, and be killed when the last byte is among them."""
+    def admit(self, file: OsFile, buffers: Sequence[Buffer], offset: int) -> None:
+        """Count a write before it happens; if it is the last, write a part of it and die."""
+        count = sum(map(byte_count, buffers))
         with self._lock:
-            count = sum(memoryview(buffer).nbytes for buffer in buffers)
             if self._last is not None and self.written + count >= self._last:
-                room = self._last - self.written
-                file.pwritev(next(iter(groups(buffers, room)), []), offset)
+                part = b"".join(buffers)[: self._last - self.written]
+                OsFile.pwritev(file, [part], offset)
                 os.kill(os.getpid(), signal.SIGKILL)
             self.written += count
-            return file.pwritev(buffers, offset)
+
+
+class _MeteredFile(OsFile):
+    """A file that reports its writes."""
+
+    __slots__ = ("_meter",)
+
+    def __init__(self, meter: MeteredFileSystem, file: OsFile) -> None:
+        super().__init__(meter.root, file.name, os.dup(file._fd))
+        self._meter = meter
+        file.close()
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write all buffers, unless the process ends here."""
+        self._meter.admit(self, buffers, offset)
+        return super().pwritev(buffers, offset)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,21 +18,9 @@ from torch import nn
 from mldb.codec import prepare
 from mldb.database import MLDatabase
 from mldb.state_tree import flatten
+from mldb.tools.demo_orders import IMAGES, LABELS, Settings
 
-IMAGES, LABELS = "data/images", "data/labels"
 _TEST_PART = 5  # one image of this many is kept for testing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What a run is determined by. ``save_steps`` is how many steps lie between two saves."""
-
-    epochs: int = 12
-    batch: int = 48
-    hidden: int = 96
-    save_steps: int = 15
-    learning_rate: float = 0.002
-    seed: int = 0
 
 
 def fingerprint(state: Any) -> str:
@@ -135,7 +122,7 @@ class Training:
         }
 
     def resume(self, db: MLDatabase) -> None:
-        """Continue where the newest checkpoint of *db* was taken. Raises MissingError without one."""
+        """Continue where the newest checkpoint of *db* was taken. Raises MissingError."""
         tree = db.load(self.state())
         torch.set_rng_state(tree["rng"]["torch"])
         self._noise.bit_generator.state = tree["rng"]["numpy"]
@@ -150,7 +137,7 @@ class Training:
             group["lr"] *= factor
 
     def run(self, until: int, save: Callable[[Training, int, bool], None]) -> None:
-        """Train to the end of epoch *until*; ``save(self, epoch, finished)`` at every save point."""
+        """Train to the end of epoch *until*, calling ``save(self, epoch, epoch_is_over)``."""
         while self.epoch <= until:
             loss = self._one_step()
             self.step += 1
@@ -172,7 +159,7 @@ class Training:
         self.model.train()
         loss = nn.functional.cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.item())
 

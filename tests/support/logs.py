@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
-from mldb.log.address import EMPTY_COMMIT, CommitRow
+from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.batch import Place, Written, place_all, write_batch, write_small
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, encode_file_header
+from mldb.log.index import MemoryIndex
+from mldb.log.lineage import Jump, intervals_at
 from mldb.log.memory_fs import MemoryFileSystem
 from mldb.log.scan import Batch, Cursor, scan
 
@@ -159,3 +161,71 @@ def mutated(draw: st.DrawFn, value: object) -> object:
         return [*value[:place], draw(mutated(value[place])), *value[place + 1 :]]
     edge = st.sampled_from([-1, 0, 1, 2**31, 2**63 - 1, 2**63, 2**64 - 1, b"", bytes(16), [], {}])
     return draw(edge | PLAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Commits of one segment as an index stores them, and the jumps of their lineages."""
+
+    rows: list[CommitRow]
+    entries: list[list[tuple[bytes, Entry]]]
+    jumps: list[Jump]
+
+    def memory(self) -> MemoryIndex:
+        """The history in the index of an active segment."""
+        index = MemoryIndex()
+        for row, entries in zip(self.rows, self.entries, strict=True):
+            index.add(row, entries)
+        return index
+
+    def heads(self) -> list[Intervals]:
+        """What the snapshot at each commit sees, and that of nothing."""
+        return [(), *(intervals_at(self.jumps, row.lsn) for row in self.rows)]
+
+
+KEYS = st.binary(max_size=3).map(lambda raw: b"\x01" + raw) | st.sampled_from(
+    [
+        b"\x00",
+        b"\x01",
+        b"\x01a",
+        b"\x01ab",
+        b"\x01\xff",
+        b"\x01\xff\xff",
+        b"\x02",
+        b"\xff",
+        b"\xff\xff",
+    ]
+)
+
+
+@st.composite
+def histories(draw: st.DrawFn, segment: int = 1) -> History:
+    """Commits with rewinds; epochs and times do not decrease along a lineage."""
+    rows: list[CommitRow] = []
+    entries: list[list[tuple[bytes, Entry]]] = []
+    jumps: list[Jump] = []
+    lsn, place = draw(st.integers(0, 5)), fmt.FILE_HEADER_SIZE
+    for _ in range(draw(st.integers(0, 8))):
+        last = rows[-1] if rows else EMPTY_COMMIT
+        lsn += draw(st.integers(1, 3))
+        rewinds = draw(st.integers(0, 3)) == 0
+        parent = draw(st.sampled_from([EMPTY_COMMIT, *rows])) if rewinds else last
+        if parent is not last:
+            jumps.append((lsn, parent.lsn))
+        epoch = parent.epoch + draw(st.integers(0, 2))
+        time = parent.time + draw(st.integers(0, 2))
+        found: list[tuple[bytes, Entry]] = []
+        start = place
+        for key in draw(st.lists(KEYS, max_size=4, unique=True)):
+            attr, digest = draw(small_bytes), draw(digests)
+            sizes = [draw(st.integers(0, 2**40)) for _ in range(2)]
+            flags, encoding = draw(st.integers(0, 1)), draw(st.integers(0, 255))
+            base = draw(st.integers(0, fmt.LSN_MAX))
+            found.append(
+                (key, Entry(lsn, segment, place, *sizes, attr, flags, encoding, base, digest))
+            )
+            place += draw(st.integers(8, 1000))
+        clock = draw(st.integers(fmt.TIME_MIN, fmt.TIME_MAX))
+        rows.append(CommitRow(lsn, parent.lsn, epoch, time, clock, start, place))
+        entries.append(found)
+    return History(rows, entries, jumps)
