@@ -5,7 +5,7 @@ Sealed segments linked, the active one cut at a commit and sealed.
 
 from __future__ import annotations
 
-import uuid
+import os
 
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
@@ -44,7 +44,7 @@ def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None
     if sealed.last_lsn:
         _write(target, segment_name(sealed.number), [data, *footer])
         segments = (*segments, sealed)
-    store_id, created = uuid.uuid4().bytes, target.time_ns()
+    store_id, created = os.urandom(16), target.time_ns()
     number = sealed.number + 1
     floor = max(manifest.lsn_floor, last_lsn)
     header = encode_file_header(fmt.FILE_SEGMENT, store_id, number, floor + 1, created)

@@ -8,7 +8,6 @@ is whole once its commit is there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,6 +82,8 @@ def place_all(records: Sequence[Record], offset: int) -> list[Placed]:
 
 def write_payloads(file: File, placed: Sequence[Placed]) -> None:
     """Write the payloads of these records and hash them meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-hash") as pool:
         hashes = pool.map(hash_record, [item.record for item in placed])
         for item in placed:

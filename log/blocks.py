@@ -7,19 +7,24 @@ split over two threads, because hashing runs without the GIL.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TYPE_CHECKING
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.frame import Frame
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 _SPLIT_BLOCKS = 8  # from this many blocks on a second thread pays for its start and hand-over
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
+
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-verify")
 
 

@@ -5,7 +5,7 @@ Losing one costs a measurement.
 
 from __future__ import annotations
 
-import uuid
+import os
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
@@ -43,7 +43,7 @@ def save_hint(fs: FileSystem, name: str, value: object) -> None:
         fmt.file_seed(bytes(16), 0),
         fmt.FILE_HEADER_SIZE,
     )
-    temporary = f"{PENDING}/{uuid.uuid4().hex}.hint"
+    temporary = f"{PENDING}/{os.urandom(16).hex()}.hint"
     try:
         file = fs.open(temporary, "create")
         try:

@@ -6,7 +6,7 @@ is decided in ``mldb.codec`` and ``mldb.events``.
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -129,7 +129,7 @@ class Log:
                     file=path,
                 )
             fs.unlink(path)  # left by a creation that died before its manifest
-        store_id, created = uuid.uuid4().bytes, fs.time_ns()
+        store_id, created = os.urandom(16), fs.time_ns()
         name = segment_name(1)
         file = fs.open(name, "create")
         try:

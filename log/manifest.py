@@ -7,8 +7,8 @@ later serves object stores, which offer put-if-absent and nothing more.
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, TypeVar
@@ -190,7 +190,7 @@ def install_manifest(fs: FileSystem, manifest: Manifest) -> bool:
     False when its number is taken. The caller holds the commit lock.
     """
     name = manifest_name(manifest.number)
-    temporary = f"{PENDING}/{name}-{uuid.uuid4().hex}"
+    temporary = f"{PENDING}/{name}-{os.urandom(16).hex()}"
     file = fs.open(temporary, "create")
     try:
         file.pwritev([encode_manifest(manifest)], 0)

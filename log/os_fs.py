@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -12,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from mldb.errors import InvalidNameError, StorageIOError
 from mldb.log.fs import Buffer, FileSystem, OpenMode, translate
@@ -40,9 +40,12 @@ def _close_locks_in_child() -> None:
 os.register_at_fork(after_in_child=_close_locks_in_child)
 
 
-def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     if sys.platform != "linux":
         return None
+    import ctypes
+
     try:
         call = ctypes.CDLL(None).sync_file_range
     except (OSError, AttributeError):
@@ -50,9 +53,6 @@ def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
     call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     call.restype = ctypes.c_int
     return call
-
-
-_sync_file_range = _load_sync_file_range()
 
 
 class OsFile:
@@ -115,8 +115,9 @@ class OsFile:
 
     def start_writeback(self, offset: int, count: int) -> None:
         """Start asynchronous writeback (sync_file_range); a no-op where the kernel lacks it."""
-        if _sync_file_range is not None:
-            _sync_file_range(self._fd, offset, count, _SYNC_FILE_RANGE_WRITE)
+        call = _sync_file_range()
+        if call is not None:
+            call(self._fd, offset, count, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
         """fdatasync; on macOS F_FULLFSYNC, since fsync there stops at the drive's cache."""

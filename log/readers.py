@@ -8,9 +8,7 @@ says, for people and for compaction, who it is and the lowest commit it needs.
 from __future__ import annotations
 
 import os
-import socket
 import threading
-import uuid
 from dataclasses import dataclass
 
 from mldb.errors import MldbError
@@ -74,7 +72,7 @@ class Registration:
 
     def _register(self) -> None:
         while not self.name:
-            name = uuid.uuid4().hex
+            name = os.urandom(16).hex()
             lock = self._fs.lock(f"{READERS}/{name}")
             # A sweeper may have taken the lock, or removed the file, between its creation and ours.
             if lock.try_acquire() and self._fs.exists(f"{READERS}/{name}"):
@@ -125,7 +123,7 @@ class Registration:
 
 
 def _encode(store_id: bytes, started: int, lowest: int) -> bytes:
-    body = pack((os.getpid(), socket.gethostname(), started, lowest))
+    body = pack((os.getpid(), os.uname().nodename, started, lowest))
     header = encode_file_header(fmt.FILE_READER, store_id, 0, 0, started)
     seed = fmt.file_seed(store_id, 0)
     kind = fmt.KIND_READER | fmt.MUST_UNDERSTAND

@@ -7,7 +7,7 @@ synced before the new one is named, the new one before the manifest names it.
 from __future__ import annotations
 
 import logging
-import uuid
+import os
 from dataclasses import replace
 
 from mldb.errors import StorageIOError
@@ -52,7 +52,7 @@ class Sealer:
         number = info.number + 1
         known = (info.last_lsn, lsn_floor, state.manifest.lsn_floor, state.active.cursor.last_lsn)
         last_lsn = max(known)
-        name = f"{PENDING}/{uuid.uuid4().hex}-0.seg"
+        name = f"{PENDING}/{os.urandom(16).hex()}-0.seg"
         store_id = state.manifest.store_id
         header = encode_file_header(
             fmt.FILE_SEGMENT, store_id, number, last_lsn + 1, state.fs.time_ns()
@@ -180,7 +180,7 @@ class Sealer:
         """
         state = self._state
         segment = state.active.segment
-        temporary = f"{PENDING}/{uuid.uuid4().hex}.idx"
+        temporary = f"{PENDING}/{os.urandom(16).hex()}.idx"
         header = encode_file_header(
             fmt.FILE_HINT, segment.store_id, segment.number, 0, state.fs.time_ns()
         )

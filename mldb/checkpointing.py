@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ import numpy as np
 from mldb import keys
 from mldb.codec import Prepared, pack_metadata, prepare, unpack_metadata
 from mldb.errors import InvalidTypeError
-from mldb.events import CHECKPOINT_TAKEN, to_time
+from mldb.kinds import CHECKPOINT_TAKEN, to_time
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Lsn
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
@@ -203,6 +202,8 @@ def _copy_all(parts: list[_Part], total: int) -> None:
     while half < total // 2:
         half += parts[split][1].nbytes
         split += 1
+    from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
+
     with ThreadPoolExecutor(max_workers=1) as pool:
         other = pool.submit(_copy, parts[split:])
         _copy(parts[:split])

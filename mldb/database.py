@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from mldb import keys
 from mldb.checkpointing import PendingCheckpoint, checkpoint_of, make_job
@@ -14,17 +14,18 @@ from mldb.codec import unpack_metadata
 from mldb.commit import check_epoch
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.log.address import Lsn
-from mldb.log.backup import backup
 from mldb.log.fs import FileSystem
 from mldb.log.os_fs import OsFileSystem
 from mldb.log.recovery import Recovery
-from mldb.log.verify import VerifyReport, verify
 from mldb.ops import Operations
 from mldb.options import Durability, Mode, Options, Verify
 from mldb.projections.checkpoints import Checkpoint
 from mldb.staging import PACK_BELOW
 from mldb.timeline import Timeline
 from mldb.verbs import WriteVerbs
+
+if TYPE_CHECKING:
+    from mldb.log.verify import VerifyReport
 
 DEFAULT_PATH = "ml_storage"
 
@@ -175,6 +176,8 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
             raise InvalidValueError(
                 f"{target.root} is not empty; a backup needs a new folder. Nothing was changed."
             )
+        from mldb.log.backup import backup
+
         backup(self._log, target, _metadata_columns)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
@@ -183,6 +186,8 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         *progress* is called with (bytes checked, bytes in all) after each segment.
         """
         self._guard()
+        from mldb.log.verify import verify
+
         return verify(self._log, progress)
 
     def stats(self) -> dict[str, Any]:

@@ -1,46 +1,18 @@
-"""Events: what happened, as frozen dataclasses; and their way into records and out of frames.
-
-The kind numbers are part of the format (FORMAT.md section 5). A kind with the must-understand bit
-stops a reader that does not know it; others are skipped and kept.
-"""
+"""Events: what happened, as frozen dataclasses, and how they are read out of frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
-import msgpack
-
-from mldb import keys
+from mldb import keys, kinds
 from mldb.codec import Descriptor, unpack_descriptor, unpack_metadata
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Lsn
-from mldb.log.frame import DamagedFrame, Draft, Frame, Record, decode_entries, unpack
-
-_MUST = fmt.MUST_UNDERSTAND
-
-TENSOR_STORED: Final = 16 | _MUST
-TENSOR_PATCHED: Final = 17 | _MUST  # reserved
-TENSOR_DELETED: Final = 18 | _MUST
-METADATA_SET: Final = 19 | _MUST
-RELATIONSHIP_CREATED: Final = 20 | _MUST
-RELATIONSHIP_DELETED: Final = 21 | _MUST
-CHECKPOINT_TAKEN: Final = 22 | _MUST
-TAG_SET: Final = 23 | _MUST
-TAG_DELETED: Final = 24 | _MUST
-PIN_SET: Final = 25 | _MUST
-PIN_CLEARED: Final = 26 | _MUST
-RETENTION_SET: Final = 27 | _MUST  # reserved
-REWOUND: Final = 28 | _MUST
-
-_IMPLEMENTED = (
-    *(TENSOR_STORED, TENSOR_DELETED, METADATA_SET, RELATIONSHIP_CREATED, RELATIONSHIP_DELETED),
-    *(CHECKPOINT_TAKEN, TAG_SET, TAG_DELETED, PIN_SET, PIN_CLEARED, REWOUND),
-)
-KNOWN_KINDS: Final = frozenset(kind & ~_MUST for kind in _IMPLEMENTED)
+from mldb.log.frame import DamagedFrame, Draft, Frame, decode_entries, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,38 +114,12 @@ class Rewound(Event):
     target: Lsn
 
 
-def to_time(nanoseconds: int) -> datetime:
-    """Turn a commit time into an aware datetime (microseconds; the rest is cut)."""
-    return datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC).replace(
-        microsecond=nanoseconds % 1_000_000_000 // 1000
-    )
-
-
-# --- into records ---------------------------------------------------------------------------------
-
-
-def tombstones(kind: int, names: Iterable[bytes]) -> Record:
-    """A record that ends these keys."""
-    return Record(kind, [Draft(key, fmt.ENTRY_TOMBSTONE, 0, 0, 0, b"", 0, b"") for key in names])
-
-
-def marks(kind: int, items: Iterable[tuple[bytes, bytes]], extra: object = None) -> Record:
-    """A record that sets keys to attrs, without a payload."""
-    return Record(kind, [Draft(key, 0, 0, 0, 0, b"", 0, attr) for key, attr in items], extra=extra)
-
-
-def pack_plain(value: object) -> bytes:
-    """msgpack of plain values."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed
-
-
 # --- out of frames --------------------------------------------------------------------------------
 
 
 def events_of(row: CommitRow, frames: Iterable[tuple[Frame, bytes]], file: str) -> Iterator[Event]:
     """Yield the events of one commit. Raises CorruptError for a body that means nothing."""
-    head = (Lsn(row.lsn), row.epoch, to_time(row.time))
+    head = (Lsn(row.lsn), row.epoch, kinds.to_time(row.time))
     for frame, body in frames:
         try:
             if frame.header.flags & fmt.FLAG_KEYED:
@@ -267,15 +213,15 @@ def _rewound(head: _Head, drafts: list[Draft], extra: Any) -> Iterator[Event]:
 
 
 _DECODERS: Final[dict[int, _Decoder]] = {
-    TENSOR_STORED: _tensors,
-    TENSOR_DELETED: _deleted,
-    METADATA_SET: _metadata,
-    RELATIONSHIP_CREATED: _related,
-    RELATIONSHIP_DELETED: _unrelated,
-    CHECKPOINT_TAKEN: _checkpoint,
-    TAG_SET: _tag,
-    TAG_DELETED: _untag,
-    PIN_SET: _pin,
-    PIN_CLEARED: _unpin,
-    REWOUND: _rewound,
+    kinds.TENSOR_STORED: _tensors,
+    kinds.TENSOR_DELETED: _deleted,
+    kinds.METADATA_SET: _metadata,
+    kinds.RELATIONSHIP_CREATED: _related,
+    kinds.RELATIONSHIP_DELETED: _unrelated,
+    kinds.CHECKPOINT_TAKEN: _checkpoint,
+    kinds.TAG_SET: _tag,
+    kinds.TAG_DELETED: _untag,
+    kinds.PIN_SET: _pin,
+    kinds.PIN_CLEARED: _unpin,
+    kinds.REWOUND: _rewound,
 }

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from mldb import events
+from mldb import kinds
 from mldb.border import MapBorder
 from mldb.cache import DecodedCache
 from mldb.checkpointing import Background, CheckpointJob, stage
@@ -40,7 +40,7 @@ class Handle(StateSurface):
         self._log = Log(
             fs,
             LogOptions(
-                options.mode, options.verify, writer, options.lock_timeout, events.KNOWN_KINDS
+                options.mode, options.verify, writer, options.lock_timeout, kinds.KNOWN_KINDS
             ),
             metadata_of,
         )

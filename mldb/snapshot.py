@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mldb.errors import ClosedError, InvalidTypeError
-from mldb.events import to_time
+from mldb.kinds import to_time
 from mldb.log.address import Lsn
 from mldb.projections import checkpoints, relationships, tags
 from mldb.projections.checkpoints import Checkpoint

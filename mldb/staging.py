@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from mldb import events, keys
+from mldb import keys, kinds
 from mldb.codec import Prepared, pack_metadata, unpack_descriptor
 from mldb.dtypes import itemsize_of
 from mldb.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
@@ -90,7 +90,7 @@ def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = (
     drafts = [Draft(key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr)]
     drafts += [Draft(name, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr) for name in aliases]
     return Record(
-        events.TENSOR_STORED,
+        kinds.TENSOR_STORED,
         drafts,
         prepared.buffers,
         length,
@@ -115,7 +115,7 @@ def compressed_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...]
         for name in (key, *aliases)
     ]
     align = fmt.payload_align_log2(length)
-    return Record(events.TENSOR_STORED, drafts, (packed,), length, align_log2=align, checks=checks)
+    return Record(kinds.TENSOR_STORED, drafts, (packed,), length, align_log2=align, checks=checks)
 
 
 class Staging:
@@ -161,7 +161,7 @@ class Staging:
             if self._marks.pop(keys.TENSORS + item, None) is not None:
                 # Deleted before in this transaction, and so its metadata. No TensorDeleted will
                 # tell that any more; this event does.
-                self.mark(events.METADATA_SET, keys.METADATA + item, pack_metadata({}))
+                self.mark(kinds.METADATA_SET, keys.METADATA + item, pack_metadata({}))
         key = keys.TENSORS + name
         if prepared.nbytes < PACK_BELOW:
             pack = self._open_pack(prepared.nbytes, len(names))
@@ -293,15 +293,13 @@ class Staging:
         for (kind, ended), items in grouped.items():
             for part in _portions(items):
                 if ended:
-                    records.append(events.tombstones(kind, [key for key, _ in part]))
+                    records.append(kinds.tombstones(kind, [key for key, _ in part]))
                 else:
-                    records.append(events.marks(kind, [(key, attr or b"") for key, attr in part]))
+                    records.append(kinds.marks(kind, [(key, attr or b"") for key, attr in part]))
         return records + self._extra
 
     def _pack_record(self, pack: _Pack) -> Record:
-        return Record(
-            events.TENSOR_STORED, list(pack.drafts.values()), (pack.data,), len(pack.data)
-        )
+        return Record(kinds.TENSOR_STORED, list(pack.drafts.values()), (pack.data,), len(pack.data))
 
     def discard(self) -> None:
         """Drop everything, the pending segment too."""

@@ -25,7 +25,7 @@ from mldb.codec import (
 )
 from mldb.dtypes import code_of_torch, dtype_code, dtype_of
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
-from mldb.events import TENSOR_STORED, to_time
+from mldb.kinds import TENSOR_STORED, to_time
 from mldb.log import format as fmt
 from mldb.log.address import Entry, Lsn
 from mldb.log.checksum import checks_and_digest

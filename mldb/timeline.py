@@ -5,13 +5,12 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from mldb import events, keys
+from mldb import keys, kinds
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
-from mldb.events import Event, events_of
 from mldb.handle import Handle
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Lsn
 from mldb.log.frame import Record
@@ -20,6 +19,9 @@ from mldb.names import check_name
 from mldb.projections import tags
 from mldb.resolve import AsOf, resolve
 from mldb.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from mldb.events import Event
 
 
 class Timeline(Handle):
@@ -82,6 +84,8 @@ class Timeline(Handle):
         return self._events(scope.view, max(low, 1), high)
 
     def _events(self, view: View, low: int, high: int) -> Iterator[Event]:
+        from mldb.events import events_of  # a training loop that only saves never needs it
+
         for row, frames in self._log.batches(view, low, high):
             yield from events_of(row, frames, "segments")
 
@@ -116,7 +120,7 @@ class Timeline(Handle):
         """
         key = check_name(name)
         target = self._existing(as_of)
-        self._mark(events.TAG_SET, keys.TAGS + key, events.pack_plain([int(target)]))
+        self._mark(kinds.TAG_SET, keys.TAGS + key, kinds.pack_plain([int(target)]))
         return target
 
     def untag(self, name: str) -> None:
@@ -126,12 +130,12 @@ class Timeline(Handle):
             raise MissingError(
                 f"there is no tag {name[:80]!r}; db.tags() lists them. Nothing was stored."
             )
-        self._mark(events.TAG_DELETED, keys.TAGS + key, None)
+        self._mark(kinds.TAG_DELETED, keys.TAGS + key, None)
 
     def pin(self, as_of: AsOf) -> Lsn:
         """Keep a commit readable whatever retention says; return its LSN."""
         target = self._existing(as_of)
-        self._mark(events.PIN_SET, keys.pin_key(target), b"")
+        self._mark(kinds.PIN_SET, keys.pin_key(target), b"")
         return target
 
     def unpin(self, as_of: AsOf) -> None:
@@ -141,7 +145,7 @@ class Timeline(Handle):
             raise MissingError(
                 f"commit {target} is not pinned; db.pins() lists the pins. Nothing was stored."
             )
-        self._mark(events.PIN_CLEARED, keys.pin_key(target), None)
+        self._mark(kinds.PIN_CLEARED, keys.pin_key(target), None)
 
     def _existing(self, as_of: AsOf) -> Lsn:
         row = self._scope(as_of).commit
@@ -151,9 +155,7 @@ class Timeline(Handle):
 
     def _mark(self, kind: int, key: bytes, attr: bytes | None) -> CommitRow:
         self._settle_background()
-        record = (
-            events.tombstones(kind, [key]) if attr is None else events.marks(kind, [(key, attr)])
-        )
+        record = kinds.tombstones(kind, [key]) if attr is None else kinds.marks(kind, [(key, attr)])
         return self._commit([record], None)
 
     def rewind(self, as_of: AsOf) -> Lsn:
@@ -173,7 +175,7 @@ class Timeline(Handle):
             rule.highest = target.epoch
             return target.epoch, target
 
-        record = Record(events.REWOUND, [], extra=[0])
+        record = Record(kinds.REWOUND, [], extra=[0])
         return Lsn(self._log.commit([record], decide).lsn)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, Protocol
 
-from mldb import events, keys
+from mldb import keys, kinds
 from mldb.codec import (
     Prepared,
     pack_metadata,
@@ -113,7 +113,7 @@ class Transaction(MutableMapping[str, Any]):
         packed = None if metadata is None else pack_metadata(metadata)
         staging.put_tensor(key, prepared)
         if packed is not None:
-            staging.mark(events.METADATA_SET, keys.METADATA + key, packed)
+            staging.mark(kinds.METADATA_SET, keys.METADATA + key, packed)
 
     def store_model_layer(self, layer_id: str, weights: Any, biases: Any) -> None:
         """Stage a layer; see ``MLDatabase.store_model_layer``."""
@@ -124,14 +124,14 @@ class Transaction(MutableMapping[str, Any]):
         staging = self._check()
         packed = pack_metadata(metadata)
         self._require(name)
-        staging.mark(events.METADATA_SET, keys.METADATA + check_name(name), packed)
+        staging.mark(kinds.METADATA_SET, keys.METADATA + check_name(name), packed)
 
     def delete_tensor(self, name: str) -> None:
         """Stage the end of *name* and its metadata. Raises TensorNotFoundError."""
         self._require(name)
         key = check_name(name)
         for space in (keys.TENSORS, keys.METADATA):
-            self._staging.mark(events.TENSOR_DELETED, space + key, None)
+            self._staging.mark(kinds.TENSOR_DELETED, space + key, None)
 
     def create_relationship(
         self, source: str, target: str, kind: str, metadata: dict[str, Any] | None = None
@@ -140,8 +140,8 @@ class Transaction(MutableMapping[str, Any]):
         staging = self._check()
         attr = pack_metadata(metadata or {})
         parts = check_name(source), check_name(kind), check_name(target)
-        staging.mark(events.RELATIONSHIP_CREATED, keys.relation_key(*parts), attr)
-        staging.mark(events.RELATIONSHIP_CREATED, keys.reverse_key(*parts), attr)
+        staging.mark(kinds.RELATIONSHIP_CREATED, keys.relation_key(*parts), attr)
+        staging.mark(kinds.RELATIONSHIP_CREATED, keys.reverse_key(*parts), attr)
 
     def delete_relationship(self, source: str, target: str, kind: str) -> None:
         """Stage the end of a relationship. Raises MissingError."""
@@ -149,8 +149,8 @@ class Transaction(MutableMapping[str, Any]):
         parts = check_name(source), check_name(kind), check_name(target)
         key = keys.relation_key(*parts)
         relationships.require(self._exists(key), source, target, kind)
-        staging.mark(events.RELATIONSHIP_DELETED, key, None)
-        staging.mark(events.RELATIONSHIP_DELETED, keys.reverse_key(*parts), None)
+        staging.mark(kinds.RELATIONSHIP_DELETED, key, None)
+        staging.mark(kinds.RELATIONSHIP_DELETED, keys.reverse_key(*parts), None)
 
     def __setitem__(self, name: str, data: Any) -> None:
         """``txn[name] = data`` is :meth:`store_tensor`."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from mldb import events, keys
+from mldb import keys, kinds
 from mldb.codec import pack_metadata, prepare
 from mldb.commit import check_epoch
 from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
@@ -97,7 +97,7 @@ class WriteVerbs(Handle):
         try:
             staging.put_tensor(key, prepared)
             if packed is not None:
-                staging.mark(events.METADATA_SET, keys.METADATA + key, packed)
+                staging.mark(kinds.METADATA_SET, keys.METADATA + key, packed)
             return Lsn(self.commit_staging(staging, epoch).lsn)
         finally:
             staging.discard()

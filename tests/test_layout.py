@@ -55,6 +55,7 @@ HARMLESS = frozenset(
         "os.getpid",
         "os.register_at_fork",
         "os.strerror",
+        "os.uname",
         "os.urandom",
     }
 )

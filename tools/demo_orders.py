@@ -13,7 +13,7 @@ class Settings:
 
     epochs: int = 12
     batch: int = 48
-    hidden: int = 96
+    hidden: int = 256
     save_steps: int = 15
     learning_rate: float = 0.002
     seed: int = 0

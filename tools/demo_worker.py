@@ -8,6 +8,7 @@ last one about its end; so a killed training costs a fork and not another import
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+
+import torch
 
 from mldb.checkpointing import PendingCheckpoint
 from mldb.database import MLDatabase
@@ -111,16 +114,22 @@ def _tell(message: dict[str, Any]) -> None:
 
 
 def _child(line: str) -> None:
-    import torch
-
-    torch.set_num_threads(1)
     fields = json.loads(line)
     order = Order(**fields | {"settings": Settings(**fields["settings"])})
     carry_out(order, _tell)
 
 
+def _warm_up() -> None:
+    """Import what torch imports at first use, and start no thread: none would reach the child."""
+    torch.set_num_threads(1)
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    # What an opening dropped is part of the report, so it need not be logged as well.
+    logging.getLogger("mldb").setLevel(logging.ERROR)
+
+
 def serve() -> None:
     """Fork a child per line of standard input until it ends."""
+    _warm_up()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mldb import keys
 from mldb.codec import rebuild, unpack_descriptor, unpack_metadata, view_numpy, view_torch
 from mldb.errors import CorruptError, InvalidTypeError, MissingError
-from mldb.events import to_time
+from mldb.kinds import to_time
 from mldb.log import format as fmt
 from mldb.log.address import Entry, Lsn
 from mldb.reading import Scope, read_array, stored_bytes

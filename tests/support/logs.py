@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from hypothesis import strategies as st
 
@@ -12,10 +13,13 @@ from mldb.log.active import chain_start
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.batch import Place, Written, place_all, write_batch, write_small
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, encode_file_header
+from mldb.log.fs import FileSystem
 from mldb.log.index import MemoryIndex
 from mldb.log.lineage import Jump, intervals_at
+from mldb.log.log import Log, LogOptions
 from mldb.log.memory_fs import MemoryFileSystem
 from mldb.log.scan import Batch, Cursor, scan
+from mldb.log.writer import WriterOptions
 
 STORE_ID = bytes(range(16))
 CLOCK = 1_700_000_000_000_000_000
@@ -229,3 +233,25 @@ def histories(draw: st.DrawFn, segment: int = 1) -> History:
         rows.append(CommitRow(lsn, parent.lsn, epoch, time, clock, start, place))
         entries.append(found)
     return History(rows, entries, jumps)
+
+
+def open_log(fs: FileSystem, mode: Literal["r", "rw"] = "rw", **options: Any) -> Log:
+    """Open the log of a store; *options* are those of the writer."""
+    known = frozenset({16})
+    return Log(fs, LogOptions(mode, writer=WriterOptions(**options), known=known))
+
+
+def store(log: Log, key: bytes, data: bytes, epoch: int = 0) -> int:
+    """Commit one version of one key; return the LSN."""
+    drafts = [Draft(key, 0, 0, 0, len(data), TO_BE_HASHED, 0, b"attr")]
+    record = Record(16 | fmt.MUST_UNDERSTAND, drafts, [data], len(data))
+    return log.commit([record], lambda view: (epoch, view.commit)).lsn
+
+
+def content(log: Log) -> dict[bytes, bytes]:
+    """Every key at the head with its bytes."""
+    view = log.head()
+    return {
+        key: bytes(log.payload(view, entry, 0, entry.length))
+        for key, entry in view.live(b"", view.intervals)
+    }
