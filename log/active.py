@@ -128,6 +128,7 @@ def _try_hint(
             index_source(fs, name, store_id, number, fmt.FILE_HINT),
             fmt.FILE_HEADER_SIZE,
             verify,
+            whole=True,  # damage found later would stop a read that the log itself could answer
         )
         end, lsn, durable, jumps = _hint_fields(fields)
         if end > size:

@@ -68,14 +68,15 @@ class Log:
         self._lock: CommitLock | None = None
         self._writer: Writer | None = None
         writable = options.mode == "rw"
-        if not manifest_numbers(fs):
+        numbers = manifest_numbers(fs)
+        if not numbers:
             self._create(writable)
         elif writable:
             _restore_folders(fs)
         if writable:
             self._lock = CommitLock(fs, options.lock_timeout)
         distrusted: list[str] = []
-        manifest = load_newest(fs, distrusted)
+        manifest = load_newest(fs, distrusted, numbers)
         self._state = LogState(
             fs, manifest, verify=options.verify, writable=writable, known=options.known
         )

@@ -223,16 +223,20 @@ class OsFileSystem:
 
     @staticmethod
     def prepare_root(path: str, *, create: bool) -> str:
-        """Return the absolute folder that *path* means, links resolved, made when asked.
+        """Return the absolute folder that *path* means, made when asked.
 
-        Raises InvalidNameError for a path no file can have, StorageIOError when it is no folder that
-        can be listed.
+        Raises InvalidNameError for a path no file can have, StorageIOError when it is no folder.
         """
+        resolved = path
         try:
-            resolved = os.path.realpath(path)
-            if create:
-                os.makedirs(resolved, exist_ok=True)
-            os.listdir(resolved)
+            resolved = os.path.abspath(path)
+            if not os.path.isdir(resolved):
+                resolved = os.path.realpath(
+                    path
+                )  # where a broken link points belongs in the message
+                if create:
+                    os.makedirs(resolved, exist_ok=True)
+                os.listdir(resolved)
         except ValueError as error:
             raise InvalidNameError(f"{path[:80]!r} is no path: {error}") from None
         except FileExistsError as error:

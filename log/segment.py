@@ -233,10 +233,12 @@ def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: 
     return Segment(fs, number, store_id, size, name, kinds=(kind,))
 
 
-def open_index(source: Segment, offset: int, verify: Verify) -> tuple[MappedIndex, dict[str, Any]]:
-    """Map the index frame at *offset* of *source*; return the index and the other fields of its body.
+def open_index(
+    source: Segment, offset: int, verify: Verify, *, whole: bool = False
+) -> tuple[MappedIndex, dict[str, Any]]:
+    """Map the index frame at *offset* of *source*; return the index and the fields of its body.
 
-    Raises CorruptError or FormatVersionError.
+    *whole* verifies all of it now. Raises CorruptError or FormatVersionError.
     """
     name = source.name
     frame, body = source.frame(offset)
@@ -258,5 +260,8 @@ def open_index(source: Segment, offset: int, verify: Verify) -> tuple[MappedInde
         raise CorruptError(
             f"the index directory is damaged: {error}", file=name, offset=offset
         ) from None
-    payload = view[place : place + frame.header.payload_length]
+    length = frame.header.payload_length
+    if whole:
+        blocks.touch(view, place, place + length)
+    payload = view[place : place + length]
     return MappedIndex(ColumnReader(payload, fields["columns"], name, touch), source.number), fields

@@ -263,16 +263,19 @@ class LogState:
                 self._announced.close()
 
 
-def load_newest(fs: FileSystem, distrusted: list[str]) -> Manifest:
-    """Load the highest valid manifest. Raises CorruptError when none is valid."""
+def load_newest(fs: FileSystem, distrusted: list[str], numbers: Sequence[int] = ()) -> Manifest:
+    """Load the highest valid manifest; *numbers* are a listing just made, if there is one.
+
+    Raises CorruptError when none is valid.
+    """
     for _ in range(_LISTINGS):
         try:
-            return _load_highest(fs, distrusted)
+            return _load_highest(fs, distrusted, numbers or manifest_numbers(fs))
         except StorageIOError as error:
             # Between the listing and the reading a writer may have replaced the manifests.
             if error.errno != errno.ENOENT:
                 raise
-            last = error
+            last, numbers = error, ()
     raise last
 
 
@@ -291,9 +294,9 @@ def _is_damaged(fs: FileSystem, number: int) -> bool:
     return False
 
 
-def _load_highest(fs: FileSystem, distrusted: list[str]) -> Manifest:
+def _load_highest(fs: FileSystem, distrusted: list[str], numbers: Sequence[int]) -> Manifest:
     damage: CorruptError | None = None
-    for number in reversed(manifest_numbers(fs)):
+    for number in reversed(numbers):
         try:
             manifest = load_manifest(fs, number)
         except CorruptError as error:

@@ -305,6 +305,9 @@ class Writer:
                 self.catch_up()
                 active, mark = state.active, state.manifest.mark
                 if (active.segment.number, active.cursor.offset) == (mark.segment, mark.offset):
+                    if active.hinted is None and active.has_commits():
+                        # The hint was lost or distrusted: spare the next opening the scan.
+                        self._sealer.write_hint(state.last_lsn())
                     return
                 self._sync_active()
                 self._durable = state.last_lsn()

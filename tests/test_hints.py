@@ -41,7 +41,7 @@ def replace(fs: MemoryFileSystem, name: str, data: bytes) -> None:
 # --- values ---------------------------------------------------------------------------------------
 
 
-@given(PLAIN.filter(lambda value: value == value))
+@given(PLAIN)
 def test_values_come_back(value: object) -> None:
     fs = folders()
     save_hint(fs, "x", value)
@@ -62,9 +62,7 @@ def test_every_flipped_bit_and_every_cut_is_an_absent_hint() -> None:
     data = read(fs, "hints/x")
     for bit in range(8 * len(data)):
         replace(fs, "hints/x", flip(data, bit))
-        assert load_hint(fs, "x") in (None, 65536)
-        if bit // 8 not in range(72, 120) or load_hint(fs, "x") is None:
-            assert load_hint(fs, "x") is None, bit
+        assert load_hint(fs, "x") is None, bit
     for length in range(len(data)):
         replace(fs, "hints/x", data[:length])
         assert load_hint(fs, "x") is None
@@ -135,17 +133,31 @@ def test_an_opening_from_the_hint_is_like_one_that_scans() -> None:
 
 
 def test_a_damaged_hint_costs_a_scan_and_is_reported() -> None:
-    """One byte in five, each with two flips; a flip that only padding or unread pages hold may pass."""
     fs, expected = closed()
     data = read(fs, HINT)
     for offset in range(0, len(data), 5):
-        replace(fs, HINT, flip(flip(data, 8 * offset), 8 * offset + 7))
+        replace(fs, HINT, flip(data, 8 * offset + offset % 8))
         log = open_log(fs, "r")
-        assert starts_from_hint(log) == (not log.state.distrusted)
-        if not log.state.distrusted:
-            continue
+        assert not starts_from_hint(log), offset
         assert HINT in log.state.distrusted[0]
         assert content(log) == expected, offset
+
+
+def test_damage_deep_in_a_large_hint_is_found_before_it_is_used() -> None:
+    """Pages were verified when first touched: reads that the log could answer raised CorruptError."""
+    fs = MemoryFileSystem()
+    log = open_log(fs, durability="os")
+    for number in range(300):
+        store(log, b"\x01%d" % number, b"", number)
+    expected = content(log)
+    log.close()
+    data = read(fs, HINT)
+    assert len(data) > 2 << fmt.INDEX_BLOCK_LOG2
+    for offset in range(1000, len(data), 4001):
+        replace(fs, HINT, flip(data, 8 * offset))
+        log = open_log(fs, "r")
+        assert not starts_from_hint(log)
+        assert content(log) == expected
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 183, 184, 1000])
@@ -165,8 +177,8 @@ def test_a_hint_older_than_the_log_is_a_start() -> None:
     old = read(fs, HINT)
     log = open_log(fs)
     store(log, b"\x01new", b"new", 9)
-    log.close()
     expected = content(log)
+    log.close()
     replace(fs, HINT, old)
     log = open_log(fs, "r")
     assert starts_from_hint(log)

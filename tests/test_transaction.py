@@ -398,7 +398,7 @@ def test_transact_runs_again_on_conflict(db: mldb.MLDatabase) -> None:
 def test_concurrent_increments_lose_nothing(store_path: Path) -> None:
     """Two handles with three threads each: reads of one another's counters, moved in transactions."""
     handles = [mldb.open(store_path, durability="os") for _ in range(2)]
-    handles[0].update({"a": 100, "b": 100, "count": 0})
+    handles[0].transact(lambda txn: txn.update({"a": 100, "b": 100, "count": 0}))
     failures: list[BaseException] = []
 
     def move(db: mldb.MLDatabase, amount: int) -> None:

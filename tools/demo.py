@@ -1,4 +1,4 @@
-"""``python -m mldb.tools.demo``: a training run recorded, killed, resumed, rewound and read back."""
+"""``python -m mldb.tools.demo``: a training run recorded, killed, resumed, rewound, read back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,17 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(least: int) -> type[int]:
-    class Count(int):
-        """An integer with a lower bound, in the form that argparse wants."""
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
 
-        def __new__(cls, text: str) -> Count:
-            value = super().__new__(cls, text)
-            if value < least:
-                raise argparse.ArgumentTypeError(f"{text} is below {least}")
-            return value
-
-    return Count
+    return number
 
 
 def _empty_folder(name: str) -> Path:

@@ -114,12 +114,10 @@ class Story:
             raise DemoError(f"only {len(kills)} of {self._kills} kills hit a save")
         for number, kill in enumerate(kills, 1):
             ready = kill.after.ready
-            self.rows.append(
-                Row(
-                    f"kill {number}", _describe(kill), (ready["open_ms"] + ready["resume_ms"]) / 1e3
-                )
-            )
-        self.rows.append(Row("all of it", "trained, killed, reopened, resumed to the end", took))
+            seconds = (ready["open_ms"] + ready["resume_ms"]) / 1e3
+            self.rows.append(Row(f"kill {number}", _describe(kill), seconds))
+        text = f"the same training, killed {self._kills} times and resumed, to its end"
+        self.rows.append(Row("interrupted", text, took))
         self.figures["interruptions"] = [
             {
                 "step": kill.step,
@@ -244,9 +242,10 @@ def _digest(db: MLDatabase, name: str) -> str:
 
 
 def _diff(db: MLDatabase, first: int, second: int) -> dict[str, float]:
-    """Return the largest change of every tensor of the model between two epochs."""
+    """Return the largest change of every float tensor of the model between two epochs."""
     with db.at(first) as old, db.at(second) as new:
         return {
-            name: float(np.max(np.abs(new[name].astype(np.float64) - old[name])))
+            name: float(np.max(np.abs(new[name] - old[name])))
             for name in new.names(_MODEL)
+            if new.tensor(name).dtype.kind == "f"
         }
