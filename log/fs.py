@@ -137,4 +137,11 @@ def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
         return ReadOnlyError(
             f"{call} failed with {label} on {where}: the file system is read-only. Open the store with mode='r'."
         )
+    if code in (_errno.EMFILE, _errno.ENFILE):
+        return StorageIOError(
+            f"{call} failed with {label} on {where}: too many open files. Every mapped segment holds "
+            "one, also through arrays that are still held. Nothing is lost: drop arrays, open the "
+            "store with a lower max_mapped, or raise the limit (ulimit -n).",
+            errno=code,
+        )
     return StorageIOError(f"{call} failed with {label} on {where}: {error.strerror}.", errno=code)

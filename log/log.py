@@ -47,6 +47,7 @@ class LogOptions:
     writer: WriterOptions = field(default_factory=WriterOptions)
     lock_timeout: float = 30.0
     known: frozenset[int] = frozenset()
+    max_mapped: int = 256
 
 
 class Log:
@@ -78,7 +79,12 @@ class Log:
         distrusted: list[str] = []
         manifest = load_newest(fs, distrusted, numbers)
         self._state = LogState(
-            fs, manifest, verify=options.verify, writable=writable, known=options.known
+            fs,
+            manifest,
+            verify=options.verify,
+            writable=writable,
+            known=options.known,
+            max_mapped=options.max_mapped,
         )
         self._state.distrusted[:0] = distrusted
         self.registration = Registration(fs, manifest.store_id)
@@ -279,6 +285,8 @@ class Log:
             "active_versions": active.count,
             "versions": active.count + sum(part.index.entry_count() for part in view.sealed),
             "mapped_bytes": sum(segment.mapped_bytes for segment in segments),
+            "max_mapped": state.mappings.limit,
+            "mappings_released": state.mappings.released,
             "mapped_segments": sum(segment.mapped_bytes > 0 for segment in segments),
             "durable_lsn": self._writer.durable_lsn
             if self._writer is not None

@@ -26,6 +26,9 @@ _CLOSED = 0x7FFFFFFF
 # The two stores cannot share files; no error of either.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
 
+_NO_ROOM_TO_MAP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_READ_INSTEAD_MAX = 1 << 29
+
 _FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
 
 # Locks are closed in a forked child, so that it cannot keep the lock of a dead parent alive.
@@ -135,7 +138,12 @@ class OsFile:
             return memoryview(b"")
         try:
             return memoryview(mmap.mmap(self._fd, count, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            # No descriptor or address space for a mapping: a copy serves the same reader.
+            if error.errno in _NO_ROOM_TO_MAP and count <= _READ_INSTEAD_MAX:
+                return memoryview(self.pread(count, 0))
+            raise self._map_error(error) from error
+        except ValueError as error:
             raise self._map_error(error) from error
 
     def map_private(self, offset: int, count: int) -> memoryview:

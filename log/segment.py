@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from typing import Any, Literal
 
 from mldb.errors import CorruptError, StorageIOError
@@ -45,6 +46,7 @@ class Segment:
         "_fs",
         "_lock",
         "_map",
+        "_on_map",
         "_whole",
         "kinds",
         "name",
@@ -62,8 +64,10 @@ class Segment:
         valid: int,
         name: str | None = None,
         kinds: tuple[int, ...] = (fmt.FILE_SEGMENT, fmt.FILE_COMPACTED),
+        on_map: Callable[[], None] | None = None,
     ) -> None:
         self._fs = fs
+        self._on_map = on_map
         self.kinds = kinds
         self.number = number
         self.name = segment_name(number) if name is None else name
@@ -100,10 +104,13 @@ class Segment:
                     )
                 if not self._map:
                     self.check_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0))
-                self._map = file.map(want)
+                mapped = self._map = file.map(want)
             finally:
                 file.close()
-            return self._map
+        # Outside the lock: making room may release this very segment.
+        if self._on_map is not None:
+            self._on_map()
+        return mapped
 
     def _open(self) -> File:
         try:

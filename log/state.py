@@ -17,6 +17,7 @@ from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.fs import File, FileSystem
 from mldb.log.lineage import intervals_at
 from mldb.log.lock import LOCK
+from mldb.log.mappings import MappingBudget
 from mldb.log.manifest import Manifest, load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.segment import Verify, segment_name
@@ -41,6 +42,7 @@ class LogState:
         verify: Verify,
         writable: bool,
         known: frozenset[int],
+        max_mapped: int,
     ) -> None:
         self.fs = fs
         self.verify = verify
@@ -49,6 +51,7 @@ class LogState:
         self.mutex = threading.RLock()
         self.writing = False
         self.manifest = manifest
+        self.mappings = MappingBudget(max_mapped)
         self.sealed: dict[int, SealedPart] = {}
         self.distrusted: list[str] = []
         self.active = self._open(manifest)
@@ -74,7 +77,7 @@ class LogState:
         self.sealed = {
             number: self.sealed[number]
             if number in self.sealed and self.sealed[number].info == info
-            else SealedPart(self.fs, info, self.verify)
+            else SealedPart(self.fs, info, self.verify, self.mappings)
             for number, info in wanted.items()
         }
 

@@ -11,6 +11,7 @@ from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.fs import FileSystem
 from mldb.log.index import CommitField, IndexPart
 from mldb.log.lineage import Jump
+from mldb.log.mappings import MappingBudget
 from mldb.log.manifest import SegmentInfo
 from mldb.log.mapped_index import MappedIndex
 from mldb.log.segment import Segment, Verify, index_source, open_index
@@ -19,9 +20,13 @@ from mldb.log.segment import Segment, Verify, index_source, open_index
 class SealedPart:
     """A sealed segment: its file and its mapped index, opened when first asked. Any thread."""
 
-    def __init__(self, fs: FileSystem, info: SegmentInfo, verify: Verify) -> None:
+    def __init__(
+        self, fs: FileSystem, info: SegmentInfo, verify: Verify, budget: MappingBudget
+    ) -> None:
         self.info = info
-        self.segment = Segment(fs, info.number, info.origin, info.length)
+        self.segment = Segment(
+            fs, info.number, info.origin, info.length, on_map=lambda: budget.note(self)
+        )
         self._fs = fs
         self._verify = verify
         self._index: MappedIndex | None = None
@@ -29,15 +34,22 @@ class SealedPart:
     @property
     def index(self) -> MappedIndex:
         """The mapped index."""
-        if self._index is None:
+        index = self._index
+        if index is None:
             info = self.info
             source = self.segment
             if info.index_file:
                 source = index_source(
                     self._fs, info.index_file, info.origin, info.number, fmt.FILE_INDEX
                 )
-            self._index, _ = open_index(source, info.index_offset, self._verify)
-        return self._index
+            index, _ = open_index(source, info.index_offset, self._verify)
+            self._index = index
+        return index
+
+    def release(self) -> None:
+        """Let the mapping go; the next question maps the segment again."""
+        self._index = None
+        self.segment.unmap()
 
 
 class View(NamedTuple):

@@ -40,7 +40,12 @@ class Handle(StateSurface):
         self._log = Log(
             fs,
             LogOptions(
-                options.mode, options.verify, writer, options.lock_timeout, kinds.KNOWN_KINDS
+                options.mode,
+                options.verify,
+                writer,
+                options.lock_timeout,
+                kinds.KNOWN_KINDS,
+                options.max_mapped,
             ),
             metadata_of,
         )

@@ -36,9 +36,9 @@ class Options:
     spill_bytes:         tensors from this size on are written at the call in a transaction, not held in RAM.
     map_bytes:           tensors from this size on are read as views; None measures where that pays.
     cache_bytes:         bound of the cache of decoded tensors.
+    max_mapped:          how many sealed segments stay mapped; each mapping holds a descriptor.
     pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one
-    waits. Each
-                         holds one buffer of the state's size.
+                         waits. Each holds one buffer of the state's size.
     """
 
     mode: Mode = "rw"
@@ -51,6 +51,7 @@ class Options:
     spill_bytes: int = 64 << 20
     map_bytes: int | None = None
     cache_bytes: int = 256 << 20
+    max_mapped: int = 256
     pending_checkpoints: int = 1
 
     def __post_init__(self) -> None:
@@ -61,7 +62,13 @@ class Options:
                 raise InvalidValueError(
                     f"{name}={value!r} is not one of {', '.join(map(repr, choices))}"
                 )
-        for name in ("segment_bytes", "segment_entries", "spill_bytes", "pending_checkpoints"):
+        for name in (
+            "segment_bytes",
+            "segment_entries",
+            "spill_bytes",
+            "max_mapped",
+            "pending_checkpoints",
+        ):
             _positive(name, getattr(self, name))
         if self.map_bytes is not None:
             _positive("map_bytes", self.map_bytes, least=0)

@@ -144,7 +144,7 @@ def test_a_damaged_hint_costs_a_scan_and_is_reported() -> None:
 
 
 def test_damage_deep_in_a_large_hint_is_found_before_it_is_used() -> None:
-    """Pages were verified when first touched: reads that the log could answer raised CorruptError."""
+    """Pages were verified when first touched: reads that the log could answer failed."""
     fs = MemoryFileSystem()
     log = open_log(fs, durability="os")
     for number in range(300):
