@@ -93,7 +93,7 @@ TIME_MIN: Final = -(1 << 63)  # nanoseconds
 TIME_MAX: Final = (1 << 63) - 1
 META_COLUMNS_MAX: Final = 64  # metadata fields with columns, per segment
 SEGMENT_BYTES: Final = 256 << 20
-SEGMENT_ENTRIES: Final = 1 << 18
+SEGMENT_ENTRIES: Final = 1 << 17  # bounds memory, recovery and the pause of a seal
 LSN_JUMP: Final = 1 << 20  # after a recovery that dropped anything
 
 

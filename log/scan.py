@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry
+from mldb.log.address import CommitRow, Entry, make_entry
 from mldb.log.blocks import payload_checks
 from mldb.log.checksum import check64, digest128
 from mldb.log.frame import (
@@ -159,17 +159,11 @@ def frame_entries(
     return [
         (
             key,
-            Entry(
-                commit_lsn,
-                segment,
-                offset,
-                place + start,
-                length,
-                attr,
-                flags,
-                encoding,
-                base,
-                digest,
+            make_entry(
+                (
+                    *(commit_lsn, segment, offset, place + start, length),
+                    *(attr, flags, encoding, base, digest),
+                )
             ),
         )
         for key, flags, encoding, start, length, digest, base, attr in drafts

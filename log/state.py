@@ -17,8 +17,9 @@ from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.fs import File, FileSystem
 from mldb.log.lineage import intervals_at
 from mldb.log.lock import LOCK
-from mldb.log.mappings import MappingBudget
 from mldb.log.manifest import Manifest, load_manifest, manifest_name, manifest_numbers
+from mldb.log.mappings import MappingBudget
+from mldb.log.pause import collection_paused
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.segment import Verify, segment_name
 from mldb.log.view import EMPTY_VIEW, SealedPart, View
@@ -169,6 +170,11 @@ class LogState:
         if cursor.offset >= size:
             return
         data = active.file.map(size)
+        with collection_paused():
+            self._scan_into(active, data)
+
+    def _scan_into(self, active: Active, data: memoryview) -> None:
+        cursor = active.cursor
         verify_after = active.verify_after if cursor.offset < active.verify_until else None
         for batch in scan(
             data, cursor, active.segment.seed, active.segment.number, verify_after=verify_after

@@ -11,9 +11,9 @@ from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.fs import FileSystem
 from mldb.log.index import CommitField, IndexPart
 from mldb.log.lineage import Jump
-from mldb.log.mappings import MappingBudget
 from mldb.log.manifest import SegmentInfo
 from mldb.log.mapped_index import MappedIndex
+from mldb.log.mappings import MappingBudget
 from mldb.log.segment import Segment, Verify, index_source, open_index
 
 

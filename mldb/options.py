@@ -47,7 +47,7 @@ class Options:
     compression: Compression | None = None
     lock_timeout: float = 30.0
     segment_bytes: int = 256 << 20
-    segment_entries: int = 1 << 18
+    segment_entries: int = 1 << 17
     spill_bytes: int = 64 << 20
     map_bytes: int | None = None
     cache_bytes: int = 256 << 20

@@ -7,7 +7,7 @@ must not trust what a checksum vouches for.
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -35,7 +35,6 @@ from mldb.log.frame import (
     unpack,
 )
 from mldb.log.hints import load_hint
-from mldb.log.log import Log
 from mldb.log.manifest import Manifest, Mark, SegmentInfo, decode_manifest, manifest_name
 from mldb.log.mapped_index import MappedIndex
 from mldb.log.memory_fs import MemoryFileSystem
@@ -60,9 +59,9 @@ HARMLESS = (DamagedFrame, CorruptError, FormatVersionError)
 MEMORY_MAX = 64 << 20
 
 
-@pytest.fixture(autouse=True)
-def bounded_memory(request: pytest.FixtureRequest) -> Any:
-    """No test of this file may need more than MEMORY_MAX at once, whatever lengths it meets."""
+@pytest.fixture
+def bounded_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that needs more than MEMORY_MAX at once, whatever lengths it meets."""
     tracemalloc.start()
     yield
     _, peak = tracemalloc.get_traced_memory()
@@ -122,7 +121,7 @@ HEADER = st.tuples(
 
 
 @given(HEADER, st.integers(0, 2**40), st.binary(max_size=300))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_any_header_that_passes_its_checksum(
     header: tuple[Any, ...], offset: int, tail: bytes
 ) -> None:
@@ -142,7 +141,7 @@ DRAFT = [b"\x01key", 0, 0, 0, 4, bytes(16), 0, b"attr"]
 
 
 @given(mutated([[DRAFT, DRAFT], None]))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_entries_with_anything_in_them(body: object) -> None:
     data = framed(STORED, pack(body), payload=bytes(8), flags=fmt.FLAG_KEYED)
     frame = decode_header(data, 128, SEED, 128 + len(data), 128)
@@ -198,7 +197,7 @@ COMMIT = [0, 1, CLOCK, CLOCK, 0, bytes(16), 0, {}]
 
 
 @given(mutated(COMMIT))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_commits_with_anything_in_them(body: object) -> None:
     quiet(lambda: decode_commit(pack(body)), (DamagedFrame,))
 
@@ -245,17 +244,18 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
+@pytest.mark.usefixtures("bounded_memory")
 def test_bombs_in_every_body(bomb: bytes) -> None:
     quiet(lambda: unpack(bomb), (ValueError,))
     quiet(lambda: decode_commit(bomb), (DamagedFrame,))
     for body in (bomb, b"\x92" + bomb + b"\xc0", b"\x92\x91" + bomb + b"\xc0"):
         data = framed(STORED, body, flags=fmt.FLAG_KEYED)
         frame = decode_header(data, 128, SEED, 128 + len(data), 128)
-        assert not quiet(
-            lambda: decode_entries(check_body(data, frame, 128), frame), (DamagedFrame,)
-        )  # noqa: B023
+        with pytest.raises(DamagedFrame):
+            decode_entries(check_body(data, frame, 128), frame)
     header = encode_file_header(fmt.FILE_MANIFEST, STORE_ID, 1, 0, CLOCK)
-    assert not quiet(lambda: decode_manifest(header + framed(3 | MUST, bomb), "m"), (CorruptError,))
+    with pytest.raises(CorruptError):
+        decode_manifest(header + framed(3 | MUST, bomb), "m")
     fs = disk({"readers/x": encode_file_header(fmt.FILE_READER, STORE_ID, 0, 0, 0)
                + framed(4 | MUST, bomb, seed=fmt.file_seed(STORE_ID, 0)),
                "hints/x": encode_file_header(fmt.FILE_HINT, bytes(16), 0, 0, 0)
@@ -292,7 +292,7 @@ def manifest_bytes(body: bytes) -> bytes:
 
 
 @given(mutated(manifest_fields()))
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_manifests_with_anything_in_them(fields: object) -> None:
     def decode() -> None:
         manifest = decode_manifest(manifest_bytes(pack(fields)), "m")
@@ -308,19 +308,12 @@ def test_manifests_of_any_bytes(data: bytes) -> None:
     quiet(lambda: decode_manifest(manifest_bytes(data), "m"), (CorruptError, FormatVersionError))
 
 
-def test_an_enormous_manifest_is_not_read() -> None:
-    fs = disk({})
-    file = fs.open(manifest_name(1), "create")
-    file.size = lambda: 1 << 40  # type: ignore[method-assign]
-    fs.open = lambda name, mode: file  # type: ignore[method-assign, assignment]
+@pytest.mark.usefixtures("bounded_memory")
+def test_an_enormous_manifest_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = disk({manifest_name(1): b"x"})
+    monkeypatch.setattr("mldb.log.memory_disk.MemoryFile.size", lambda file: 1 << 40)
     with pytest.raises(CorruptError, match="claims 1099511627776 bytes"):
-        Log(fs, open_options())
-
-
-def open_options() -> Any:
-    from mldb.log.log import LogOptions
-
-    return LogOptions("r")
+        open_log(fs, "r")
 
 
 # --- indexes --------------------------------------------------------------------------------------
@@ -430,8 +423,9 @@ def test_index_hints_with_anything_in_them(data: st.DataObject) -> None:
 
     def use() -> None:
         reader = open_log(fs, "r")
-        if reader.state.distrusted or isinstance(fields, dict) and fields.get("jumps") == []:
-            assert content(reader) == expected
+        found = content(reader)
+        if reader.state.distrusted:
+            assert found == expected
 
     quiet(use, (CorruptError, FormatVersionError))
 
@@ -446,7 +440,6 @@ def test_registrations_with_anything_in_them_need_everything(body: object) -> No
     (reader,) = live_readers(fs)
     match body:
         case [int(pid), str(host), int(started), int(lowest)]:
-            assert reader[:] if isinstance(reader, tuple) else True
             assert (reader.pid, reader.host, reader.started_ns, reader.lowest) == (
                 pid,
                 host,
@@ -490,7 +483,7 @@ NAMES = sorted(name for name in SMALL.files if name not in ("LOCK", "GATE"))
 )
 @settings(max_examples=250)
 def test_any_bytes_in_any_file_of_a_store(name: str, place: int, data: bytes, rest: bool) -> None:
-    """A store opens or says why not; what it then hands out is what was stored, or a typed error."""
+    """A store opens or says why not; what it then hands out is what was stored."""
     fs = MemoryFileSystem(image=SMALL)
     size = fs.open(name, "r").size()
     fs.open(name, "rw").pwritev([data], place % size)
@@ -547,7 +540,7 @@ def test_a_missing_segment_is_corruption_that_names_it() -> None:
 
 
 def test_a_commit_with_an_impossible_time_is_damaged() -> None:
-    """A time beyond 64 bits passed the scan and stopped the seal of its segment with an OverflowError."""
+    """A time beyond 64 bits passed the scan, and stopped the seal with an OverflowError."""
     chain = digest128(chain_start(STORE_ID, 1))
     for field in (2, 3):
         body = [*COMMIT]

@@ -280,7 +280,7 @@ def test_writeback_is_optional(fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch
     file = fs.open("a", "create")
     file.pwritev([bytes(10_000)], 0)
     file.start_writeback(0, 10_000)
-    monkeypatch.setattr(os_fs, "_sync_file_range", None)
+    monkeypatch.setattr(os_fs, "_sync_file_range", lambda: None)
     file.start_writeback(0, 10_000)
     file.sync()
     assert file.size() == 10_000
