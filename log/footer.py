@@ -13,6 +13,7 @@ from mldb.log.frame import encode_head, pack
 from mldb.log.fs import Buffer
 from mldb.log.index import IndexPart
 from mldb.log.manifest import SegmentInfo
+from mldb.log.pause import collection_paused
 
 
 def index_frame(
@@ -31,7 +32,8 @@ def index_frame(
             if kept:
                 entries.setdefault(key, []).extend(kept)
         commits.extend(row for row in rows if row.lsn <= last_lsn)
-    image = build_index(entries, commits, metadata_of)
+    with collection_paused():
+        image = build_index(entries, commits, metadata_of)
     body = pack(
         {
             "columns": image.directory,

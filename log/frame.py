@@ -280,7 +280,7 @@ def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
         raise DamagedFrame(f"entries cannot be decoded: {error}") from None
     if len(drafts) > fmt.ENTRIES_MAX:
         raise DamagedFrame(f"{len(drafts)} entries in one frame")
-    if not sound:
+    if not sound or len(columns[0]) != len(drafts):  # rows of nothing leave no columns
         raise DamagedFrame("an index entry is out of range")
     return drafts, extra
 

@@ -2,11 +2,11 @@
 
 The rule. Bytes behind the last complete batch are
 
-* **corruption**, when anything proves that a commit in them was durable: the manifest's mark, a durable mark in an
-  intact commit (before or behind the damage), or the segment's footer. CorruptError; nothing is
+* **corruption**, when anything proves that a commit in them was durable: the manifest's mark, or a
+  durable mark in an intact commit or footer, before or behind the damage. CorruptError; nothing is
   changed.
-* a **torn tail** otherwise. It was never acknowledged as durable. It is copied to ``lost+found/``, the
-  segment is closed in front of it, and writing goes on in a new one. LSNs jump, so that none is
+* a **torn tail** otherwise. It was never acknowledged as durable. It is copied to ``lost+found/``,
+  the segment is closed in front of it, and writing goes on in a new one. LSNs jump, so that none is
   reused.
 """
 

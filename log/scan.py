@@ -210,7 +210,8 @@ def _durable_claim(data: memoryview, frame: Frame) -> int:
         body = check_body(data, frame)
         if kind == fmt.KIND_COMMIT:
             return decode_commit(body).durable
-        return int(unpack(body)["durable"])
+        durable = unpack(body)["durable"]
+        return durable if isinstance(durable, int) else 0
     except (DamagedFrame, ValueError, TypeError, KeyError):
         return 0
 

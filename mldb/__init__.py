@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from mldb.projections.checkpoints import Checkpoint
     from mldb.projections.relationships import Relationship
     from mldb.snapshot import Snapshot
-    from mldb.tensors import TensorHandle, TensorWriter, Version
+    from mldb.tensor_writer import TensorWriter
+    from mldb.tensors import TensorHandle, Version
     from mldb.transaction import Transaction
 
 __version__ = "0.1.0"
@@ -75,7 +76,7 @@ _HOMES = {
     "Snapshot": "mldb.snapshot",
     "Transaction": "mldb.transaction",
     "TensorHandle": "mldb.tensors",
-    "TensorWriter": "mldb.tensors",
+    "TensorWriter": "mldb.tensor_writer",
     "Version": "mldb.tensors",
     "Checkpoint": "mldb.projections.checkpoints",
     "PendingCheckpoint": "mldb.checkpointing",

@@ -9,7 +9,7 @@ import numpy as np
 
 from mldb.blocked import PIECE_PART, Array, Operand, Product, Tile
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.log.os_fs import available_memory
+from mldb.log.os_memory import available_memory
 from mldb.names import check_name
 from mldb.reading import Scope
 from mldb.resolve import AsOf

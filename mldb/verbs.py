@@ -19,7 +19,7 @@ from mldb.log.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.staging import metadata_draft, tensor_record
-from mldb.tensors import TensorWriter
+from mldb.tensor_writer import TensorWriter
 from mldb.transaction import Transaction
 
 T = TypeVar("T")

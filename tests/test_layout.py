@@ -30,7 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mldb.compaction", "mldb.compaction.*", "mldb.gpu", "mldb.gpu.*"),
     (
         *("mldb.transaction", "mldb.snapshot", "mldb.projections*", "mldb.query", "mldb.ops"),
-        *("mldb.checkpointing", "mldb.reading", "mldb.tensors"),
+        *("mldb.blocked", "mldb.checkpointing", "mldb.reading"),
+        *("mldb.tensor_writer", "mldb.tensors"),
     ),
     (
         *("mldb.database", "mldb.handle", "mldb.timeline", "mldb.verbs"),
@@ -60,7 +61,7 @@ HARMLESS = frozenset(
     }
 )
 # The door itself, and the command line, which writes what its user asks for where they ask for it.
-DOORS = ("mldb.log.os_fs", "mldb.tools", "mldb.tools.*")
+DOORS = ("mldb.log.os_fs", "mldb.log.os_memory", "mldb.tools", "mldb.tools.*")
 
 PICKLES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 PICKLE_CALLS = frozenset({"torch.load", "torch.save"})

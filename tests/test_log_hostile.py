@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, FormatVersionError
@@ -220,6 +220,7 @@ def test_a_scan_of_any_frames(frames: list[tuple[int, bytes]]) -> None:
 
 
 @given(mutated({"durable": 5, "columns": {}}) | mutated(COMMIT), st.sampled_from([1, 2]))
+@example({"durable": float("inf")}, 2)
 def test_claims_of_durability_with_anything_in_them(body: object, kind: int) -> None:
     data = bytes(128) + framed(kind | MUST, pack(body))
     quiet(lambda: durable_claim_after(memoryview(data), 0, SEED, 0))

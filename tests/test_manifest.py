@@ -278,8 +278,8 @@ def test_a_manifest_installed_between_reading_and_looking_is_not_missed(
     store(writer, b"\x01a", bytes(400))
     real = load_newest
 
-    def late(fs: MemoryFileSystem, distrusted: list[str]) -> Manifest:
-        manifest = real(fs, distrusted)
+    def late(fs: MemoryFileSystem, distrusted: list[str], numbers: list[int]) -> Manifest:
+        manifest = real(fs, distrusted, numbers)
         monkeypatch.undo()
         store(writer, b"\x01b", bytes(400))
         return manifest

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from mldb.codec import prepare
 from mldb.database import MLDatabase
 from mldb.state_tree import flatten
 from mldb.tools.demo_orders import IMAGES, LABELS, Settings
+
+if TYPE_CHECKING:
+    import torch
 
 _TEST_PART = 5  # one image of this many is kept for testing
 
@@ -38,6 +39,8 @@ class Loader:
     """Shuffled batches; its state is the place within the pass and the order of the pass."""
 
     def __init__(self, count: int, batch: int, seed: int) -> None:
+        import torch
+
         self._count = count
         self._batch = batch
         self._generator = torch.Generator().manual_seed(seed)
@@ -46,6 +49,8 @@ class Loader:
 
     def next(self) -> torch.Tensor:
         """Return the indices of the next batch; int64, shape (batch,) or less at the end."""
+        import torch
+
         picked = self._order[self._place : self._place + self._batch]
         self._place += self._batch
         if self._place >= self._count:
@@ -77,6 +82,8 @@ class Training:
     """One run over the data in a store. For one thread; torch's global generator is part of it."""
 
     def __init__(self, db: MLDatabase, settings: Settings) -> None:
+        import torch
+
         images = torch.from_numpy(np.array(db[IMAGES]))
         labels = torch.from_numpy(np.array(db[LABELS]))
         test = torch.arange(len(images)) % _TEST_PART == 0
@@ -84,12 +91,12 @@ class Training:
         self._test = images[test], labels[test]
         self.settings = settings
         torch.manual_seed(settings.seed)
-        self.model = nn.Sequential(
-            nn.Linear(images.shape[1], settings.hidden),
-            nn.BatchNorm1d(settings.hidden),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Linear(settings.hidden, 10),
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(images.shape[1], settings.hidden),
+            torch.nn.BatchNorm1d(settings.hidden),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.2),
+            torch.nn.Linear(settings.hidden, 10),
         )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=4, gamma=0.5)
@@ -103,6 +110,8 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Return everything that decides how training goes on; aliases the live tensors."""
+        import torch
+
         return {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -123,6 +132,8 @@ class Training:
 
     def resume(self, db: MLDatabase) -> None:
         """Continue where the newest checkpoint of *db* was taken. Raises MissingError."""
+        import torch
+
         tree = db.load(self.state())
         torch.set_rng_state(tree["rng"]["torch"])
         self._noise.bit_generator.state = tree["rng"]["numpy"]
@@ -151,19 +162,23 @@ class Training:
                 save(self, self.epoch, False)
 
     def _one_step(self) -> float:
+        import torch
+
         picked = self.loader.next()
         images, labels = self._train[0][picked], self._train[1][picked]
         noise = self._noise.normal(0, 0.05, images.shape).astype(np.float32)
         shift = self._shift.choice((-1, 0, 0, 1))
         images = torch.roll(images.view(-1, 8, 8), shift, 2).flatten(1) + torch.from_numpy(noise)
         self.model.train()
-        loss = nn.functional.cross_entropy(self.model(images), labels)
+        loss = torch.nn.functional.cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.item())
 
     def _measure(self) -> float:
+        import torch
+
         self.model.eval()
         with torch.no_grad():
             found = self.model(self._test[0]).argmax(1)

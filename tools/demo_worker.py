@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from mldb.checkpointing import PendingCheckpoint
 from mldb.database import MLDatabase
 from mldb.tools.demo_disk import MeteredFileSystem
@@ -121,6 +119,8 @@ def _child(line: str) -> None:
 
 def _warm_up() -> None:
     """Import what torch imports at first use, and start no thread: none would reach the child."""
+    import torch
+
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     # What an opening dropped is part of the report, so it need not be logged as well.

@@ -1,0 +1,28 @@
+"""How much memory there is: a question to the system, so it is asked here."""
+
+from __future__ import annotations
+
+import os
+
+
+def available_memory() -> int:
+    """Return about how many bytes of memory this process can still take without swapping.
+
+    Linux: what the kernel calls available, and no more than the limit of the control group;
+    elsewhere the memory of the machine. An estimate of this moment.
+    """
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    memory = dict(line.split(":") for line in _lines("/proc/meminfo") if line.count(":") == 1)
+    if "MemAvailable" in memory:
+        found.append(int(memory["MemAvailable"].split()[0]) * 1024)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        found.extend(int(line) for line in _lines(path) if line.strip().isdigit())
+    return min(found)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.readlines()
+    except (OSError, UnicodeDecodeError):
+        return []
