@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import add
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -19,6 +18,7 @@ from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow
 from mldb.log.checksum import check64, checks_and_digest
+from mldb.log.entry_check import are_sound
 from mldb.log.fs import Buffer
 
 # Packing plain values runs no Python code, so one packer may serve all threads under the GIL.
@@ -275,7 +275,7 @@ def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
         raw, extra = unpack(body)
         drafts = list(map(make_draft, raw))
         columns = tuple(zip(*raw, strict=True)) or ((),) * len(Draft._fields)
-        sound = _are_sound(columns, frame.header.payload_length)
+        sound = are_sound(columns, frame.header.payload_length)
     except (ValueError, TypeError) as error:
         raise DamagedFrame(f"entries cannot be decoded: {error}") from None
     if len(drafts) > fmt.ENTRIES_MAX:
@@ -283,33 +283,6 @@ def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
     if not sound or len(columns[0]) != len(drafts):  # rows of nothing leave no columns
         raise DamagedFrame("an index entry is out of range")
     return drafts, extra
-
-
-_BYTES_COLUMNS: Final = (0, 5, 7)  # key, digest, attr
-_INT_COLUMNS: Final = (1, 2, 3, 4, 6)  # flags, encoding, offset, length, base
-
-
-def _are_sound(columns: tuple[tuple[Any, ...], ...], payload_length: int) -> bool:
-    """Check all entries of a frame column by column; per entry it would cost most of a recovery."""
-    keys, flags, encodings, offsets, lengths, digests, bases, attrs = columns
-    if not keys:
-        return True
-    if any(set(map(type, columns[index])) != {bytes} for index in _BYTES_COLUMNS):
-        return False
-    if any(set(map(type, columns[index])) != {int} for index in _INT_COLUMNS):
-        return False
-    return (
-        0 < min(map(len, keys))
-        and max(map(len, keys)) <= fmt.KEY_BYTES_MAX
-        and max(map(len, attrs)) <= fmt.ATTR_BYTES_MAX
-        and set(map(len, digests)) <= {0, fmt.DIGEST_SIZE}
-        and not any(flag & ~fmt.ENTRY_FLAGS_KNOWN for flag in set(flags))
-        and 0 <= min(encodings)
-        and max(encodings) <= 255
-        and 0 <= min(min(offsets), min(lengths), min(bases))
-        and max(bases) <= fmt.LSN_MAX
-        and max(map(add, offsets, lengths)) <= payload_length
-    )
 
 
 class CommitBody(NamedTuple):

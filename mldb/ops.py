@@ -13,7 +13,8 @@ from mldb.log.os_memory import available_memory
 from mldb.names import check_name
 from mldb.reading import Scope
 from mldb.resolve import AsOf
-from mldb.tensors import TensorHandle, TensorWriter
+from mldb.tensor_writer import TensorWriter
+from mldb.tensors import TensorHandle
 
 MEMORY_BYTES_MIN: Final = 64 << 10
 _MEMORY_BYTES_MAX: Final = 1 << 30  # of the default; a caller may give more
