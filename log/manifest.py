@@ -7,13 +7,14 @@ later serves object stores, which offer put-if-absent and nothing more.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, TypeVar
 
-from mldb.errors import CorruptError, FormatVersionError
+from mldb.errors import CorruptError, FormatVersionError, StorageError
 from mldb.log import format as fmt
 from mldb.log.frame import (
     DamagedFrame,
@@ -202,11 +203,17 @@ def install_manifest(fs: FileSystem, manifest: Manifest) -> bool:
             return False
         fs.sync_dir("")
     finally:
-        fs.unlink(temporary)
+        _tidy(fs, temporary)
     old = manifest.number - KEPT
     if old > 0:
-        fs.unlink(manifest_name(old))
+        _tidy(fs, manifest_name(old))
     return True
+
+
+def _tidy(fs: FileSystem, name: str) -> None:
+    """Remove a file; one that stays is no reason to call what was published a failure."""
+    with contextlib.suppress(StorageError):
+        fs.unlink(name)
 
 
 def manifest_numbers(fs: FileSystem) -> list[int]:

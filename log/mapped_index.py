@@ -5,6 +5,7 @@ Answered from its mapped columns; an IndexPart like MemoryIndex.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -96,11 +97,16 @@ class MappedIndex:
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
         """Return the newest version inside the intervals."""
         rows = self._rows(key)
-        if rows is None:
+        if rows is None or not intervals:
             return None
         lsns, first = rows
-        index = newest_visible(lsns, intervals)
-        return None if index < 0 else self._entry(first + index)
+        low, high = intervals[-1]
+        index = bisect_right(lsns, high) - 1
+        if index < 0 or lsns[index] < low:
+            index = newest_visible(lsns, intervals)
+            if index < 0:
+                return None
+        return self._entries.get(first + index) or self._entry(first + index)
 
     def versions(self, key: bytes) -> Sequence[Entry]:
         """Return all versions, oldest first."""

@@ -7,9 +7,11 @@ looks at it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 
+from mldb.errors import StorageError
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES, Placed, place, write_payloads
 from mldb.log.frame import Record, hash_record
@@ -59,9 +61,13 @@ class PendingSegment:
             item.record.payload = ()
 
     def discard(self) -> None:
-        """Drop the file; a later call, or one after publishing, does nothing."""
+        """Drop the file; a later call, or one after publishing, does nothing.
+
+        A file that cannot be removed stays until the next opening sweeps it.
+        """
         self.file.close()
-        self._fs.unlink(self.name)
+        with contextlib.suppress(StorageError):
+            self._fs.unlink(self.name)
 
 
 def sweep_pending(fs: FileSystem, owners: frozenset[str]) -> None:

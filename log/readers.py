@@ -27,6 +27,7 @@ from mldb.log.fs import File, FileSystem, KernelLock
 
 READERS = "readers"
 NEEDS_NOTHING = fmt.LSN_MAX
+_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def live_readers(fs: FileSystem, own: str = "") -> list[Reader]:
         if fs.exists(path):
             file = fs.open(path, "r")
             try:
-                found.append(_decode(name, file.pread(4096, 0)))
+                found.append(_decode(name, file.pread(_BYTES_MAX, 0)))
             finally:
                 file.close()
     return found

@@ -6,11 +6,12 @@ synced before the new one is named, the new one before the manifest names it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import replace
 
-from mldb.errors import StorageIOError
+from mldb.errors import StorageError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start, hint_name
 from mldb.log.address import Entry
@@ -86,7 +87,8 @@ class Sealer:
                 jumps=(*manifest.jumps, *state.active.jumps),
             )
         )
-        fs.unlink(hint_name(number - 1))
+        with contextlib.suppress(StorageError):  # the segment is published, whatever this does
+            fs.unlink(hint_name(number - 1))
 
     def _set_aside(self, number: int) -> None:
         """Free the name of a segment that no manifest names.

@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mldb.errors import ClosedError, LimitError, MldbError, StorageIOError
+from mldb.errors import (
+    ClosedError,
+    LimitError,
+    MldbError,
+    ReadOnlyError,
+    StorageFullError,
+    StorageIOError,
+)
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
 from mldb.log.address import CommitRow
@@ -28,6 +35,9 @@ from mldb.log.state import LogState
 from mldb.log.view import View
 
 Durability = Literal["commit", "os"]
+
+# Whatever an fsync fails with, the pages it was about may be gone: a full disk is no exception.
+_FAILED_SYNC = (StorageIOError, StorageFullError, ReadOnlyError)
 
 Decide = Callable[[View], tuple[int, CommitRow]]
 """Called under the commit lock with the newest head.
@@ -239,12 +249,12 @@ class Writer:
         """Sync the active segment; the commit lock is held."""
         try:
             self._state.active.file.sync()
-        except StorageIOError as error:
+        except _FAILED_SYNC as error:
             raise self._abandon(error) from error
 
     # --- failure ----------------------------------------------------------------------------------
 
-    def _abandon(self, error: StorageIOError) -> StorageIOError:
+    def _abandon(self, error: MldbError) -> StorageIOError:
         """After a failed fsync: give the segment up behind its last durable commit, for every process.
 
         The commit lock is held. fsync is never retried: the kernel may have dropped the dirty pages
@@ -271,7 +281,7 @@ class Writer:
         return StorageIOError(
             f"{error} {outcome}; later commits are not stored. This handle is closed for writing, "
             "reads go on. Check the disk, then reopen the store.",
-            errno=error.errno,
+            errno=getattr(error, "errno", None),
         )
 
     def sync(self, lsn: int) -> None:
@@ -288,7 +298,7 @@ class Writer:
                 return
             try:
                 file.sync()
-            except StorageIOError as error:
+            except _FAILED_SYNC as error:
                 with self._lock:
                     raise self._abandon(error) from error
             self._durable = max(self._durable, view.commit.lsn)

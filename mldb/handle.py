@@ -49,6 +49,7 @@ class Handle(StateSurface):
             ),
             metadata_of,
         )
+        self._state = self._log.state
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
         self._epochs = EpochRule()
@@ -68,11 +69,13 @@ class Handle(StateSurface):
             )
 
     def _scope(self, as_of: AsOf = None) -> Scope:
-        self._guard()
-        view = self._log.head()
+        if self._closed or os.getpid() != self._pid:
+            self._guard()
+        view = self._state.head()
         if as_of is None:
             return Scope(self._source, view, view.commit, view.intervals)
-        row, intervals = resolve_scope(view, as_of)
+        found = view.epochs.get(as_of) if type(as_of) is int else None
+        row, intervals = found or resolve_scope(view, as_of)
         return Scope(self._source, view, row, intervals)
 
     def begin(self) -> Scope:

@@ -123,12 +123,15 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     held.
     """
     what: Descriptor = unpack_descriptor(entry.attr)
-    data = stored_bytes(scope, entry, name)
+    source, view, _, _ = scope
+    if entry.encoding == fmt.ENCODING_RAW:
+        segment = view.segments[entry.segment]
+        data = segment.payload(entry, 0, entry.length, source.verify, name)
+    else:
+        data = stored_bytes(scope, entry, name)
     if what.layout != "dense":
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
-    if scope.source.is_mapped(scope.view, entry):
-        return view_numpy(what, data)
-    return view_numpy(what, bytes(data))
+    return view_numpy(what, data if source.is_mapped(view, entry) else bytes(data))
 
 
 class ReadSurface:

@@ -77,7 +77,7 @@ def metadata_draft(key: bytes, attr: bytes) -> Draft:
 
 
 def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> Record:
-    """A record of one tensor with a payload of its own; *aliases* are further keys for the same bytes.
+    """A record of one tensor with its own payload; *aliases* are further keys for the same bytes.
 
     Small payloads are hashed here, outside the commit lock; large ones while they are written.
     """

@@ -88,7 +88,7 @@ class Run:
         tokens = (tokens + int(self.rng.integers(0, 3)) + random.randint(0, 2)) % 9
         loss = torch.nn.functional.cross_entropy(self.model(tokens), tokens)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.scheduler.step()
         self.cursor["position"] = int(self.cursor["position"]) + 1  # type: ignore[call-overload]
@@ -110,7 +110,8 @@ def test_a_run_resumes_bit_for_bit(store_path: Path, wait: bool, options: dict[s
     with mldb.open(store_path, durability="os", **options) as db:
         for epoch in range(1, 6):
             losses.append([run.step() for _ in range(3)])
-            db.checkpoint(run.state(), epoch=epoch, metrics={"loss": losses[-1][-1]}, wait=wait)  # type: ignore[call-overload]
+            metrics = {"loss": losses[-1][-1]}
+            db.checkpoint(run.state(), epoch=epoch, metrics=metrics, wait=wait)  # type: ignore[call-overload]
     end = run.bits()
     for epoch in (1, 3, 5):
         with mldb.open(store_path, **options) as db:
@@ -143,7 +144,9 @@ def test_a_bare_model_is_stored_by_its_keys(db: mldb.MLDatabase) -> None:
     assert db.load(Tied()).head.weight.equal(model.head.weight)
     # The shared weight is there once.
     assert db.history("head.weight")[0].digest == db.history("embed.weight")[0].digest
-    assert point.nbytes == sum({t.data_ptr(): t.nbytes for t in model.state_dict().values()}.values())
+    assert point.nbytes == sum(
+        {t.data_ptr(): t.nbytes for t in model.state_dict().values()}.values()
+    )
 
 
 def test_parts_of_a_tree_by_prefix(db: mldb.MLDatabase) -> None:
@@ -281,17 +284,18 @@ def test_what_a_checkpoint_refuses(db: mldb.MLDatabase) -> None:
 def test_a_refused_load_changes_nothing(db: mldb.MLDatabase) -> None:
     model = torch.nn.Linear(2, 2)
     db.checkpoint({"model": model, "extra": torch.ones(2)}, epoch=1)
-    other = {"model": torch.nn.Linear(2, 2), "extra": torch.zeros(2)}
-    before = copy.deepcopy(other["model"].state_dict())  # type: ignore[operator]
+    linear = torch.nn.Linear(2, 2)
+    other = {"model": linear, "extra": torch.zeros(2)}
+    before = copy.deepcopy(linear.state_dict())
     with pytest.raises(mldb.InvalidValueError, match="extra"):
         db.load({"model": other["model"]})
     with pytest.raises(mldb.MissingError, match="more"):
         db.load({**other, "more": torch.zeros(1)})
     with pytest.raises(mldb.InvalidValueError, match="shape"):
         db.load({"model": torch.nn.Linear(3, 2), "extra": torch.zeros(2)})
-    same_tree(other["model"].state_dict(), before)  # type: ignore[operator]
+    same_tree(linear.state_dict(), before)
     db.load({"model": other["model"]}, strict=False)
-    assert other["model"].weight.equal(model.weight)  # type: ignore[union-attr]
+    assert linear.weight.equal(model.weight)
 
 
 # --- behind the training loop ---------------------------------------------------------------------
@@ -346,7 +350,6 @@ def test_the_value_is_fixed_at_the_call(
         assert "w" not in db
         gate.opened.set()
         point = pending.result(10)
-        assert pending.done
         assert "stored" in repr(pending)
         loaded = db.load(None)
         assert loaded["w"].tolist() == [1] * 5
@@ -469,26 +472,29 @@ def test_close_raises_what_nobody_saw_and_closes_all_the_same(fs: FaultFileSyste
     db.close()
 
 
-def test_a_checkpoint_is_all_or_nothing(fs: FaultFileSystem) -> None:
-    """A failure at any write of it leaves the one before, whole."""
-    state = {f"t{n}": np.full(40_000, 0.0) for n in range(4)}
-    number = 0
+@pytest.mark.parametrize("kind", ["pwritev", "link"])
+@pytest.mark.parametrize("small", [True, False])
+def test_a_checkpoint_is_all_or_nothing(fs: FaultFileSystem, kind: str, small: bool) -> None:
+    """A full disk at any write of it leaves the one before, whole; the next one succeeds."""
+    state = {f"t{n}": np.full(50 if small else 40_000, 0.0) for n in range(4)}
+    number = failed = 0
     with mldb.MLDatabase.on(fs, durability="os", segment_bytes=1_000_000) as db:
         db.checkpoint(state, epoch=0)
-        for epoch in range(1, 60):
+        for at in (step // 2 + 1 for step in range(40)):
             for tensor in state.values():
-                tensor[:] = epoch
-            fs.fail("any", at=epoch, code=errno.ENOSPC)
+                tensor[:] = number + 1
+            fs.fail(kind, at=at, code=errno.ENOSPC)
             try:
-                db.checkpoint(state, epoch=epoch)
-                number = epoch
+                db.checkpoint(state, epoch=number + 1)
+                number += 1
             except mldb.StorageFullError:
-                pass
+                failed += 1
             fs.heal()
             loaded = db.load(None)
             assert {float(value[7]) for value in loaded.values()} == {float(number)}
             assert db.epoch == number
     assert number > 10
+    assert failed > 1 or (kind == "link" and small)
 
 
 # --- the background itself ------------------------------------------------------------------------

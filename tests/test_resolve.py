@@ -81,9 +81,11 @@ class Model:
     ) -> None:
         """Add a commit that stores *value* under *name* (0 deletes it; no name: nothing changes)."""
         state = dict(self.state(parent))
-        versions = {
-            key: list(found) for key, found in self.commits[parent].versions.items()
-        } if parent else {}
+        versions = (
+            {key: list(found) for key, found in self.commits[parent].versions.items()}
+            if parent
+            else {}
+        )
         if name and value:
             state[name] = value
             versions.setdefault(name, []).append(lsn)
@@ -238,9 +240,10 @@ def test_before_the_first_commit_is_the_empty_state(db: mldb.MLDatabase) -> None
     for as_of in empties:
         with db.at(as_of) as snapshot:
             assert (snapshot.lsn, snapshot.epoch, len(snapshot)) == (0, 0, 0)
-            assert snapshot.checkpoints() == snapshot.relationships() == []
+            assert (snapshot.checkpoints(), snapshot.relationships()) == ([], [])
     db.store_tensor("x", 1, epoch=5)
-    for as_of in [4, -(1 << 70), LSN_NONE, datetime.min.replace(tzinfo=UTC)]:
+    before: list[Any] = [4, -(1 << 70), LSN_NONE, datetime.min.replace(tzinfo=UTC)]
+    for as_of in before:
         assert contents(db, as_of) == {}
         with pytest.raises(mldb.TensorNotFoundError, match="commit 0"):
             db.query_tensor("x", as_of=as_of)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+import torch.utils.dlpack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,11 @@ Array = np.ndarray[Any, Any]
 
 NUMPY_TYPES = [
     *("?", "i1", "u1", "S3", "<U2", ">U2", "<M8[ns]", ">M8[s]", "<m8[us]"),
-    *(order + kind for order in "<>" for kind in ("i2", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")),
+    *(
+        order + kind
+        for order in "<>"
+        for kind in ("i2", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")
+    ),
 ]
 SMALL_TYPES = [
     *("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e8m0fnu", "float8_e3m4"),
@@ -68,7 +73,9 @@ def test_every_type_comes_back_to_the_bit(
     code: str, options: dict[str, Any], rng: np.random.Generator
 ) -> None:
     dtype = np.dtype(getattr(ml_dtypes, code)) if code in SMALL_TYPES else np.dtype(code)
-    arrays = {f"s{len(shape)}n{index}": filled(dtype, shape, rng) for index, shape in enumerate(SHAPES)}
+    arrays = {
+        f"s{len(shape)}n{index}": filled(dtype, shape, rng) for index, shape in enumerate(SHAPES)
+    }
     arrays["strided"] = filled(dtype, (6, 8), rng)[::2, ::-3]
     arrays["fortran"] = np.asfortranarray(filled(dtype, (3, 4), rng))
     arrays["large"] = filled(dtype, (90, 800), rng)
@@ -148,8 +155,8 @@ SPARSE: dict[str, Callable[[], Any]] = {
     "csr matrix": lambda: sp.random(6, 8, density=0.3, format="csr", random_state=1),
     "csr of zeros": lambda: sp.csr_array((4, 4)),
     "csr without rows": lambda: sp.csr_array((0, 5)),
-    "torch coo": lambda: torch.eye(4).to_sparse_coo(),
-    "torch coo of zeros": lambda: torch.zeros(3, 3).to_sparse_coo(),
+    "torch coo": lambda: torch.eye(4).to_sparse(),
+    "torch coo of zeros": lambda: torch.zeros(3, 3).to_sparse(),
     "torch csr": lambda: torch.eye(4).to_sparse_csr(),
     "torch csc": lambda: torch.eye(4).to_sparse_csc(),
     "torch bsr": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
@@ -330,7 +337,7 @@ def test_a_handle_is_lazy_and_fixed(db: mldb.MLDatabase) -> None:
     assert np.asarray(handle, dtype="f4").dtype == np.float32
     assert np.array(handle).flags.writeable
     assert torch.as_tensor(handle).tolist() == array.tolist()
-    assert torch.from_dlpack(handle).tolist() == array.tolist()
+    assert torch.utils.dlpack.from_dlpack(handle).tolist() == array.tolist()
     np.testing.assert_array_equal(np.from_dlpack(handle), array)
     np.testing.assert_array_equal(np.add(handle, 1), array + 1)
     db["scalar"] = 5
@@ -361,7 +368,7 @@ def test_what_is_written_to_a_torch_view_reaches_nobody(
         reading, handle = db["x"], db.tensor("x")
         for tensor in (
             handle.torch(),
-            torch.from_dlpack(handle),
+            torch.utils.dlpack.from_dlpack(handle),
             db.state_dict()["w"],
             db.load(None)["w"],
         ):
@@ -392,9 +399,7 @@ def test_arrays_cannot_be_written_to(db: mldb.MLDatabase) -> None:
 
 def test_history_tells_versions_along_the_lineage(db: mldb.MLDatabase) -> None:
     assert db.history("x") == []
-    lsns = [
-        db.store_tensor("x", np.zeros((2, n), "f4"), epoch=n) for n in range(1, 4)
-    ]
+    lsns = [db.store_tensor("x", np.zeros((2, n), "f4"), epoch=n) for n in range(1, 4)]
     versions = db.history("x")
     assert [(v.lsn, v.epoch, v.shape, v.dtype, v.nbytes) for v in versions] == [
         (lsn, n, (2, n), "<f4", 8 * n) for lsn, n in zip(lsns, range(1, 4), strict=True)
@@ -410,7 +415,9 @@ def test_history_tells_versions_along_the_lineage(db: mldb.MLDatabase) -> None:
 
 PIECES = st.lists(
     st.tuples(
-        st.sampled_from(("rows", "row", "part", "fill", "all")), st.integers(0, 7), st.integers(0, 7)
+        st.sampled_from(("rows", "row", "part", "fill", "all")),
+        st.integers(0, 7),
+        st.integers(0, 7),
     ),
     max_size=10,
 )
@@ -506,7 +513,8 @@ def test_what_a_writer_refuses(db: mldb.MLDatabase) -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 4), (1,)])
 def test_small_and_empty_shapes(db: mldb.MLDatabase, shape: tuple[int, ...]) -> None:
-    with db.create_tensor("x", shape, torch.float64) as writer:
+    dtype: Any = torch.float64
+    with db.create_tensor("x", shape, dtype) as writer:
         writer[...] = 7
     same(db["x"], np.full(shape, 7.0))
     assert db.verify().ok

@@ -73,7 +73,12 @@ def test_an_exception_rolls_back_and_is_raised_again(db: mldb.MLDatabase, size: 
         txn.create_relationship("a", "b", "c")
         raise Failure("by hand")
     assert txn.lsn is None
-    assert (contents(db), db.lsn, db.metadata("a"), db.relationships()) == (before, at, {"k": 1}, [])
+    assert (contents(db), db.lsn, db.metadata("a"), db.relationships()) == (
+        before,
+        at,
+        {"k": 1},
+        [],
+    )
     assert list((Path(db.path) / "pending").iterdir()) == []
     with pytest.raises(KeyboardInterrupt), db.transaction() as txn:
         txn["b"] = 1
@@ -132,7 +137,9 @@ def test_reads_see_the_base_and_the_own_writes(
     """The transaction answers as a dict that is changed step by step; the base stays as it is."""
     number = 0
 
-    def play(target: Any, model: dict[str, tuple[int, dict[str, int]]], verb: str, name: str) -> None:
+    def play(
+        target: Any, model: dict[str, tuple[int, dict[str, int]]], verb: str, name: str
+    ) -> None:
         nonlocal number
         number += 1
         if verb == "set":
@@ -218,9 +225,7 @@ def test_deleting_and_storing_again_starts_without_metadata(db: mldb.MLDatabase)
 
 @pytest.mark.parametrize("size", [4, 20_000, SPILL])
 @pytest.mark.parametrize("kind", ["numpy", "torch", "strided", "sparse", "bytearray"])
-def test_later_changes_of_the_array_are_not_seen(
-    db: mldb.MLDatabase, kind: str, size: int
-) -> None:
+def test_later_changes_of_the_array_are_not_seen(db: mldb.MLDatabase, kind: str, size: int) -> None:
     import scipy.sparse as sp
     import torch
 
@@ -443,7 +448,10 @@ def test_the_epoch_is_chosen_at_commit(db: mldb.MLDatabase, store_path: Path) ->
     with pytest.raises(mldb.EpochOrderError, match=r"db\.rewind\(4\)") as mine:
         db.store_tensor("x", 3, epoch=4)
     assert "Nothing was stored" in str(mine.value)
-    with mldb.open(store_path) as other, pytest.raises(mldb.EpochOrderError, match="epoch=None") as why:
+    with (
+        mldb.open(store_path) as other,
+        pytest.raises(mldb.EpochOrderError, match="epoch=None") as why,
+    ):
         other.store_tensor("x", 3, epoch=4)
     assert "Another process" in str(why.value)
     with pytest.raises(mldb.EpochOrderError), db.transaction(epoch=4) as txn:
