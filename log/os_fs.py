@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import stat
@@ -13,9 +12,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from mldb.errors import InvalidNameError, StorageIOError
+from mldb.errors import InvalidNameError, StorageIOError, UsageError
 from mldb.log.fs import Buffer, FileSystem, OpenMode, translate
 from mldb.log.gather import IOV_MAX, byte_count, groups, skip
+
+if sys.platform == "win32":
+    raise UsageError(
+        "mldb does not support Windows yet: it needs flock and mapped files that can be unlinked. "
+        "Use it under WSL 2. Nothing was changed."
+    )
+import fcntl
 
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2

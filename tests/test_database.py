@@ -260,10 +260,10 @@ def test_closing_twice_is_harmless_and_use_after_close_is_refused(store_path: Pa
         lambda: db.create_tensor("y", (1,), "f4"),
         lambda: db.checkpoint({}, epoch=1),
         lambda: db.load(None),
-        lambda: db.at(),
+        db.at,
         lambda: db.tag("t"),
         lambda: db.rewind(0),
-        lambda: db.events(),
+        db.events,
         db.follow,
         db.stats,
         db.verify,
@@ -429,7 +429,7 @@ def test_derived_files_may_go_at_any_time(store_path: Path, what: str) -> None:
         if (store_path / folder).exists():
             shutil.rmtree(store_path / folder)
     for mode in ("r", "rw"):
-        with mldb.open(store_path, mode=mode) as db:  # type: ignore[arg-type]
+        with mldb.open(store_path, mode=mode) as db:
             for epoch in range(4):
                 np.testing.assert_array_equal(db.query_tensor("x", as_of=epoch), array + epoch)
                 assert db.metadata("y", as_of=epoch) == {"epoch": epoch}

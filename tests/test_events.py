@@ -178,8 +178,7 @@ def test_follow_wakes_for_another_thread_and_ends_with_the_store(db: mldb.MLData
 
     def watch() -> None:
         try:
-            for event in stream:
-                seen.append(getattr(event, "name", ""))
+            seen.extend(getattr(event, "name", "") for event in stream)
         except mldb.ClosedError as error:
             ended.append(type(error))
 

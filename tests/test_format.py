@@ -581,6 +581,19 @@ def test_numbers_in_the_prose_are_those_of_the_code() -> None:
         assert found <= known, (section, found - known)
 
 
+def test_kinds_in_the_prose_are_those_of_the_code() -> None:
+    expected = {
+        4: {fmt.KIND_COMMIT, fmt.FILE_COMPACTED},
+        6: {fmt.KIND_INDEX, fmt.KIND_HINT},
+        7: {fmt.KIND_MANIFEST},
+        9: {fmt.KIND_READER},
+        10: {fmt.FILE_LOST},
+    }
+    prose = document().prose
+    found = {at: set(map(int, re.findall(r"\bkind (\d+)", text))) for at, text in prose.items()}
+    assert {at: kinds for at, kinds in found.items() if kinds} == expected
+
+
 def test_the_document_of_a_newer_format_is_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout of a file header never changes, so that a newer version is named."""
     monkeypatch.setattr(fmt, "FORMAT_VERSION", 2)

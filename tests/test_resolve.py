@@ -79,7 +79,7 @@ class Model:
     def commit(
         self, lsn: int, time: datetime, parent: int, epoch: int, name: str = "", value: int = 0
     ) -> None:
-        """Add a commit that stores *value* under *name* (0 deletes it; no name: nothing changes)."""
+        """Add a commit that stores *value* under *name*; 0 deletes it, no name changes nothing."""
         state = dict(self.state(parent))
         versions = (
             {key: list(found) for key, found in self.commits[parent].versions.items()}

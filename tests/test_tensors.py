@@ -283,12 +283,12 @@ def test_only_the_blocks_touched_are_verified(
         for part in (slice(0, 3), slice(4, 5), 2, (4, slice(5, 9)), -1, (2, -1)):
             np.testing.assert_array_equal(handle[part], array[part])
         for part in (3, slice(2, 4), (3, slice(0, 1)), slice(None)):
-            with pytest.raises(mldb.CorruptError, match="stored checksum .* computed") as caught:
+            with pytest.raises(mldb.CorruptError, match=r"stored checksum .* computed") as caught:
                 handle[part]
             assert (caught.value.file, caught.value.key) == (file, "x")
             assert caught.value.offset == block
             assert "stay readable" in str(caught.value)
-        for call in (lambda: db["x"], lambda: handle.torch(), lambda: handle.numpy()):
+        for call in (lambda: db["x"], handle.torch, handle.numpy):
             with pytest.raises(mldb.CorruptError):
                 call()
         # The rest of the store is as readable as before.
@@ -456,7 +456,7 @@ def test_pieces_in_any_order_make_the_array(pieces: list[tuple[str, int, int]], 
 def test_an_exception_stores_nothing(db: mldb.MLDatabase) -> None:
     db["x"] = 1
     before = db.lsn
-    with pytest.raises(ZeroDivisionError), db.create_tensor("x", (4,), "f4") as writer:
+    with pytest.raises(ZeroDivisionError), db.create_tensor("x", (4,), "f4") as writer:  # noqa: PT012
         writer[0:2] = 1
         raise ZeroDivisionError
     assert (db.lsn, int(db["x"]), writer.lsn) == (before, 1, None)
