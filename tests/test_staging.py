@@ -59,7 +59,9 @@ def written(record: Record, number: int) -> bytes:
 
 SIZES = st.sampled_from([0, 1, 100, PACK_BELOW // 8 - 1, PACK_BELOW // 8, SPILL // 8])
 STEPS = st.lists(
-    st.tuples(st.sampled_from(("put", "put", "alias", "end", "mark")), st.sampled_from(b"abcd"), SIZES),
+    st.tuples(
+        st.sampled_from(("put", "put", "alias", "end", "mark")), st.sampled_from(b"abcd"), SIZES
+    ),
     max_size=10,
 )
 
@@ -94,7 +96,10 @@ def test_the_last_write_of_each_key_counts(
                 key: value is not None for key, value in model.items() if key.startswith(prefix)
             }
         assert staging
-    records = [*staging.records(), *[p.record for p in (staging.pending.placed if staging.pending else [])]]
+    records = [
+        *staging.records(),
+        *[p.record for p in (staging.pending.placed if staging.pending else [])],
+    ]
     drafts = [draft for record in records for draft in record.drafts]
     tensors = [draft.key for draft in drafts if draft.key[:1] == keys.TENSORS]
     assert sorted(tensors) == sorted(key for key in model if key[:1] == keys.TENSORS)
