@@ -1,1 +1,1 @@
-"""Compaction of the log: what to keep, plan, rewrite, install. Not part of this release."""
+"""Reserved for compaction of the log: retention, plan, rewrite, install. None of it exists yet."""

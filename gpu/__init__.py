@@ -1,1 +1,1 @@
-"""Devices that augment and stream splats: NumPy, torch, Vulkan. Not part of this release."""
+"""Reserved for devices that augment and stream splats: NumPy, torch, Vulkan. None exists yet."""

@@ -19,12 +19,14 @@ from mldb.log.frame import (
 from mldb.log.fs import File, FileSystem
 from mldb.log.index import IndexPart, MemoryIndex
 from mldb.log.lineage import Jump, checked_jumps
-from mldb.log.manifest import Manifest
+from mldb.log.manifest import Manifest, Mark
 from mldb.log.mapped_index import MappedIndex
 from mldb.log.scan import Cursor
 from mldb.log.segment import Segment, Verify, index_source, open_index
 
 HINTS = "hints"
+HALF_DONE = -2
+"""``Active.seen`` while what is known of the log changes. What stays in it was interrupted."""
 _COMMIT_BYTES_MAX = 1 << 16  # a commit frame is far smaller
 
 
@@ -48,8 +50,9 @@ class Active:
     count: int = 0
     """Versions in this segment."""
     verify_after: int = 0
+    """The LSN above which payloads are verified when they are scanned."""
     verify_until: int = 0
-    """Payloads of commits above ``verify_after`` that start before this offset are verified when scanned."""
+    """The offset from which they no longer are: what was appended since this process looked."""
 
     def parts(self) -> tuple[IndexPart, ...]:
         """Index parts, newest first."""
@@ -96,6 +99,7 @@ def open_active(
             file=segment.name,
             offset=0,
         )
+    segment.header_checked = True
     size = file.size()
     mark = manifest.mark
     if mark.segment == number and size < mark.offset:
@@ -111,12 +115,12 @@ def open_active(
     active = Active(segment, file, cursor, MemoryIndex(), None, [], verify_until=size)
     if mark.segment == number:
         cursor.durable = active.verify_after = mark.lsn
-        _try_hint(fs, active, size, verify, distrusted)
+        _try_hint(fs, active, mark, size, verify, distrusted)
     return active
 
 
 def _try_hint(
-    fs: FileSystem, active: Active, size: int, verify: Verify, distrusted: list[str]
+    fs: FileSystem, active: Active, mark: Mark, size: int, verify: Verify, distrusted: list[str]
 ) -> None:
     """Start from the hint of the last clean close if it fits the log; otherwise distrust it."""
     name = hint_name(active.segment.number)
@@ -136,8 +140,11 @@ def _try_hint(
         row = index.commit_at(lsn)
         if row is None or lsn != index.last_lsn or not 0 < end - row.end <= _COMMIT_BYTES_MAX:
             raise CorruptError("the hint contradicts itself", file=name)
-        chain = _commit_digest(active, row, end)
-        if chain != fields["chain"]:
+        chain = fields["chain"]
+        # The mark vouches for the log up to itself; beyond it the log is asked.
+        if (end, lsn, chain) != (mark.offset, mark.lsn, mark.chain) and chain != _commit_digest(
+            active, row, end
+        ):
             raise CorruptError("the hint describes another log", file=name)
         active.jumps = jumps
     except (MldbError, DamagedFrame, KeyError, TypeError, ValueError) as error:

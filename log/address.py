@@ -23,9 +23,11 @@ class Lsn(int):
 
 
 class Entry(NamedTuple):
-    """One version of one key.
+    """One version of one key, as the index stores it.
 
-    As the index stores it. Offsets are bytes from the start of the segment.
+    ``frame`` and ``offset`` are bytes from the start of the segment: where its frame starts, and
+    where its stored bytes do. ``length`` counts the stored bytes. The remaining fields are those of
+    FORMAT.md section 4.
     """
 
     commit_lsn: int
@@ -43,7 +45,7 @@ class Entry(NamedTuple):
 make_entry: Callable[[tuple[int, int, int, int, int, bytes, int, int, int, bytes]], Entry] = (
     partial(tuple.__new__, Entry)
 )
-"""An Entry from its fields in order; half the cost of calling the class, once per version stored."""
+"""Make an Entry of its fields in order, at half the cost of a call: once per version stored."""
 
 
 class CommitRow(NamedTuple):
@@ -61,6 +63,11 @@ class CommitRow(NamedTuple):
     start: int
     end: int
 
+
+make_row: Callable[[tuple[int, int, int, int, int, int, int]], CommitRow] = partial(
+    tuple.__new__, CommitRow
+)
+"""Make a CommitRow of its fields in order, at half the cost of a call: once per commit."""
 
 EMPTY_COMMIT = CommitRow(0, 0, 0, 0, 0, 0, 0)
 """The state before the first commit."""

@@ -1,7 +1,4 @@
-"""Copy a store while writers run.
-
-Sealed segments linked, the active one cut at a commit and sealed.
-"""
+"""Copy a store while writers run: link its sealed segments, seal what the active one holds."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ _STEP_BYTES = 64 << 20
 
 
 def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None:
-    """Write the store, as of its newest commit, into the empty folder *target*, under a new store id.
+    """Write the store as of its newest commit into the empty folder *target*.
 
-    The manifest comes last: until then the folder is no store. Raises StorageFullError,
-    StorageIOError, CorruptError (a segment is missing).
+    The copy has a store id of its own. Its manifest comes last: until then the folder is no store.
+    Raises StorageFullError, StorageIOError, CorruptError (a segment is missing).
     """
     state = log.state
     for folder in FOLDERS:

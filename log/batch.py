@@ -1,4 +1,4 @@
-"""Lay out one batch in a segment and write it: one gathered write, or payloads first when they are large.
+"""Lay out one batch in a segment and write it: in one gathered write, large payloads first.
 
 A large payload is written while a second thread hashes it; its frame head, which holds the
 checksums, follows when both are done. The commit frame is always part of the last write, so a batch
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry, make_entry
+from mldb.log.address import CommitRow, Entry, make_entry, make_row
 from mldb.log.checksum import digest128
 from mldb.log.frame import Record, encode_body, encode_commit, encode_record, hash_record
 from mldb.log.fs import Buffer, File
@@ -35,9 +35,9 @@ class Placed:
 
 
 class Written(NamedTuple):
-    """A batch in the file: its commit row.
+    """A batch in the file, and what the index and the writer need to know of it.
 
-    What the index needs, where the next batch starts, the new chain.
+    ``end`` is the offset where the next batch starts, ``chain`` the digest that it continues from.
     """
 
     row: CommitRow
@@ -107,43 +107,25 @@ class Place(NamedTuple):
 
 def write_small(file: File, records: Sequence[Record], offset: int, where: Place) -> Written:
     """Write records and their commit with one gathered write."""
-    buffers: list[Buffer] = []
-    heads = [where.chain]
-    entries: list[tuple[bytes, Entry]] = []
-    start = offset
-    lsn = where.first_lsn
+    seed, segment, chain, durable, lsn, parent, epoch, clock = where
     commit_lsn = lsn + len(records)
-    segment = where.segment
+    start = offset
+    buffers: list[Buffer] = []
+    heads = [chain]
+    entries: list[tuple[bytes, Entry]] = []
     for record in records:
-        hash_record(record)
+        if record.checks is None:
+            hash_record(record)
         length = record.payload_length
         body = _bounded_body(record)
-        head = encode_record(record, body, lsn, commit_lsn, where.seed, offset)
+        head = encode_record(record, body, lsn, commit_lsn, seed, offset)
         heads.append(head[: fmt.FRAME_HEADER_SIZE])
         buffers.append(head)
         # Without a payload, what follows the body is padding of the frame.
         place = offset + (len(head) if length else fmt.FRAME_HEADER_SIZE + len(body))
-        entries += [
-            (
-                key,
-                make_entry(
-                    # fmt: skip
-                    (
-                        commit_lsn,
-                        segment,
-                        offset,
-                        place + begin,
-                        size,
-                        attr,
-                        flags,
-                        encoding,
-                        base,
-                        digest,
-                    )
-                ),
-            )
-            for key, flags, encoding, begin, size, digest, base, attr in record.drafts
-        ]
+        for key, flags, encoding, begin, size, digest, base, attr in record.drafts:
+            at = (commit_lsn, segment, offset, place + begin, size)
+            entries.append((key, make_entry((*at, attr, flags, encoding, base, digest))))
         offset += len(head) + length
         if length:
             buffers += record.payload
@@ -152,11 +134,10 @@ def write_small(file: File, records: Sequence[Record], offset: int, where: Place
                 buffers.append(bytes(padding))
                 offset += padding
         lsn += 1
-    parent = where.parent
-    time = max(where.clock, parent.time)
-    row = CommitRow(commit_lsn, parent.lsn, where.epoch, time, where.clock, start, offset)
+    time = max(clock, parent.time)
+    row = make_row((commit_lsn, parent.lsn, epoch, time, clock, start, offset))
     chain = digest128(b"".join(heads))
-    commit = encode_commit(row, len(records), chain, where.durable, where.seed)
+    commit = encode_commit(row, len(records), chain, durable, seed)
     buffers.append(commit)
     file.pwritev(buffers, start)
     return Written(row, entries, offset + len(commit), chain)

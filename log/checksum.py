@@ -17,10 +17,11 @@ digest128 = xxh3_128_digest
 
 
 def checks_and_digest(buffers: Sequence[Buffer], block_log2: int) -> tuple[bytes, bytes]:
-    """Return the block checksums (8 bytes each, canonical big-endian xxh3-64) and the xxh3-128 of a payload.
+    """Return the block checksums and the digest of a payload, the concatenation of *buffers*.
 
-    The payload is the concatenation of *buffers*; no copy is made. Each block is hashed twice while
-    it is in the cache, so memory is read once.
+    A checksum is the canonical (big-endian) xxh3-64 of a block, 8 bytes; the digest is the xxh3-128
+    of everything. No copy is made. Each block is hashed twice while it is in the cache, so memory
+    is read once.
     """
     if len(buffers) == 1 and len(buffers[0]) <= 1 << block_log2:
         data = buffers[0]

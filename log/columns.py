@@ -1,4 +1,4 @@
-"""The mapped index: sorted columns in the footer of a sealed segment, or in a hint. FORMAT.md section 6.
+"""The mapped index: sorted columns in a footer, a side index or a hint. FORMAT.md section 6.
 
 Building turns lists into NumPy columns once; reading maps them and searches in place, so opening a
 segment costs the same for ten records and ten million. Every page (16 KiB block) is verified when
@@ -8,10 +8,11 @@ it is first touched.
 from __future__ import annotations
 
 import itertools
+import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
@@ -57,10 +58,7 @@ META_PREFIX: Final = "meta:"
 COLUMN_TYPES: Final = {**ROW_COLUMNS, **KEY_COLUMNS, **ATTR_COLUMNS, **COMMIT_COLUMNS}
 
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
-"""Given a key and an attr.
-
-The metadata that deserves columns of its own; None for other key spaces.
-"""
+"""Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +75,9 @@ def build_index(
     commits: Sequence[CommitRow],
     metadata_of: MetadataOf | None = None,
 ) -> IndexImage:
-    """Build the columns for these keys (each with its versions.
+    """Build the columns for these keys, each with its versions (oldest first), and these commits.
 
-    Oldest first) and commits (ascending).
+    *commits* ascend by LSN. *metadata_of* names the metadata that gets columns; None for none.
     """
     keys = sorted(entries)
     rows = [entry for key in keys for entry in entries[key]]
@@ -141,10 +139,7 @@ def _metadata_columns(
     attr_ids: dict[bytes, int],
     metadata_of: MetadataOf,
 ) -> dict[str, Column]:
-    """Dictionary-code the metadata fields that most attrs have.
-
-    Code 0 is absent, code n the n-th value.
-    """
+    """Dictionary-code the metadata fields that most attrs have: 0 is absent, n the n-th value."""
     codes: dict[str, dict[int, int]] = {}
     values: dict[str, dict[bytes, int]] = {}
     seen: set[int] = set()
@@ -196,6 +191,20 @@ def _image(columns: Mapping[str, Column]) -> IndexImage:
 
 # --- reading --------------------------------------------------------------------------------------
 
+_DTYPES: Final = {name: np.dtype(code) for name, code in COLUMN_TYPES.items()}
+_U1: Final = np.dtype("u1")
+_U4: Final = np.dtype("<u4")
+_OFFSETS: Final = struct.Struct("<QQ")
+
+
+class Place(NamedTuple):
+    """Where a column lies in the payload: its first byte, its rows, their size and type."""
+
+    start: int
+    rows: int
+    size: int
+    dtype: np.dtype[Any]
+
 
 class ColumnReader:
     """Bounds-checked, verify-on-touch access to the columns of one index payload.
@@ -203,7 +212,7 @@ class ColumnReader:
     Any thread. ``touch(low, high)`` is told the payload range about to be read.
     """
 
-    __slots__ = ("_columns", "_directory", "_payload", "file", "touch")
+    __slots__ = ("_directory", "_payload", "_places", "file", "touch")
 
     def __init__(
         self,
@@ -216,25 +225,30 @@ class ColumnReader:
         self.touch = touch
         self._payload = payload
         self._directory = directory
-        self._columns: dict[str, tuple[Column, int]] = {}  # opened when first read, with its place
+        self._places: dict[str, Place] = {}  # of the columns read so far
         missing = COLUMN_TYPES.keys() - directory.keys()
         if missing:
             raise CorruptError(f"the index lacks the columns {sorted(missing)}", file=file)
 
-    def _column(self, name: str) -> tuple[Column, int]:
-        found = self._columns.get(name)
+    def _place(self, name: str) -> Place:
+        found = self._places.get(name)
         if found is None:
-            found = self._columns[name] = self._open(name)
+            found = self._places[name] = self._checked_place(name)
         return found
 
-    def _open(self, name: str) -> tuple[Column, int]:
-        match place := self._directory.get(name):
-            case [int(start), int(count), str(code)] if start >= 0 and count >= 0:
-                expected = COLUMN_TYPES.get(name) or ("<u4" if name.endswith(":code") else "u1")
-                dtype = np.dtype(expected)
-                end = start + count * dtype.itemsize
-                if code == dtype.str and end <= len(self._payload):
-                    return np.frombuffer(self._payload[start:end], dtype, count), start
+    def _checked_place(self, name: str) -> Place:
+        place = self._directory.get(name)
+        dtype = _DTYPES.get(name) or (_U4 if name.endswith(":code") else _U1)
+        if type(place) is list and len(place) == 3:
+            start, count, code = place
+            if (
+                type(start) is int
+                and type(count) is int
+                and code == dtype.str
+                and min(start, count) >= 0
+                and start + count * dtype.itemsize <= len(self._payload)
+            ):
+                return Place(start, count, dtype.itemsize, dtype)
         raise CorruptError(
             f"the index column {name!r:.80} has an impossible place {place!r:.80}", file=self.file
         )
@@ -245,38 +259,40 @@ class ColumnReader:
 
     def count(self, name: str) -> int:
         """How many values a column has."""
-        return len(self._column(name)[0])
+        return self._place(name).rows
 
-    def span(self, name: str, low: int, high: int) -> Column:
-        """Return the verified values low..high of a column.
-
-        Raises CorruptError when out of range.
-        """
-        column, start = self._column(name)
-        if not 0 <= low <= high <= len(column):
+    def _touched(self, name: str, low: int, high: int) -> memoryview:
+        """Return the verified bytes of rows low..high. Raises CorruptError out of range."""
+        start, count, size, _ = self._place(name)
+        if not 0 <= low <= high <= count:
             raise CorruptError(
-                f"the index column {name!r} is asked for rows {low}..{high} of {len(column)}",
+                f"the index column {name!r} is asked for rows {low}..{high} of {count}",
                 file=self.file,
             )
-        size = column.itemsize
-        self.touch(start + low * size, start + high * size)
-        return column[low:high]
+        begin, end = start + low * size, start + high * size
+        self.touch(begin, end)
+        return self._payload[begin:end]
+
+    def span(self, name: str, low: int, high: int) -> Column:
+        """Return the verified values low..high of a column. Raises CorruptError out of range."""
+        return np.frombuffer(self._touched(name, low, high), self._place(name).dtype)
 
     def value(self, name: str, row: int) -> int:
-        """Return one verified integer."""
-        return int(self.span(name, row, row + 1)[0])
+        """Return one verified integer; without NumPy, which costs more than the value."""
+        data = self._touched(name, row, row + 1)
+        return int.from_bytes(data, "little", signed=self._place(name).dtype.kind == "i")
 
     def heap(self, name: str, item: int) -> bytes:
         """Return item number *item* of a heap column (``key`` or ``attr``)."""
-        low, high = self.span(f"{name}_offset", item, item + 2).tolist()
-        return self.span(f"{name}_heap", low, high).tobytes()
+        low, high = _OFFSETS.unpack(self._touched(f"{name}_offset", item, item + 2))
+        return bytes(self._touched(f"{name}_heap", low, high))
 
     def search_right(self, name: str, value: int, low: int, high: int) -> int:
-        """bisect_right over rows low..high of an ascending column.
+        """Return the first of the rows low..high of an ascending column that is above *value*.
 
-        Touching only the pages on the way.
+        As ``bisect.bisect_right``, but only the pages on the way are touched.
         """
-        step = (1 << fmt.INDEX_BLOCK_LOG2) // self._column(name)[0].itemsize
+        step = (1 << fmt.INDEX_BLOCK_LOG2) // self._place(name).size
         while high - low > step:
             middle = (low + high) // 2
             if self.value(name, middle) <= value:

@@ -21,14 +21,16 @@ def are_sound(columns: tuple[tuple[Any, ...], ...], payload_length: int) -> bool
     if any(set(map(type, columns[index])) != {int} for index in _INT_COLUMNS):
         return False
     return (
-        0 < min(map(len, keys))
+        min(map(len, keys)) > 0
         and max(map(len, keys)) <= fmt.KEY_BYTES_MAX
         and max(map(len, attrs)) <= fmt.ATTR_BYTES_MAX
         and set(map(len, digests)) <= {0, fmt.DIGEST_SIZE}
         and not any(flag & ~fmt.ENTRY_FLAGS_KNOWN for flag in set(flags))
-        and 0 <= min(encodings)
+        and min(encodings) >= 0
         and max(encodings) <= 255
-        and 0 <= min(min(offsets), min(lengths), min(bases))
+        and min(offsets) >= 0
+        and min(lengths) >= 0
+        and min(bases) >= 0
         and max(bases) <= fmt.LSN_MAX
         and max(map(add, offsets, lengths)) <= payload_length
     )

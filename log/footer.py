@@ -19,9 +19,10 @@ from mldb.log.pause import collection_paused
 def index_frame(
     active: Active, last_lsn: int, durable: int, offset: int, metadata_of: MetadataOf | None
 ) -> list[Buffer]:
-    """Return the buffers of an index frame at file offset *offset*.
+    """Return the buffers of an index frame for file offset *offset*, over commits <= *last_lsn*.
 
-    Over the commits up to *last_lsn*.
+    *durable* is the last commit known to be durable. The caller holds the commit lock or the mutex
+    of the state, so that nobody appends to the index meanwhile.
     """
     entries: dict[bytes, list[Entry]] = {}
     commits: list[CommitRow] = []

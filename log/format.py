@@ -15,9 +15,7 @@ FORMAT_VERSION: Final = 1
 WRITER: Final = b"mldb 0.1.0"
 
 # --- file header: the first 128 bytes of every file -----------------------------------------------
-FILE_MAGIC: Final = (
-    b"\x89MLDB\r\n\x1a"  # the 0x89, CR LF and 0x1a expose text-mode transfers, as in PNG
-)
+FILE_MAGIC: Final = b"\x89MLDB\r\n\x1a"  # 0x89, CR LF and 0x1a expose text-mode transfers
 FILE_HEADER: Final = struct.Struct("<8sHHI16sQQq16s48xQ")
 FILE_HEADER_SIZE: Final = 128
 assert FILE_HEADER.size == FILE_HEADER_SIZE
@@ -72,9 +70,7 @@ ENCODING_RAW: Final = 0
 FRAME_ALIGN: Final = 8
 PAYLOAD_ALIGN_LOG2: Final = 6
 PAGE_ALIGN_LOG2: Final = 12
-PAGE_ALIGN_FROM: Final = (
-    1 << 20
-)  # from here page alignment costs at most 0.4 % and serves GPU imports
+PAGE_ALIGN_FROM: Final = 1 << 20  # from here it costs at most 0.4 % and serves GPU imports
 BLOCK_LOG2: Final = 20
 INDEX_BLOCK_LOG2: Final = 14
 BLOCK_LOG2_MIN: Final = 12

@@ -58,7 +58,10 @@ class File(Protocol):
 
 
 class KernelLock(Protocol):
-    """An advisory lock owned by the kernel: a dead process holds none. Not reentrant, not thread-safe."""
+    """An advisory lock owned by the kernel: a dead process holds none.
+
+    Not reentrant, not thread-safe.
+    """
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free; never wait."""
@@ -82,7 +85,7 @@ class FileSystem(Protocol):
     root: str
 
     def open(self, name: str, mode: OpenMode) -> File:
-        """Open an existing file ("r", "rw") or make a new one ("create", refused when it exists)."""
+        """Open an existing file ("r", "rw"), or make a new one ("create", refused if it exists)."""
 
     def exists(self, name: str) -> bool:
         """Tell whether a file or folder of this name exists."""
@@ -100,7 +103,7 @@ class FileSystem(Protocol):
         """
 
     def link_from(self, other: FileSystem, source: str, target: str) -> bool:
-        """Hard-link file *source* of another store to *target*; False when the two cannot share files."""
+        """Hard-link *source* of another store to *target*; False when they cannot share files."""
 
     def rename(self, source: str, target: str) -> None:
         """Rename *source* to *target* atomically, replacing it."""
@@ -122,7 +125,10 @@ class FileSystem(Protocol):
 
 
 def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
-    """Turn an OSError of *call* on *name* into the typed error a user gets (raise it ``from error``)."""
+    """Turn an OSError of *call* on *name* into the typed error that a user gets.
+
+    The caller raises it ``from error``.
+    """
     code = error.errno
     label = _errno.errorcode.get(code or 0, str(code))
     where = f"{root}/{name}" if name else root
@@ -135,13 +141,14 @@ def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
         )
     if code == _errno.EROFS:
         return ReadOnlyError(
-            f"{call} failed with {label} on {where}: the file system is read-only. Open the store with mode='r'."
+            f"{call} failed with {label} on {where}: the file system is read-only. Open the store "
+            "with mode='r'."
         )
     if code in (_errno.EMFILE, _errno.ENFILE):
         return StorageIOError(
-            f"{call} failed with {label} on {where}: too many open files. Every mapped segment holds "
-            "one, also through arrays that are still held. Nothing is lost: drop arrays, open the "
-            "store with a lower max_mapped, or raise the limit (ulimit -n).",
+            f"{call} failed with {label} on {where}: too many open files. Every mapped segment "
+            "holds one, also through arrays that are still held. Nothing is lost: drop arrays, "
+            "open the store with a lower max_mapped, or raise the limit (ulimit -n).",
             errno=code,
         )
     return StorageIOError(f"{call} failed with {label} on {where}: {error.strerror}.", errno=code)

@@ -1,7 +1,4 @@
-"""Small hints: one plain value in a checksummed file under ``hints/``.
-
-Losing one costs a measurement.
-"""
+"""Small hints: one plain value in a checksummed file under ``hints/``, where it may be lost."""
 
 from __future__ import annotations
 
@@ -58,14 +55,12 @@ def save_hint(fs: FileSystem, name: str, value: object) -> None:
 
 
 def load_hint(fs: FileSystem, name: str) -> object:
-    """Return the saved value, None when it is absent or damaged."""
+    """Return the saved value, None when it is absent, damaged or unreadable."""
     path = f"{HINTS}/{name}"
-    if not fs.exists(path):
-        return None
     try:
         file = fs.open(path, "r")
         try:
-            data = file.pread(_BYTES_MAX, 0)
+            data = file.pread(min(file.size(), _BYTES_MAX), 0)
         finally:
             file.close()
         if decode_file_header(data, path).kind != fmt.FILE_HINT:

@@ -1,4 +1,4 @@
-"""The index of the active segment: in memory, sorted, append-only. And what every index part answers.
+"""The index of the active segment, in memory and append-only; and what every index part answers.
 
 The index maps a key (one byte of key space, then the name) to the entries of its versions. It knows
 neither events nor files. The mapped index of a sealed segment (``mldb.log.columns``) answers the
@@ -23,9 +23,9 @@ CommitField = Literal["epoch", "time"]
 
 
 class IndexPart(Protocol):
-    """What one segment knows.
+    """What one segment, or a part of the active one, knows.
 
-    Thread-safe for readers; entries above a snapshot's intervals are ignored.
+    Thread-safe for readers; versions outside a snapshot's intervals are ignored.
     """
 
     @property

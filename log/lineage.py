@@ -1,8 +1,7 @@
 """Lineages: which commits lead to a commit, as a short list of LSN intervals. Pure functions.
 
 Every commit names its parent. Normally that is the commit before it in the log; a rewind names an
-older
-one. Such a *jump* ``(lsn, target)`` is rare, so the jumps alone describe every lineage::
+older one. Such a *jump* ``(lsn, target)`` is rare, so the jumps alone describe every lineage::
 
     commits   1 2 3 4 5        jump (6, 2): commit 6 continues from 2
                     6 7 8      the lineage of 8 is [1..2] [6..8]; that of 5 is [1..5]

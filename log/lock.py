@@ -1,7 +1,7 @@
 """The commit lock: one writer at a time over all threads and processes.
 
-A process's mutex, then a kernel lock on a file, which a dead process never holds. flock alone is not
-fair: a tight loop of commits starved a waiter for seconds. So who has to wait does so holding a
+A process's mutex, then a kernel lock on a file, which a dead process never holds. flock alone is
+not fair: a tight loop of commits starved a waiter for seconds. So who has to wait does so holding a
 second lock, the *gate*, and every writer passes the gate once in a few commits: a waiter waits for
 a handful of commits at most.
 """
@@ -22,29 +22,36 @@ _GATE_EVERY = 8
 
 
 class CommitLock:
-    """A reusable context manager. Any thread; not reentrant."""
+    """The lock as a reusable context manager. Any thread; not reentrant.
 
-    __slots__ = ("_commit", "_gate", "_mutex", "_root", "_turn", "timeout")
+    Entering raises LockedError after ``timeout`` seconds. The files are opened when first needed;
+    ``_mutex`` guards them and ``_turn``.
+    """
+
+    __slots__ = ("_commit", "_fs", "_gate", "_mutex", "_turn", "timeout")
 
     def __init__(self, fs: FileSystem, timeout: float) -> None:
         self.timeout = timeout
-        self._root = fs.root
+        self._fs = fs
         self._mutex = threading.Lock()
-        self._gate = fs.lock(GATE)
-        self._commit = fs.lock(LOCK)
-        self._turn = 0  # guarded by _mutex
+        self._gate: KernelLock | None = None
+        self._commit: KernelLock | None = None
+        self._turn = 0
 
     def __enter__(self) -> None:
         if not self._mutex.acquire(timeout=self.timeout):
             raise LockedError(
-                f"another thread of this process held the commit lock of {self._root} for "
+                f"another thread of this process held the commit lock of {self._fs.root} for "
                 f"{self.timeout} s. Nothing was stored; try again or raise lock_timeout."
             )
         try:
             self._turn += 1
-            if self._turn % _GATE_EVERY == 0 or not self._commit.try_acquire():
-                self._pass_gate()
+            commit = self._commit or self._open()
+            if self._turn % _GATE_EVERY == 0 or not commit.try_acquire():
+                self._pass_gate(commit)
         except BaseException:
+            if self._commit is not None:
+                self._commit.release()  # Ctrl-C may come right behind the call that took it
             self._mutex.release()
             raise
 
@@ -55,19 +62,27 @@ class CommitLock:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._commit.release()
+            if self._commit is not None:
+                self._commit.release()
         finally:
             self._mutex.release()
 
-    def _pass_gate(self) -> None:
+    def _open(self) -> KernelLock:
+        self._commit = self._fs.lock(LOCK)
+        return self._commit
+
+    def _pass_gate(self, commit: KernelLock) -> None:
         """Queue at the gate, and take the commit lock while standing in it."""
-        if not self._gate.try_acquire():
-            self._wait(self._gate)
+        gate = self._gate
+        if gate is None:
+            gate = self._gate = self._fs.lock(GATE)
+        if not gate.try_acquire():
+            self._wait(gate)
         try:
-            if not self._commit.try_acquire():
-                self._wait(self._commit)
+            if not commit.try_acquire():
+                self._wait(commit)
         finally:
-            self._gate.release()
+            gate.release()
 
     def _wait(self, lock: KernelLock) -> None:
         deadline = time.monotonic() + self.timeout
@@ -75,15 +90,23 @@ class CommitLock:
         while not lock.try_acquire():
             if time.monotonic() > deadline:
                 raise LockedError(
-                    f"{lock.holder()} has held the commit lock of {self._root} for more than "
+                    f"{lock.holder()} has held the commit lock of {self._fs.root} for more than "
                     f"{self.timeout} s. Nothing was stored; try again, raise lock_timeout, or end "
                     "that process (the lock ends with it)."
                 )
             time.sleep(pause)
             pause = min(pause * 2, _POLL_SECONDS_MAX)
 
+    def make_file(self) -> None:
+        """Make the lock file where a copy of the store lost it."""
+        with self._mutex:
+            if self._commit is None:
+                self._open()
+
     def close(self) -> None:
         """Close both lock files. Waits for a commit in progress."""
         with self._mutex:
-            self._gate.close()
-            self._commit.close()
+            for lock in (self._gate, self._commit):
+                if lock is not None:
+                    lock.close()
+            self._gate = self._commit = None

@@ -17,6 +17,7 @@ from mldb.errors import (
     FormatVersionError,
     LockedError,
     ReadOnlyError,
+    StorageFullError,
 )
 from mldb.log import format as fmt
 from mldb.log.active import HINTS, chain_start
@@ -25,12 +26,19 @@ from mldb.log.columns import MetadataOf
 from mldb.log.frame import Frame, Record, encode_file_header
 from mldb.log.fs import FileSystem
 from mldb.log.lock import CommitLock
-from mldb.log.manifest import PENDING, Manifest, Mark, install_manifest, manifest_numbers
+from mldb.log.manifest import (
+    PENDING,
+    Manifest,
+    Mark,
+    install_manifest,
+    manifest_numbers,
+    newest_announced,
+)
 from mldb.log.pending import PendingSegment, sweep_pending
 from mldb.log.readers import READERS, Registration, live_readers
 from mldb.log.recovery import LOST, Recovery, refuse_corruption, refuse_lost_manifest
 from mldb.log.segment import SEGMENTS, Segment, Verify, segment_name
-from mldb.log.state import LogState, load_newest
+from mldb.log.state import LogState, load_newest, open_announced
 from mldb.log.view import View
 from mldb.log.writer import Decide, Writer, WriterOptions
 
@@ -40,7 +48,10 @@ _OWN_NAMES = frozenset({*FOLDERS, "LOCK", "GATE"})
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """How to open a log. ``known`` are the event kinds that the caller understands."""
+    """How to open a log. ``known`` are the event kinds that the caller understands.
+
+    ``lock_timeout`` is in seconds, ``max_mapped`` the number of segments mapped at once.
+    """
 
     mode: Literal["r", "rw"] = "rw"
     verify: Verify = "first"
@@ -66,18 +77,23 @@ class Log:
         self.fs = fs
         self.options = options
         self.closed = False
+        self._swept = False  # a race costs one more listing
         self._lock: CommitLock | None = None
         self._writer: Writer | None = None
         writable = options.mode == "rw"
-        numbers = manifest_numbers(fs)
-        if not numbers:
-            self._create(writable)
-        elif writable:
-            _restore_folders(fs)
-        if writable:
-            self._lock = CommitLock(fs, options.lock_timeout)
         distrusted: list[str] = []
-        manifest = load_newest(fs, distrusted, numbers)
+        announced = open_announced(fs, writable=writable)
+        manifest = None if announced is None else newest_announced(fs, announced.size())
+        if manifest is None:
+            numbers = manifest_numbers(fs)
+            if not numbers:
+                self._create(writable)
+            manifest = load_newest(fs, distrusted, numbers)
+        if writable:
+            _restore_folders(fs)
+            self._lock = CommitLock(fs, options.lock_timeout)
+            if announced is None:
+                self._lock.make_file()
         self._state = LogState(
             fs,
             manifest,
@@ -85,6 +101,7 @@ class Log:
             writable=writable,
             known=options.known,
             max_mapped=options.max_mapped,
+            announced=announced,
         )
         self._state.distrusted[:0] = distrusted
         self.registration = Registration(fs, manifest.store_id)
@@ -150,10 +167,7 @@ class Log:
         install_manifest(fs, Manifest(1, store_id, created, (), 1, store_id, mark, 0, ()))
 
     def _settle(self) -> None:
-        """Decide what the bytes behind the last batch are.
-
-        Repair them when this handle may write.
-        """
+        """Decide what the bytes behind the last batch are; repair them if this handle may write."""
         state = self._state
         refuse_lost_manifest(state)
         active = state.active
@@ -171,15 +185,18 @@ class Log:
             refuse_corruption(state)
         if state.distrusted and self._writer.recovery.clean:
             self._writer.recovery = Recovery(distrusted=tuple(state.distrusted))
-        if self.fs.list(PENDING):
-            self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what dead processes left in ``pending/``.
+        """Remove what dead processes left in ``pending/``, once per handle.
 
-        Skipped while another process commits.
+        Done before the first spill and at the close of a handle that wrote, not at every opening: a
+        listing costs more than the rest of it. Skipped while another process holds the lock.
         """
-        assert self._lock is not None
+        if self._swept or self._lock is None:
+            return
+        self._swept = True
+        if not self.fs.list(PENDING):
+            return
         try:
             with self._lock:
                 live = frozenset(reader.name for reader in live_readers(self.fs))
@@ -215,7 +232,10 @@ class Log:
     def payload(
         self, view: View, entry: Entry, low: int, high: int, key: str | None = None
     ) -> memoryview:
-        """Return verified stored bytes low..high of a version, as a view of its mapped segment."""
+        """Return the stored bytes low..high of a version, as a view of its mapped segment.
+
+        They are verified as ``options.verify`` says; *key* is named in errors. Raises CorruptError.
+        """
         return view.segments[entry.segment].payload(entry, low, high, self.options.verify, key)
 
     def private(self, view: View, entry: Entry, key: str | None = None) -> memoryview:
@@ -235,10 +255,7 @@ class Log:
     def batches(
         self, view: View, low: int, high: int
     ) -> Iterator[tuple[CommitRow, list[tuple[Frame, bytes]]]]:
-        """Yield every commit with low <= LSN <= high with its frames.
-
-        In log order, all lineages.
-        """
+        """Yield every commit with low <= LSN <= high and its frames, in log order, all lineages."""
         for number, row in view.commits(low, high):
             yield row, self.batch_frames(view.segments[number], row)
 
@@ -267,6 +284,7 @@ class Log:
         """Start a pending segment for a large batch."""
         if self._writer is None:
             raise self._read_only()
+        self._sweep()
         return PendingSegment(self.fs, self.registration.ensure())
 
     def stats(self) -> dict[str, Any]:
@@ -311,7 +329,9 @@ class Log:
         try:
             if self._writer is not None:
                 self._writer.close()
-        except (LockedError, ClosedError):
+                if self._writer.commits:
+                    self._sweep()
+        except (LockedError, ClosedError, StorageFullError):
             pass  # the next opening scans instead of starting from the mark
         finally:
             self.registration.close()

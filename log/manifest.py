@@ -1,8 +1,8 @@
-"""The manifest: which segments make up the store. Immutable, numbered, put-if-absent. FORMAT.md section 7.
+"""The manifest: which segments make up the store. FORMAT.md section 7.
 
-``MANIFEST-N`` is written to a temporary name, synced and linked into place; the link fails when
-another process was first. The highest valid N wins, and the one before it is kept. The same scheme
-later serves object stores, which offer put-if-absent and nothing more.
+A manifest is immutable. ``MANIFEST-N`` is written to a temporary name, synced and linked into
+place; the link fails when another process was first. The highest valid N wins, and the one before
+it is kept. The same scheme later serves object stores, which offer put-if-absent and nothing more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any, Final, TypeVar
 
-from mldb.errors import CorruptError, FormatVersionError, StorageError
+from mldb.errors import CorruptError, FormatVersionError, StorageError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.frame import (
     DamagedFrame,
@@ -69,10 +70,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One state of the store's outline.
-
-    ``active`` is the number of the segment that is appended to.
-    """
+    """One state of the store's outline; ``active`` is the number of the segment appended to."""
 
     number: int
     store_id: bytes
@@ -146,17 +144,24 @@ _TYPES: Final = {"int": int, "bytes": bytes, "str": str}
 def _build(kind: type[_T], values: Mapping[str, Any]) -> _T:
     """Make a dataclass of decoded fields; raises ValueError or TypeError for impossible ones."""
     built = kind(**values)
-    for field in fields(kind):  # type: ignore[arg-type]
-        value = getattr(built, field.name)
-        wanted = _TYPES.get(str(field.type))
-        if wanted is not None and type(value) is not wanted:
-            raise ValueError(f"the field {field.name} is a {type(value).__name__}")
-        low = fmt.TIME_MIN if field.name == "created" else 0
+    for name, wanted in _plain_fields(kind):
+        value = getattr(built, name)
+        other = type(value) is not wanted
+        if other:
+            raise ValueError(f"the field {name} is a {type(value).__name__}")
+        low = fmt.TIME_MIN if name == "created" else 0
         if wanted is int and not low <= value <= fmt.LSN_MAX:
-            raise ValueError(f"the field {field.name} is {value}")
+            raise ValueError(f"the field {name} is {value}")
         if wanted is bytes and len(value) != fmt.DIGEST_SIZE:
-            raise ValueError(f"the field {field.name} has {len(value)} bytes")
+            raise ValueError(f"the field {name} has {len(value)} bytes")
     return built
+
+
+@cache
+def _plain_fields(kind: type[Any]) -> tuple[tuple[str, type], ...]:
+    """The fields of a dataclass that hold an int, bytes or a str, with that type."""
+    named = ((field.name, _TYPES.get(str(field.type))) for field in fields(kind))
+    return tuple((name, wanted) for name, wanted in named if wanted is not None)
 
 
 def _from_fields(stored: object, header: fmt.FileHeader) -> Manifest:
@@ -186,9 +191,9 @@ def _from_fields(stored: object, header: fmt.FileHeader) -> Manifest:
 
 
 def install_manifest(fs: FileSystem, manifest: Manifest) -> bool:
-    """Publish a manifest durably.
+    """Publish a manifest durably; return False when its number is taken.
 
-    False when its number is taken. The caller holds the commit lock.
+    The caller holds the commit lock. Raises StorageFullError, StorageIOError.
     """
     name = manifest_name(manifest.number)
     temporary = f"{PENDING}/{name}-{os.urandom(16).hex()}"
@@ -214,6 +219,20 @@ def _tidy(fs: FileSystem, name: str) -> None:
     """Remove a file; one that stays is no reason to call what was published a failure."""
     with contextlib.suppress(StorageError):
         fs.unlink(name)
+
+
+def newest_announced(fs: FileSystem, number: int) -> Manifest | None:
+    """Return manifest *number*, which was announced, when it is the newest for certain.
+
+    None when it is not there, damaged, or no longer the newest: then a listing tells more. A
+    listing costs more than all else that opening a store asks of the system.
+    """
+    if not number or not fs.exists(manifest_name(number)) or fs.exists(manifest_name(number + 1)):
+        return None
+    try:
+        return load_manifest(fs, number)
+    except (CorruptError, StorageIOError):
+        return None
 
 
 def manifest_numbers(fs: FileSystem) -> list[int]:

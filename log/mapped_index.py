@@ -1,7 +1,4 @@
-"""The index of a sealed segment.
-
-Answered from its mapped columns; an IndexPart like MemoryIndex.
-"""
+"""The index of a sealed segment, in its mapped columns: an IndexPart as MemoryIndex is one."""
 
 from __future__ import annotations
 
@@ -26,13 +23,15 @@ Rows = tuple[tuple[int, ...], int]
 
 
 class MappedIndex:
-    """Any thread. What it returns is copied out of the mapping and lives for ever.
+    """An index that reads its columns in place. Any thread.
 
-    ``_cache`` maps keys to their rows, ``_entries`` rows to entries; both are bounded by being
-    emptied when full, and only ever replaced by equal values, so they need no lock.
+    What it returns is copied out of the mapping and lives for ever. ``_cache`` maps keys to their
+    rows, ``_entries`` rows to entries, both bounded by being emptied when full; ``_last`` is the
+    last commit once it was asked for. All are only ever replaced by equal values, so they need no
+    lock.
     """
 
-    __slots__ = ("_cache", "_entries", "_reader", "_segment", "first_lsn", "last_lsn")
+    __slots__ = ("_cache", "_entries", "_last", "_reader", "_segment", "first_lsn", "last_lsn")
 
     def __init__(self, reader: ColumnReader, segment: int) -> None:
         self._reader = reader
@@ -42,6 +41,7 @@ class MappedIndex:
         count = reader.count("commit_lsn")
         self.first_lsn = reader.value("commit_lsn", 0) if count else 0
         self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
+        self._last: CommitRow | None = None
 
     def _rows(self, key: bytes) -> Rows | None:
         """Find the versions of a key by its hash."""
@@ -135,6 +135,10 @@ class MappedIndex:
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit with this LSN."""
+        if lsn == self.last_lsn and lsn:
+            if self._last is None:
+                self._last = self._commit(self._reader.count("commit_lsn") - 1)
+            return self._last
         row = self._commit_row(lsn) - 1
         if row < 0 or self._reader.value("commit_lsn", row) != lsn:
             return None

@@ -22,7 +22,9 @@ if sys.platform == "win32":
         "Use it under WSL 2. Nothing was changed."
     )
 import fcntl
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
+_TAKE = LOCK_EX | LOCK_NB
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
 # A descriptor that no process can have: every call on it fails with EBADF. (-1 would not do, since
@@ -67,13 +69,12 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 class OsFile:
     """One open descriptor. Thread-safe; closed by :meth:`close` or when collected."""
 
-    __slots__ = ("__weakref__", "_fd", "_finalizer", "_root", "name")
+    __slots__ = ("__weakref__", "_fd", "_root", "name")
 
     def __init__(self, root: str, name: str, fd: int) -> None:
         self.name = name
         self._root = root
         self._fd = fd
-        self._finalizer = weakref.finalize(self, os.close, fd)
 
     def size(self) -> int:
         """Return the length; lseek costs a quarter of fstat here, and no position is in use."""
@@ -175,26 +176,31 @@ class OsFile:
     def close(self) -> None:
         """Close the descriptor now; a later call fails with EBADF."""
         # The number may soon belong to another file, which a late write must not reach.
-        self._fd = _CLOSED
-        self._finalizer()
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
+
+    def __del__(self, close: Callable[[int], None] = os.close, closed: int = _CLOSED) -> None:
+        """Close what nobody closed; weakref.finalize costs as much as the opening."""
+        if self._fd != closed:
+            close(self._fd)
 
 
 class OsLock:
     """flock on its own file: the kernel frees it with the process, forked children close it."""
 
-    __slots__ = ("__weakref__", "_fd", "_finalizer", "_root", "name")
+    __slots__ = ("__weakref__", "_fd", "_root", "name")
 
     def __init__(self, root: str, name: str, fd: int) -> None:
         self.name = name
         self._root = root
         self._fd = fd
-        self._finalizer = weakref.finalize(self, os.close, fd)
         _locks.add(self)
 
     def try_acquire(self) -> bool:
         """Take the lock without waiting."""
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(self._fd, _TAKE)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -204,7 +210,7 @@ class OsLock:
     def release(self) -> None:
         """Give the lock back; harmless on a closed one."""
         if self._fd != _CLOSED:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            flock(self._fd, LOCK_UN)
 
     def holder(self) -> str:
         """Find the holder's pid in /proc/locks by inode; Linux only and informative only."""
@@ -224,8 +230,14 @@ class OsLock:
 
     def close(self) -> None:
         """Close the descriptor, which releases the lock."""
-        self._fd = _CLOSED
-        self._finalizer()
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
+
+    def __del__(self, close: Callable[[int], None] = os.close, closed: int = _CLOSED) -> None:
+        """Close what nobody closed, which releases the lock."""
+        if self._fd != closed:
+            close(self._fd)
 
 
 class OsFileSystem:
@@ -245,9 +257,8 @@ class OsFileSystem:
         try:
             resolved = os.path.abspath(path)
             if not os.path.isdir(resolved):
-                resolved = os.path.realpath(
-                    path
-                )  # where a broken link points belongs in the message
+                # Where a broken link points belongs in the message.
+                resolved = os.path.realpath(path)
                 if create:
                     os.makedirs(resolved, exist_ok=True)
                 os.listdir(resolved)
@@ -261,7 +272,7 @@ class OsFileSystem:
         return resolved
 
     def _path(self, name: str) -> str:
-        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        if name[:1] == "/" or "\0" in name or (".." in name and ".." in name.split("/")):
             raise InvalidNameError(f"file name {name!r} would leave the store {self.root}")
         parent = name.rpartition("/")[0]
         if parent not in self._real_folders:

@@ -1,7 +1,7 @@
 """Pause the cycle collector while many small, acyclic objects are made at once.
 
-Building an index of 100,000 entries makes as many tuples and lists, and the collector would walk all
-of them again and again: more than half of a recovery's time. Reference counting goes on.
+Building an index of 100,000 entries makes as many tuples and lists, and the collector would walk
+all of them again and again: more than half of a recovery's time. Reference counting goes on.
 """
 
 from __future__ import annotations

@@ -22,10 +22,7 @@ _numbers = itertools.count(1)
 
 
 class PendingSegment:
-    """One batch on its way into a segment of its own.
-
-    Used by one thread; discarded or published once.
-    """
+    """One batch on its way into a segment of its own. One thread; discarded or published once."""
 
     def __init__(self, fs: FileSystem, owner: str) -> None:
         self._fs = fs
@@ -35,9 +32,9 @@ class PendingSegment:
         self.tail = fmt.FILE_HEADER_SIZE
 
     def reserve(self, record: Record) -> Placed:
-        """Give a record its place.
+        """Give a record its place; its payload may then be written at ``placed.payload``.
 
-        Its payload may then be written at ``placed.payload`` in any order.
+        The payloads of several records may be written in any order. Raises LimitError.
         """
         placed = place(record, self.tail)
         self.placed.append(placed)
@@ -47,7 +44,7 @@ class PendingSegment:
     def add(self, records: Sequence[Record]) -> None:
         """Place records behind each other and write their payloads now.
 
-        The buffers may change afterwards.
+        The caller may change the buffers afterwards.
         """
         placed = [self.reserve(record) for record in records]
         large = [item for item in placed if item.record.payload_length >= OVERLAP_BYTES]
@@ -63,7 +60,7 @@ class PendingSegment:
     def discard(self) -> None:
         """Drop the file; a later call, or one after publishing, does nothing.
 
-        A file that cannot be removed stays until the next opening sweeps it.
+        A file that cannot be removed stays until a later handle sweeps it.
         """
         self.file.close()
         with contextlib.suppress(StorageError):

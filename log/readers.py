@@ -1,4 +1,4 @@
-"""Registration of live processes: which commits they still need, and which spilled files are theirs.
+"""Registration of live processes: which commits they still need, which spilled files are theirs.
 
 Each process that needs it has one file in ``readers/``, held by a kernel lock for as long as the
 handle lives. A file whose lock can be taken belongs to a dead process and is removed. The content
@@ -7,6 +7,7 @@ says, for people and for compaction, who it is and the lowest commit it needs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
@@ -32,10 +33,7 @@ _BYTES_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A live registration. ``lowest`` is the lowest commit LSN it needs.
-
-    NEEDS_NOTHING when none.
-    """
+    """A live registration; ``lowest`` is the lowest commit LSN it needs, or NEEDS_NOTHING."""
 
     name: str
     pid: int
@@ -63,9 +61,9 @@ class Registration:
         self.name = ""
 
     def ensure(self) -> str:
-        """Register if not yet done.
+        """Register if not yet done, and return the name, which prefixes spilled files.
 
-        Return the name, which prefixes spilled files. Raises what the OS says.
+        Raises StorageIOError, StorageFullError, ReadOnlyError.
         """
         with self._lock:
             self._register()
@@ -80,23 +78,28 @@ class Registration:
                 self._kernel_lock = lock
                 self._file = self._fs.open(f"{READERS}/{name}", "rw")
                 self.name = name
+                self._written = 0  # the file is empty, and an empty one counts as needing all
                 self._write(NEEDS_NOTHING)
             else:
                 lock.close()
 
     def hold(self, lsn: int) -> None:
-        """Say that commit *lsn* must stay readable until :meth:`release`."""
+        """Say that commit *lsn* must stay readable until :meth:`release`.
+
+        Raises StorageIOError when an older registration cannot be changed; nothing is held then.
+        """
         with self._lock:
-            self._needs[lsn] = self._needs.get(lsn, 0) + 1
             if lsn < self._written:
-                try:
+                with contextlib.suppress(MldbError):
+                    # Read-only folder: no compactor can run there either. Full disk: what was made
+                    # is an empty file, which keeps everything.
                     self._register()
-                except MldbError:
-                    return  # read-only folder: no compactor can run there either
-                self._write(lsn)
+                if self._file is not None and lsn < self._written:
+                    self._write(lsn)
+            self._needs[lsn] = self._needs.get(lsn, 0) + 1
 
     def release(self, lsn: int) -> None:
-        """Take one :meth:`hold` back."""
+        """Take one :meth:`hold` back; never raises, because at worst more is kept than needed."""
         with self._lock:
             left = self._needs.get(lsn, 0) - 1
             if left > 0:
@@ -105,11 +108,20 @@ class Registration:
             self._needs.pop(lsn, None)
             lowest = min(self._needs, default=NEEDS_NOTHING)
             if self._file is not None and lowest != self._written:
-                self._write(lowest)
+                with contextlib.suppress(MldbError):
+                    self._write(lowest)
 
     def _write(self, lowest: int) -> None:
         assert self._file is not None
-        self._file.pwritev([_encode(self._store_id, self._started, lowest)], 0)
+        data = _encode(self._store_id, self._started, lowest)
+        try:
+            self._file.pwritev([data], 0)
+        except MldbError:
+            # What the file says now is unknown, unless no whole registration was ever in it: a torn
+            # one counts as needing everything.
+            if self._written > 0 or self._file.size() >= len(data):
+                self._written = NEEDS_NOTHING
+            raise
         self._written = lowest
 
     def close(self) -> None:

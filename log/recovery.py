@@ -19,7 +19,7 @@ from itertools import islice
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
-from mldb.log.frame import DamagedFrame, decode_file_header, encode_file_header
+from mldb.log.frame import DamagedFrame, decode_file_header, encode_file_header, is_zero
 from mldb.log.fs import Buffer, FileSystem
 from mldb.log.scan import Cursor, durable_claim_after, lost_commits, scan
 from mldb.log.segment import segment_name
@@ -32,10 +32,11 @@ _log = logging.getLogger("mldb")
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What opening a store, or a commit after another process died, had to do. ``clean`` when nothing.
+    """What opening a store, or a commit after another process died, had to repair.
 
-    ``dropped_bytes`` and ``dropped_transactions`` were never acknowledged as durable; a copy of
-    them is ``saved_as``. ``distrusted`` lists derived files that were ignored and rebuilt.
+    ``clean`` says that it was nothing. ``dropped_bytes`` and ``dropped_transactions`` were never
+    acknowledged as durable; a copy of them is ``saved_as``. ``distrusted`` says which files were
+    ignored, and why.
     """
 
     clean: bool = True
@@ -49,7 +50,7 @@ class Recovery:
 
 
 def refuse_corruption(state: LogState) -> None:
-    """Raise CorruptError when the bytes behind the valid part of the active segment had been durable."""
+    """Raise CorruptError when bytes behind the valid part of the active segment were durable."""
     active = state.active
     cursor = active.cursor
     if cursor.index is not None or cursor.offset >= active.seen:
@@ -123,14 +124,14 @@ def _corrupt(state: LogState, proof: str) -> CorruptError:
 def save_tail(state: LogState, size: int) -> Recovery:
     """Copy the torn tail of the active segment to ``lost+found/`` and describe it.
 
-    Changes nothing else.
+    *size* is the length of the file. Nothing else is changed.
     """
     active = state.active
     cursor = active.cursor
     data = active.file.map(size)
     tail = data[cursor.offset : size]
     saved = ""
-    if not is_zero(tail):
+    if not _all_zero(tail):
         saved = f"{LOST}/segment-{active.segment.number:010d}-{cursor.offset}-{state.fs.time_ns()}"
         _copy(state.fs, saved, tail, active.segment.store_id, active.segment.number)
     report = Recovery(
@@ -155,9 +156,8 @@ def save_tail(state: LogState, size: int) -> Recovery:
     return report
 
 
-def is_zero(data: memoryview) -> bool:
-    """Tell whether all bytes are zero."""
-    return all(not any(data[low : low + _COPY_BYTES]) for low in range(0, len(data), _COPY_BYTES))
+def _all_zero(data: memoryview) -> bool:
+    return all(is_zero(data[low : low + _COPY_BYTES]) for low in range(0, len(data), _COPY_BYTES))
 
 
 def _copy(fs: FileSystem, name: str, data: memoryview, store_id: bytes, number: int) -> None:

@@ -240,7 +240,7 @@ def _frames_behind(data: memoryview, start: int, seed: int) -> Iterator[Frame]:
 
 
 def refuse_unknown(batch: Batch, known: frozenset[int], file: str) -> None:
-    """Raise FormatVersionError when the batch holds a must-understand event kind that is not *known*."""
+    """Raise FormatVersionError when the batch holds a must-understand kind that is not *known*."""
     for frame, _ in batch.frames:
         kind = frame.header.kind
         if kind & fmt.MUST_UNDERSTAND and kind & ~fmt.MUST_UNDERSTAND not in known:

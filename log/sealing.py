@@ -1,7 +1,7 @@
 """Sealing: footers, side indexes, hints, new segments and the manifests that publish them.
 
-Everything here is done by the writer, which holds the commit lock. Order matters: the old segment is
-synced before the new one is named, the new one before the manifest names it.
+Everything here is done by the writer, which holds the commit lock. Order matters: the old segment
+is synced before the new one is named, the new one before the manifest names it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger("mldb")
 
 
 class Sealer:
-    """The file work of a writer. Called by the thread that holds the commit lock, and by no other."""
+    """The file work of a writer. Only the thread that holds the commit lock calls it."""
 
     def __init__(self, state: LogState, metadata_of: MetadataOf | None) -> None:
         self._state = state
@@ -93,8 +93,8 @@ class Sealer:
     def _set_aside(self, number: int) -> None:
         """Free the name of a segment that no manifest names.
 
-        Left by a process that died before its manifest, so nobody was told of what it holds. Kept
-        all the same when it holds anything: the manifest may have been deleted by hand.
+        A process that died before its manifest left it, so nobody was told of what it holds. It is
+        kept all the same when it holds anything: the manifest may have been deleted by hand.
         """
         fs = self._state.fs
         name = segment_name(number)
@@ -122,6 +122,7 @@ class Sealer:
                 "lock. Nothing was stored. Does another machine use this folder over a network "
                 "file system without locks?"
             )
+        state.named = state.next_number
         with state.mutex:
             state.follow()
             state.publish()
@@ -129,8 +130,9 @@ class Sealer:
     def close_at(self, last_lsn: int, durable: int) -> None:
         """Close the active segment behind commit *last_lsn* and go on in a new one, LSNs far ahead.
 
-        What follows in the file stays and is ignored; the index goes to a file of its own, because
-        nothing is ever appended behind a torn tail.
+        *durable* is the last commit known to be durable. What follows in the file stays and is
+        ignored; the index goes to a file of its own, because nothing is ever appended behind a torn
+        tail.
         """
         state = self._state
         active = state.active
@@ -176,7 +178,7 @@ class Sealer:
                 cursor.chain = decode_commit(body).digest
 
     def write_hint(self, durable: int) -> None:
-        """Save the index of the active segment.
+        """Save the index of the active segment as a hint; *durable* is the last durable commit.
 
         Losing it costs a scan and nothing else, so it is not synced.
         """

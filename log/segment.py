@@ -48,6 +48,7 @@ class Segment:
         "_map",
         "_on_map",
         "_whole",
+        "header_checked",
         "kinds",
         "name",
         "number",
@@ -74,6 +75,7 @@ class Segment:
         self.store_id = store_id
         self.seed = fmt.file_seed(store_id, number)
         self.valid = valid  # bytes known to be whole frames; grows while the segment is active
+        self.header_checked = False  # the file header is checked by who reads it first
         self._map = memoryview(b"")
         self._lock = threading.Lock()
         self._whole: set[int] = set()  # frames whose payload is verified entirely
@@ -88,12 +90,12 @@ class Segment:
 
     def _remap(self, end: int) -> memoryview:
         with self._lock:
-            if len(self._map) >= end:
+            if self._map and len(self._map) >= end:
                 return self._map
-            want = max(end, self.valid)
             file = self._open()
             try:
                 size = file.size()
+                want = max(end, self.valid) or size
                 if size < want:
                     raise CorruptError(
                         f"segment {self.number} is {size} bytes long, expected at least {want}: "
@@ -102,8 +104,9 @@ class Segment:
                         file=self.name,
                         offset=size,
                     )
-                if not self._map:
+                if not self.header_checked:
                     self.check_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0))
+                    self.header_checked = True
                 mapped = self._map = file.map(want)
             finally:
                 file.close()
@@ -171,9 +174,9 @@ class Segment:
     def payload(
         self, entry: Entry, low: int, high: int, verify: Verify, key: str | None = None
     ) -> memoryview:
-        """Return bytes low..high of the stored form of one version.
+        """Return bytes low..high of the stored form of one version, as a view of the mapping.
 
-        Verified as asked; a view of the map.
+        *verify* says whether they are checked first, *key* is named in errors. Raises CorruptError.
         """
         start = entry.offset + low
         stop = entry.offset + high
@@ -183,12 +186,6 @@ class Segment:
         if verify != "never" and (verify == "always" or entry.frame not in self._whole):
             self._verify(entry.frame, start, stop, verify, key)
         return data[start:stop]
-
-    def copy(
-        self, entry: Entry, low: int, high: int, verify: Verify, key: str | None = None
-    ) -> bytes:
-        """Like :meth:`payload`, copied; reads the file directly while it is not mapped that far."""
-        return bytes(self.payload(entry, low, high, verify, key))
 
     def private(self, entry: Entry, verify: Verify, key: str | None = None) -> memoryview:
         """Return a writable copy-on-write view of one version's stored bytes."""
@@ -231,13 +228,10 @@ class Segment:
 
 
 def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: int) -> Segment:
-    """Open a side index or hint of segment *number* as a source of frames."""
-    file = fs.open(name, "r")
-    try:
-        size = file.size()
-    finally:
-        file.close()
-    return Segment(fs, number, store_id, size, name, kinds=(kind,))
+    """Map a side index or hint of segment *number*, all of it, as a source of frames."""
+    source = Segment(fs, number, store_id, 0, name, kinds=(kind,))
+    source.valid = len(source._remap(0))
+    return source
 
 
 def open_index(
@@ -256,8 +250,7 @@ def open_index(
     place = frame.payload_offset
 
     def touch(low: int, high: int) -> None:
-        if verify != "never":
-            blocks.touch(view, place + low, place + high)
+        blocks.touch(view, place + low, place + high)
 
     try:
         fields = unpack(body)
@@ -269,6 +262,13 @@ def open_index(
         ) from None
     length = frame.header.payload_length
     if whole:
-        blocks.touch(view, place, place + length)
-    payload = view[place : place + length]
-    return MappedIndex(ColumnReader(payload, fields["columns"], name, touch), source.number), fields
+        touch(0, length)
+    lazy = not whole and verify != "never"
+    reader = ColumnReader(
+        view[place : place + length], fields["columns"], name, touch if lazy else _trust
+    )
+    return MappedIndex(reader, source.number), fields
+
+
+def _trust(low: int, high: int) -> None:
+    """Stands for the touch of an index that is verified already, or never."""

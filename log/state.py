@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 
 from mldb.errors import CorruptError, StorageIOError
-from mldb.log.active import Active, open_active
+from mldb.log.active import HALF_DONE, Active, open_active
 from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.fs import File, FileSystem
 from mldb.log.lineage import intervals_at
@@ -22,7 +22,7 @@ from mldb.log.mappings import MappingBudget
 from mldb.log.pause import collection_paused
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.segment import Verify, segment_name
-from mldb.log.view import EMPTY_VIEW, SealedPart, View
+from mldb.log.view import EMPTY_VIEW, SealedPart, View, make_view
 
 _LISTINGS = 8
 
@@ -44,7 +44,9 @@ class LogState:
         writable: bool,
         known: frozenset[int],
         max_mapped: int,
+        announced: File | None = None,
     ) -> None:
+        """Open what *manifest* names. *announced* is the lock file when it is open already."""
         self.fs = fs
         self.verify = verify
         self.writable = writable
@@ -58,7 +60,8 @@ class LogState:
         self.active = self._open(manifest)
         self.view = EMPTY_VIEW
         self._load_sealed()
-        self._announced = self._open_announced()
+        self._announced = announced or open_announced(fs, writable=writable)
+        self.named = 0  # the newest manifest whose name is known to be durable
         self.next_number = 0
         self._next_manifest = self._manifest_name = ""
         self._look_ahead()
@@ -93,11 +96,6 @@ class LogState:
         self._next_manifest = manifest_name(self.next_number)
         self._manifest_name = manifest_name(self.manifest.number)
 
-    def _open_announced(self) -> File | None:
-        if not self.fs.exists(LOCK):
-            return None
-        return self.fs.open(LOCK, "rw" if self.writable else "r")
-
     def _open(self, manifest: Manifest) -> Active:
         return open_active(
             self.fs,
@@ -124,19 +122,22 @@ class LogState:
     def manifest_waits(self) -> bool:
         """Whether a newer manifest may have appeared.
 
-        Who installs number N first makes the lock file N bytes long, so that equality proves in one
-        cheap call that nothing is newer. Otherwise look: while this process slept, the next one
-        may have come and gone; then this one is gone too.
+        Whoever installs number N makes the lock file N bytes long before that, so that equality
+        proves in one cheap call that nothing is newer. Otherwise look: while this process slept,
+        the next one may have come and gone; then this one is gone too.
         """
         if self._announced is not None and self._announced.size() == self.manifest.number:
             return False
         return self.fs.exists(self._next_manifest) or not self.fs.exists(self._manifest_name)
 
     def follow(self) -> None:
-        """Catch up with the files.
+        """Catch up with the files; ``mutex`` is held.
 
-        ``mutex`` is held. Does not repair: an incomplete tail is left alone.
+        Repairs nothing: an incomplete tail is left alone.
         """
+        if self.active.seen == HALF_DONE:
+            # Ctrl-C or an error came in the middle of a change: read it all from the files again.
+            self._take(self.manifest, self._open(self.manifest))
         while self.manifest_waits():
             manifest = load_newest(self.fs, self.distrusted)
             if manifest.number <= self.manifest.number:
@@ -147,22 +148,29 @@ class LogState:
         active = self.active
         size = active.file.size()
         if size != active.seen:
+            active.seen = HALF_DONE
             self._scan(size)
-            active.seen = size
             self.publish()
+            active.seen = size
 
     def _adopt(self, manifest: Manifest) -> None:
         """Take over a newer manifest."""
+        active = self.active
         if manifest.active != self.manifest.active:
             # The old file is not closed here: another thread may be syncing it. It closes when
             # collected.
-            self.active = self._open(manifest)
-            self.active.verify_after = max(self.active.verify_after, self.active.cursor.last_lsn)
-            self.active.verify_until = 0
+            active = self._open(manifest)
+            active.verify_after = max(active.verify_after, active.cursor.last_lsn)
+            active.verify_until = 0
+        self._take(manifest, active)
+
+    def _take(self, manifest: Manifest, active: Active) -> None:
+        self.active.seen = active.seen = HALF_DONE
+        self.active = active
         self.manifest = manifest
         self._look_ahead()
         self._load_sealed()
-        self.active.seen = -1
+        active.seen = -1
 
     def _scan(self, size: int) -> None:
         active = self.active
@@ -224,27 +232,13 @@ class LogState:
         )
 
     def advance(self, row: CommitRow) -> None:
-        """Publish the view after one more commit of the usual kind.
-
-        Cheaper than :meth:`publish`.
-        """
-        view = self.view
-        if row.parent != view.commit.lsn or not view.intervals:
+        """Publish the view after one more commit; usually cheaper than :meth:`publish`."""
+        number, head, jumps, intervals, *rest = self.view
+        if row.parent != head.lsn or not intervals:
             self.publish()
             return
-        *before, (low, _) = view.intervals
-        intervals = (*before, (low, row.lsn))
-        self.view = View(
-            view.number,
-            row,
-            view.jumps,
-            intervals,
-            view.sealed,
-            view.active,
-            view.segments,
-            view.kept,
-            view.epochs,
-        )
+        intervals = (*intervals[:-1], (intervals[-1][0], row.lsn))
+        self.view = make_view((number, row, jumps, intervals, *rest))
 
     def _last_row(self) -> CommitRow:
         """The head: the last commit in the log."""
@@ -270,6 +264,11 @@ class LogState:
             self.active.file.close()
             if self._announced is not None:
                 self._announced.close()
+
+
+def open_announced(fs: FileSystem, *, writable: bool) -> File | None:
+    """Open the lock file, whose length is the number of the newest manifest announced."""
+    return fs.open(LOCK, "rw" if writable else "r") if fs.exists(LOCK) else None
 
 
 def load_newest(fs: FileSystem, distrusted: list[str], numbers: Sequence[int] = ()) -> Manifest:

@@ -55,9 +55,10 @@ class _Tally:
 
 
 def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
-    """Check headers, bodies.
+    """Check every byte of every segment and every manifest, and report what is damaged.
 
-    Padding, payload blocks, digests, footers and indexes of every segment.
+    Covers headers, bodies, padding, payload blocks, digests, footers and indexes. *progress* is
+    told the bytes checked and those there are, after each segment.
     """
     view = log.head()
     tally = _Tally()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from mldb.log import format as fmt
@@ -158,5 +159,8 @@ class View(NamedTuple):
                     return row
         return None
 
+
+make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
+"""Make a View of its fields in order, at half the cost of a call: once per commit."""
 
 EMPTY_VIEW = View(0, EMPTY_COMMIT, (), (), (), (), {}, None, {})

@@ -1,4 +1,4 @@
-"""The writer: commits batches, seals segments, installs manifests. One at a time under the commit lock.
+"""The writer: commits batches, seals segments, installs manifests, all under the commit lock.
 
 Lock order: commit lock, then ``LogState.mutex``. ``_sync_mutex`` comes before both and is never
 taken while either is held.
@@ -20,7 +20,7 @@ from mldb.errors import (
     StorageIOError,
 )
 from mldb.log import format as fmt
-from mldb.log.active import chain_start
+from mldb.log.active import HALF_DONE, chain_start
 from mldb.log.address import CommitRow
 from mldb.log.batch import OVERLAP_BYTES, Place, place_all, write_batch, write_small
 from mldb.log.columns import MetadataOf
@@ -40,10 +40,7 @@ Durability = Literal["commit", "os"]
 _FAILED_SYNC = (StorageIOError, StorageFullError, ReadOnlyError)
 
 Decide = Callable[[View], tuple[int, CommitRow]]
-"""Called under the commit lock with the newest head.
-
-Returns (epoch, parent) or raises to give up.
-"""
+"""Called under the commit lock with the newest head; returns (epoch, parent), or raises to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,10 @@ class WriterOptions:
 
 
 class Writer:
-    """Any thread; calls queue at the commit lock. Dead for writing after a failed fsync."""
+    """The writing half of a handle. Any thread; calls queue at the commit lock.
+
+    After a failed fsync every call raises ClosedError.
+    """
 
     def __init__(
         self,
@@ -87,13 +87,13 @@ class Writer:
     ) -> CommitRow:
         """Store the records as one batch; return its commit.
 
-        Raises whatever *decide* raises, LockedError, StorageFullError, StorageIOError; then nothing
-        is stored.
+        Raises whatever *decide* raises, and ClosedError, LimitError, LockedError, CorruptError,
+        StorageFullError, StorageIOError; then nothing is stored. Only when giving a segment up
+        after a failed fsync fails too, that is not certain, and the message says so.
         """
         with self._lock:
-            view = self.catch_up()
             try:
-                epoch, parent = decide(view)
+                epoch, parent = decide(self.catch_up())
                 if pending is None:
                     row = self._append(records, epoch, parent)
                 else:
@@ -106,9 +106,10 @@ class Writer:
         return row
 
     def catch_up(self) -> View:
-        """Follow the files, repair what a dead process left, and become the process's source of new views.
+        """Follow the files, repair what a dead process left, and return the newest view.
 
-        The commit lock is held. The caller resets ``state.writing``.
+        The commit lock is held. From here on this thread alone makes new views (``state.writing``),
+        until the caller resets that.
         """
         if self._failed is not None:
             raise ClosedError(
@@ -129,15 +130,13 @@ class Writer:
             return state.view
 
     def _settle(self) -> None:
-        """Leave the active segment ready to be appended to.
-
-        The commit lock and the mutex are held.
-        """
+        """Leave the active segment ready to be appended to. Commit lock and mutex are held."""
         state = self._state
         active = state.active
         if active.cursor.index is not None:
             # Sealed by a process that died before it installed the manifest.
             frame = active.cursor.index
+            self._sync_active()  # nor perhaps synced, and a manifest vouches for what it seals
             self._sealer.roll(describe(active, state.last_lsn(), frame.end, "", frame.offset))
         elif active.cursor.offset != active.seen:
             refuse_corruption(state)
@@ -148,8 +147,11 @@ class Writer:
 
     def _append(self, records: Sequence[Record], epoch: int, parent: CommitRow) -> CommitRow:
         state = self._state
-        payload = sum([record.payload_length for record in records])
-        if self._is_full(payload, records):
+        payload = count = 0
+        for record in records:
+            payload += record.payload_length
+            count += len(record.drafts)
+        if self._is_full(payload, count):
             self.seal()
         active = state.active
         cursor = active.cursor
@@ -170,11 +172,13 @@ class Writer:
             placed = place_all(records, cursor.offset)
             written = write_batch(active.file, placed, placed[-1].end, where)
         with state.mutex:
-            cursor.offset = active.seen = written.end
+            active.seen = HALF_DONE
+            cursor.offset = written.end
             cursor.last_lsn = written.row.lsn
             cursor.chain = written.chain
             state.add(written.row, written.entries)
             state.advance(written.row)
+            active.seen = written.end
         return written.row
 
     def _bound(self, records: Sequence[Record], last_lsn: int) -> None:
@@ -186,14 +190,16 @@ class Writer:
         if last_lsn > fmt.LSN_MAX - (1 << 24):
             raise LimitError("the log has no LSNs left")
 
-    def _is_full(self, payload: int, records: Sequence[Record]) -> bool:
-        active = self._state.active
+    def _is_full(self, payload: int, count: int) -> bool:
+        """Whether *payload* bytes and *count* entries no longer fit the active segment."""
+        active, options = self._state.active, self.options
         offset = active.cursor.offset
         if offset == fmt.FILE_HEADER_SIZE:
             return False  # whatever its size, a batch fits an empty segment
-        entries = active.count + sum([len(record.drafts) for record in records])
-        options = self.options
-        return offset + payload > options.segment_bytes or entries > options.segment_entries
+        return (
+            offset + payload > options.segment_bytes
+            or active.count + count > options.segment_entries
+        )
 
     def _publish(
         self, pending: PendingSegment, records: Sequence[Record], epoch: int, parent: CommitRow
@@ -234,10 +240,7 @@ class Writer:
     # --- sealing ----------------------------------------------------------------------------------
 
     def seal(self) -> None:
-        """Close the active segment with a footer and start the next one.
-
-        The commit lock is held.
-        """
+        """Close the active segment with a footer and start the next; the commit lock is held."""
         self._sealer.roll(self._write_footer())
 
     def _write_footer(self) -> SegmentInfo:
@@ -255,11 +258,11 @@ class Writer:
     # --- failure ----------------------------------------------------------------------------------
 
     def _abandon(self, error: MldbError) -> StorageIOError:
-        """After a failed fsync: give the segment up behind its last durable commit, for every process.
+        """Give the segment up behind its last durable commit, for every process.
 
-        The commit lock is held. fsync is never retried: the kernel may have dropped the dirty pages
-        and reports the failure once (Rebello et al., "Can Applications Recover from fsync
-        Failures?", USENIX ATC 2020).
+        Called when an fsync failed, with the commit lock held. fsync is never retried: the kernel
+        may have dropped the dirty pages and reports the failure once (Rebello et al., "Can
+        Applications Recover from fsync Failures?", USENIX ATC 2020).
         """
         self._failed = error
         state = self._state
@@ -293,10 +296,14 @@ class Writer:
             if self._durable >= lsn:
                 return
             view, file = state.view, state.active.file
-            if lsn <= max((part.info.last_lsn for part in view.sealed), default=0):
-                self._durable = max(self._durable, lsn)
-                return
             try:
+                if view.number > state.named:
+                    # Its writer may have died before the name was durable.
+                    state.fs.sync_dir("")
+                    state.named = view.number
+                if lsn <= max((part.info.last_lsn for part in view.sealed), default=0):
+                    self._durable = max(self._durable, lsn)
+                    return
                 file.sync()
             except _FAILED_SYNC as error:
                 with self._lock:

@@ -1,8 +1,9 @@
 """The size from which mapping a tensor is cheaper than copying it: measured once, kept as a hint.
 
 A view costs nothing per byte and holds its segment's mapping; a copy costs a memcpy into fresh
-memory and holds nothing. Tensors below the border are copied, from it on they are views. The start value, used until
-something was measured, is the 10 MB of the original design; machines measure far less.
+memory and holds nothing. Tensors below the border are copied, from it on they are views. The start
+value, used until something was measured, is the 10 MB of the original design; machines measure far
+less.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class MapBorder:
         self.measured_ms = 0.0
 
     def learn(self, name: str) -> None:
-        """Take the border from the hint.
+        """Take the border from the hint, or measure it on file *name* of the store (at most 5 ms).
 
-        Or measure it on file *name* of the store (at most 5 ms).
+        Never raises: when the file went away meanwhile, the start value serves.
         """
         self.known = True
         hint = load_hint(self._fs, _HINT)
@@ -63,7 +64,8 @@ class MapBorder:
 def measure(fs: FileSystem, name: str) -> int:
     """Return the smallest of SIZES at which a view of a mapped file costs no more than a copy.
 
-    Every page is touched either way. When copying wins at every size that the file has, START_BYTES.
+    Every page is touched either way. The result is START_BYTES when copying wins at every size that
+    the file has. Raises StorageError when the file cannot be opened or mapped.
     """
     file = fs.open(name, "r")
     try:
@@ -80,7 +82,7 @@ def measure(fs: FileSystem, name: str) -> int:
 
 
 def _best(read: Callable[[], memoryview]) -> float:
-    """Seconds of the fastest of a few readings, every page touched.
+    """Return the seconds of the fastest of a few readings, every page touched.
 
     What was read is kept meanwhile, as users keep it, so that each copy goes to fresh memory.
     """

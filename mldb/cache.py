@@ -12,9 +12,10 @@ from collections.abc import Callable, Hashable
 
 
 class DecodedCache:
-    """Least recently used, bounded in bytes. Any thread; ``_lock`` guards everything.
+    """A cache bounded in bytes that drops what was least recently used.
 
-    What it returns is shared by all readers.
+    Any thread; ``_lock`` guards everything but the decoding, which two threads may do at once. What
+    it returns is shared by all readers.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -26,9 +27,10 @@ class DecodedCache:
         self._items: OrderedDict[Hashable, tuple[memoryview, int]] = OrderedDict()
 
     def get(self, key: Hashable, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
-        """Return the value of *key*.
+        """Return the value of *key*, made with *decode* when it is absent.
 
-        Decoding it when absent; larger ones than the limit are not kept.
+        *nbytes* is what the value counts for; one larger than the limit is not kept. Raises what
+        *decode* raises, and keeps nothing then.
         """
         with self._lock:
             found = self._items.get(key)

@@ -53,9 +53,9 @@ class CheckpointJob:
 def make_job(
     state: Any, *, epoch: int, step: int | None, name: str | None, metrics: dict[str, Any] | None
 ) -> CheckpointJob:
-    """Take *state* apart without copying it.
+    """Take *state* apart without copying it, so it must stay unchanged until it is written.
 
-    Raises InvalidTypeError, InvalidNameError, LimitError.
+    Raises InvalidTypeError, InvalidValueError, InvalidNameError and LimitError.
     """
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | np.integer)):
         raise InvalidTypeError(f"step is a {type(step).__name__}, not an int")
@@ -132,9 +132,10 @@ class PendingCheckpoint:
         return self._finished.is_set()
 
     def result(self, timeout: float | None = None) -> Checkpoint:
-        """Wait and return the checkpoint.
+        """Wait until the checkpoint is stored and return it.
 
-        Raises what the write raised; TimeoutError after *timeout* seconds.
+        Raises what the write raised, and TimeoutError after *timeout* seconds; the write goes on
+        then.
         """
         if not self._finished.wait(timeout):
             raise TimeoutError(
@@ -223,9 +224,10 @@ Write = Callable[[CheckpointJob], CommitRow]
 
 
 class Background:
-    """Writes checkpoints behind the training loop, in the order given. Any thread may call any method.
+    """Writes checkpoints behind the training loop, in the order given.
 
-    ``_free`` holds the idle buffers and so bounds the queue; ``_lock`` guards ``_pending``.
+    Any thread may call any method. ``_free`` holds the idle buffers and so bounds the queue;
+    ``_lock`` guards ``_pending``.
     """
 
     def __init__(self, write: Write, depth: int) -> None:
@@ -241,9 +243,9 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def submit(self, job: CheckpointJob, started: float) -> PendingCheckpoint:
-        """Fix the value of *job* and queue it.
+        """Fix the value of *job* and queue it; waits while every buffer is in use.
 
-        *started* is when the caller was called (perf_counter).
+        *started* is when the caller was called (perf_counter), from which ``stall_ms`` counts.
         """
         pending = PendingCheckpoint(job.name, job.epoch)
         buffer = self._free.get()

@@ -30,9 +30,10 @@ def check_epoch(epoch: object) -> int | None:
 
 @dataclass(slots=True)
 class EpochRule:
-    """The epoch rule of one handle: never lower than the head's. ``highest`` is what this handle committed last.
+    """The epoch rule of one handle: never lower than the head's.
 
-    Changed under the commit lock only.
+    ``highest`` is the highest epoch that this handle committed; it changes under the commit lock
+    only.
     """
 
     highest: int = -1
@@ -61,9 +62,10 @@ class EpochRule:
 
 @dataclass(slots=True)
 class ReadSet:
-    """What a transaction has read.
+    """What a transaction has read: keys and listings.
 
-    Keys with the commit of the version found (0: absent), and listings.
+    A key comes with the commit of the version found (0: absent); a listing is a prefix with the
+    keys found under it.
     """
 
     keys: dict[bytes, int] = field(default_factory=dict)
@@ -75,18 +77,15 @@ class ReadSet:
 
 
 def version_of(view: View, key: bytes) -> int:
-    """Return the commit of the newest version of *key* at the head of *view*.
-
-    0 when it does not exist.
-    """
+    """Return the commit of the newest version of *key* at the head of *view*, 0 for none."""
     entry = view.newest(key, view.intervals)
     return 0 if entry is None or entry.flags & fmt.ENTRY_TOMBSTONE else entry.commit_lsn
 
 
 def listing(view: View, prefix: bytes) -> dict[bytes, int]:
-    """Return the keys that exist under *prefix*.
+    """Return the keys that exist under *prefix* at the head of *view*, each with its version.
 
-    Relationships with their version, tensors by name alone.
+    Only relationships have a version here; a tensor counts by its name alone (version 0).
     """
     by_name = prefix[:1] == keys.TENSORS
     return {

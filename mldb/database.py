@@ -63,7 +63,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
 
     @classmethod
     def on(cls, fs: FileSystem, **options: Any) -> MLDatabase:
-        """Open the store in another FileSystem than a folder: in memory, or one that injects faults."""
+        """Open the store in any FileSystem: one in memory, or one that injects faults."""
         database = cls.__new__(cls)
         super(MLDatabase, database).__init__(fs, Options(**options), _metadata_columns)
         return database
@@ -90,9 +90,9 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
 
     @property
     def recovery(self) -> Recovery:
-        """What opening had to repair.
+        """What opening had to repair: ``.clean`` tells whether nothing had to be.
 
-        ``.clean``, dropped bytes and transactions, where they were saved.
+        It holds the dropped bytes and transactions, and where they were saved.
         """
         return self._log.recovery
 
@@ -101,7 +101,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         """The newest commit; after an interrupted call it tells whether that call was stored."""
         return self.lsn
 
-    # --- checkpoints --------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------
 
     @overload
     def checkpoint(
@@ -136,7 +136,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         metrics: dict[str, Any] | None = None,
         wait: bool = True,
     ) -> Checkpoint | PendingCheckpoint:
-        """Store a model state as one atomic commit: a module, an optimizer, or a nested tree of state.
+        """Store a model state as one atomic commit: a module, an optimizer, or a tree of such.
 
         ``{"model": m, "optimizer": o, "scheduler": s, "rng": ..., "cursor": ...}`` keeps its types
         and comes back bit-exactly with :meth:`load`. Tensors are also readable by name
@@ -160,13 +160,14 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         done = self._write_job(job)
         return checkpoint_of(job, done, (time.perf_counter() - started) * 1e3)
 
-    # --- the whole store -----------------------------------------------------------------------------
+    # --- the whole store --------------------------------------------------------------------------
 
     def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the store, as of now, to the new folder *path*, under a new store id, while writers run.
+        """Copy the store as it is now to the new folder *path*, under a new store id.
 
-        Sealed segments are hard-linked on the same file system, copied otherwise. Raises
-        InvalidValueError when *path* is not empty, StorageFullError, StorageIOError.
+        Writers go on meanwhile. Sealed segments are hard-linked on the same file system, copied
+        otherwise. Raises InvalidValueError when *path* is not empty, StorageFullError,
+        StorageIOError.
         """
         self._guard()
         if self._log.options.mode == "rw":
@@ -181,9 +182,10 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         backup(self._log, target, _metadata_columns)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Read and check every byte of the store; changes nothing. ``report.ok``, ``report.problems``.
+        """Read and check every byte of the store; changes nothing.
 
-        *progress* is called with (bytes checked, bytes in all) after each segment.
+        The report has ``.ok`` and ``.problems``; damage is reported, not raised. *progress* is
+        called with (bytes checked, bytes in all) after each segment.
         """
         self._guard()
         from mldb.log.verify import verify
@@ -193,7 +195,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
     def stats(self) -> dict[str, Any]:
         """Return figures of the store and of this handle.
 
-        Every tuned default with its value and counters.
+        Every tuned or adaptive default is among them with its value and its counters.
         """
         self._guard()
         source, border, cache = self._source, self._source.border, self._source.cache
@@ -217,19 +219,20 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         }
 
     def sync(self) -> None:
-        """Make everything committed before durable.
+        """Make everything committed before durable; with ``durability="os"``, call it now and then.
 
-        With ``durability="os"`` the call to make now and then.
+        Raises StorageIOError when the disk refuses: what is known to be durable stays so, and the
+        handle takes no more writes.
         """
         self._guard()
         self._settle_background()
         self._log.sync()
 
     def close(self) -> None:
-        """Finish background checkpoints, record a durable mark and close. Closing twice is harmless.
+        """Finish background checkpoints, record a durable mark and close.
 
-        Raises the error of a background checkpoint that nobody has seen; the store is closed all
-        the same.
+        Closing twice is harmless. Raises the error of a background checkpoint that nobody has seen;
+        the store is closed all the same.
         """
         if self._closed:
             return
@@ -257,7 +260,8 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         """One line: the path and whether it is open."""
-        return f"<MLDatabase {self.path!r} mode={self.options.mode}{' closed' if self._closed else ''}>"
+        closed = " closed" if self._closed else ""
+        return f"<MLDatabase {self.path!r} mode={self.options.mode}{closed}>"
 
     def __eq__(self, other: object) -> bool:
         """A handle equals itself only; comparing contents would read both stores."""
@@ -288,7 +292,10 @@ def open(
 
 
 def _store_path(path: str | os.PathLike[str], *, create: bool) -> str:
-    """Return the absolute, resolved folder of a store, made when asked. Raises StorageIOError."""
+    """Return the absolute folder of a store, made when asked.
+
+    Raises InvalidTypeError, InvalidNameError, StorageIOError.
+    """
     try:
         text = os.fspath(path)
     except TypeError as error:
@@ -299,8 +306,8 @@ def _store_path(path: str | os.PathLike[str], *, create: bool) -> str:
 
 
 def _metadata_columns(key: bytes, attr: bytes) -> dict[str, Any] | None:
-    """Metadata fields get columns of their own in sealed segments, for queries.
+    """Return the metadata fields of an entry, which get columns of their own in sealed segments.
 
-    A deletion has no attr, and so no fields.
+    Other key spaces have none (None), nor has a deletion, which has no attr.
     """
     return unpack_metadata(attr) if attr and key[:1] == keys.METADATA else None

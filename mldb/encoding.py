@@ -49,8 +49,8 @@ def decode_bytes(
 ) -> memoryview:
     """Return the *size* decoded bytes, read-only.
 
-    Never allocates more than *size* and a little. Raises CorruptError for an unknown encoding or
-    bytes that do not give exactly *size*.
+    Holds up to three times *size* meanwhile, however much the encoded bytes would give. Raises
+    CorruptError for an unknown encoding or bytes that do not give exactly *size*.
     """
     if encoding != ENCODING_ZSTD:
         raise CorruptError(

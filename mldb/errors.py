@@ -75,7 +75,10 @@ class StorageFullError(StorageError):
 
 
 class StorageIOError(StorageError):
-    """The operating system refused or failed a call; ``errno`` is its code, ``__cause__`` the OSError."""
+    """The operating system refused or failed a call.
+
+    ``errno`` is its code, ``__cause__`` the OSError.
+    """
 
     def __init__(self, message: str, *, errno: int | None = None) -> None:
         super().__init__(message)
@@ -99,7 +102,7 @@ class ReadOnlyError(UsageError):
 
 
 class LimitError(UsageError, ValueError):
-    """A size, count or number is beyond a documented limit; checked before anything is allocated."""
+    """A size, count or number is beyond a documented limit; checked before allocating anything."""
 
 
 class InvalidNameError(UsageError, ValueError):
@@ -139,7 +142,10 @@ class TensorNotFoundError(MissingError):
 
 
 class VersionGoneError(MissingError):
-    """The commit existed and was pruned by retention; ``below`` and ``above`` are the nearest kept ones."""
+    """The commit existed and was pruned by retention.
+
+    ``below`` and ``above`` are the nearest kept commits, None where there is none.
+    """
 
     def __init__(self, message: str, *, below: int | None = None, above: int | None = None) -> None:
         super().__init__(message)
@@ -154,7 +160,10 @@ class RetryableError(MldbError):
 
 
 class ConflictError(RetryableError):
-    """A name that the transaction read was changed by another commit; ``names`` lists them (cut at 8)."""
+    """A name that the transaction read was changed by another commit.
+
+    ``names`` lists up to eight of them.
+    """
 
     def __init__(self, message: str, *, names: tuple[str, ...] = ()) -> None:
         super().__init__(message)

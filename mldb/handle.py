@@ -133,10 +133,7 @@ class Handle(StateSurface):
         return self._log.commit(records, decide, pending)
 
     def _settle_background(self) -> None:
-        """Commits come in the order of the calls.
-
-        So wait for checkpoints that are still on their way.
-        """
+        """Wait for checkpoints that are still on their way: commits come in the order of calls."""
         background = self._background
         if background.busy() and threading.current_thread() is not background.thread:
             background.drain()

@@ -1,17 +1,21 @@
-"""Key spaces of the index: one byte, then the name. The log sorts and finds keys; their meaning is here.
+"""Key spaces of the index: one byte, then the name.
 
-==========  ====  ======================================  =============================================
-space       byte  key after the byte                      attr
-==========  ====  ======================================  =============================================
-tensors        1  name                                    packed descriptor
-metadata       2  name                                    packed metadata; a version of its own
-relations      3  source NUL kind NUL target              packed metadata
-reverse        4  target NUL kind NUL source              the same, for queries by target
-checkpoints    5  name; "" is the latest of any name      msgpack of step, metrics, name
-tags           6  name                                    msgpack of the LSN; of the store, not rewound
-pins           7  LSN, big-endian                         of the store, not rewound
-retention      8  ""                                      of the store, not rewound (reserved)
-==========  ====  ======================================  =============================================
+The log sorts and finds keys; what they mean is here.
+
+===========  ====  =================================  =====================================
+space        byte  key after the byte                 attr
+===========  ====  =================================  =====================================
+tensors      1     name                               packed descriptor
+metadata     2     name                               packed metadata; a version of its own
+relations    3     source NUL kind NUL target         packed metadata
+reverse      4     target NUL kind NUL source         the same, for queries by target
+checkpoints  5     name; "" is the newest of any      msgpack of name, step, metrics, sizes
+tags         6     name                               msgpack of the LSN
+pins         7     LSN, big-endian                    empty
+retention    8     ""                                 reserved
+===========  ====  =================================  =====================================
+
+Tags, pins and retention belong to the store and are not rewound.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kinds of events by number, and the records that carry them without a payload.
 
-The numbers are part of the format (FORMAT.md section 5). A kind with the must-understand bit stops a
-reader that does not know it; others are skipped and kept. What a record means as an event is
+The numbers are part of the format (FORMAT.md section 5). A kind with the must-understand bit stops
+a reader that does not know it; others are skipped and kept. What a record means as an event is
 decoded in ``mldb.events``.
 """
 

@@ -14,6 +14,8 @@ from mldb.errors import InvalidNameError, InvalidTypeError
 
 MAX_NAME_BYTES = 255
 
+# What nearly all names look like; no rule below can break one that is short enough.
+_PLAIN = re.compile(r"[\w-]+(?:[./][\w-]+)*", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MUST_ESCAPE = re.compile(r"[/%\\\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\.|\.\Z")
@@ -78,6 +80,8 @@ def join_path(prefix: str, *keys: str) -> str:
 
 
 def _check_new_name(name: str) -> bytes:
+    if type(name) is str and len(name) <= MAX_NAME_BYTES and _PLAIN.fullmatch(name):
+        return _remember(name)
     if not isinstance(name, str):
         raise InvalidTypeError(
             f"a name must be a str, not {type(name).__name__}: {_shown(name)}. Nothing was changed."
@@ -85,10 +89,14 @@ def _check_new_name(name: str) -> bytes:
     rule = _broken_rule(name)
     if rule is not None:
         raise InvalidNameError(f"name {_shown(name)} {rule}. {_ALLOWED} Nothing was changed.")
+    return _remember(str(name))
+
+
+def _remember(name: str) -> bytes:
     key = name.encode()
     if len(_known) >= _CACHE_LIMIT:
         _known.clear()
-    _known[str(name)] = key
+    _known[name] = key
     return key
 
 

@@ -24,16 +24,18 @@ _CHOICES = {
 class Options:
     """How a handle behaves. Sizes are bytes, times seconds.
 
-    mode:                "rw", or "r", which writes nothing and works on a read-only folder.
-    durability:          "commit": a commit that returned survives power loss. "os": it survives a killed process;
-                         ``sync()`` makes everything before it durable.
+    mode:                "rw", or "r", which stores nothing and works on a read-only folder. Where
+                         it can, it registers in ``readers/`` while a snapshot is open.
+    durability:          "commit": a commit that returned survives power loss. "os": it survives a
+                         killed process; ``sync()`` makes everything before it durable.
     verify:              checksums of what reads touch: "first" time, "always", or "never".
-    compression:         "zstd" stores tensors as compressed byte planes where that saves at least 5 %;
-                         None (default) stores raw bytes, which are read without a copy.
+    compression:         "zstd" stores tensors as compressed byte planes where that saves at least
+                         5 %; None (default) stores raw bytes, which are read without a copy.
     lock_timeout:        how long a commit waits for another writer before LockedError.
     segment_bytes:       size from which the log goes on in a new segment.
     segment_entries:     the same by number of stored versions, which bounds memory and recovery.
-    spill_bytes:         tensors from this size on are written at the call in a transaction, not held in RAM.
+    spill_bytes:         tensors from this size on are written at the call in a transaction, not
+                         held in RAM.
     map_bytes:           tensors from this size on are read as views; None measures where that pays.
     cache_bytes:         bound of the cache of decoded tensors.
     max_mapped:          how many sealed segments stay mapped; each mapping holds a descriptor.

@@ -25,9 +25,9 @@ from mldb.resolve import AsOf
 
 
 class Source:
-    """Where bytes come from.
+    """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread.
 
-    The log, the map/copy border and the cache of one handle. Any thread.
+    Counters may miss a read when two threads count at once.
     """
 
     __slots__ = ("border", "cache", "copied_reads", "log", "mapped_reads", "verify")
@@ -98,9 +98,9 @@ class Scope(NamedTuple):
 
 
 def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
-    """Return the decoded bytes of one version.
+    """Return the decoded bytes of one version: a view of the log, or of the cache when encoded.
 
-    A verified view of the log, or of the cache when encoded.
+    They have been verified, and live as long as they are held. Raises CorruptError.
     """
     source = scope.source
     segment = scope.view.segments[entry.segment]

@@ -127,10 +127,7 @@ def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
 
 
 def kept(view: View, row: CommitRow) -> CommitRow:
-    """Return *row* unless retention pruned it.
-
-    Raises VersionGoneError naming the nearest kept commits.
-    """
+    """Return *row*; raises VersionGoneError naming the nearest kept commits when it was pruned."""
     kept_lsns = view.kept
     if kept_lsns is None or row.lsn == 0 or row.lsn in kept_lsns or row.lsn > kept_lsns[-1]:
         return row

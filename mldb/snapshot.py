@@ -23,23 +23,21 @@ if TYPE_CHECKING:
 
 
 class StateSurface(ReadSurface):
-    """The read surface with handles.
-
-    History, relationships and model states: of a database or snapshot.
-    """
+    """The read surface of a database or snapshot: handles, history, relationships, states."""
 
     def tensor(self, name: str, *, as_of: AsOf = None) -> TensorHandle:
-        """Return a lazy handle: shape, dtype and metadata now, bytes when asked, slices of them alone.
+        """Return a lazy handle: shape, dtype and metadata now, bytes when asked.
 
-        Raises TensorNotFoundError.
+        A slice of the handle reads its own bytes alone. Raises TensorNotFoundError.
         """
         scope = self._scope(as_of)
         return TensorHandle(scope, name, scope.tensor_entry(name))
 
     def history(self, name: str, *, as_of: AsOf = None) -> list[Version]:
-        """Return every version of *name* along this lineage, oldest first; [] when it never existed.
+        """Return every version of *name* along this lineage, oldest first.
 
-        Deletions are not versions. Raises InvalidNameError.
+        The list is empty when it never existed; deletions are not versions. Raises
+        InvalidNameError.
         """
         return history_of(self._scope(as_of), name)
 
@@ -51,25 +49,25 @@ class StateSurface(ReadSurface):
         *,
         as_of: AsOf = None,
     ) -> list[Relationship]:
-        """Return the relationships that match.
+        """Return the relationships that match, sorted by source, kind and target.
 
-        Sorted by source, kind, target; ends may be any names.
+        None matches anything. Both ends may be any names, tensors or not.
         """
         return relationships.listed(self._scope(as_of), source, target, kind)
 
     def state_dict(
         self, *, as_of: AsOf = None, prefix: str = "", device: str | torch.device | None = None
     ) -> dict[str, Any]:
-        """Return torch tensors by name, for ``load_state_dict``: those of the newest checkpoint as of *as_of*.
+        """Return torch tensors by name, for ``load_state_dict``.
 
-        Without any checkpoint, all tensors. *prefix* selects and is cut off: for
-        ``checkpoint({"model": m, ...})`` pass ``prefix="model/"``. The tensors are the caller's
-        own; large ones are private mappings. Raises what reading raises.
+        They are those of the newest checkpoint as of *as_of*; without any, all tensors. *prefix*
+        selects and is cut off: for ``checkpoint({"model": m, ...})`` pass ``prefix="model/"``. The
+        tensors are the caller's own; large ones are private mappings. Raises what reading raises.
         """
         return checkpoints.state_dict(self._scope(as_of), prefix, device)
 
     def load(self, state: Any, *, as_of: AsOf = None, strict: bool = True) -> Any:
-        """Load the newest checkpoint as of *as_of* into live objects of the shape that was saved; return the state.
+        """Load the newest checkpoint as of *as_of* into live objects, and return the state.
 
         *state* is a module, an optimizer, or a nested tree holding them; plain values in it (a
         step, a cursor) are taken from the returned tree. Tied tensors stay tied. ``state=None``

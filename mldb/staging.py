@@ -17,7 +17,7 @@ from mldb.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES, Placed
 from mldb.log.checksum import checks_and_digest, digest128
-from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.frame import TO_BE_HASHED, Draft, Record, make_draft
 from mldb.log.fs import Buffer
 from mldb.log.pending import PendingSegment
 
@@ -87,8 +87,9 @@ def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = (
     if length < OVERLAP_BYTES:
         checks, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
     attr = prepared.attr
-    drafts = [Draft(key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr)]
-    drafts += [Draft(name, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr) for name in aliases]
+    drafts = [make_draft((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr))]
+    for name in aliases:
+        drafts.append(drafts[0]._replace(key=name))
     return Record(
         kinds.TENSOR_STORED,
         drafts,

@@ -81,10 +81,10 @@ class TensorWriter:
         return self
 
     def __setitem__(self, key: Any, values: Any) -> None:
-        """Write a contiguous run of leading rows: an int, a slice of step 1, ``...``, or leading ints and a slice.
+        """Write a contiguous run of leading rows.
 
-        *values* are cast to the tensor's dtype and broadcast to the rows, as NumPy does. Raises
-        InvalidValueError.
+        *key* is an int, a slice of step 1, ``...``, or leading ints and a slice. *values* are cast
+        to the tensor's dtype and broadcast to the rows, as NumPy does. Raises InvalidValueError.
         """
         if self._pending is None:
             raise ClosedError(f"the writer of {self.name!r} is used outside its with block")

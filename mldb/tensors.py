@@ -1,4 +1,4 @@
-"""Tensor handles (lazy reads), versions, and the writer of tensors that do not fit in RAM."""
+"""Tensor handles, which read lazily, and the versions of a name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Version:
     """One stored version of a tensor name.
 
-    ``nbytes`` is decoded, ``stored_bytes`` what it takes on disk.
+    ``nbytes`` is its decoded size, ``stored_bytes`` what it takes on disk.
     """
 
     lsn: Lsn
@@ -106,7 +106,7 @@ class TensorHandle:
 
     @property
     def layout(self) -> str:
-        """ "dense", or the sparse layout stored ("coo", "csr", ...)."""
+        """The layout: "dense", or the sparse one stored ("coo", "csr", ...)."""
         return self._descriptor.layout
 
     @property
@@ -141,7 +141,7 @@ class TensorHandle:
         return read_array(self._scope, self._entry, self.name)
 
     def torch(self, device: str | Device | None = None) -> Tensor:
-        """Return a torch tensor that may be written to: writes stay in this process and reach no other reader.
+        """Return a torch tensor that may be written to; what is written reaches no other reader.
 
         Dense tensors are private copy-on-write mappings of the log (copies when small), moved to
         *device* if given. Raises InvalidTypeError for a dtype torch lacks, UsageError without

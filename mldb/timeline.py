@@ -47,9 +47,10 @@ class Timeline(Handle):
         time: datetime | None = None,
         tag: str | None = None,
     ) -> Snapshot:
-        """Return the snapshot at *as_of*, or at exactly one of epoch, lsn, time or tag; a context manager.
+        """Return the snapshot at *as_of*, or at exactly one of epoch, lsn, time or tag.
 
-        Raises MissingError, VersionGoneError, InvalidTypeError, InvalidValueError.
+        It is a context manager: until it is closed, compaction keeps what it reads. Raises
+        MissingError, VersionGoneError, InvalidTypeError, InvalidValueError.
         """
         number = _checked("lsn", lsn, int)
         points: tuple[AsOf, ...] = (
@@ -73,10 +74,10 @@ class Timeline(Handle):
         return tags.pins(self._scope().view)
 
     def events(self, start: AsOf = None, stop: AsOf = None) -> Iterator[Event]:
-        """Yield the events from commit *start* to commit *stop* (both included), in log order, on every lineage.
+        """Yield the events from commit *start* to commit *stop*, both included, in log order.
 
-        ``Rewound`` events say where the lineage jumps. The range is fixed at the call. Raises
-        CorruptError.
+        They are those of every lineage; ``Rewound`` events say where the lineage jumps. The range
+        is fixed at the call. Raises CorruptError.
         """
         scope = self._scope()
         low = 1 if start is None else resolve(scope.view, scope.intervals, start).lsn
@@ -92,10 +93,10 @@ class Timeline(Handle):
     def follow(
         self, start: AsOf = None, *, poll_seconds: float = 0.05, timeout: float | None = None
     ) -> Iterator[Event]:
-        """Yield events as they are committed, by this process or another; after *start*, or from now on.
+        """Yield events as they are committed, by this process or another.
 
-        Waits for more until *timeout* seconds pass without any (None: for ever, until the store is
-        closed).
+        They are those after commit *start*, or from now on. Waits for more until *timeout* seconds
+        pass without any (None: for ever, until the store is closed).
         """
         seen = self._scope(start).commit.lsn
         return self._follow(seen, poll_seconds, timeout)
@@ -114,10 +115,7 @@ class Timeline(Handle):
                 clock.sleep(poll_seconds)
 
     def tag(self, name: str, as_of: AsOf = None) -> Lsn:
-        """Name a commit (the head by default).
-
-        Return the LSN that the tag points at. An existing tag moves.
-        """
+        """Name a commit (the head by default) and return its LSN; an existing tag moves."""
         key = check_name(name)
         target = self._existing(as_of)
         self._mark(kinds.TAG_SET, keys.TAGS + key, kinds.pack_plain([int(target)]))
@@ -159,11 +157,11 @@ class Timeline(Handle):
         return self._commit([record], None)
 
     def rewind(self, as_of: AsOf) -> Lsn:
-        """Make the state at *as_of* the head state; return the LSN of the rewind. Later commits build on it.
+        """Make the state at *as_of* the head state and return the LSN of the rewind.
 
-        Nothing is lost: the commits that are left behind stay readable by LSN, and tags, pins and
-        retention are not rewound. The head's epoch becomes that of *as_of*. Raises MissingError,
-        VersionGoneError.
+        Later commits build on it. Nothing is lost: the commits that are left behind stay readable
+        by LSN, and tags, pins and retention are not rewound. The head's epoch becomes that of
+        *as_of*. Raises MissingError, VersionGoneError.
         """
         self._guard()
         self._settle_background()

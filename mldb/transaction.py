@@ -43,7 +43,7 @@ class Store(Protocol):
 
 
 class Transaction(MutableMapping[str, Any]):
-    """The verbs of a database, staged. Made by ``with db.transaction() as txn``; used by one thread.
+    """The verbs of a database, staged; for one thread. Made by ``with db.transaction() as txn``.
 
     Reads see the newest commit at the beginning plus the transaction's own writes. Values are fixed
     at the call. Leaving the block commits and sets ``lsn``; an exception rolls back and is
@@ -165,8 +165,8 @@ class Transaction(MutableMapping[str, Any]):
     def _hold(self) -> None:
         """Register the snapshot at the first read, so that compaction keeps it."""
         if not self._held:
-            self._held = True
             self._base.source.log.registration.hold(self._base.commit.lsn)
+            self._held = True
 
     def _read(self, key: bytes) -> Staged | None:
         """Return what is staged for *key*; otherwise note that the base is read."""
@@ -187,10 +187,7 @@ class Transaction(MutableMapping[str, Any]):
             raise TensorNotFoundError(f"tensor {name!r} was deleted in this transaction")
 
     def query_tensor(self, name: str) -> Any:
-        """Return the staged or the base version of *name*.
-
-        Read-only. Raises TensorNotFoundError.
-        """
+        """Return the staged or base version of *name*, read-only; raises TensorNotFoundError."""
         key = keys.TENSORS + check_name(name)
         staged = self._read(key)
         if staged is None:
@@ -270,9 +267,10 @@ class Transaction(MutableMapping[str, Any]):
 
 
 def stage_layer(txn: Transaction, layer_id: str, weights: Any, biases: Any) -> None:
-    """Stage ``{layer}_weights`` and ``{layer}_biases`` with type, layer and position, and their relationship.
+    """Stage ``{layer}_weights`` and ``{layer}_biases``, their metadata and their relationship.
 
-    The position is the one that the layer has, or the number of layers before it.
+    The metadata are type, layer and position: the one that the layer has, or the number of layers
+    before it.
     """
     names = f"{layer_id}_weights", f"{layer_id}_biases"
     position = txn.metadata(names[0]).get("position") if names[0] in txn else None

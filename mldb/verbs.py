@@ -41,9 +41,10 @@ class WriteVerbs(Handle):
     def transact(
         self, fn: Callable[[Transaction], T], *, retries: int = 10, epoch: int | None = None
     ) -> T:
-        """Run ``fn(txn)`` in a transaction.
+        """Run ``fn(txn)`` in a transaction, again after a ConflictError, and return its result.
 
-        Again up to *retries* times on ConflictError; return its result.
+        The last of *retries* further attempts lets the ConflictError through. *fn* must have no
+        effects of its own that may not happen twice. Raises what *fn* and the commit raise.
         """
         if isinstance(retries, bool) or not isinstance(retries, int):
             raise InvalidTypeError(f"retries is a {type(retries).__name__}, not an int")
@@ -52,8 +53,7 @@ class WriteVerbs(Handle):
         for attempt in range(retries + 1):
             try:
                 with self.transaction(epoch) as txn:
-                    result = fn(txn)
-                return result
+                    return fn(txn)
             except ConflictError:
                 if attempt == retries:
                     raise
@@ -115,9 +115,9 @@ class WriteVerbs(Handle):
         *,
         epoch: int | None = None,
     ) -> TensorWriter:
-        """Return a writer for a tensor that may be larger than RAM: ``with ... as w: w[a:b] = rows``.
+        """Return a writer of a tensor that may exceed RAM: ``with ... as w: w[a:b] = rows``.
 
-        Committed when the block ends. Raises LimitError, InvalidTypeError, ReadOnlyError.
+        It is committed when the block ends. Raises LimitError, InvalidTypeError, ReadOnlyError.
         """
         self._guard()
         self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
@@ -157,8 +157,10 @@ class WriteVerbs(Handle):
     def store_model_layer(
         self, layer_id: str, weights: Any, biases: Any, *, epoch: int | None = None
     ) -> Lsn:
-        """Store ``{layer}_weights`` and ``{layer}_biases`` with metadata type, layer and position, and the relationship
-        ``layer_params`` between them, in one transaction.
+        """Store ``{layer}_weights`` and ``{layer}_biases`` as one transaction.
+
+        Their metadata are type ("weights", "biases"), layer and position; the relationship
+        ``layer_params`` leads from the weights to the biases.
         """
         return self._transact(lambda txn: txn.store_model_layer(layer_id, weights, biases), epoch)
 

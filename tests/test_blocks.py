@@ -13,6 +13,7 @@ from mldb.errors import CorruptError
 from mldb.log import blocks as blocks_module
 from mldb.log import format as fmt
 from mldb.log.blocks import Blocks, payload_checks
+from mldb.log.checksum import check64
 from mldb.log.frame import TO_BE_HASHED, Draft, Frame, Record
 from tests.support.logs import Built, build_segment, flip
 
@@ -32,7 +33,7 @@ class Hashes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
-        real = blocks_module.check64
+        real = check64
 
         def counted(data: memoryview) -> int:
             self.sizes.append(len(data))
@@ -124,7 +125,7 @@ def test_large_ranges_are_split_over_two_threads(
     data = memoryview(raw)
     blocks = Blocks(frame, payload_checks(data, frame), "x")
     threads: set[int] = set()
-    real = blocks_module.check64
+    real = check64
 
     def seen(part: memoryview) -> int:
         threads.add(threading.get_ident())

@@ -273,7 +273,7 @@ def test_every_flipped_bit_and_cut_of_a_file_header_is_found() -> None:
 def header_with(**changes: int) -> bytes:
     """A file header with some fields changed and a right checksum."""
     header = decode_file_header(encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK), "x")
-    raw = fmt.FILE_HEADER.pack(*header._replace(**changes))[:-8]
+    raw = fmt.FILE_HEADER.pack(*{**header._asdict(), **changes}.values())[:-8]
     return raw + check64(raw).to_bytes(8, "little")
 
 

@@ -332,7 +332,7 @@ def test_a_segment_in_use_that_no_manifest_names_is_corruption() -> None:
     fs.unlink(manifest_name(3))
     for mode in ("r", "rw"):
         with pytest.raises(CorruptError, match="the newest manifest was deleted") as caught:
-            open_log(fs, mode)  # type: ignore[arg-type]
+            open_log(fs, mode)
         assert caught.value.file == segment_name(3)
     assert fs.image().files.keys() >= before.keys() - {manifest_name(3)}
     fs.open(manifest_name(3), "create").pwritev([saved], 0)

@@ -1,4 +1,4 @@
-"""Staged writes: the last one per key, packed when small, of their own when large, spilled beyond."""
+"""Staged writes: the last one per key, packed if small, of their own if large, spilled beyond."""
 
 from __future__ import annotations
 
@@ -75,6 +75,10 @@ def test_the_last_write_of_each_key_counts(
     for number, (verb, letter, size) in enumerate(steps):
         name = bytes([letter])
         value = np.full(size, number)
+        for stored in {"put": (name,), "alias": (name, name + b"'")}.get(verb, ()):
+            if model.get(keys.TENSORS + stored, "absent") is None:
+                # Stored again after its deletion: a new tensor, which has no metadata yet.
+                model[keys.METADATA + stored] = pack_metadata({})
         match verb:
             case "put":
                 put(staging, name, value)

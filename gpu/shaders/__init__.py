@@ -1,1 +1,1 @@
-"""Vulkan compute shaders, as source and as SPIR-V. Not part of this release."""
+"""Reserved for Vulkan compute shaders, as source and as SPIR-V. None exists yet."""

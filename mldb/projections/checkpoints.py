@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One model checkpoint: a single commit. ``stall_ms`` is how long the training thread waited for it.
+    """One model checkpoint: a single commit.
 
-    ``nbytes`` counts its tensors' bytes. What is read back from a store has a ``stall_ms`` of 0.
+    ``stall_ms`` is how long the training thread waited for it; 0 in what is read back from a store.
+    ``nbytes`` counts the bytes of its tensors.
     """
 
     name: str

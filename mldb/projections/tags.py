@@ -1,6 +1,6 @@
-"""Tags and pins: names for commits and commits kept whatever retention says.
+"""Tags and pins: names for commits, and commits kept whatever retention says.
 
-Of the store, never rewound.
+Both belong to the store and are never rewound.
 """
 
 from __future__ import annotations

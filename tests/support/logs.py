@@ -222,12 +222,11 @@ def histories(draw: st.DrawFn, segment: int = 1) -> History:
         start = place
         for key in draw(st.lists(KEYS, max_size=4, unique=True)):
             attr, digest = draw(small_bytes), draw(digests)
-            sizes = [draw(st.integers(0, 2**40)) for _ in range(2)]
+            offset, length = draw(st.integers(0, 2**40)), draw(st.integers(0, 2**40))
             flags, encoding = draw(st.integers(0, 1)), draw(st.integers(0, 255))
             base = draw(st.integers(0, fmt.LSN_MAX))
-            found.append(
-                (key, Entry(lsn, segment, place, *sizes, attr, flags, encoding, base, digest))
-            )
+            version = (lsn, segment, place, offset, length, attr, flags, encoding, base, digest)
+            found.append((key, Entry(*version)))
             place += draw(st.integers(8, 1000))
         clock = draw(st.integers(fmt.TIME_MIN, fmt.TIME_MAX))
         rows.append(CommitRow(lsn, parent.lsn, epoch, time, clock, start, place))
