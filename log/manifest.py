@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from typing import Any, Final, TypeVar
 
 from mldb.errors import CorruptError, FormatVersionError, StorageError, StorageIOError
@@ -138,13 +137,18 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
 
 
 _T = TypeVar("_T")
-_TYPES: Final = {"int": int, "bytes": bytes, "str": str}
+_TYPES: Final[dict[str, type]] = {"int": int, "bytes": bytes, "str": str}
+# The fields that hold one plain value, with its type.
+_FIELDS: Final[dict[type, list[tuple[str, type]]]] = {
+    kind: [(field.name, _TYPES[str(field.type)]) for field in fields(kind) if field.type in _TYPES]
+    for kind in (SegmentInfo, Mark, Manifest)
+}
 
 
 def _build(kind: type[_T], values: Mapping[str, Any]) -> _T:
     """Make a dataclass of decoded fields; raises ValueError or TypeError for impossible ones."""
     built = kind(**values)
-    for name, wanted in _plain_fields(kind):
+    for name, wanted in _FIELDS[kind]:
         value = getattr(built, name)
         other = type(value) is not wanted
         if other:
@@ -155,13 +159,6 @@ def _build(kind: type[_T], values: Mapping[str, Any]) -> _T:
         if wanted is bytes and len(value) != fmt.DIGEST_SIZE:
             raise ValueError(f"the field {name} has {len(value)} bytes")
     return built
-
-
-@cache
-def _plain_fields(kind: type[Any]) -> tuple[tuple[str, type], ...]:
-    """The fields of a dataclass that hold an int, bytes or a str, with that type."""
-    named = ((field.name, _TYPES.get(str(field.type))) for field in fields(kind))
-    return tuple((name, wanted) for name, wanted in named if wanted is not None)
 
 
 def _from_fields(stored: object, header: fmt.FileHeader) -> Manifest:
