@@ -92,10 +92,11 @@ class Segment:
         with self._lock:
             if self._map and len(self._map) >= end:
                 return self._map
+            want = max(end, self.valid)  # before the size, which grows with it
             file = self._open()
             try:
                 size = file.size()
-                want = max(end, self.valid) or size
+                want = want or size
                 if size < want:
                     raise CorruptError(
                         f"segment {self.number} is {size} bytes long, expected at least {want}: "

@@ -22,10 +22,21 @@ from mldb.log.pending import PendingSegment
 from mldb.log.view import View
 from mldb.log.writer import WriterOptions
 from mldb.options import Options
-from mldb.reading import Scope, Source
+from mldb.reading import Scope, Source, make_scope
 from mldb.resolve import AsOf, resolve_scope
 from mldb.snapshot import StateSurface
 from mldb.staging import Staging
+
+
+# The id of this process, kept current over forks: asking the system costs every read 0.2 µs.
+_process = [os.getpid()]
+
+
+def _note_fork() -> None:
+    _process[0] = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 class Handle(StateSurface):
@@ -34,7 +45,7 @@ class Handle(StateSurface):
     def __init__(self, fs: FileSystem, options: Options, metadata_of: MetadataOf) -> None:
         self.options = options
         self.path = fs.root
-        self._pid = os.getpid()
+        self._pid = _process[0]
         self._closed = False
         writer = WriterOptions(options.durability, options.segment_bytes, options.segment_entries)
         self._log = Log(
@@ -61,22 +72,22 @@ class Handle(StateSurface):
             raise ClosedError(
                 f"the store {self.path} was closed; mldb.open({self.path!r}) opens it again"
             )
-        if os.getpid() != self._pid:
+        if _process[0] != self._pid:
             raise ClosedError(
-                f"opened in process {self._pid}, used in its forked child {os.getpid()}: call "
+                f"opened in process {self._pid}, used in its forked child {_process[0]}: call "
                 f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in "
                 "worker_init_fn or lazily)"
             )
 
     def _scope(self, as_of: AsOf = None) -> Scope:
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or _process[0] != self._pid:
             self._guard()
         view = self._state.head()
         if as_of is None:
-            return Scope(self._source, view, view.commit, view.intervals)
+            return make_scope((self._source, view, view.commit, view.intervals))
         found = view.epochs.get(as_of) if type(as_of) is int else None
         row, intervals = found or resolve_scope(view, as_of)
-        return Scope(self._source, view, row, intervals)
+        return make_scope((self._source, view, row, intervals))
 
     def begin(self) -> Scope:
         """Return the newest head, behind our own checkpoints; a transaction begins on it."""

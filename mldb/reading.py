@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from mldb import keys
@@ -95,6 +96,12 @@ class Scope(NamedTuple):
         """Return the metadata of *name* (a fresh dict), {} when it has none."""
         entry = self.find(keys.METADATA + check_name(name))
         return {} if entry is None else unpack_metadata(entry.attr)
+
+
+make_scope: Callable[[tuple[Source, View, CommitRow, Intervals]], Scope] = partial(
+    tuple.__new__, Scope
+)
+"""Make a Scope of its fields in order, at half the cost of a call: once per read."""
 
 
 def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
