@@ -14,7 +14,7 @@ from torch import nn
 import mldb
 
 
-def main(path: str = "train_and_resume_store", epochs: int = 20) -> nn.Module:
+def main(path: str, epochs: int = 20) -> nn.Module:
     """Fit a sine; return the model after the last epoch."""
     torch.manual_seed(0)
     x = torch.linspace(-3, 3, 512)[:, None]
@@ -46,4 +46,4 @@ def main(path: str = "train_and_resume_store", epochs: int = 20) -> nn.Module:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1] if len(sys.argv) > 1 else "train_and_resume_store")

@@ -56,16 +56,10 @@ __version__ = "0.1.0"
 
 _ERRORS = (
     *("ClosedError", "ConflictError", "CorruptError", "EpochOrderError", "FormatVersionError"),
-    *(
-        "GpuUnavailableError",
-        "InvalidNameError",
-        "InvalidTypeError",
-        "InvalidValueError",
-        "LimitError",
-    ),
-    *("LockedError", "MissingError", "MldbError", "QueryError", "ReadOnlyError", "RetryableError"),
-    *("StorageError", "StorageFullError", "StorageIOError", "TensorNotFoundError", "UsageError"),
-    "VersionGoneError",
+    *("GpuUnavailableError", "InvalidNameError", "InvalidTypeError", "InvalidValueError"),
+    *("LimitError", "LockedError", "MissingError", "MldbError", "QueryError", "ReadOnlyError"),
+    *("RetryableError", "StorageError", "StorageFullError", "StorageIOError"),
+    *("TensorNotFoundError", "UsageError", "VersionGoneError"),
 )
 _HOMES = {
     "MLDatabase": "mldb.database",

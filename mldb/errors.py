@@ -35,6 +35,8 @@ class MldbError(Exception):
     """Base of every error raised by mldb."""
 
     retryable: bool = False
+    failed_sync: bool = False
+    """An fsync failed. What it was about may be lost, whatever a later one says."""
 
 
 class StorageError(MldbError):

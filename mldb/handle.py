@@ -27,7 +27,6 @@ from mldb.resolve import AsOf, resolve_scope
 from mldb.snapshot import StateSurface
 from mldb.staging import Staging
 
-
 # The id of this process, kept current over forks: asking the system costs every read 0.2 µs.
 _process = [os.getpid()]
 

@@ -10,7 +10,8 @@ from typing import TypeAlias
 from tests.bench.children import run_child
 from tests.bench.limit_log import LOG, PREALLOCATED
 from tests.bench.peer import Ability, Peer, Purpose, Store
-from tests.bench.peer_mldb import MLDB, UNVERIFIED
+from tests.bench.peer_keyvalue import LMDB_COMMIT_EACH
+from tests.bench.peer_mldb import MLDB, ONE_TRANSACTION, UNVERIFIED
 from tests.bench.registry import is_limit
 from tests.bench.report import Outcome, Table
 from tests.bench.setting import Setting, check_equal, check_total
@@ -88,7 +89,9 @@ def puts(setting: Setting) -> Outcome:
         notes=setting.notes("batch"),
     ).against_best([LOG, PREALLOCATED])
     outcome = Outcome([lazy, durable])
+    outcome.compare("w3.lazy / lmdb, commit per put", lazy, MLDB, LMDB_COMMIT_EACH)
     outcome.compare("w3.lazy / lmdb", lazy, MLDB, _LMDB)
+    outcome.compare("w3.one / lmdb", lazy, ONE_TRANSACTION, _LMDB)
     outcome.compare("w3.batch / lmdb", durable, MLDB, _LMDB)
     outcome.compare("w3.batch / limit", durable, MLDB, durable.limit)
     return outcome

@@ -16,6 +16,7 @@ from tests.bench.peer import Peer, Purpose, RowReader, Store, abilities
 from tests.bench.timing import sync_path
 from tests.bench.workloads import Array, State
 
+LMDB_COMMIT_EACH = "lmdb, commit per put"
 _MAP_BYTES = 8 << 30
 _ROW_BLOCK = 64  # rows per value where a store cannot read a part of one
 
@@ -226,7 +227,7 @@ PEERS = (
         },
     ),
     Peer(
-        name="lmdb, commit per put",
+        name=LMDB_COMMIT_EACH,
         open=lambda folder, purpose: Lmdb(folder, purpose, commit_each=True),
         can=abilities("lazy"),
         needs=("lmdb",),

@@ -17,16 +17,24 @@ class Mldb(Store):
     """An mldb store: durability "os" for lazy puts, "commit" for everything else."""
 
     def __init__(
-        self, folder: Path, purpose: Purpose, verify: Literal["first", "never"] = "first"
+        self,
+        folder: Path,
+        purpose: Purpose,
+        verify: Literal["first", "never"] = "first",
+        commit_each: bool = True,
     ) -> None:
         mldb: Any = import_module("mldb")
         durability = "os" if purpose == "lazy" else "commit"
+        self._commit_each = commit_each
         self.database = mldb.open(folder, durability=durability, verify=verify)
 
     def put_all(self, prepared: Any) -> None:
         self.database.checkpoint(prepared, epoch=self.database.epoch)
 
     def put_lazily(self, names: list[str], values: list[Array]) -> None:
+        if not self._commit_each:
+            self.put_batch(dict(zip(names, values, strict=True)))
+            return
         store = self.database.store_tensor
         for name, value in zip(names, values, strict=True):
             store(name, value)
@@ -68,6 +76,7 @@ class Mldb(Store):
 
 MLDB = "mldb"
 UNVERIFIED = "mldb, verify never"
+ONE_TRANSACTION = "mldb, one transaction"
 
 PEERS = (
     Peer(
@@ -91,5 +100,11 @@ PEERS = (
         can=abilities("load", "as_of", "rows"),
         reads=MLDB,
         notes={"load": "the same files", "as_of": "the same files", "rows": "the same files"},
+    ),
+    Peer(
+        name=ONE_TRANSACTION,
+        open=lambda folder, purpose: Mldb(folder, purpose, commit_each=False),
+        can=abilities("lazy"),
+        notes={"lazy": "transaction() around all puts"},
     ),
 )

@@ -93,9 +93,21 @@ TARGETS = (
     ),
     Target(
         "W3",
-        "4 KiB tensors, single puts, no fsync",
+        "4 KiB tensors, single puts, no fsync, a commit each",
+        (at_least("w3.lazy / lmdb, commit per put", 0.4, "x lmdb with a commit each"),),
+        (at_least("w3.lazy / lmdb, commit per put", 0.6, "x lmdb with a commit each"),),
+    ),
+    Target(
+        "W3",
+        "the same commits against lmdb in one transaction",
         (at_least("w3.lazy / lmdb", 0.4, "x lmdb in one transaction"),),
         (at_least("w3.lazy / lmdb", 0.6, "x lmdb in one transaction"),),
+    ),
+    Target(
+        "W3",
+        "4 KiB tensors, no fsync, one transaction on both sides",
+        (at_least("w3.one / lmdb", 0.4, "x lmdb in one transaction"),),
+        (at_least("w3.one / lmdb", 0.6, "x lmdb in one transaction"),),
     ),
     Target(
         "W4",
