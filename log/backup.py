@@ -27,7 +27,8 @@ def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None
     for folder in FOLDERS:
         target.mkdir(folder)
     with state.mutex:
-        state.follow()
+        if not state.writing:  # else a thread of this handle is between write and publication
+            state.follow()
         manifest, active = state.manifest, state.active
         end, last_lsn = active.cursor.offset, state.last_lsn()
         footer = index_frame(active, last_lsn, last_lsn, end, metadata_of)

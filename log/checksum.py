@@ -13,6 +13,7 @@ from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest, xxh3_128, xxh3_12
 from mldb.log.fs import Buffer
 
 check64 = xxh3_64_intdigest
+block_check = xxh3_64_digest
 digest128 = xxh3_128_digest
 
 
@@ -25,7 +26,7 @@ def checks_and_digest(buffers: Sequence[Buffer], block_log2: int) -> tuple[bytes
     """
     if len(buffers) == 1 and len(buffers[0]) <= 1 << block_log2:
         data = buffers[0]
-        return (xxh3_64_digest(data) if len(data) else b""), xxh3_128_digest(data)
+        return (block_check(data) if len(data) else b""), xxh3_128_digest(data)
     whole = xxh3_128()
     checks = b"".join(_block_digests(buffers, 1 << block_log2, whole))
     return checks, whole.digest()
@@ -42,7 +43,7 @@ def _block_digests(buffers: Iterable[Buffer], block_size: int, whole: xxh3_128) 
             position += len(part)
             whole.update(part)
             if len(part) == block_size:
-                yield xxh3_64_digest(part)
+                yield block_check(part)
                 continue
             state.update(part)
             room -= len(part)

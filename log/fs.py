@@ -18,6 +18,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 OpenMode: TypeAlias = Literal["r", "rw", "create"]
 
+_SYNC_CALLS = frozenset({"fdatasync", "fsync of the folder"})
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT, _errno.EFBIG})
 
 
@@ -129,6 +130,12 @@ def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
 
     The caller raises it ``from error``.
     """
+    typed = _typed(error, call, root, name)
+    typed.failed_sync = call in _SYNC_CALLS
+    return typed
+
+
+def _typed(error: OSError, call: str, root: str, name: str) -> MldbError:
     code = error.errno
     label = _errno.errorcode.get(code or 0, str(code))
     where = f"{root}/{name}" if name else root

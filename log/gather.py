@@ -9,9 +9,12 @@ from mldb.log.fs import Buffer
 IOV_MAX = 1024  # parts of one gathered write; what Linux and macOS allow
 
 
-def byte_count(buffer: Buffer) -> int:
-    """Return the size in bytes; len() counts items, which are bytes only in bytes and bytearray."""
-    return len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
+def byte_count(buffers: Sequence[Buffer]) -> int:
+    """Return their size in bytes; len() of a memoryview counts items, which need not be bytes."""
+    total = 0
+    for buffer in buffers:
+        total += len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
+    return total
 
 
 def groups(buffers: Sequence[Buffer], step: int) -> list[list[Buffer]]:

@@ -76,9 +76,9 @@ class CommitLock:
         gate = self._gate
         if gate is None:
             gate = self._gate = self._fs.lock(GATE)
-        if not gate.try_acquire():
-            self._wait(gate)
         try:
+            if not gate.try_acquire():
+                self._wait(gate)
             if not commit.try_acquire():
                 self._wait(commit)
         finally:

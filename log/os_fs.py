@@ -8,7 +8,6 @@ import os
 import stat
 import sys
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -22,15 +21,11 @@ if sys.platform == "win32":
         "Use it under WSL 2. Nothing was changed."
     )
 import fcntl
-from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
-_TAKE = LOCK_EX | LOCK_NB
+from mldb.log.os_lock import CLOSED, OsLock
+
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
-# A descriptor that no process can have: every call on it fails with EBADF. (-1 would not do, since
-# mmap takes that to mean memory without a file.)
-_CLOSED = 0x7FFFFFFF
-
 # The two stores cannot share files; no error of either.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
 
@@ -38,17 +33,6 @@ _NO_ROOM_TO_MAP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _READ_INSTEAD_MAX = 1 << 29
 
 _FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
-
-# Locks are closed in a forked child, so that it cannot keep the lock of a dead parent alive.
-_locks: weakref.WeakSet[OsLock] = weakref.WeakSet()
-
-
-def _close_locks_in_child() -> None:
-    for lock in list(_locks):
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_close_locks_in_child)
 
 
 @cache
@@ -101,7 +85,7 @@ class OsFile:
         try:
             # The common case: one small gathered write.
             if len(buffers) <= IOV_MAX:
-                total = sum(map(byte_count, buffers))
+                total = byte_count(buffers)
                 if total <= _WRITE_STEP and os.pwritev(self._fd, buffers, offset) == total:
                     return total
             return self._write_steps(buffers, offset)
@@ -176,66 +160,12 @@ class OsFile:
     def close(self) -> None:
         """Close the descriptor now; a later call fails with EBADF."""
         # The number may soon belong to another file, which a late write must not reach.
-        fd, self._fd = self._fd, _CLOSED
-        if fd != _CLOSED:
+        fd, self._fd = self._fd, CLOSED
+        if fd != CLOSED:
             os.close(fd)
 
-    def __del__(self, close: Callable[[int], None] = os.close, closed: int = _CLOSED) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close, closed: int = CLOSED) -> None:
         """Close what nobody closed; weakref.finalize costs as much as the opening."""
-        if self._fd != closed:
-            close(self._fd)
-
-
-class OsLock:
-    """flock on its own file: the kernel frees it with the process, forked children close it."""
-
-    __slots__ = ("__weakref__", "_fd", "_root", "name")
-
-    def __init__(self, root: str, name: str, fd: int) -> None:
-        self.name = name
-        self._root = root
-        self._fd = fd
-        _locks.add(self)
-
-    def try_acquire(self) -> bool:
-        """Take the lock without waiting."""
-        try:
-            flock(self._fd, _TAKE)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise translate(error, "flock", self._root, self.name) from error
-        return True
-
-    def release(self) -> None:
-        """Give the lock back; harmless on a closed one."""
-        if self._fd != _CLOSED:
-            flock(self._fd, LOCK_UN)
-
-    def holder(self) -> str:
-        """Find the holder's pid in /proc/locks by inode; Linux only and informative only."""
-        try:
-            inode = str(os.fstat(self._fd).st_ino)
-            with open("/proc/locks", encoding="ascii") as lines:
-                for line in lines:
-                    parts = line.split()
-                    if "FLOCK" in parts and any(part.endswith(":" + inode) for part in parts):
-                        pid = int(parts[parts.index("WRITE") + 1])
-                        began = time.gmtime(os.stat(f"/proc/{pid}").st_ctime)
-                        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", began)
-                        return f"process {pid} on {os.uname().nodename}, started {started}"
-        except (OSError, ValueError, IndexError):
-            return "an unknown process"
-        return "an unknown process"
-
-    def close(self) -> None:
-        """Close the descriptor, which releases the lock."""
-        fd, self._fd = self._fd, _CLOSED
-        if fd != _CLOSED:
-            os.close(fd)
-
-    def __del__(self, close: Callable[[int], None] = os.close, closed: int = _CLOSED) -> None:
-        """Close what nobody closed, which releases the lock."""
         if self._fd != closed:
             close(self._fd)
 

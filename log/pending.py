@@ -57,6 +57,15 @@ class PendingSegment:
                 item.written = True
             item.record.payload = ()
 
+    def take_over(self, other: PendingSegment) -> None:
+        """Copy the records of another pending segment that still have entries."""
+        for item in other.placed:
+            record = item.record
+            if record.drafts:
+                data = other.file.map(item.payload + record.payload_length)
+                record.payload = (data[item.payload :],)
+                self.add([record])
+
     def discard(self) -> None:
         """Drop the file; a later call, or one after publishing, does nothing.
 

@@ -130,6 +130,17 @@ class LogState:
             return False
         return self.fs.exists(self._next_manifest) or not self.fs.exists(self._manifest_name)
 
+    def is_current(self) -> bool:
+        """Whether the files certainly hold nothing unknown and no torn tail. ``mutex`` is held."""
+        active, announced = self.active, self._announced
+        seen = active.seen
+        return (
+            active.file.size() == seen
+            and active.cursor.offset == seen
+            and announced is not None
+            and announced.size() == self.manifest.number
+        )
+
     def follow(self) -> None:
         """Catch up with the files; ``mutex`` is held.
 
@@ -204,6 +215,29 @@ class LogState:
         active.count += len(entries)
         active.segment.valid = active.cursor.offset
 
+    def appended(
+        self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]], end: int, chain: bytes
+    ) -> None:
+        """Take in and publish the batch that this process has just appended up to *end*."""
+        with self.mutex:
+            active = self.active
+            cursor = active.cursor
+            number, head, jumps, intervals, *rest = self.view
+            active.seen = HALF_DONE
+            cursor.offset = end
+            cursor.last_lsn = row.lsn
+            cursor.chain = chain
+            if row.parent == head.lsn and intervals:
+                active.memory.add(row, entries)
+                active.count += len(entries)
+                active.segment.valid = end
+                intervals = (*intervals[:-1], (intervals[-1][0], row.lsn))
+                self.view = make_view((number, row, jumps, intervals, *rest))
+            else:
+                self.add(row, entries)
+                self.publish()
+            active.seen = end
+
     def last_lsn(self) -> int:
         """LSN of the last commit in the log, 0 when there is none."""
         for part in self.active.parts():
@@ -230,15 +264,6 @@ class LogState:
             self.manifest.kept,
             {},
         )
-
-    def advance(self, row: CommitRow) -> None:
-        """Publish the view after one more commit; usually cheaper than :meth:`publish`."""
-        number, head, jumps, intervals, *rest = self.view
-        if row.parent != head.lsn or not intervals:
-            self.publish()
-            return
-        intervals = (*intervals[:-1], (intervals[-1][0], row.lsn))
-        self.view = make_view((number, row, jumps, intervals, *rest))
 
     def _last_row(self) -> CommitRow:
         """The head: the last commit in the log."""

@@ -91,21 +91,31 @@ def _check_manifests(fs: FileSystem, tally: _Tally) -> None:
 def _check_sealed(part: SealedPart, tally: _Tally) -> None:
     info = part.info
     tally.bytes += info.length
+    rows: list[CommitRow] = []
     try:
         data = part.segment.view(info.length)[: info.length]
         part.segment.check_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]))
+    except MldbError as error:
+        tally.problems.append(_problem(error, part.segment.name))
+        return
+    try:
         index = part.index
         index.check()
         rows = list(index.commits(1, fmt.LSN_MAX))
+        sound = True
     except MldbError as error:
-        tally.problems.append(
-            Problem(part.segment.name, getattr(error, "offset", None) or 0, str(error))
-        )
-        return
+        tally.problems.append(_problem(error, part.segment.name))
+        sound = False  # the batches are checked all the same, up to the first that is damaged
     end = info.index_offset if not info.index_file else info.length
     _check_batches(part.segment, data[:end], rows, tally)
-    if not info.index_file:
+    if sound and not info.index_file:
         _check_footer(part.segment, data, info.index_offset, tally)
+
+
+def _problem(error: MldbError, name: str) -> Problem:
+    """Describe damage by the file and the offset that its error names, if it names any."""
+    file = getattr(error, "file", None) or name
+    return Problem(file, getattr(error, "offset", None) or 0, str(error))
 
 
 def _check_active(active: Active, view: View, tally: _Tally) -> None:

@@ -20,14 +20,14 @@ from mldb.errors import (
     StorageIOError,
 )
 from mldb.log import format as fmt
-from mldb.log.active import HALF_DONE, chain_start
+from mldb.log.active import chain_start
 from mldb.log.address import CommitRow
 from mldb.log.batch import OVERLAP_BYTES, Place, place_all, write_batch, write_small
 from mldb.log.columns import MetadataOf
 from mldb.log.footer import describe
 from mldb.log.frame import Record, encode_file_header
 from mldb.log.lock import CommitLock
-from mldb.log.manifest import Mark, SegmentInfo
+from mldb.log.manifest import Mark, SegmentInfo, manifest_name
 from mldb.log.pending import PendingSegment
 from mldb.log.recovery import Recovery, refuse_corruption, save_tail
 from mldb.log.sealing import Sealer
@@ -68,17 +68,17 @@ class Writer:
         self.options = options
         self.recovery = Recovery()
         self.commits = 0  # guarded by the commit lock
-        self._state = state
-        self._lock = lock
+        self.state = state
+        self.lock = lock
         self._sealer = Sealer(state, metadata_of)
         self._sync_mutex = threading.Lock()
         self._durable = 0  # highest commit known durable; guarded by _sync_mutex or the commit lock
-        self._failed: MldbError | None = None
+        self.failed: MldbError | None = None
 
     @property
     def durable_lsn(self) -> int:
         """The highest commit known to be durable."""
-        return max(self._durable, self._state.active.cursor.durable)
+        return max(self._durable, self.state.active.cursor.durable)
 
     # --- committing -------------------------------------------------------------------------------
 
@@ -88,18 +88,22 @@ class Writer:
         """Store the records as one batch; return its commit.
 
         Raises whatever *decide* raises, and ClosedError, LimitError, LockedError, CorruptError,
-        StorageFullError, StorageIOError; then nothing is stored. Only when giving a segment up
-        after a failed fsync fails too, that is not certain, and the message says so.
+        StorageFullError, StorageIOError; then nothing is stored. Only after a failed fsync that is
+        not always certain, and the message says so.
         """
-        with self._lock:
+        with self.lock:
             try:
                 epoch, parent = decide(self.catch_up())
                 if pending is None:
                     row = self._append(records, epoch, parent)
                 else:
                     row = self._publish(pending, records, epoch, parent)
+            except MldbError as error:
+                if not error.failed_sync:
+                    raise
+                raise self._retire(error, publishing=pending is not None) from error
             finally:
-                self._state.writing = False
+                self.state.writing = False
             self.commits += 1
         if self.options.durability == "commit":
             self.sync(row.lsn)
@@ -111,19 +115,14 @@ class Writer:
         The commit lock is held. From here on this thread alone makes new views (``state.writing``),
         until the caller resets that.
         """
-        if self._failed is not None:
+        if self.failed is not None:
             raise ClosedError(
-                f"this handle is closed for writing since an fsync failed ({self._failed}). What "
+                f"this handle is closed for writing since an fsync failed ({self.failed}). What "
                 "is readable now is what is known to be stored; reopen the store to write again."
             )
-        state = self._state
+        state = self.state
         with state.mutex:
-            active = state.active
-            if (
-                active.file.size() != active.seen
-                or active.cursor.offset != active.seen
-                or state.manifest_waits()
-            ):
+            if not state.is_current():
                 state.follow()
                 self._settle()
             state.writing = True
@@ -131,7 +130,7 @@ class Writer:
 
     def _settle(self) -> None:
         """Leave the active segment ready to be appended to. Commit lock and mutex are held."""
-        state = self._state
+        state = self.state
         active = state.active
         if active.cursor.index is not None:
             # Sealed by a process that died before it installed the manifest.
@@ -146,7 +145,7 @@ class Writer:
             self.recovery = replace(report, distrusted=tuple(state.distrusted))
 
     def _append(self, records: Sequence[Record], epoch: int, parent: CommitRow) -> CommitRow:
-        state = self._state
+        state = self.state
         payload = count = 0
         for record in records:
             payload += record.payload_length
@@ -171,14 +170,7 @@ class Writer:
         else:
             placed = place_all(records, cursor.offset)
             written = write_batch(active.file, placed, placed[-1].end, where)
-        with state.mutex:
-            active.seen = HALF_DONE
-            cursor.offset = written.end
-            cursor.last_lsn = written.row.lsn
-            cursor.chain = written.chain
-            state.add(written.row, written.entries)
-            state.advance(written.row)
-            active.seen = written.end
+        state.appended(*written)
         return written.row
 
     def _bound(self, records: Sequence[Record], last_lsn: int) -> None:
@@ -192,7 +184,7 @@ class Writer:
 
     def _is_full(self, payload: int, count: int) -> bool:
         """Whether *payload* bytes and *count* entries no longer fit the active segment."""
-        active, options = self._state.active, self.options
+        active, options = self.state.active, self.options
         offset = active.cursor.offset
         if offset == fmt.FILE_HEADER_SIZE:
             return False  # whatever its size, a batch fits an empty segment
@@ -205,7 +197,7 @@ class Writer:
         self, pending: PendingSegment, records: Sequence[Record], epoch: int, parent: CommitRow
     ) -> CommitRow:
         """Append the remaining records to a pending segment and make it the active one."""
-        state = self._state
+        state = self.state
         if state.active.has_commits():
             info = self._write_footer()
         else:
@@ -230,12 +222,18 @@ class Writer:
             epoch,
             clock,
         )
-        write_batch(pending.file, pending.placed, pending.tail, where)
+        row = write_batch(pending.file, pending.placed, pending.tail, where).row
         pending.file.sync()
-        self._sealer.install_segment(info, number, pending.name, first_lsn - 1)
+        installing = state.next_number
+        try:
+            self._sealer.install_segment(info, number, pending.name, first_lsn - 1)
+        except MldbError:
+            # Once its manifest is there the commit is stored; the next look follows it.
+            if state.named < installing:
+                raise
         pending.discard()
-        self._durable = state.view.commit.lsn
-        return state.view.commit
+        self._durable = row.lsn
+        return row
 
     # --- sealing ----------------------------------------------------------------------------------
 
@@ -251,7 +249,7 @@ class Writer:
     def _sync_active(self) -> None:
         """Sync the active segment; the commit lock is held."""
         try:
-            self._state.active.file.sync()
+            self.state.active.file.sync()
         except _FAILED_SYNC as error:
             raise self._abandon(error) from error
 
@@ -264,8 +262,8 @@ class Writer:
         may have dropped the dirty pages and reports the failure once (Rebello et al., "Can
         Applications Recover from fsync Failures?", USENIX ATC 2020).
         """
-        self._failed = error
-        state = self._state
+        self.failed = error
+        state = self.state
         known = max(self._durable, state.active.cursor.durable)
         number = state.active.segment.number
         try:
@@ -274,22 +272,30 @@ class Writer:
                 if state.active.segment.number == number:
                     self._sealer.close_at(known, known)
             outcome = (
-                f"The segment was closed behind commit {known}, the last one known to be durable"
+                f"The segment was closed behind commit {known}, the last one known to be durable; "
+                "later commits are not stored."
             )
         except MldbError as second:
             outcome = (
                 f"The last commit known to be durable is {known}; closing the segment behind it "
-                f"failed too ({second})"
+                f"failed too ({second}). Whether later commits are stored is not known."
             )
-        return StorageIOError(
-            f"{error} {outcome}; later commits are not stored. This handle is closed for writing, "
-            "reads go on. Check the disk, then reopen the store.",
-            errno=getattr(error, "errno", None),
-        )
+        return _closed_for_writing(error, outcome)
+
+    def _retire(self, error: MldbError, *, publishing: bool) -> StorageIOError:
+        """Write no more with this handle: an fsync failed, not of the active segment but beside it.
+
+        The commit lock is held. *publishing*: the commit exists once its manifest has its name.
+        """
+        self.failed = error
+        state = self.state
+        if publishing and state.fs.exists(manifest_name(state.next_number)):
+            return _closed_for_writing(error, "Whether this commit is stored is not known.")
+        return _closed_for_writing(error, "Nothing was stored.")
 
     def sync(self, lsn: int) -> None:
         """Make every commit up to *lsn* durable. Threads that wait here share one fdatasync."""
-        state = self._state
+        state = self.state
         if self._durable >= lsn:
             return
         with self._sync_mutex:
@@ -306,7 +312,7 @@ class Writer:
                     return
                 file.sync()
             except _FAILED_SYNC as error:
-                with self._lock:
+                with self.lock:
                     raise self._abandon(error) from error
             self._durable = max(self._durable, view.commit.lsn)
 
@@ -314,10 +320,10 @@ class Writer:
 
     def close(self) -> None:
         """Record a durable mark and a hint, when anything was committed since the last mark."""
-        if self._failed is not None:
+        if self.failed is not None:
             return
-        state = self._state
-        with self._lock:
+        state = self.state
+        with self.lock:
             try:
                 self.catch_up()
                 active, mark = state.active, state.manifest.mark
@@ -335,3 +341,11 @@ class Writer:
                 self._sealer.install(replace(state.manifest, mark=mark))
             finally:
                 state.writing = False
+
+
+def _closed_for_writing(error: MldbError, outcome: str) -> StorageIOError:
+    return StorageIOError(
+        f"{error} {outcome} This handle is closed for writing, reads go on. Check the disk, then "
+        "reopen the store.",
+        errno=getattr(error, "errno", None),
+    )

@@ -8,6 +8,8 @@ and thread-safe; torch and SciPy are imported only where a value of theirs is me
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -69,6 +71,12 @@ class Prepared(NamedTuple):
     owned: bool
 
 
+make_prepared: Callable[[tuple[Descriptor, bytes, tuple[memoryview, ...], int, bool]], Prepared] = (
+    partial(tuple.__new__, Prepared)
+)
+"""Make a Prepared of its fields in order, at half the cost of a call: once per tensor."""
+
+
 class _Dense(NamedTuple):
     """What is known of every dense tensor of one dtype and shape."""
 
@@ -91,6 +99,11 @@ def prepare(data: object) -> Prepared:
     the limits. Changes made to *data* later show in the buffers unless ``owned``.
     """
     if type(data) is np.ndarray:
+        entry = _dense.get((data.dtype, data.shape))
+        if entry is not None and entry.exports and data.flags.c_contiguous:
+            descriptor, attr, _ = entry
+            buffers = (data.data.cast("B"),)
+            return make_prepared((descriptor, attr, buffers, descriptor.nbytes, False))
         return _prepare_array(data, owned=False)
     torch_module = sys.modules.get("torch")
     if torch_module is not None and isinstance(data, torch_module.Tensor):

@@ -42,7 +42,8 @@ class EpochRule:
         """Return the epoch of the next commit. Raises EpochOrderError."""
         if epoch is None:
             epoch = view.commit.epoch
-        self.check(view, epoch)
+        else:
+            self.check(view, epoch)
         self.highest = epoch
         return epoch
 

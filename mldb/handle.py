@@ -19,6 +19,7 @@ from mldb.log.frame import Record
 from mldb.log.fs import FileSystem
 from mldb.log.log import Log, LogOptions
 from mldb.log.pending import PendingSegment
+from mldb.log.single import SingleLane
 from mldb.log.view import View
 from mldb.log.writer import WriterOptions
 from mldb.options import Options
@@ -60,6 +61,8 @@ class Handle(StateSurface):
             metadata_of,
         )
         self._state = self._log.state
+        plain = options.mode == "rw" and options.compression is None
+        self._single = SingleLane(self._log.writer) if plain else None
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
         self._epochs = EpochRule()

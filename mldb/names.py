@@ -37,10 +37,11 @@ def check_name(name: str) -> bytes:
     Raises InvalidTypeError when it is no string, InvalidNameError when it breaks a rule.
     Thread-safe; names are remembered, so a repeated one costs one dictionary lookup.
     """
-    try:
-        return _known[name]
-    except (KeyError, TypeError):
-        return _check_new_name(name)
+    if type(name) is str:
+        key = _known.get(name)
+        if key is not None:
+            return key
+    return _check_new_name(name)
 
 
 @lru_cache(maxsize=8192)

@@ -141,6 +141,7 @@ class Staging:
         self._packs: list[_Pack] = []
         self._large: dict[bytes, Record] = {}
         self._spilled: dict[bytes, Placed] = {}
+        self._outdated = False  # an entry of a spilled record was dropped; its place does not fit
         self._where: dict[bytes, _Pack] = {}
         self._marks: dict[
             bytes, tuple[int, bytes | None]
@@ -222,6 +223,7 @@ class Staging:
         if record is None:
             placed = self._spilled.pop(key, None)
             record = None if placed is None else placed.record
+            self._outdated |= placed is not None
         if record is not None:
             record.drafts = [draft for draft in record.drafts if draft.key != key]
 
@@ -286,6 +288,8 @@ class Staging:
 
     def records(self) -> list[Record]:
         """Return the records not yet in the pending segment; called once."""
+        if self._outdated:
+            self._spill_again()
         records = [self._pack_record(pack) for pack in self._packs if pack.drafts]
         records += {id(record): record for record in self._large.values()}.values()
         grouped: dict[tuple[int, bool], list[tuple[bytes, bytes | None]]] = {}
@@ -298,6 +302,20 @@ class Staging:
                 else:
                     records.append(kinds.marks(kind, [(key, attr or b"") for key, attr in part]))
         return records + self._extra
+
+    def _spill_again(self) -> None:
+        """Move what is left of the spilled records to another pending segment.
+
+        A frame's body decides where its payload starts, and the payloads are in place already: a
+        record that lost an entry needs another place, and one that lost all of them needs none.
+        """
+        old, self.pending = self.pending, None
+        assert old is not None
+        try:
+            if self._spilled:
+                self.open_pending().take_over(old)
+        finally:
+            old.discard()
 
     def _pack_record(self, pack: _Pack) -> Record:
         return Record(kinds.TENSOR_STORED, list(pack.drafts.values()), (pack.data,), len(pack.data))

@@ -17,6 +17,7 @@ from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
 from mldb.handle import Handle
 from mldb.log.address import Lsn
 from mldb.log.pending import PendingSegment
+from mldb.log.single import BYTES_MAX as SINGLE_BYTES
 from mldb.names import check_name
 from mldb.staging import metadata_draft, tensor_record
 from mldb.tensor_writer import TensorWriter
@@ -79,9 +80,19 @@ class WriteVerbs(Handle):
         InvalidTypeError, LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError,
         ClosedError; then nothing is stored.
         """
-        self._settle_background()
+        if self._background.busy():
+            self._settle_background()
         key = check_name(name)
         prepared = prepare(data)
+        single = self._single
+        if single is not None and metadata is None and prepared.nbytes <= SINGLE_BYTES:
+            self._guard()
+            lsn = single.commit(
+                *(kinds.TENSOR_STORED, keys.TENSORS + key, prepared.attr, prepared.buffers),
+                *(check_epoch(epoch), self._epochs.choose),
+            )
+            if lsn is not None:
+                return Lsn(lsn)
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)

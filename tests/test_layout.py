@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 DEFAULT_LAYER = 2
 
-# What reaches the disk or the clock. Everything below log/os_fs.py goes through its FileSystem.
+# What reaches the disk or the clock. Everything above log/os_*.py goes through its FileSystem.
 DOOR_MODULES = frozenset({"os", "io", "mmap", "fcntl", "pathlib", "shutil", "tempfile", "glob"})
 DOOR_CALLS = frozenset(
     {"np.memmap", "np.fromfile", "np.load", "np.save", "np.savez", "time.time", "time.time_ns"}
@@ -61,7 +61,7 @@ HARMLESS = frozenset(
     }
 )
 # The door itself, and the command line, which writes what its user asks for where they ask for it.
-DOORS = ("mldb.log.os_fs", "mldb.log.os_memory", "mldb.tools", "mldb.tools.*")
+DOORS = ("mldb.log.os_fs", "mldb.log.os_lock", "mldb.log.os_memory", "mldb.tools", "mldb.tools.*")
 
 PICKLES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 PICKLE_CALLS = frozenset({"torch.load", "torch.save"})

@@ -509,15 +509,20 @@ def test_spills_of_two_transactions_do_not_meet(db: mldb.MLDatabase) -> None:
     assert [int(db[name].max()) for name in db] == [1, 2, 3, 4]
 
 
-def test_opening_sweeps_what_the_dead_left_and_nothing_else(db: mldb.MLDatabase) -> None:
+def test_a_writer_sweeps_what_the_dead_left_and_nothing_else(db: mldb.MLDatabase) -> None:
     pending = Path(db.path) / "pending"
     with db.transaction() as txn:
         txn["a"] = np.full(SPILL, 1, "u1")
         (live,) = pending.iterdir()
         dead = pending / f"{'0' * 32}-1.seg"
         dead.write_bytes(b"half")
-        with mldb.open(db.path):
-            assert list(pending.iterdir()) == [live]
+        with mldb.open(db.path) as other:
+            other["b"] = 1
+        assert list(pending.iterdir()) == [live]
+        dead.write_bytes(b"half")
+        with mldb.open(db.path, spill_bytes=SPILL) as other, other.transaction() as spilling:
+            spilling["c"] = np.full(SPILL, 3, "u1")
+            assert dead not in pending.iterdir()
     assert int(db["a"][0]) == 1
 
 

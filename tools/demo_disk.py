@@ -37,7 +37,7 @@ class MeteredFileSystem(OsFileSystem):
 
     def admit(self, file: OsFile, buffers: Sequence[Buffer], offset: int) -> None:
         """Count a write before it happens; if it is the last, write a part of it and die."""
-        count = sum(map(byte_count, buffers))
+        count = byte_count(buffers)
         with self._lock:
             if self._last is not None and self.written + count >= self._last:
                 part = b"".join(buffers)[: self._last - self.written]

@@ -1,0 +1,123 @@
+"""The commit of one small payload under one key, for loops that store tensor after tensor.
+
+It writes the bytes that a batch of one record has (:mod:`mldb.log.batch`), without the loops and
+the objects on the way, which cost more than the write. Whatever is not plain is left to
+:meth:`Writer.commit`: a log that grew meanwhile, a full segment, a failed handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from mldb.log import format as fmt
+from mldb.log.address import make_entry, make_row
+from mldb.log.checksum import block_check, digest128
+from mldb.log.frame import encode_commit, encode_head, pack
+from mldb.log.fs import Buffer
+from mldb.log.view import View
+from mldb.log.writer import Writer
+
+BYTES_MAX: Final = fmt.PAGE_ALIGN_FROM - 1
+"""Larger payloads are aligned to pages and have more than one block."""
+
+_ZEROS: Final = bytes(fmt.FRAME_ALIGN)
+_JOIN: Final = 16 << 10  # up to here copying the payload costs less than writing from four places
+_LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
+
+Choose = Callable[[View, int | None], int]
+"""Called under the commit lock with the newest head and the epoch asked for; returns the epoch."""
+
+
+class SingleLane:
+    """Any thread; calls queue at the commit lock with all other commits."""
+
+    __slots__ = ("_bytes_max", "_entries_max", "_lock", "_state", "_writer")
+
+    def __init__(self, writer: Writer) -> None:
+        self._bytes_max = writer.options.segment_bytes
+        self._entries_max = writer.options.segment_entries
+        self._writer = writer
+        self._state = writer.state
+        self._lock = writer.lock
+
+    def commit(
+        self,
+        kind: int,
+        key: bytes,
+        attr: bytes,
+        buffers: tuple[Buffer, ...],
+        epoch: int | None,
+        choose: Choose,
+    ) -> int | None:
+        """Store at most BYTES_MAX bytes as a version of *key*; return the LSN of the commit.
+
+        None when the usual way has to be taken; then nothing was done. Raises whatever *choose*
+        raises, LockedError, StorageFullError, StorageIOError; then nothing is stored.
+        """
+        if len(buffers) != 1 or not buffers[0]:
+            return None
+        payload = buffers[0]
+        length = len(payload)
+        check, digest = block_check(payload), digest128(payload)
+        body = pack((((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr),), None))
+        writer, state = self._writer, self._state
+        with self._lock:
+            if not self._begin(length):
+                return None
+            try:
+                view, active = state.view, state.active
+                cursor, segment = active.cursor, active.segment
+                seed, offset, parent = segment.seed, cursor.offset, view.commit
+                epoch = choose(view, epoch)
+                lsn = max(cursor.last_lsn, state.manifest.lsn_floor) + 1
+                head = encode_head(
+                    *(kind, 1, fmt.FLAG_KEYED, body, check, length),
+                    *(fmt.BLOCK_LOG2, fmt.PAYLOAD_ALIGN_LOG2, lsn, lsn + 1, seed, offset),
+                )
+                place = offset + len(head)
+                end = place + length
+                padding = -end & (fmt.FRAME_ALIGN - 1)
+                clock = state.fs.time_ns()
+                row = make_row(
+                    (
+                        lsn + 1,
+                        parent.lsn,
+                        epoch,
+                        max(clock, parent.time),
+                        clock,
+                        offset,
+                        end + padding,
+                    )
+                )
+                chain = digest128(cursor.chain + head[: fmt.FRAME_HEADER_SIZE])
+                commit = encode_commit(row, 1, chain, writer.durable_lsn, seed)
+                parts = (head, payload, _ZEROS[:padding], commit)
+                active.file.pwritev((b"".join(parts),) if length <= _JOIN else parts, offset)
+                entry = make_entry(
+                    (lsn + 1, segment.number, offset, place, length, attr, 0, 0, 0, digest)
+                )
+                state.appended(row, ((key, entry),), end + padding + len(commit), chain)
+            finally:
+                state.writing = False
+            writer.commits += 1
+        if writer.options.durability == "commit":
+            writer.sync(row.lsn)
+        return row.lsn
+
+    def _begin(self, length: int) -> bool:
+        """Become the one source of new views if a plain append will do. The lock is held."""
+        state = self._state
+        with state.mutex:
+            active = state.active
+            cursor = active.cursor
+            if (
+                cursor.offset + length > self._bytes_max
+                or active.count >= self._entries_max
+                or cursor.last_lsn > _LSN_ROOM
+                or self._writer.failed is not None
+                or not state.is_current()
+            ):
+                return False
+            state.writing = True
+            return True

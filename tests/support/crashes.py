@@ -1,0 +1,245 @@
+"""Crashes of whole stores: run a workload on a recorded disk, then open every disk it could leave.
+
+A :class:`Recorder` runs transactions on a store and on the model, and marks in the recording what
+was promised when. :func:`violation_of` opens one crashed disk and says which promise is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+import mldb
+from mldb.log.checksum import digest128
+from mldb.log.crash_states import Model as Persistence
+from mldb.log.crash_states import crash_states
+from mldb.log.memory_fs import MemoryFileSystem
+from tests.support.model import Change, Content, Model, content_of, differences
+
+PERSISTENCE: tuple[Persistence, ...] = get_args(Persistence)
+AFTER = "after the crash"
+Kind: TypeAlias = Literal["begun", "told", "durable"]
+Seen: TypeAlias = tuple[bytes, int, int]
+"""A disk, and which commits may be the last on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A mark in the recording: from here on something holds for the commits up to ``index``.
+
+    "begun": no later one can exist; "told": they survive a killed process; "durable": power loss.
+    """
+
+    kind: Kind
+    index: int
+
+
+@dataclass(slots=True)
+class Recorder:
+    """One store on a recorded disk and its model, changed together.
+
+    ``acknowledges`` is what a commit that returned promises; it follows from the durability.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    fs: MemoryFileSystem = field(default_factory=lambda: MemoryFileSystem(record=True))
+    model: Model = field(default_factory=Model)
+    acknowledges: Kind | None = None
+    db: mldb.MLDatabase = field(init=False)
+    created: int = field(init=False)
+    """How many operations on the disk made the store."""
+
+    def __post_init__(self) -> None:
+        """Create the store."""
+        if self.acknowledges is None:
+            told = self.options.get("durability") == "os"
+            self.acknowledges = "told" if told else "durable"
+        self.db = self.open()
+        self.created = self.operations()
+
+    def operations(self) -> int:
+        """Return the number of operations on the disk so far."""
+        assert self.fs.journal is not None
+        return len(self.fs.journal.operations)
+
+    def open(self) -> mldb.MLDatabase:
+        """Open the store once more."""
+        return mldb.MLDatabase.on(self.fs, **self.options)
+
+    def close(self) -> None:
+        """Close it, which makes everything durable."""
+        self.db.close()
+        self._promise("durable")
+
+    def reopen(self, *, kill: bool = False) -> None:
+        """Close and open again, or kill the process and open again."""
+        if kill:
+            self.fs.kill()
+        else:
+            self.close()
+        self.db = self.open()
+
+    def sync(self) -> None:
+        """Make everything so far durable."""
+        self.db.sync()
+        self._promise("durable")
+
+    def _promise(self, kind: Kind | None, ahead: int = 0) -> None:
+        assert kind is not None
+        self.fs.mark(Promise(kind, len(self.model.commits) - 1 + ahead))
+
+    def commit(self, change: Change, epoch: int | None = None) -> None:
+        """Run a change in one transaction."""
+        content = self.model.head.content.draft()
+        change(content)
+        self._promise("begun", 1)
+        with self.db.transaction(epoch) as txn:
+            change(txn)
+        assert txn.lsn is not None
+        self.model.add(txn.lsn, epoch, content)
+        self._promise(self.acknowledges)
+
+    def put(self, name: str, data: Any) -> None:
+        """Store one tensor by itself, which takes a shorter way than a transaction."""
+        content = self.model.head.content.draft()
+        content.store_tensor(name, data)
+        self._promise("begun", 1)
+        self.model.add(self.db.store_tensor(name, data), None, content)
+        self._promise(self.acknowledges)
+
+    def rewind(self, index: int) -> None:
+        """Go back to the state at a commit of the model."""
+        target = self.model.commits[index]
+        self._promise("begun", 1)
+        lsn = self.db.rewind(mldb.Lsn(target.lsn))
+        self.model.add(lsn, target.epoch, target.content.draft(), index)
+        self._promise(self.acknowledges)
+
+    def tag(self, name: str, index: int) -> None:
+        """Name a commit of the model."""
+        lsn = self.model.commits[index].lsn
+        self._promise("begun", 1)
+        self.db.tag(name, mldb.Lsn(lsn))
+        self.model.mark(self.db.lsn).tags[name] = lsn
+        self._promise(self.acknowledges)
+
+    def pin(self, index: int) -> None:
+        """Pin a commit of the model."""
+        lsn = self.model.commits[index].lsn
+        self._promise("begun", 1)
+        self.db.pin(mldb.Lsn(lsn))
+        marked = self.model.mark(self.db.lsn)
+        marked.pins |= {lsn}
+        self._promise(self.acknowledges)
+
+
+def disk_digest(fs: MemoryFileSystem) -> bytes:
+    """Tell one disk from another: all names and all content, and nothing else."""
+    image = fs.image()
+    files = sorted(image.files.items())
+    names = "\0".join([*(name for name, _ in files), "", *sorted(image.folders)]).encode()
+    return digest128(names + b"".join(digest128(image.contents[inode]) for _, inode in files))
+
+
+def bounds(marks: Sequence[object], persistence: Persistence) -> tuple[int, int]:
+    """Return the lowest and the highest commit that may be the last one after these marks."""
+    kept = {"told", "durable"} if persistence == "process" else {"durable"}
+    promises = [mark for mark in marks if isinstance(mark, Promise)]
+    return (
+        max((promise.index for promise in promises if promise.kind in kept), default=0),
+        max((promise.index for promise in promises if promise.kind == "begun"), default=0),
+    )
+
+
+def _last_commit(db: mldb.MLDatabase, model: Model, low: int, high: int) -> tuple[int, list[str]]:
+    """Find out which commits a crashed disk kept, and compare all of them."""
+    index = model.index_of(int(db.lsn))
+    if index is None or not low <= index <= high:
+        expected = [commit.lsn for commit in model.commits[low : high + 1]]
+        return 0, [f"the head is commit {int(db.lsn)}, expected one of {expected}"]
+    found = differences(db, model, index)
+    found += [str(problem) for problem in db.verify().problems]
+    return index, found
+
+
+def violation_of(
+    state: MemoryFileSystem, model: Model, low: int, high: int, options: dict[str, Any]
+) -> str:
+    """Open a crashed disk and return what is wrong with it, "" when nothing is.
+
+    Exactly the commits up to one between *low* and *high* must be there, every byte of the store
+    must verify, another commit must work, and it must be there when the disk is opened again:
+    after a clean close or, every other time, after a kill.
+    """
+    try:
+        return "; ".join(_check(state, model, low, high, options))
+    except Exception as error:  # noqa: BLE001 - whatever it is, opening must not raise it
+        return f"{type(error).__name__}: {error}"
+
+
+def _check(
+    state: MemoryFileSystem, model: Model, low: int, high: int, options: dict[str, Any]
+) -> Iterator[str]:
+    db = mldb.MLDatabase.on(state, **options)
+    index, found = _last_commit(db, model, low, high)
+    yield from found
+    if found:
+        return
+    content = model.commits[index].content.draft()
+    before = db.lsn
+    lsn = add_one(db, content)
+    if lsn <= before:
+        yield f"commit {lsn} came after commit {before}"
+    if state.operations_done % 2:
+        state.kill()
+    else:
+        db.close()
+    with mldb.MLDatabase.on(state, **options) as again:
+        if not again.recovery.clean:
+            yield f"the second opening repaired something too: {again.recovery}"
+        if again.lsn != lsn or content_of(again) != content:
+            yield f"the commit after the crash is gone: {again.lsn} is not {lsn}"
+
+
+def add_one(db: mldb.MLDatabase, content: Content) -> mldb.Lsn:
+    """Commit one more tensor."""
+    data = np.arange(5, dtype=np.int16)
+    content.store_tensor(AFTER, data)
+    return db.store_tensor(AFTER, data)
+
+
+def violation_in(
+    run: Recorder,
+    persistence: Persistence,
+    *,
+    seed: int,
+    limit: int,
+    sector: int = 512,
+    since: int = 0,
+    seen: set[Seen] | None = None,
+) -> str:
+    """Check the crash states of a recording; return the first violation, "" when there is none.
+
+    *since* is the first crash point. What is in *seen* was checked before, under another model.
+    """
+    for state in crash_states(
+        run.fs,
+        at=range(since, run.operations() + 1),
+        model=persistence,
+        seed=seed,
+        limit=limit,
+        sector=sector,
+    ):
+        low, high = bounds(state.marks, persistence)
+        if seen is not None:
+            key = (disk_digest(state), low, high)
+            if key in seen:
+                continue
+            seen.add(key)
+        wrong = violation_of(state, run.model, low, high, run.options)
+        if wrong:
+            return f"{persistence}, {state.description}: {wrong}"
+    return ""
