@@ -22,6 +22,7 @@ BYTES_MAX: Final = fmt.PAGE_ALIGN_FROM - 1
 """Larger payloads are aligned to pages and have more than one block."""
 
 _ZEROS: Final = bytes(fmt.FRAME_ALIGN)
+_ALIGN_MASK: Final = fmt.FRAME_ALIGN - 1
 _JOIN: Final = 16 << 10  # up to here copying the payload costs less than writing from four places
 _LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
 
@@ -71,33 +72,35 @@ class SingleLane:
                 seed, offset, parent = segment.seed, cursor.offset, view.commit
                 epoch = choose(view, epoch)
                 lsn = max(cursor.last_lsn, state.manifest.lsn_floor) + 1
+                commit_lsn = lsn + 1
                 head = encode_head(
-                    *(kind, 1, fmt.FLAG_KEYED, body, check, length),
-                    *(fmt.BLOCK_LOG2, fmt.PAYLOAD_ALIGN_LOG2, lsn, lsn + 1, seed, offset),
+                    kind,
+                    1,
+                    fmt.FLAG_KEYED,
+                    body,
+                    check,
+                    length,
+                    fmt.BLOCK_LOG2,
+                    fmt.PAYLOAD_ALIGN_LOG2,
+                    lsn,
+                    commit_lsn,
+                    seed,
+                    offset,
                 )
                 place = offset + len(head)
                 end = place + length
-                padding = -end & (fmt.FRAME_ALIGN - 1)
+                padding = -end & _ALIGN_MASK
+                end += padding
                 clock = state.fs.time_ns()
-                row = make_row(
-                    (
-                        lsn + 1,
-                        parent.lsn,
-                        epoch,
-                        max(clock, parent.time),
-                        clock,
-                        offset,
-                        end + padding,
-                    )
-                )
+                time = max(clock, parent.time)
+                row = make_row((commit_lsn, parent.lsn, epoch, time, clock, offset, end))
                 chain = digest128(cursor.chain + head[: fmt.FRAME_HEADER_SIZE])
                 commit = encode_commit(row, 1, chain, writer.durable_lsn, seed)
                 parts = (head, payload, _ZEROS[:padding], commit)
                 active.file.pwritev((b"".join(parts),) if length <= _JOIN else parts, offset)
-                entry = make_entry(
-                    (lsn + 1, segment.number, offset, place, length, attr, 0, 0, 0, digest)
-                )
-                state.appended(row, ((key, entry),), end + padding + len(commit), chain)
+                at = (commit_lsn, segment.number, offset, place, length)
+                entry = make_entry((*at, attr, 0, fmt.ENCODING_RAW, 0, digest))
+                state.appended(row, ((key, entry),), end + len(commit), chain)
             finally:
                 state.writing = False
             writer.commits += 1

@@ -88,8 +88,12 @@ class WriteVerbs(Handle):
         if single is not None and metadata is None and prepared.nbytes <= SINGLE_BYTES:
             self._guard()
             lsn = single.commit(
-                *(kinds.TENSOR_STORED, keys.TENSORS + key, prepared.attr, prepared.buffers),
-                *(check_epoch(epoch), self._epochs.choose),
+                kinds.TENSOR_STORED,
+                keys.TENSORS + key,
+                prepared.attr,
+                prepared.buffers,
+                check_epoch(epoch),
+                self._epochs.choose,
             )
             if lsn is not None:
                 return Lsn(lsn)
