@@ -195,8 +195,7 @@ class OsFileSystem:
         except ValueError as error:
             raise InvalidNameError(f"{path[:80]!r} is no path: {error}") from None
         except FileExistsError as error:
-            clash = NotADirectoryError(errno.ENOTDIR, "a file stands there")
-            raise translate(clash, "opening the store", resolved, "") from error
+            raise translate(_clash(resolved), "opening the store", resolved, "") from error
         except OSError as error:
             raise translate(error, "opening the store", resolved, "") from error
         return resolved
@@ -333,3 +332,12 @@ class OsFileSystem:
     def time_ns(self) -> int:
         """The wall clock."""
         return time.time_ns()
+
+
+def _clash(path: str) -> OSError:
+    """Why no folder can be made at *path*, where something stands."""
+    try:
+        os.stat(path)
+    except OSError as error:  # a loop of links
+        return error
+    return NotADirectoryError(errno.ENOTDIR, "a file stands there")

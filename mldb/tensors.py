@@ -20,11 +20,12 @@ from mldb.codec import (
     view_torch,
 )
 from mldb.dtypes import dtype_of
-from mldb.errors import InvalidTypeError
+from mldb.errors import CorruptError, InvalidTypeError
 from mldb.kinds import to_time
 from mldb.log import format as fmt
 from mldb.log.address import Entry, Lsn
 from mldb.log.lineage import is_visible
+from mldb.log.segment import segment_name
 from mldb.names import check_name
 from mldb.reading import Scope, read_array, stored_bytes
 
@@ -89,6 +90,14 @@ class TensorHandle:
         self._entry = entry
         what = self._descriptor = unpack_descriptor(entry.attr)
         self.name = name
+        if entry.encoding == fmt.ENCODING_RAW and entry.length != what.nbytes:
+            raise CorruptError(
+                f"the descriptor of this version means {what.nbytes} bytes, stored are "
+                f"{entry.length}. Other names and versions stay readable.",
+                file=segment_name(entry.segment),
+                offset=entry.frame,
+                key=name,
+            )
         # Bytes of one step of the first axis, when a slice of it may be read in place; otherwise 0.
         sliceable = what.layout == "dense" and what.nbytes and entry.encoding == fmt.ENCODING_RAW
         self._row_bytes = what.nbytes // what.shape[0] if sliceable and what.shape else 0
