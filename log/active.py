@@ -162,10 +162,10 @@ def _hint_fields(fields: dict[str, Any]) -> tuple[int, int, int, list[Jump]]:
 
     Raises ValueError or TypeError for impossible ones.
     """
-    match fields:
-        case {"end": int(end), "lsn": int(lsn), "durable": int(durable), "jumps": list(jumps)}:
-            if 0 <= durable <= lsn <= fmt.LSN_MAX and end > 0:
-                return end, lsn, durable, list(checked_jumps(jumps))
+    end, lsn, durable = fields["end"], fields["lsn"], fields["durable"]
+    plain = type(end) is int and type(lsn) is int and type(durable) is int
+    if plain and 0 <= durable <= lsn <= fmt.LSN_MAX and end > 0:
+        return end, lsn, durable, list(checked_jumps(fields["jumps"]))
     raise ValueError("its fields are out of range")
 
 

@@ -12,6 +12,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -191,9 +192,6 @@ def _image(columns: Mapping[str, Column]) -> IndexImage:
 
 # --- reading --------------------------------------------------------------------------------------
 
-_DTYPES: Final = {name: np.dtype(code) for name, code in COLUMN_TYPES.items()}
-_U1: Final = np.dtype("u1")
-_U4: Final = np.dtype("<u4")
 _OFFSETS: Final = struct.Struct("<QQ")
 
 
@@ -206,13 +204,52 @@ class Place(NamedTuple):
     dtype: np.dtype[Any]
 
 
+def _kind(code: str) -> tuple[np.dtype[Any], str, int]:
+    """A dtype, its code as the directory has it, and its size."""
+    dtype = np.dtype(code)
+    return dtype, dtype.str, dtype.itemsize
+
+
+_KINDS: Final = {name: _kind(code) for name, code in COLUMN_TYPES.items()}
+_CODES: Final = _kind("<u4")
+_VALUES: Final = _kind("u1")
+
+
+make_place: Callable[[tuple[int, int, int, np.dtype[Any]]], Place] = partial(tuple.__new__, Place)
+"""Make a Place of its fields in order, at half the cost of a call: once per column of an index."""
+
+
+def _places(directory: Mapping[Any, object], length: int, file: str) -> dict[str, Place]:
+    """Check the directory of an index, all at once, since each opening needs most of it."""
+    places: dict[str, Place] = {}
+    for name, place in directory.items():
+        dtype, code, size = _KINDS.get(name) or (_CODES if str(name).endswith(":code") else _VALUES)
+        if not isinstance(place, list) or len(place) != 3:  # `match` takes ten times as long
+            raise _impossible(name, place, file)
+        start, rows, found = place
+        whole = type(start) is int and type(rows) is int and found == code
+        if not whole or min(start, rows) < 0 or start + rows * size > length:
+            raise _impossible(name, place, file)
+        places[name] = make_place((start, rows, size, dtype))
+    missing = COLUMN_TYPES.keys() - places.keys()
+    if missing:
+        raise CorruptError(f"the index lacks the columns {sorted(missing)}", file=file)
+    return places
+
+
+def _impossible(name: object, place: object, file: str) -> CorruptError:
+    return CorruptError(
+        f"the index column {name!r:.80} has an impossible place {place!r:.80}", file=file
+    )
+
+
 class ColumnReader:
     """Bounds-checked, verify-on-touch access to the columns of one index payload.
 
     Any thread. ``touch(low, high)`` is told the payload range about to be read.
     """
 
-    __slots__ = ("_directory", "_payload", "_places", "file", "touch")
+    __slots__ = ("_payload", "_places", "file", "touch")
 
     def __init__(
         self,
@@ -224,46 +261,19 @@ class ColumnReader:
         self.file = file
         self.touch = touch
         self._payload = payload
-        self._directory = directory
-        self._places: dict[str, Place] = {}  # of the columns read so far
-        missing = COLUMN_TYPES.keys() - directory.keys()
-        if missing:
-            raise CorruptError(f"the index lacks the columns {sorted(missing)}", file=file)
-
-    def _place(self, name: str) -> Place:
-        found = self._places.get(name)
-        if found is None:
-            found = self._places[name] = self._checked_place(name)
-        return found
-
-    def _checked_place(self, name: str) -> Place:
-        place = self._directory.get(name)
-        dtype = _DTYPES.get(name) or (_U4 if name.endswith(":code") else _U1)
-        if type(place) is list and len(place) == 3:
-            start, count, code = place
-            if (
-                type(start) is int
-                and type(count) is int
-                and code == dtype.str
-                and min(start, count) >= 0
-                and start + count * dtype.itemsize <= len(self._payload)
-            ):
-                return Place(start, count, dtype.itemsize, dtype)
-        raise CorruptError(
-            f"the index column {name!r:.80} has an impossible place {place!r:.80}", file=self.file
-        )
+        self._places = _places(directory, len(payload), file)
 
     def names(self) -> list[str]:
         """The columns present."""
-        return list(self._directory)
+        return list(self._places)
 
     def count(self, name: str) -> int:
         """How many values a column has."""
-        return self._place(name).rows
+        return self._places[name].rows
 
     def _touched(self, name: str, low: int, high: int) -> memoryview:
         """Return the verified bytes of rows low..high. Raises CorruptError out of range."""
-        start, count, size, _ = self._place(name)
+        start, count, size, _ = self._places[name]
         if not 0 <= low <= high <= count:
             raise CorruptError(
                 f"the index column {name!r} is asked for rows {low}..{high} of {count}",
@@ -275,12 +285,12 @@ class ColumnReader:
 
     def span(self, name: str, low: int, high: int) -> Column:
         """Return the verified values low..high of a column. Raises CorruptError out of range."""
-        return np.frombuffer(self._touched(name, low, high), self._place(name).dtype)
+        return np.frombuffer(self._touched(name, low, high), self._places[name].dtype)
 
     def value(self, name: str, row: int) -> int:
         """Return one verified integer; without NumPy, which costs more than the value."""
         data = self._touched(name, row, row + 1)
-        return int.from_bytes(data, "little", signed=self._place(name).dtype.kind == "i")
+        return int.from_bytes(data, "little", signed=self._places[name].dtype.kind == "i")
 
     def heap(self, name: str, item: int) -> bytes:
         """Return item number *item* of a heap column (``key`` or ``attr``)."""
@@ -292,7 +302,7 @@ class ColumnReader:
 
         As ``bisect.bisect_right``, but only the pages on the way are touched.
         """
-        step = (1 << fmt.INDEX_BLOCK_LOG2) // self._place(name).size
+        step = (1 << fmt.INDEX_BLOCK_LOG2) // self._places[name].size
         while high - low > step:
             middle = (low + high) // 2
             if self.value(name, middle) <= value:

@@ -224,7 +224,7 @@ def newest_announced(fs: FileSystem, number: int) -> Manifest | None:
     None when it is not there, damaged, or no longer the newest: then a listing tells more. A
     listing costs more than all else that opening a store asks of the system.
     """
-    if not number or not fs.exists(manifest_name(number)) or fs.exists(manifest_name(number + 1)):
+    if not number or fs.exists(manifest_name(number + 1)):
         return None
     try:
         return load_manifest(fs, number)

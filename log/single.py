@@ -64,9 +64,9 @@ class SingleLane:
         body = pack((((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr),), None))
         writer, state = self._writer, self._state
         with self._lock:
-            if not self._begin(length):
-                return None
             try:
+                if not self._begin(length):
+                    return None
                 view, active = state.view, state.active
                 cursor, segment = active.cursor, active.segment
                 seed, offset, parent = segment.seed, cursor.offset, view.commit

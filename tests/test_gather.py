@@ -1,4 +1,4 @@
-"""Gathered writes: whatever the buffers are, their bytes come out once, in order, in small groups."""
+"""Gathered writes: the bytes of any buffers come out once, in order, in small groups."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ buffers = st.lists(
     st.binary(max_size=40)
     | st.binary(max_size=40).map(bytearray)
     | st.lists(st.integers(0, 2**32 - 1), max_size=9).map(
-        lambda items: memoryview(np.array(items, "u4"))
+        lambda items: memoryview(np.array(items, "u4").data)
     )
-    | st.sampled_from([(2, 3), (0, 3)]).map(lambda shape: memoryview(np.ones(shape, "f8"))),
+    | st.sampled_from([(2, 3), (0, 3)]).map(lambda shape: np.ones(shape, "f8").data),
     max_size=8,
 )
 

@@ -102,9 +102,9 @@ def test_report_compares_medians_in_both_directions(tmp_path: Path) -> None:
     assert times.speed("a", "b") == 0.5
     assert render_table(rates).splitlines()[2].split() == ["a", "4", "9", "1", "2.00"]
     outcome = Outcome([rates])
-    outcome.compare("w3.lazy / lmdb", rates, "a", "b")
+    outcome.compare("w3.lazy / lmdb, commit per put", rates, "a", "b")
     outcome.compare("absent", rates, "a", "nobody")
-    assert outcome.measures == {"w3.lazy / lmdb": 2.0}
+    assert outcome.measures == {"w3.lazy / lmdb, commit per put": 2.0}
     row = next(
         line
         for line in render_targets(outcome.measures, ["W3"]).splitlines()
