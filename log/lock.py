@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 from mldb.errors import LockedError
 from mldb.log.fs import FileSystem, KernelLock
@@ -33,26 +34,26 @@ class CommitLock:
     def __init__(self, fs: FileSystem, timeout: float) -> None:
         self.timeout = timeout
         self._fs = fs
-        self._mutex = threading.Lock()
+        self._mutex: Any = threading.RLock()  # _is_owned is what threading.Condition asks it too
         self._gate: KernelLock | None = None
         self._commit: KernelLock | None = None
         self._turn = 0
 
     def __enter__(self) -> None:
-        if not self._mutex.acquire(timeout=self.timeout):
-            raise LockedError(
-                f"another thread of this process held the commit lock of {self._fs.root} for "
-                f"{self.timeout} s. Nothing was stored; try again or raise lock_timeout."
-            )
+        mutex = self._mutex
+        self.recover()
         try:
+            if not mutex.acquire(timeout=self.timeout):
+                raise LockedError(
+                    f"another thread of this process held the commit lock of {self._fs.root} for "
+                    f"{self.timeout} s. Nothing was stored; try again or raise lock_timeout."
+                )
             self._turn += 1
             commit = self._commit or self._open()
             if self._turn % _GATE_EVERY == 0 or not commit.try_acquire():
                 self._pass_gate(commit)
         except BaseException:
-            if self._commit is not None:
-                self._commit.release()  # Ctrl-C may come right behind the call that took it
-            self._mutex.release()
+            self.recover()
             raise
 
     def __exit__(
@@ -61,6 +62,22 @@ class CommitLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._let_go()
+
+    def recover(self) -> None:
+        """Give back what a Ctrl-C right before ``__exit__`` left with this thread; usually nothing.
+
+        Whoever commits calls it when its ``with`` block ends with an exception; entering does too.
+        """
+        if self._mutex._is_owned():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give both locks back.
+
+        Ctrl-C may come between any two steps of Python, so behind the call that took the mutex,
+        too: whether this thread holds it is asked of the mutex itself.
+        """
         try:
             if self._commit is not None:
                 self._commit.release()

@@ -63,47 +63,51 @@ class SingleLane:
         check, digest = block_check(payload), digest128(payload)
         body = pack((((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr),), None))
         writer, state = self._writer, self._state
-        with self._lock:
-            try:
-                if not self._begin(length):
-                    return None
-                view, active = state.view, state.active
-                cursor, segment = active.cursor, active.segment
-                seed, offset, parent = segment.seed, cursor.offset, view.commit
-                epoch = choose(view, epoch)
-                lsn = max(cursor.last_lsn, state.manifest.lsn_floor) + 1
-                commit_lsn = lsn + 1
-                head = encode_head(
-                    kind,
-                    1,
-                    fmt.FLAG_KEYED,
-                    body,
-                    check,
-                    length,
-                    fmt.BLOCK_LOG2,
-                    fmt.PAYLOAD_ALIGN_LOG2,
-                    lsn,
-                    commit_lsn,
-                    seed,
-                    offset,
-                )
-                place = offset + len(head)
-                end = place + length
-                padding = -end & _ALIGN_MASK
-                end += padding
-                clock = state.fs.time_ns()
-                time = max(clock, parent.time)
-                row = make_row((commit_lsn, parent.lsn, epoch, time, clock, offset, end))
-                chain = digest128(cursor.chain + head[: fmt.FRAME_HEADER_SIZE])
-                commit = encode_commit(row, 1, chain, writer.durable_lsn, seed)
-                parts = (head, payload, _ZEROS[:padding], commit)
-                active.file.pwritev((b"".join(parts),) if length <= _JOIN else parts, offset)
-                at = (commit_lsn, segment.number, offset, place, length)
-                entry = make_entry((*at, attr, 0, fmt.ENCODING_RAW, 0, digest))
-                state.appended(row, ((key, entry),), end + len(commit), chain)
-            finally:
-                state.writing = False
-            writer.commits += 1
+        try:
+            with self._lock:
+                try:
+                    if not self._begin(length):
+                        return None
+                    view, active = state.view, state.active
+                    cursor, segment = active.cursor, active.segment
+                    seed, offset, parent = segment.seed, cursor.offset, view.commit
+                    epoch = choose(view, epoch)
+                    lsn = max(cursor.last_lsn, state.manifest.lsn_floor) + 1
+                    commit_lsn = lsn + 1
+                    head = encode_head(
+                        kind,
+                        1,
+                        fmt.FLAG_KEYED,
+                        body,
+                        check,
+                        length,
+                        fmt.BLOCK_LOG2,
+                        fmt.PAYLOAD_ALIGN_LOG2,
+                        lsn,
+                        commit_lsn,
+                        seed,
+                        offset,
+                    )
+                    place = offset + len(head)
+                    end = place + length
+                    padding = -end & _ALIGN_MASK
+                    end += padding
+                    clock = state.fs.time_ns()
+                    time = max(clock, parent.time)
+                    row = make_row((commit_lsn, parent.lsn, epoch, time, clock, offset, end))
+                    chain = digest128(cursor.chain + head[: fmt.FRAME_HEADER_SIZE])
+                    commit = encode_commit(row, 1, chain, writer.durable_lsn, seed)
+                    parts = (head, payload, _ZEROS[:padding], commit)
+                    active.file.pwritev((b"".join(parts),) if length <= _JOIN else parts, offset)
+                    at = (commit_lsn, segment.number, offset, place, length)
+                    entry = make_entry((*at, attr, 0, fmt.ENCODING_RAW, 0, digest))
+                    state.appended(row, ((key, entry),), end + len(commit), chain)
+                finally:
+                    state.writing = False
+                writer.commits += 1
+        except BaseException:
+            self._lock.recover()
+            raise
         if writer.options.durability == "commit":
             writer.sync(row.lsn)
         return row.lsn

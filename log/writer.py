@@ -91,20 +91,24 @@ class Writer:
         StorageFullError, StorageIOError; then nothing is stored. Only after a failed fsync that is
         not always certain, and the message says so.
         """
-        with self.lock:
-            try:
-                epoch, parent = decide(self.catch_up())
-                if pending is None:
-                    row = self._append(records, epoch, parent)
-                else:
-                    row = self._publish(pending, records, epoch, parent)
-            except MldbError as error:
-                if not error.failed_sync:
-                    raise
-                raise self._retire(error, publishing=pending is not None) from error
-            finally:
-                self.state.writing = False
-            self.commits += 1
+        try:
+            with self.lock:
+                try:
+                    epoch, parent = decide(self.catch_up())
+                    if pending is None:
+                        row = self._append(records, epoch, parent)
+                    else:
+                        row = self._publish(pending, records, epoch, parent)
+                except MldbError as error:
+                    if not error.failed_sync:
+                        raise
+                    raise self._retire(error, publishing=pending is not None) from error
+                finally:
+                    self.state.writing = False
+                self.commits += 1
+        except BaseException:
+            self.lock.recover()
+            raise
         if self.options.durability == "commit":
             self.sync(row.lsn)
         return row

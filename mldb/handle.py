@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from mldb import kinds
 from mldb.border import MapBorder
+from mldb.buffers import BufferPool
 from mldb.cache import DecodedCache
 from mldb.checkpointing import Background, CheckpointJob, stage
 from mldb.commit import EpochRule, check_epoch
@@ -65,6 +66,7 @@ class Handle(StateSurface):
         self._single = SingleLane(self._log.writer) if plain else None
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
+        self._buffers = BufferPool()
         self._epochs = EpochRule()
         self._background = Background(self._write_job, options.pending_checkpoints)
 
@@ -102,7 +104,11 @@ class Handle(StateSurface):
         self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
         spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
         return Staging(
-            self._log.pending_segment, spill, fix=fix, compression=self.options.compression
+            self._log.pending_segment,
+            spill,
+            fix=fix,
+            compression=self.options.compression,
+            buffers=self._buffers,
         )
 
     def commit_staging(

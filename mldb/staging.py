@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from mldb import keys, kinds
+from mldb.buffers import BufferPool
 from mldb.codec import Prepared, pack_metadata, unpack_descriptor
 from mldb.dtypes import itemsize_of
 from mldb.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES, Placed
-from mldb.log.checksum import checks_and_digest, digest128
+from mldb.log.checksum import block_check, checks_and_digest, digest128
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, make_draft
 from mldb.log.fs import Buffer
 from mldb.log.pending import PendingSegment
@@ -26,6 +27,8 @@ PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM
 _PACK_ENTRIES: Final = 1 << 14
 _BODY_BYTES: Final = 4 << 20
 _ALIGN: Final = 1 << fmt.PAYLOAD_ALIGN_LOG2
+_ZEROS: Final = bytes(_ALIGN)
+assert PACK_BYTES <= 1 << fmt.BLOCK_LOG2  # a pack is one block
 
 OpenPending = Callable[[], PendingSegment]
 
@@ -44,31 +47,36 @@ class Staged(NamedTuple):
 
 
 class _Pack:
-    """One packed payload being filled: a bytearray and the drafts into it."""
+    """One packed payload being filled: PACK_BYTES of borrowed memory and the drafts into it."""
 
-    __slots__ = ("data", "drafts")
+    __slots__ = ("data", "drafts", "size")
 
-    def __init__(self) -> None:
-        self.data = bytearray()
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.size = 0
         self.drafts: dict[bytes, Draft] = {}
 
     def add(self, key: bytes, prepared: Prepared) -> None:
-        """Copy the tensor in."""
-        data = self.data
-        padding = -len(data) % _ALIGN
-        if padding:
-            data += bytes(padding)
-        start = len(data)
+        """Copy the tensor in; the caller has seen that it fits."""
+        data, size, length = self.data, self.size, prepared.nbytes
+        start = (size + _ALIGN - 1) & -_ALIGN
+        data[size:start] = _ZEROS[: start - size]
+        end = start
         for buffer in prepared.buffers:
-            data += buffer
-        digest = (
-            digest128(prepared.buffers[0])
-            if len(prepared.buffers) == 1
-            else digest128(bytes(data[start:]))
+            size, end = end, end + len(buffer)
+            data[size:end] = buffer
+        digest = digest128(data[start:end])
+        self.size = end
+        self.drafts[key] = make_draft(
+            (key, 0, fmt.ENCODING_RAW, start, length, digest, 0, prepared.attr)
         )
-        self.drafts[key] = Draft(
-            key, 0, fmt.ENCODING_RAW, start, prepared.nbytes, digest, 0, prepared.attr
-        )
+
+    def record(self) -> Record:
+        """The record of this pack; hashed here, outside the commit lock."""
+        payload = self.data[: self.size]
+        checks = block_check(payload) if self.size else b""
+        drafts = list(self.drafts.values())
+        return Record(kinds.TENSOR_STORED, drafts, (payload,), self.size, checks=checks)
 
 
 def metadata_draft(key: bytes, attr: bytes) -> Draft:
@@ -133,8 +141,12 @@ class Staging:
         *,
         fix: bool,
         compression: str | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
         self._new_pending = new_pending
+        self._buffers = buffers or BufferPool()
+        self._borrowed: dict[int, list[memoryview]] = {}  # by the id of the record that holds them
+        self._seen: set[bytes] = set()  # keys that were staged at some time
         self._compression = compression
         self._spill_bytes = spill_bytes
         self._fix = fix
@@ -157,6 +169,12 @@ class Staging:
 
     def put_tensor(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> None:
         """Stage a tensor under a checked name, and under aliases of the same bytes."""
+        key = keys.TENSORS + name
+        if not aliases and prepared.nbytes < PACK_BELOW and key not in self._seen:
+            self._seen.add(key)
+            pack = self._where[key] = self._open_pack(prepared.nbytes, 1)
+            pack.add(key, prepared)
+            return
         names = (name, *aliases)
         for item in names:
             self._forget(keys.TENSORS + item)
@@ -164,7 +182,6 @@ class Staging:
                 # Deleted before in this transaction, and so its metadata. No TensorDeleted will
                 # tell that any more; this event does.
                 self.mark(kinds.METADATA_SET, keys.METADATA + item, pack_metadata({}))
-        key = keys.TENSORS + name
         if prepared.nbytes < PACK_BELOW:
             pack = self._open_pack(prepared.nbytes, len(names))
             pack.add(key, prepared)
@@ -185,11 +202,20 @@ class Staging:
             self._large.update({keys.TENSORS + item: record for item in names})
 
     def _raw_record(self, key: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record:
-        if self._fix and not prepared.owned and prepared.nbytes < self._spill_bytes:
-            prepared = prepared._replace(
-                buffers=tuple(memoryview(bytes(part)) for part in prepared.buffers)
-            )
-        return tensor_record(key, prepared, aliases)
+        if not self._fix or prepared.owned or prepared.nbytes >= self._spill_bytes:
+            return tensor_record(key, prepared, aliases)
+        copies: list[memoryview] = []
+        for part in prepared.buffers:
+            copy = self._buffers.take(len(part))
+            copy[:] = part
+            copies.append(copy)
+        record = tensor_record(key, prepared._replace(buffers=tuple(copies)), aliases)
+        self._borrowed[id(record)] = copies
+        return record
+
+    def _give_back(self, record: Record) -> None:
+        for part in self._borrowed.pop(id(record), ()):
+            self._buffers.give(part)
 
     def _spill(self, record: Record) -> Placed:
         pending = self.open_pending()
@@ -203,19 +229,22 @@ class Staging:
         return self.pending
 
     def _open_pack(self, size: int, entries: int) -> _Pack:
-        last = self._packs[-1] if self._packs else None
-        full = last is None or (
-            len(last.data) + size + _ALIGN > PACK_BYTES
-            or len(last.drafts) + entries > _PACK_ENTRIES
-        )
-        if full:
-            last = _Pack()
-            self._packs.append(last)
-        assert last is not None
-        return last
+        """Return a pack with room for *size* bytes and as many entries."""
+        if self._packs:
+            last = self._packs[-1]
+            if (
+                last.size + size + _ALIGN <= PACK_BYTES
+                and len(last.drafts) + entries <= _PACK_ENTRIES
+            ):
+                return last
+        self._packs.append(_Pack(self._buffers.take(PACK_BYTES)))
+        return self._packs[-1]
 
     def _forget(self, key: bytes) -> None:
         """Drop an earlier write of this transaction to the same key."""
+        if key not in self._seen:
+            self._seen.add(key)
+            return
         pack = self._where.pop(key, None)
         if pack is not None:
             del pack.drafts[key]
@@ -226,6 +255,8 @@ class Staging:
             self._outdated |= placed is not None
         if record is not None:
             record.drafts = [draft for draft in record.drafts if draft.key != key]
+            if not record.drafts:
+                self._give_back(record)
 
     def mark(self, kind: int, key: bytes, attr: bytes | None) -> None:
         """Stage an entry without a payload, or the end of a key (*attr* None)."""
@@ -247,8 +278,7 @@ class Staging:
         pack = self._where.get(key)
         if pack is not None:
             draft = pack.drafts[key]
-            # A copy, because a view would keep the bytearray from growing.
-            part = bytes(memoryview(pack.data)[draft.offset : draft.offset + draft.length])
+            part = bytes(pack.data[draft.offset : draft.offset + draft.length])
             return Staged(draft.attr, (part,), False)
         record = self._large.get(key)
         if record is not None:
@@ -290,7 +320,7 @@ class Staging:
         """Return the records not yet in the pending segment; called once."""
         if self._outdated:
             self._spill_again()
-        records = [self._pack_record(pack) for pack in self._packs if pack.drafts]
+        records = [pack.record() for pack in self._packs if pack.drafts]
         records += {id(record): record for record in self._large.values()}.values()
         grouped: dict[tuple[int, bool], list[tuple[bytes, bytes | None]]] = {}
         for key, (kind, attr) in self._marks.items():
@@ -317,13 +347,18 @@ class Staging:
         finally:
             old.discard()
 
-    def _pack_record(self, pack: _Pack) -> Record:
-        return Record(kinds.TENSOR_STORED, list(pack.drafts.values()), (pack.data,), len(pack.data))
-
     def discard(self) -> None:
-        """Drop everything, the pending segment too."""
+        """Drop everything, the pending segment too; borrowed memory goes to the next transaction.
+
+        Called once the commit has returned, or failed.
+        """
         if self.pending is not None:
             self.pending.discard()
+        for record in list(self._large.values()):
+            self._give_back(record)
+        for pack in self._packs:
+            self._buffers.give(pack.data)
+        self._packs = []
 
 
 def _portions(

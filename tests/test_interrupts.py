@@ -49,16 +49,11 @@ class Interrupt:
     def counts(frame: FrameType) -> bool:
         """Whether a real store can be interrupted here.
 
-        The disk in memory is no part of one. Nor can code tell whether a lock was taken when it is
-        interrupted right behind the call that takes it. In a generator expression that nobody
+        The disk in memory is no part of one. In a generator expression that nobody
         finishes the interrupt would be printed instead of raised.
         """
         code = frame.f_code
-        return not (
-            "memory_" in code.co_filename
-            or code.co_name == "<genexpr>"
-            or (code.co_filename.endswith("/lock.py") and code.co_name in ("__enter__", "__exit__"))
-        )
+        return not ("memory_" in code.co_filename or code.co_name == "<genexpr>")
 
 
 def run(act: Act, db: mldb.MLDatabase, number: int) -> Interrupt:
