@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -171,24 +172,26 @@ class _Buffer:
         self.data = np.empty(0, dtype=np.uint8)
 
     def copy_of(self, job: CheckpointJob) -> CheckpointJob:
-        """Return *job* with its bytes copied here; waits until the copy is complete."""
-        places: list[tuple[str, int]] = []
-        place = 0
-        for name, prepared in job.tensors.items():
-            places.append((name, place))
-            place += -(-prepared.nbytes // _ALIGN) * _ALIGN
-        if self.data.nbytes < place:
-            self.data = np.empty(place, dtype=np.uint8)
+        """Return *job* with its bytes copied here; waits until the copy is complete.
+
+        What ``prepare`` had to copy already, as from a device into page-locked memory, nobody else
+        can change: it is not copied again.
+        """
+        shared = {name: item for name, item in job.tensors.items() if not item.owned}
+        sizes = [-(-item.nbytes // _ALIGN) * _ALIGN for item in shared.values()]
+        if self.data.nbytes < sum(sizes):
+            self.data = np.empty(sum(sizes), dtype=np.uint8)
+        starts = accumulate(sizes, initial=0)
         parts = [
-            (self.data[start : start + job.tensors[name].nbytes], job.tensors[name])
-            for name, start in places
+            (self.data[start : start + item.nbytes], item)
+            for start, item in zip(starts, shared.values(), strict=False)
         ]
-        _copy_all(parts, place)
+        _copy_all(parts, sum(sizes))
         copied = {
-            name: job.tensors[name]._replace(buffers=(target.data,), owned=True)
-            for (name, _), (target, _) in zip(places, parts, strict=True)
+            name: item._replace(buffers=(target.data,), owned=True)
+            for name, (target, item) in zip(shared, parts, strict=True)
         }
-        return replace(job, tensors=copied)
+        return replace(job, tensors={**job.tensors, **copied})
 
 
 _Part = tuple[np.ndarray[Any, np.dtype[np.uint8]], Prepared]

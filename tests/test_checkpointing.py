@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mldb
+from mldb import checkpointing
 from mldb.checkpointing import Background, CheckpointJob, make_job
 from mldb.log.address import EMPTY_COMMIT, CommitRow
 from mldb.log.memory_fs import MemoryFileSystem
@@ -543,3 +544,16 @@ def test_the_background_writes_in_order_and_raises_each_error_once() -> None:
     background.close()
     background.close()
     assert background.thread is None
+
+
+def test_what_is_copied_already_is_not_copied_again() -> None:
+    """The bytes of a device tensor come through page-locked memory; one copy is enough."""
+    plain, turned = np.ones((64, 64)), np.ones((64, 32)).T  # the second has to be gathered first
+    job = make_job({"a": plain, "b": turned}, epoch=1, step=None, name=None, metrics=None)
+    buffer = checkpointing._Buffer()
+    fixed = buffer.copy_of(job)
+    assert buffer.data.nbytes == plain.nbytes
+    assert fixed.tensors["b"] is job.tensors["b"]
+    plain[:] = 0
+    assert bytes(fixed.tensors["a"].buffers[0]) == np.ones((64, 64)).tobytes()
+    assert list(fixed.tensors) == list(job.tensors)

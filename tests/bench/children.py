@@ -34,8 +34,12 @@ _MIB = 1 << 20
 
 
 def environment() -> dict[str, str]:
-    """Return the environment in which a child finds the packages of this checkout."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    """Return the environment in which a child finds the packages of this checkout.
+
+    Byte code is kept, as it is for users: without it an import compiles every module again.
+    """
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": str(REPOSITORY)}
 
 
 def run_child(task: Task) -> Result:
