@@ -8,6 +8,7 @@ handed out keep their mapping alive by themselves, and the next read maps the se
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from typing import Protocol
 
@@ -20,24 +21,29 @@ class Mapped(Protocol):
 
 
 class MappingBudget:
-    """At most ``limit`` mappings, first in, first out. Any thread; ``_lock`` guards the fields."""
+    """At most ``limit`` mappings, first in, first out. Any thread; ``_lock`` guards the fields.
+
+    It keeps nothing alive: a closed store must go, and its descriptors, when the last array goes.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.released = 0
-        self._held: OrderedDict[int, Mapped] = OrderedDict()
+        self._held: OrderedDict[int, weakref.ref[Mapped]] = OrderedDict()
         self._lock = threading.Lock()
 
     def note(self, item: Mapped) -> None:
         """Tell that *item* has just been mapped; lets the oldest go when there are too many."""
-        evicted: list[Mapped] = []
+        evicted: list[weakref.ref[Mapped]] = []
         with self._lock:
-            self._held[id(item)] = item
+            self._held[id(item)] = weakref.ref(item)
             while len(self._held) > self.limit:
                 evicted.append(self._held.popitem(last=False)[1])
                 self.released += 1
         for old in evicted:
-            old.release()
+            held = old()
+            if held is not None:
+                held.release()
 
     def __len__(self) -> int:
         """How many mappings are held."""

@@ -284,8 +284,11 @@ class LogState:
         return EMPTY_COMMIT
 
     def close(self) -> None:
-        """Close the active file; views stay valid."""
+        """Close the files and let the mappings go; views and arrays that are held stay valid."""
         with self.mutex:
+            for part in self.sealed.values():
+                part.release()
+            self.active.segment.unmap()
             self.active.file.close()
             if self._announced is not None:
                 self._announced.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -25,9 +26,14 @@ class SealedPart:
         self, fs: FileSystem, info: SegmentInfo, verify: Verify, budget: MappingBudget
     ) -> None:
         self.info = info
-        self.segment = Segment(
-            fs, info.number, info.origin, info.length, on_map=lambda: budget.note(self)
-        )
+        this = weakref.ref(self)  # a strong one would make a ring
+
+        def note() -> None:
+            part = this()
+            if part is not None:
+                budget.note(part)
+
+        self.segment = Segment(fs, info.number, info.origin, info.length, on_map=note)
         self._fs = fs
         self._verify = verify
         self._index: MappedIndex | None = None

@@ -224,6 +224,7 @@ def _copy(parts: list[_Part]) -> None:
 
 
 Write = Callable[[CheckpointJob], CommitRow]
+_Queued = tuple[CheckpointJob, _Buffer, PendingCheckpoint, Write]
 
 
 class Background:
@@ -233,22 +234,20 @@ class Background:
     ``_lock`` guards ``_pending``.
     """
 
-    def __init__(self, write: Write, depth: int) -> None:
-        self._write = write
+    def __init__(self, depth: int) -> None:
         self._free: queue.SimpleQueue[_Buffer] = queue.SimpleQueue()
         for _ in range(depth):
             self._free.put(_Buffer())
-        self._jobs: queue.SimpleQueue[tuple[CheckpointJob, _Buffer, PendingCheckpoint] | None] = (
-            queue.SimpleQueue()
-        )
+        self._jobs: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._pending: list[PendingCheckpoint] = []
         self._thread: threading.Thread | None = None
 
-    def submit(self, job: CheckpointJob, started: float) -> PendingCheckpoint:
-        """Fix the value of *job* and queue it; waits while every buffer is in use.
+    def submit(self, job: CheckpointJob, started: float, write: Write) -> PendingCheckpoint:
+        """Fix the value of *job* and queue it for *write*; waits while every buffer is in use.
 
-        *started* is when the caller was called (perf_counter), from which ``stall_ms`` counts.
+        *write* is held until the job is done and no longer, as it keeps the store alive. *started*
+        is when the caller was called (perf_counter), from which ``stall_ms`` counts.
         """
         pending = PendingCheckpoint(job.name, job.epoch)
         buffer = self._free.get()
@@ -265,19 +264,19 @@ class Background:
                 self._thread.start()
             self._pending.append(pending)
         pending.stall_ms = (time.perf_counter() - started) * 1e3
-        self._jobs.put((fixed, buffer, pending))
+        self._jobs.put((fixed, buffer, pending, write))
         return pending
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
-            job, buffer, pending = item
+            job, buffer, pending, write = item
             try:
-                row = self._write(job)
+                row = write(job)
                 pending.finish(checkpoint_of(job, row, pending.stall_ms), None)
             except BaseException as error:  # noqa: BLE001 - it is handed to the training thread
                 pending.finish(None, error)
             finally:
-                del job, item
+                del job, item, write
                 self._free.put(buffer)
 
     @property

@@ -155,7 +155,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         job = make_job(state, epoch=checked, step=step, name=name, metrics=metrics)
         if not wait:
             self._epochs.check(self._log.head(), checked)
-            return background.submit(job, started)
+            return background.submit(job, started, self._write_job)
         self._settle_background()
         done = self._write_job(job)
         return checkpoint_of(job, done, (time.perf_counter() - started) * 1e3)

@@ -68,7 +68,7 @@ class Handle(StateSurface):
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
         self._buffers = BufferPool()
         self._epochs = EpochRule()
-        self._background = Background(self._write_job, options.pending_checkpoints)
+        self._background = Background(options.pending_checkpoints)
 
     def _guard(self) -> None:
         """Refuse use after close and in a forked child."""

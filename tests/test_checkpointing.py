@@ -524,21 +524,21 @@ def test_the_background_writes_in_order_and_raises_each_error_once() -> None:
         written.append((item.name, int(np.frombuffer(buffer, "i8")[0])))
         return EMPTY_COMMIT
 
-    background = Background(write, depth=3)
+    background = Background(depth=3)
     assert not background.busy()
     for number in range(5):
-        background.submit(job(f"good{number}", number), 0.0)
+        background.submit(job(f"good{number}", number), 0.0, write)
     background.drain()
     assert written == [(f"good{number}", number) for number in range(5)]
-    bad = [background.submit(job(f"bad{number}"), 0.0) for number in range(2)]
-    good = background.submit(job("good"), 0.0)
+    bad = [background.submit(job(f"bad{number}"), 0.0, write) for number in range(2)]
+    good = background.submit(job("good"), 0.0, write)
     with pytest.raises(mldb.StorageIOError, match="bad0"):
         background.drain()
     background.drain()
     background.raise_failed()
     assert good.done
     assert all(pending.error is not None for pending in bad)
-    late = background.submit(job("bad late"), 0.0)
+    late = background.submit(job("bad late"), 0.0, write)
     with pytest.raises(mldb.StorageIOError, match="bad late"):
         late.result(10)
     background.close()
