@@ -284,11 +284,8 @@ class LogState:
         return EMPTY_COMMIT
 
     def close(self) -> None:
-        """Close the files and let the mappings go; views and arrays that are held stay valid."""
+        """Close the files. What is mapped stays so for as long as views, arrays or handles live."""
         with self.mutex:
-            for part in self.sealed.values():
-                part.release()
-            self.active.segment.unmap()
             self.active.file.close()
             if self._announced is not None:
                 self._announced.close()
