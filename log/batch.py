@@ -13,9 +13,16 @@ from typing import NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry, make_entry, make_row
+from mldb.log.address import CommitRow, Entry, make_row
 from mldb.log.checksum import digest128
-from mldb.log.frame import Record, encode_body, encode_commit, encode_record, hash_record
+from mldb.log.frame import (
+    Record,
+    encode_body,
+    encode_commit,
+    encode_record,
+    hash_record,
+    make_entries,
+)
 from mldb.log.fs import Buffer, File
 
 OVERLAP_BYTES = 4 << 20  # from this payload size on, hashing and writing overlap
@@ -123,9 +130,7 @@ def write_small(file: File, records: Sequence[Record], offset: int, where: Place
         buffers.append(head)
         # Without a payload, what follows the body is padding of the frame.
         place = offset + (len(head) if length else fmt.FRAME_HEADER_SIZE + len(body))
-        for key, flags, encoding, begin, size, digest, base, attr in record.drafts:
-            at = (commit_lsn, segment, offset, place + begin, size)
-            entries.append((key, make_entry((*at, attr, flags, encoding, base, digest))))
+        entries += make_entries(record.drafts, commit_lsn, segment, offset, place)
         offset += len(head) + length
         if length:
             buffers += record.payload
@@ -169,7 +174,11 @@ def write_batch(file: File, placed: Sequence[Placed], end: int, where: Place) ->
         extents.append((end, [commit]))
     for offset, buffers in extents:
         file.pwritev(buffers, offset)
-    entries = [pair for item in placed for pair in _entries(item, lsn, where.segment)]
+    entries = [
+        pair
+        for item in placed
+        for pair in make_entries(item.record.drafts, lsn, where.segment, item.offset, item.payload)
+    ]
     return Written(row, entries, end + len(commit), digest)
 
 
@@ -207,25 +216,3 @@ def _encode(
 
 def _extent_end(extent: tuple[int, list[Buffer]]) -> int:
     return extent[0] + sum(map(len, extent[1]))
-
-
-def _entries(item: Placed, commit_lsn: int, segment: int) -> list[tuple[bytes, Entry]]:
-    payload, frame = item.payload, item.offset
-    return [
-        (
-            key,
-            Entry(
-                commit_lsn,
-                segment,
-                frame,
-                payload + offset,
-                length,
-                attr,
-                flags,
-                encoding,
-                base,
-                digest,
-            ),
-        )
-        for key, flags, encoding, offset, length, digest, base, attr in item.record.drafts
-    ]

@@ -16,7 +16,7 @@ import msgpack
 
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow
+from mldb.log.address import CommitRow, Entry, make_entry
 from mldb.log.checksum import check64, checks_and_digest
 from mldb.log.entry_check import are_sound
 from mldb.log.fs import Buffer
@@ -175,15 +175,19 @@ def encode_record(
 
 def encode_commit(row: CommitRow, count: int, digest: bytes, durable: int, seed: int) -> bytes:
     """Return the commit frame that closes a batch; it stands at ``row.end``."""
-    lsn, parent, epoch, time, clock, _, end = row
-    body = pack((parent, epoch, time, clock, count, digest, durable, _EMPTY_MAP))
-    # encode_head, spelled out: no payload, no checksums, and every commit pays for the call.
-    start = _pack_start(
-        *(fmt.FRAME_MAGIC, _COMMIT, 1, 0, len(body), 0, 0, 0, 0, lsn, lsn, check64(body))
-    )
-    check = _pack_check(check64(start, (seed + end) & _MASK))
-    padding = -(fmt.FRAME_HEADER_SIZE + len(body)) & (fmt.FRAME_ALIGN - 1)
-    return b"".join((start, check, body, _ZEROS[:padding]))
+    body = pack((row.parent, row.epoch, row.time, row.clock, count, digest, durable, _EMPTY_MAP))
+    return encode_head(_COMMIT, 1, 0, body, b"", 0, 0, 0, row.lsn, row.lsn, seed, row.end)
+
+
+def make_entries(
+    drafts: Sequence[Draft], commit_lsn: int, segment: int, frame: int, payload: int
+) -> list[tuple[bytes, Entry]]:
+    """Return the entries of the frame at offset *frame*, whose payload starts at *payload*."""
+    entries: list[tuple[bytes, Entry]] = []
+    for key, flags, encoding, offset, length, digest, base, attr in drafts:
+        at = (commit_lsn, segment, frame, payload + offset, length)
+        entries.append((key, make_entry((*at, attr, flags, encoding, base, digest))))
+    return entries
 
 
 # --- decoding -------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ if sys.platform == "win32":
     )
 import fcntl
 
-from mldb.log.os_lock import CLOSED, OsLock
+from mldb.log.os_descriptor import Descriptor
+from mldb.log.os_lock import OsLock
 
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
@@ -50,15 +51,10 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     return call
 
 
-class OsFile:
+class OsFile(Descriptor):
     """One open descriptor. Thread-safe; closed by :meth:`close` or when collected."""
 
-    __slots__ = ("__weakref__", "_fd", "_root", "name")
-
-    def __init__(self, root: str, name: str, fd: int) -> None:
-        self.name = name
-        self._root = root
-        self._fd = fd
+    __slots__ = ()
 
     def size(self) -> int:
         """Return the length; lseek costs a quarter of fstat here, and no position is in use."""
@@ -156,18 +152,6 @@ class OsFile:
             f"mmap of {self._root}/{self.name} failed: {error}. The file is shorter than "
             "expected; other files are not affected. Run verify() to see what it should hold."
         )
-
-    def close(self) -> None:
-        """Close the descriptor now; a later call fails with EBADF."""
-        # The number may soon belong to another file, which a late write must not reach.
-        fd, self._fd = self._fd, CLOSED
-        if fd != CLOSED:
-            os.close(fd)
-
-    def __del__(self, close: Callable[[int], None] = os.close, closed: int = CLOSED) -> None:
-        """Close what nobody closed; weakref.finalize costs as much as the opening."""
-        if self._fd != closed:
-            close(self._fd)
 
 
 class OsFileSystem:

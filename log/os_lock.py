@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from typing import Final
 
 from mldb.log.fs import translate
-
-CLOSED: Final = 0x7FFFFFFF
-"""A descriptor that no process can have: every call on it fails with EBADF. (-1 would not do, since
-mmap takes that to mean memory without a file.)"""
+from mldb.log.os_descriptor import CLOSED, Descriptor
 
 _TAKE: Final = LOCK_EX | LOCK_NB
 
@@ -29,15 +25,13 @@ def _close_locks_in_child() -> None:
 os.register_at_fork(after_in_child=_close_locks_in_child)
 
 
-class OsLock:
+class OsLock(Descriptor):
     """flock on its own file: the kernel frees it with the process, forked children close it."""
 
-    __slots__ = ("__weakref__", "_fd", "_root", "name")
+    __slots__ = ()
 
     def __init__(self, root: str, name: str, fd: int) -> None:
-        self.name = name
-        self._root = root
-        self._fd = fd
+        super().__init__(root, name, fd)
         _locks.add(self)
 
     def try_acquire(self) -> bool:
@@ -70,14 +64,3 @@ class OsLock:
         except (OSError, ValueError, IndexError):
             return "an unknown process"
         return "an unknown process"
-
-    def close(self) -> None:
-        """Close the descriptor, which releases the lock."""
-        fd, self._fd = self._fd, CLOSED
-        if fd != CLOSED:
-            os.close(fd)
-
-    def __del__(self, close: Callable[[int], None] = os.close, closed: int = CLOSED) -> None:
-        """Close what nobody closed, which releases the lock."""
-        if self._fd != closed:
-            close(self._fd)

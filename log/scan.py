@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry, make_entry
+from mldb.log.address import CommitRow, Entry
 from mldb.log.blocks import payload_checks
 from mldb.log.checksum import check64, digest128
 from mldb.log.frame import (
@@ -24,6 +24,7 @@ from mldb.log.frame import (
     decode_commit,
     decode_entries,
     decode_header,
+    make_entries,
     unpack,
 )
 
@@ -154,20 +155,7 @@ def frame_entries(
     if not frame.header.flags & fmt.FLAG_KEYED:
         return []
     drafts, _ = decode_entries(body, frame)
-    place = frame.payload_offset
-    offset = frame.offset
-    return [
-        (
-            key,
-            make_entry(
-                (
-                    *(commit_lsn, segment, offset, place + start, length),
-                    *(attr, flags, encoding, base, digest),
-                )
-            ),
-        )
-        for key, flags, encoding, start, length, digest, base, attr in drafts
-    ]
+    return make_entries(drafts, commit_lsn, segment, frame.offset, frame.payload_offset)
 
 
 def _verify_payload(data: memoryview, frame: Frame) -> None:

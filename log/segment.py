@@ -88,6 +88,10 @@ class Segment:
             return mapped
         return self._remap(end)
 
+    def map_whole(self) -> None:
+        """Map the file as long as it is now; all of it counts as whole frames."""
+        self.valid = len(self._remap(0))
+
     def _remap(self, end: int) -> memoryview:
         with self._lock:
             if self._map and len(self._map) >= end:
@@ -231,7 +235,7 @@ class Segment:
 def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: int) -> Segment:
     """Map a side index or hint of segment *number*, all of it, as a source of frames."""
     source = Segment(fs, number, store_id, 0, name, kinds=(kind,))
-    source.valid = len(source._remap(0))
+    source.map_whole()
     return source
 
 

@@ -16,7 +16,7 @@ from mldb.log.checksum import block_check, digest128
 from mldb.log.frame import encode_commit, encode_head, pack
 from mldb.log.fs import Buffer
 from mldb.log.view import View
-from mldb.log.writer import Writer
+from mldb.log.writer import LSN_ROOM, Writer
 
 BYTES_MAX: Final = fmt.PAGE_ALIGN_FROM - 1
 """Larger payloads are aligned to pages and have more than one block."""
@@ -24,7 +24,6 @@ BYTES_MAX: Final = fmt.PAGE_ALIGN_FROM - 1
 _ZEROS: Final = bytes(fmt.FRAME_ALIGN)
 _ALIGN_MASK: Final = fmt.FRAME_ALIGN - 1
 _JOIN: Final = 16 << 10  # up to here copying the payload costs less than writing from four places
-_LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
 
 Choose = Callable[[View, int | None], int]
 """Called under the commit lock with the newest head and the epoch asked for; returns the epoch."""
@@ -33,11 +32,9 @@ Choose = Callable[[View, int | None], int]
 class SingleLane:
     """Any thread; calls queue at the commit lock with all other commits."""
 
-    __slots__ = ("_bytes_max", "_entries_max", "_lock", "_state", "_writer")
+    __slots__ = ("_lock", "_state", "_writer")
 
     def __init__(self, writer: Writer) -> None:
-        self._bytes_max = writer.options.segment_bytes
-        self._entries_max = writer.options.segment_entries
         self._writer = writer
         self._state = writer.state
         self._lock = writer.lock
@@ -114,15 +111,12 @@ class SingleLane:
 
     def _begin(self, length: int) -> bool:
         """Become the one source of new views if a plain append will do. The lock is held."""
-        state = self._state
+        writer, state = self._writer, self._state
         with state.mutex:
-            active = state.active
-            cursor = active.cursor
             if (
-                cursor.offset + length > self._bytes_max
-                or active.count >= self._entries_max
-                or cursor.last_lsn > _LSN_ROOM
-                or self._writer.failed is not None
+                writer.failed is not None
+                or state.active.cursor.last_lsn > LSN_ROOM
+                or writer.is_full(length, 1)
                 or not state.is_current()
             ):
                 return False

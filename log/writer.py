@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from mldb.errors import (
     ClosedError,
@@ -35,6 +35,8 @@ from mldb.log.state import LogState
 from mldb.log.view import View
 
 Durability = Literal["commit", "os"]
+
+LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)  # behind it no batch is begun
 
 # Whatever an fsync fails with, the pages it was about may be gone: a full disk is no exception.
 _FAILED_SYNC = (StorageIOError, StorageFullError, ReadOnlyError)
@@ -154,7 +156,7 @@ class Writer:
         for record in records:
             payload += record.payload_length
             count += len(record.drafts)
-        if self._is_full(payload, count):
+        if self.is_full(payload, count):
             self.seal()
         active = state.active
         cursor = active.cursor
@@ -183,10 +185,10 @@ class Writer:
                 f"a transaction of {len(records)} records exceeds the limit of {fmt.FRAMES_MAX}. "
                 "Nothing was stored; split it."
             )
-        if last_lsn > fmt.LSN_MAX - (1 << 24):
+        if last_lsn > LSN_ROOM:
             raise LimitError("the log has no LSNs left")
 
-    def _is_full(self, payload: int, count: int) -> bool:
+    def is_full(self, payload: int, count: int) -> bool:
         """Whether *payload* bytes and *count* entries no longer fit the active segment."""
         active, options = self.state.active, self.options
         offset = active.cursor.offset

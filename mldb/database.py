@@ -236,7 +236,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
         """
         if self._closed:
             return
-        if os.getpid() != self._pid:
+        if self._is_forked():
             self._closed = True
             return
         try:

@@ -70,13 +70,17 @@ class Handle(StateSurface):
         self._epochs = EpochRule()
         self._background = Background(options.pending_checkpoints)
 
+    def _is_forked(self) -> bool:
+        """Whether this is a forked child of the process that opened the store."""
+        return _process[0] != self._pid
+
     def _guard(self) -> None:
         """Refuse use after close and in a forked child."""
         if self._closed:
             raise ClosedError(
                 f"the store {self.path} was closed; mldb.open({self.path!r}) opens it again"
             )
-        if _process[0] != self._pid:
+        if self._is_forked():
             raise ClosedError(
                 f"opened in process {self._pid}, used in its forked child {_process[0]}: call "
                 f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in "

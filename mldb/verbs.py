@@ -80,8 +80,7 @@ class WriteVerbs(Handle):
         InvalidTypeError, LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError,
         ClosedError; then nothing is stored.
         """
-        if self._background.busy():
-            self._settle_background()
+        self._settle_background()
         key = check_name(name)
         prepared = prepare(data)
         single = self._single

@@ -61,7 +61,7 @@ HARMLESS = frozenset(
     }
 )
 # The door itself, and the command line, which writes what its user asks for where they ask for it.
-DOORS = ("mldb.log.os_fs", "mldb.log.os_lock", "mldb.log.os_memory", "mldb.tools", "mldb.tools.*")
+DOORS = ("mldb.log.os_*", "mldb.tools", "mldb.tools.*")
 
 PICKLES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 PICKLE_CALLS = frozenset({"torch.load", "torch.save"})
