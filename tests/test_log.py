@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import mldb
 from mldb.errors import CorruptError, FormatVersionError, LockedError, ReadOnlyError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow
@@ -226,3 +231,32 @@ def test_what_was_distrusted_is_told_by_the_figures_and_by_the_recovery() -> Non
         [report] = log.stats()["distrusted"]
         assert report.startswith("hints/0000000001.idx")
         assert log.recovery.distrusted == (report,)
+
+
+@pytest.mark.parametrize("more", [-9, -1, 0, 1, 9])
+def test_a_lock_file_of_any_length_leads_to_the_newest_manifest(
+    store_path: Path, more: int
+) -> None:
+    """Opening trusts its length only where the manifest of that number is there and the last."""
+    with mldb.open(store_path, segment_entries=2) as db:
+        for epoch in range(7):
+            db.store_tensor("x", np.full(3, epoch), epoch=epoch)
+    newest = max(int(path.name[-10:]) for path in store_path.glob("MANIFEST-*"))
+    assert (store_path / "LOCK").stat().st_size == newest
+    os.truncate(store_path / "LOCK", max(newest + more, 0))
+    modes: tuple[Any, ...] = ("r", "rw")
+    for mode in modes:
+        with mldb.open(store_path, mode=mode) as db:
+            assert db.epoch == 6
+            assert [int(db.query_tensor("x", as_of=epoch)[0]) for epoch in range(7)] == [*range(7)]
+            assert db.verify().ok
+
+
+def test_a_damaged_newest_manifest_is_stepped_over_and_reported(store_path: Path) -> None:
+    with mldb.open(store_path) as db:
+        db["x"] = np.arange(3)
+    newest = max(store_path.glob("MANIFEST-*"))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    with mldb.open(store_path) as db:
+        assert db["x"].tolist() == [0, 1, 2]
+        assert any(newest.name in text for text in db.recovery.distrusted)
