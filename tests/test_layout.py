@@ -24,7 +24,7 @@ FOLDERS = ("mldb", "log", "compaction", "gpu", "tools")  # the ones beside mldb/
 # From the bottom up; a module may import from its own layer and those below. The first pattern that
 # fits decides. A module that fits none is placed with events and codecs.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("mldb.errors", "mldb.options", "mldb.names", "mldb.dtypes", "mldb.vmf"),
+    ("mldb.errors", "mldb.options", "mldb.names", "mldb.dtypes", "mldb.vmf*"),
     ("mldb.log", "mldb.log.*"),
     ("mldb.events", "mldb.codec"),
     ("mldb.compaction", "mldb.compaction.*", "mldb.gpu", "mldb.gpu.*"),
@@ -52,6 +52,7 @@ HARMLESS = frozenset(
     {
         "os.PathLike",
         "os.cpu_count",
+        "os.environ",
         "os.fspath",
         "os.getpid",
         "os.register_at_fork",

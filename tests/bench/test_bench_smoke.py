@@ -29,16 +29,23 @@ def setting(tmp_path: Path) -> Setting:
     return Setting(TINY, few, Workspace(tmp_path, 0.0))
 
 
-def test_interleave_rotates_and_drops_the_warm_up() -> None:
+def test_interleave_shuffles_and_drops_the_warm_up() -> None:
     calls: list[str] = []
 
     def contender(name: str) -> float:
         calls.append(name)
         return float(len(calls))
 
-    samples = interleave("t", {name: partial(contender, name) for name in "abc"}, 2)
-    assert "".join(calls) == "abc" + "bca" + "cab"
-    assert samples == {"a": [6.0, 8.0], "b": [4.0, 9.0], "c": [5.0, 7.0]}
+    contenders = {name: partial(contender, name) for name in "abc"}
+    samples = interleave("t", contenders, 20)
+    rounds = ["".join(calls[start : start + 3]) for start in range(0, 63, 3)]
+    assert all(sorted(order) == list("abc") for order in rounds)
+    assert len(set(rounds)) == 6  # nobody always follows the same one
+    for name in "abc":
+        places = [number + 1.0 for number, called in enumerate(calls) if called == name]
+        assert samples[name] == places[1:]
+    calls.clear()
+    assert interleave("t", contenders, 20) == samples
 
 
 def test_state_has_the_promised_size_and_count() -> None:

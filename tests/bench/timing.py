@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -16,16 +17,17 @@ Samples: TypeAlias = dict[str, list[float]]
 
 
 def interleave(label: str, contenders: Mapping[str, Contender], rounds: int) -> Samples:
-    """Run every contender once per round, in an order rotated by one each round.
+    """Run every contender once per round, in another order each round (drawn by seed).
 
-    A contender prepares, measures, cleans up and returns its own figure. One more round runs first
-    and is thrown away. Progress goes to stderr when that is a terminal.
+    A rotated order would give each contender the same predecessor, whose dirty pages, journal and
+    discards it then pays for. A contender prepares, measures, cleans up and returns its own figure.
+    One more round runs first and is thrown away. Progress goes to stderr when it is a terminal.
     """
     names = list(contenders)
     samples: Samples = {name: [] for name in names}
+    rng = random.Random(label)
     for turn in range(rounds + 1):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in rng.sample(names, len(names)):
             _progress(f"{label}: round {turn}/{rounds}, {name}")
             figure = contenders[name]()
             if turn:
