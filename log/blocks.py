@@ -10,6 +10,9 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64
@@ -79,6 +82,45 @@ class Blocks:
                 self._verify(data, first, key)
             return
         todo = [index for index in range(first, last + 1) if not self._done[index]]
+        self._verify_split(data, todo, key)
+
+    def touch_rows(
+        self,
+        data: memoryview,
+        place: int,
+        row_bytes: int,
+        rows: npt.NDArray[np.int64],
+        key: str | None = None,
+    ) -> None:
+        """Verify the blocks that hold these rows of a column which starts at file offset *place*.
+
+        For rows scattered over a payload; each block is verified once. Raises CorruptError.
+        """
+        if not len(rows):
+            return
+        lows = rows * row_bytes + (place - self._start)
+        first = lows >> self._log2
+        last = (lows + (row_bytes - 1)) >> self._log2
+        self._bound(place, int(lows.min()), int(last.max()), key)
+        wide = int((last - first).max()) + 1
+        wanted = np.minimum(first[:, None] + np.arange(wide), last[:, None])
+        done = np.frombuffer(self._done, np.uint8)
+        todo = np.unique(wanted[done[wanted] == 0])
+        self._verify_split(data, todo.tolist(), key)
+
+    def _bound(self, place: int, low: int, last: int, key: str | None) -> None:
+        if low < 0 or last >= len(self._done):
+            raise CorruptError(
+                f"the index places a column at byte {place}, outside the payload that spans "
+                f"{self._start}..{self._stop}. Other names and versions stay readable; restore the "
+                "file from a backup.",
+                file=self._file,
+                offset=place,
+                key=key,
+            )
+
+    def _verify_split(self, data: memoryview, todo: list[int], key: str | None) -> None:
+        """Verify these blocks, many of them in two threads."""
         if len(todo) < _SPLIT_BLOCKS:
             self._verify_all(data, todo, key)
             return

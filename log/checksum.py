@@ -53,3 +53,42 @@ def _block_digests(buffers: Iterable[Buffer], block_size: int, whole: xxh3_128) 
                 room = block_size
     if room != block_size:
         yield state.digest()
+
+
+class PayloadHash:
+    """The block checksums and the digest of a payload that comes in pieces. One thread."""
+
+    __slots__ = ("_block", "_checks", "_room", "_size", "_whole")
+
+    def __init__(self, block_log2: int) -> None:
+        self._size = 1 << block_log2
+        self._room = self._size
+        self._block = xxh3_64()
+        self._whole = xxh3_128()
+        self._checks: list[bytes] = []
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes of the payload."""
+        self._whole.update(data)
+        position = 0
+        while position < len(data):
+            part = data[position : position + self._room]
+            position += len(part)
+            if len(part) == self._size:
+                self._checks.append(block_check(part))
+                continue
+            self._block.update(part)
+            self._room -= len(part)
+            if not self._room:
+                self._close_block()
+
+    def _close_block(self) -> None:
+        self._checks.append(self._block.digest())
+        self._block.reset()
+        self._room = self._size
+
+    def finish(self) -> tuple[bytes, bytes]:
+        """Return what :func:`checks_and_digest` returns of the whole payload; called once."""
+        if self._room != self._size:
+            self._close_block()
+        return b"".join(self._checks), self._whole.digest()

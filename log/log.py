@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from mldb.errors import (
     ClosedError,
     CorruptError,
@@ -237,6 +240,22 @@ class Log:
         They are verified as ``options.verify`` says; *key* is named in errors. Raises CorruptError.
         """
         return view.segments[entry.segment].payload(entry, low, high, self.options.verify, key)
+
+    def touch_rows(
+        self,
+        view: View,
+        entry: Entry,
+        place: int,
+        row_bytes: int,
+        rows: npt.NDArray[np.int64],
+        key: str | None = None,
+    ) -> bool:
+        """Verify what holds *rows* of a column of a version; True when all of it is verified.
+
+        *place* is the column's first byte in the version. Raises CorruptError.
+        """
+        segment = view.segments[entry.segment]
+        return segment.touch_rows(entry, place, row_bytes, rows, self.options.verify, key)
 
     def private(self, view: View, entry: Entry, key: str | None = None) -> memoryview:
         """Return a private writable view of a version's stored bytes."""

@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.address import Entry
@@ -192,6 +195,27 @@ class Segment:
             self._verify(entry.frame, start, stop, verify, key)
         return data[start:stop]
 
+    def touch_rows(
+        self,
+        entry: Entry,
+        place: int,
+        row_bytes: int,
+        rows: npt.NDArray[np.int64],
+        verify: Verify,
+        key: str | None = None,
+    ) -> bool:
+        """Verify the blocks that hold *rows* of a column at byte *place* of a version.
+
+        Returns whether all of the payload is verified now, so that the caller need not ask again.
+        Raises CorruptError.
+        """
+        if verify == "never" or (verify == "first" and entry.frame in self._whole):
+            return True
+        stop = entry.offset + entry.length
+        blocks = self._find_blocks(entry.frame, stop, verify, key)
+        blocks.touch_rows(self.view(stop), entry.offset + place, row_bytes, rows, key)
+        return verify == "first" and self._note(entry.frame, blocks)
+
     def private(self, entry: Entry, verify: Verify, key: str | None = None) -> memoryview:
         """Return a writable copy-on-write view of one version's stored bytes."""
         if verify != "never":
@@ -207,29 +231,38 @@ class Segment:
             file.close()
 
     def _verify(self, offset: int, start: int, stop: int, verify: Verify, key: str | None) -> None:
-        blocks = None if verify == "always" else self._blocks.get(offset)
-        view = self._map
-        if blocks is None:
-            try:
-                frame, _ = self.frame(offset, view if len(view) >= stop else None)
-            except CorruptError as error:
-                raise CorruptError(
-                    f"{'a stored version' if key is None else repr(key)} is damaged: {error}",
-                    file=self.name,
-                    offset=offset,
-                    key=key,
-                ) from None
-            blocks = Blocks(frame, payload_checks(self.view(frame.end), frame), self.name)
+        blocks = self._find_blocks(offset, stop, verify, key)
         blocks.touch(self.view(stop), start, stop, key)
-        if verify == "always":
-            return
-        if blocks.complete:
-            if len(self._whole) >= _WHOLE_MAX:
-                self._whole = set()
-            self._whole.add(offset)
-            self._blocks.pop(offset, None)
-        else:
+        if verify == "first":
+            self._note(offset, blocks)
+
+    def _find_blocks(self, offset: int, stop: int, verify: Verify, key: str | None) -> Blocks:
+        """Return the blocks of the frame at *offset*: those known, or anew from a checked frame."""
+        blocks = None if verify == "always" else self._blocks.get(offset)
+        if blocks is not None:
+            return blocks
+        view = self._map
+        try:
+            frame, _ = self.frame(offset, view if len(view) >= stop else None)
+        except CorruptError as error:
+            raise CorruptError(
+                f"{'a stored version' if key is None else repr(key)} is damaged: {error}",
+                file=self.name,
+                offset=offset,
+                key=key,
+            ) from None
+        return Blocks(frame, payload_checks(self.view(frame.end), frame), self.name)
+
+    def _note(self, offset: int, blocks: Blocks) -> bool:
+        """Remember what was verified of a frame; return whether all of it was."""
+        if not blocks.complete:
             self._blocks[offset] = blocks
+            return False
+        if len(self._whole) >= _WHOLE_MAX:
+            self._whole = set()
+        self._whole.add(offset)
+        self._blocks.pop(offset, None)
+        return True
 
 
 def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: int) -> Segment:

@@ -13,6 +13,7 @@ from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.address import CommitRow, Lsn
 from mldb.log.frame import DamagedFrame, Draft, Frame, decode_entries, unpack
+from mldb.splats import BlockInfo, unpack_lake, unpack_splats
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,33 @@ class Rewound(Event):
     target: Lsn
 
 
+@dataclass(frozen=True, slots=True)
+class LakeCreated(Event):
+    """A splat lake exists from here on."""
+
+    name: str
+    dim: int
+    geometry: str
+
+
+@dataclass(frozen=True, slots=True)
+class SplatsAdded(Event):
+    """Rows were added to a lake; their ids are those of its id column, from ``base`` on."""
+
+    lake: str
+    rows: int
+    base: int
+    alpha_sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class SplatsDeleted(Event):
+    """Rows of a lake are gone from here on; earlier commits still have them."""
+
+    lake: str
+    rows: int
+
+
 # --- out of frames --------------------------------------------------------------------------------
 
 
@@ -212,6 +240,23 @@ def _rewound(head: _Head, drafts: list[Draft], extra: Any) -> Iterator[Event]:
     yield Rewound(*head, Lsn(extra[0]))
 
 
+def _lake(head: _Head, drafts: list[Draft], extra: Any) -> Iterator[Event]:
+    for draft in drafts:
+        info = unpack_lake(draft.attr)
+        yield LakeCreated(*head, keys.name_of(draft.key), info.dim, info.geometry)
+
+
+def _splats(head: _Head, drafts: list[Draft], extra: Any) -> Iterator[Event]:
+    for draft in drafts:
+        if draft.key[:1] != keys.SPLATS:
+            continue
+        lake, part = keys.lake_of(draft.key), unpack_splats(draft.attr, draft.length)
+        if isinstance(part, BlockInfo):
+            yield SplatsAdded(*head, lake, part.rows, part.base, part.alpha_sum)
+        else:
+            yield SplatsDeleted(*head, lake, part.count)
+
+
 _DECODERS: Final[dict[int, _Decoder]] = {
     kinds.TENSOR_STORED: _tensors,
     kinds.TENSOR_DELETED: _deleted,
@@ -224,4 +269,7 @@ _DECODERS: Final[dict[int, _Decoder]] = {
     kinds.PIN_SET: _pin,
     kinds.PIN_CLEARED: _unpin,
     kinds.REWOUND: _rewound,
+    kinds.LAKE_CREATED: _lake,
+    kinds.SPLATS_ADDED: _splats,
+    kinds.SPLATS_DELETED: _splats,
 }

@@ -13,6 +13,8 @@ checkpoints  5     name; "" is the newest of any      msgpack of name, step, met
 tags         6     name                               msgpack of the LSN
 pins         7     LSN, big-endian                    empty
 retention    8     ""                                 reserved
+lakes        9     lake                               what the lake is, and its next row id
+splats       10    lake NUL sequence, big-endian      one block of rows added, or of ids removed
 ===========  ====  =================================  =====================================
 
 Tags, pins and retention belong to the store and are not rewound.
@@ -30,6 +32,8 @@ CHECKPOINTS: Final = b"\x05"
 TAGS: Final = b"\x06"
 PINS: Final = b"\x07"
 RETENTION: Final = b"\x08"
+LAKES: Final = b"\x09"
+SPLATS: Final = b"\x0a"
 
 NUL: Final = b"\x00"
 LATEST_CHECKPOINT: Final = CHECKPOINTS
@@ -53,6 +57,24 @@ def split_relation(key: bytes) -> tuple[str, str, str]:
     return first.decode(), kind.decode(), second.decode()
 
 
+def splats_prefix(lake: bytes) -> bytes:
+    """The prefix of all blocks of a lake."""
+    return SPLATS + lake + NUL
+
+
+def splats_key(lake: bytes, head: int) -> bytes:
+    """The key of the block whose commit follows commit *head* of the log.
+
+    No two commits follow the same one, on whatever lineage, and keys sort as their commits do.
+    """
+    return splats_prefix(lake) + head.to_bytes(8, "big")
+
+
+def lake_of(key: bytes) -> str:
+    """The lake of a SPLATS key."""
+    return key[1:-9].decode()
+
+
 def pin_key(lsn: int) -> bytes:
     """The key of a pin."""
     return PINS + lsn.to_bytes(8, "big")
@@ -67,4 +89,6 @@ def shown(key: bytes) -> str:
     """A key as a user would name it, for messages."""
     if key[:1] in (RELATIONS, REVERSE):
         return " -> ".join(split_relation(key))
+    if key[:1] == SPLATS:
+        return lake_of(key)
     return key[1:].decode("utf-8", "backslashreplace")

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mldb import keys, kinds, metadata, staging, state_skeleton
+from mldb import keys, kinds, metadata, splats, staging, state_skeleton
 from mldb.descriptor import ALIGNMENT
 from mldb.encoding import ENCODING_ZSTD
 from mldb.errors import FormatVersionError
@@ -292,6 +292,18 @@ def check_spaces(rows: list[Row]) -> None:
     assert keys.reverse_key(b"s", b"k", b"t") == said["REVERSE"] + b"t\0k\0s"
 
 
+_BLOCK_TYPES = {"<f4": "f32", "<f8": "f64", "<u8": "u64"}
+
+
+def check_block(rows: list[Row]) -> None:
+    columns = splats.lay_out(7, 5, labels=False)
+    types = [_BLOCK_TYPES[c.dtype] + " x dimension" * bool(c.shape) for c in columns]
+    assert [row["column"] for row in rows] == [c.name for c in columns]
+    assert [row["type"] for row in rows] == types
+    assert all(c.offset % splats.COLUMN_ALIGN == 0 for c in columns)
+    assert splats.ID_MAX == 2**48 - 1
+
+
 def check_tags(rows: list[Row]) -> None:
     names = [row["name"] for row in rows]
     assert [int(row["tag"]) for row in rows] == [getattr(state_skeleton, name) for name in names]
@@ -363,7 +375,8 @@ def check_limits(rows: list[Row]) -> None:
 def check_read_limits(rows: list[Row]) -> None:
     assert {row["file"]: number(row["bytes"]) for row in rows} == {
         "manifest": manifest._BYTES_MAX,
-        "value hint": hints._BYTES_MAX,
+        "value hint without payload": hints._BYTES_MAX,
+        "value hint with payload": hints._PAYLOAD_MAX,
         "registration": readers._BYTES_MAX,
         "commit frame in front of the end of an index hint": active._COMMIT_BYTES_MAX,
     }
@@ -390,8 +403,8 @@ def check_reserved(rows: list[Row]) -> None:
     reserved = {
         int(row["kind"]) for row in document().tables[5, "kind"] if row["state"] == "reserved"
     }
-    assert reserved == {17, 27, *range(29, 34)}
-    assert "event kinds 17, 27, 29 to 33" in what
+    assert reserved == {17, 27, 32, 33}
+    assert "event kinds 17, 27, 32, 33" in what
     zero = next(row for row in document().tables[2, "offset"] if row["field"] == "(zero)")
     end = int(zero["offset"]) + int(zero["bytes"]) - 1
     assert f"bytes {zero['offset']} to {end} of the file header" in what
@@ -523,6 +536,7 @@ CHECKS: dict[tuple[int, str], Callable[[list[Row]], None]] = {
     (5, "kind"): check_events,
     (5, "space"): check_spaces,
     (5, "tag"): check_tags,
+    (5, "column"): check_block,
     (6, "place"): check_places,
     (6, "field"): check_fields,
     (6, "column"): check_columns,
@@ -572,6 +586,9 @@ def test_numbers_in_the_prose_are_those_of_the_code() -> None:
         fmt.META_COLUMNS_MAX,
         fmt.KEY_BYTES_MAX,
         fmt.FRAME_HEADER_SIZE,
+        splats.COLUMN_ALIGN,
+        1 << splats.PAGE_LOG2,
+        (1 << splats.CHECK_LOG2) >> 10,  # "64 KiB" in section 5
         16,  # the largest element size of an encoding
         32,  # hexadecimal digits of a registration's name
     }

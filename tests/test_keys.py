@@ -11,6 +11,7 @@ from mldb.names import check_name
 SPACES = [
     *(keys.TENSORS, keys.METADATA, keys.RELATIONS, keys.REVERSE),
     *(keys.CHECKPOINTS, keys.TAGS, keys.PINS, keys.RETENTION),
+    *(keys.LAKES, keys.SPLATS),
 ]
 
 

@@ -1,0 +1,198 @@
+"""What the log stores of a splat lake: the attrs of its keys and the columns of a block.
+
+A block is the rows of one ``add_splats``: structure of arrays, ``mu`` first at a page boundary, so
+that it is at once the NumPy array, the import into a device and the torch tensor. Layout: FORMAT.md
+section 5. Pure functions over bytes; nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from mldb.errors import InvalidNameError
+from mldb.log import format as fmt
+from mldb.log.frame import pack, unpack
+
+Geometry = Literal["sphere", "euclid"]
+
+PAGE_LOG2: Final = 12
+CHECK_LOG2: Final = 16  # a row read at random has 64 KiB verified, not a MiB
+COLUMN_ALIGN: Final = 64
+DIM_MAX: Final = 1 << 18  # what the noise counter addresses
+ID_MAX: Final = (1 << 48) - 1
+ROWS_MAX: Final = 1 << 40
+USER_COLUMNS_MAX: Final = 64
+
+_FIXED: Final[tuple[tuple[str, str], ...]] = (
+    *(("norm", "<f4"), ("kappa", "<f4"), ("alpha", "<f8"), ("min_cos", "<f4"), ("id", "<u8")),
+)
+RESERVED: Final = frozenset({"mu", "label", "weight", *(name for name, _ in _FIXED)})
+
+
+@dataclass(frozen=True, slots=True)
+class LakeInfo:
+    """A lake: its identity, its shape, and the id that its next row is given."""
+
+    lake_id: bytes
+    dim: int
+    geometry: Geometry
+    next_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a block: its dtype, the shape of one value, and its place in the payload."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return np.dtype(self.dtype).itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockInfo:
+    """The rows of one ``add_splats``. A row's id is ``base`` plus what the id column holds.
+
+    ``alpha_sum``, ``alpha_max`` and ``kappa_min``, ``kappa_max`` are statistics for samplers.
+    """
+
+    rows: int
+    base: int
+    columns: tuple[Column, ...]
+    alpha_sum: float
+    alpha_max: float
+    kappa_min: float
+    kappa_max: float
+
+    def column(self, name: str) -> Column | None:
+        """The column of this name, or None."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload."""
+        last = self.columns[-1]
+        return last.offset + self.rows * last.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalInfo:
+    """Rows that are gone from here on: the payload holds their ids, u64, ascending."""
+
+    count: int
+
+
+def lay_out(
+    rows: int, dim: int, *, labels: bool, user: Sequence[tuple[str, str, tuple[int, ...]]] = ()
+) -> tuple[Column, ...]:
+    """Place the columns of a block: mu, the fixed ones, labels, then those of the user."""
+    wanted = [("mu", "<f4", (dim,)), *((name, dtype, ()) for name, dtype in _FIXED)]
+    if labels:
+        wanted.append(("label", "<i8", ()))
+    wanted += user
+    columns: list[Column] = []
+    offset = 0
+    for name, dtype, shape in wanted:
+        column = Column(name, dtype, shape, offset)
+        columns.append(column)
+        offset = fmt.align_up(offset + rows * column.row_bytes, 6)
+    return tuple(columns)
+
+
+def check_column_name(name: str) -> str:
+    """Return a user column's name. Raises InvalidNameError."""
+    if not isinstance(name, str) or not name or len(name) > 128 or "\0" in name:
+        raise InvalidNameError(f"{name!r:.80} is no name of a column: 1 to 128 characters, no NUL")
+    if name in RESERVED:
+        raise InvalidNameError(
+            f"a column of its own may not be called {name!r}; taken are {sorted(RESERVED)}"
+        )
+    return name
+
+
+# --- attrs ----------------------------------------------------------------------------------------
+# Numbers that are known only under the commit lock are eight bytes, so that the place of a payload
+# written before does not depend on them.
+
+
+def pack_lake(info: LakeInfo) -> bytes:
+    """The attr of a lake's key."""
+    return pack((1, info.lake_id, info.dim, info.geometry, info.next_id.to_bytes(8, "little")))
+
+
+def unpack_lake(attr: bytes) -> LakeInfo:
+    """Decode it. Raises ValueError."""
+    version, lake_id, dim, geometry, next_id = _fields(attr, 5)
+    if version != 1 or geometry not in ("sphere", "euclid") or len(lake_id) != 16:
+        raise ValueError(f"a lake of version {version!r} and geometry {geometry!r}")
+    number = int.from_bytes(next_id, "little")
+    if type(dim) is not int or not 0 < dim <= DIM_MAX or number > ID_MAX + 1:
+        raise ValueError(f"a lake of dimension {dim!r} whose next id is {number}")
+    return LakeInfo(lake_id, dim, geometry, number)
+
+
+def pack_block(info: BlockInfo) -> bytes:
+    """The attr of a block of added rows."""
+    columns = [(c.name, c.dtype, c.shape, c.offset) for c in info.columns]
+    stats = (info.alpha_sum, info.alpha_max, info.kappa_min, info.kappa_max)
+    return pack((1, 0, info.rows, info.base.to_bytes(8, "little"), columns, stats))
+
+
+def pack_removal(info: RemovalInfo) -> bytes:
+    """The attr of a block of removed ids."""
+    return pack((1, 1, info.count))
+
+
+def unpack_splats(attr: bytes, length: int) -> BlockInfo | RemovalInfo:
+    """Decode the attr of a key in the splats space; *length* is that of its payload.
+
+    Every place is bounded by the payload. Raises ValueError.
+    """
+    fields = _fields(attr, None)
+    if len(fields) == 3 and fields[:2] == [1, 1]:
+        count = fields[2]
+        if type(count) is not int or count * 8 != length:
+            raise ValueError(f"{count!r} removed ids in {length} bytes")
+        return RemovalInfo(count)
+    if len(fields) != 6 or fields[:2] != [1, 0]:
+        raise ValueError("neither added nor removed rows of version 1")
+    rows, base, raw, stats = fields[2:]
+    if type(rows) is not int or not 0 < rows <= ROWS_MAX or len(raw) > USER_COLUMNS_MAX + 8:
+        raise ValueError(f"a block of {rows!r} rows")
+    columns = tuple(_column(item, rows, length) for item in raw)
+    names = [column.name for column in columns]
+    if names[:6] != ["mu", *(name for name, _ in _FIXED)] or len(set(names)) != len(names):
+        raise ValueError(f"a block of the columns {names}")
+    info = BlockInfo(rows, int.from_bytes(base, "little"), columns, *map(float, stats))
+    if info.nbytes != length:
+        raise ValueError(f"columns of {info.nbytes} bytes in a payload of {length}")
+    return info
+
+
+def _column(item: Any, rows: int, length: int) -> Column:
+    name, code, shape, offset = item
+    dtype = np.dtype(code)
+    if dtype.kind not in "biuf" or any(type(axis) is not int or axis < 0 for axis in shape):
+        raise ValueError(f"a column of dtype {code!r} and shape {shape!r}")
+    if type(name) is not str or type(offset) is not int or offset < 0 or offset % COLUMN_ALIGN:
+        raise ValueError(f"column {name!r} at offset {offset!r}")
+    column = Column(name, code, tuple(shape), offset)
+    if offset + rows * column.row_bytes > length:
+        raise ValueError(f"column {name!r} ends behind its payload")
+    return column
+
+
+def _fields(attr: bytes, count: int | None) -> list[Any]:
+    fields = unpack(attr)
+    if not isinstance(fields, list) or (count is not None and len(fields) != count):
+        raise ValueError("an attr of another shape")
+    return fields
