@@ -51,6 +51,7 @@ DOOR_CALLS = frozenset(
 HARMLESS = frozenset(
     {
         "os.PathLike",
+        "os.close",
         "os.cpu_count",
         "os.environ",
         "os.fspath",

@@ -1,0 +1,228 @@
+"""Batches in flight: recorded commands, one timeline semaphore, a wait that ends.
+
+The value of the semaphore is the number of the last finished batch, counted from 1. A slot is used
+again once the batch that used it last is finished. Commands are recorded once for a shape of batch
+and submitted with structures made once for a slot: per batch only numbers in mapped memory change.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mldb.errors import GpuUnavailableError
+from mldb.gpu import vk_errors
+from mldb.gpu.vk_context import Context
+from mldb.gpu.vk_pipeline import (
+    ACCEPTED,
+    ENDS,
+    EXTRA,
+    KEYS,
+    PARAMETERS,
+    ROWS,
+    TABLE,
+    WINDOWS,
+    Pipelines,
+    Variant,
+)
+from mldb.gpu.vk_slots import PARAMETER_BYTES, Arena, Slot
+from mldb.gpu.vk_table import VulkanTable
+
+TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a command buffer is recorded for: equal shapes are submitted as they are."""
+
+    variant: Variant
+    rows: int
+    row_input_bytes: int
+    extra_bytes: int
+    end_bytes: int
+    table: VulkanTable | None = None
+
+
+class Ring:
+    """The slots of a device in turn. A single thread at a time.
+
+    Waiting and submitting raise DeviceLostError or DeviceTimeoutError; after either the device is
+    dead, and every later call raises the same error.
+    """
+
+    def __init__(self, context: Context, pipelines: Pipelines, arena: Arena) -> None:
+        api, device = context.api, context.device
+        self.context, self.pipelines, self.arena = context, pipelines, arena
+        self.timeout_s = TIMEOUT_S
+        self.batches = 0
+        self.recordings = 0
+        self._lib: Any = api.lib
+        kind = api.VkSemaphoreTypeCreateInfo(semaphoreType=api.VK_SEMAPHORE_TYPE_TIMELINE)
+        info = api.VkSemaphoreCreateInfo(pNext=kind)
+        self._semaphore = api.vkCreateSemaphore(device, info, None)
+        self._next = 0
+        self._make_structures()
+
+    def _make_structures(self) -> None:
+        """Make what submit and wait reuse; cffi structures own what they point to only by hand."""
+        api, ffi = self.context.api, self.context.api.ffi
+        self._semaphores = ffi.new("VkSemaphore[1]", [self._semaphore])
+        self._signal = ffi.new("uint64_t[1]")
+        self._timeline = ffi.new("VkTimelineSemaphoreSubmitInfo*")
+        self._timeline.sType = api.VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO
+        self._timeline.signalSemaphoreValueCount = 1
+        self._timeline.pSignalSemaphoreValues = self._signal
+        self._commands = ffi.new("VkCommandBuffer[1]")
+        self._submit = ffi.new("VkSubmitInfo*")
+        self._submit.sType = api.VK_STRUCTURE_TYPE_SUBMIT_INFO
+        self._submit.pNext = self._timeline
+        self._submit.commandBufferCount = 1
+        self._submit.pCommandBuffers = self._commands
+        self._submit.signalSemaphoreCount = 1
+        self._submit.pSignalSemaphores = self._semaphores
+        self._awaited = ffi.new("uint64_t[1]")
+        self._wait = ffi.new("VkSemaphoreWaitInfo*")
+        self._wait.sType = api.VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO
+        self._wait.semaphoreCount = 1
+        self._wait.pSemaphores = self._semaphores
+        self._wait.pValues = self._awaited
+
+    def acquire(self) -> Slot:
+        """Return the next slot once it is free; its last result is collected or expires."""
+        self.context.check()
+        slot = self.arena.slots[self._next]
+        if slot.owner is not None:
+            owner, slot.owner = slot.owner, None
+            owner.release(slot)
+        self.wait(slot.batch)
+        self._next = (self._next + 1) % len(self.arena.slots)
+        return slot
+
+    def submit(self, slot: Slot, shape: Shape) -> int:
+        """Start a batch in an acquired slot and return its number."""
+        if slot.recorded != shape:
+            slot.recorded = None
+            with vk_errors.translated(
+                self.context.api, "record commands", device=self.context.info.label
+            ):
+                self._record(slot, shape)
+            slot.recorded = shape
+        number = self.batches + 1
+        self._signal[0] = number
+        self._commands[0] = slot.commands
+        null = self.context.api.ffi.NULL
+        self._judge(self._lib.vkQueueSubmit(self.context.queue, 1, self._submit, null), number)
+        self.batches = slot.batch = number
+        return number
+
+    def wait(self, batch: int) -> None:
+        """Wait until a batch is finished; returns at once for 0 and for what is past."""
+        if not batch:
+            return
+        self._awaited[0] = batch
+        nanoseconds = int(self.timeout_s * 1e9)
+        self._judge(self._lib.vkWaitSemaphores(self.context.device, self._wait, nanoseconds), batch)
+
+    def _judge(self, result: int, batch: int) -> None:
+        """Raise for a result code, and make the device dead: nothing later can be trusted."""
+        if result != vk_errors.SUCCESS:
+            label = self.context.info.label
+            error = vk_errors.error_of(result, label, batch, self.timeout_s)
+            self.context.fail(error, abandoned=result == vk_errors.TIMEOUT)
+            raise error
+
+    def drain(self) -> None:
+        """Wait until every batch that was started is finished; does nothing once closed."""
+        if not (self.context.closed or self.context.untouchable()):
+            self.wait(self.batches)
+
+    def _record(self, slot: Slot, shape: Shape) -> None:
+        api, commands = self.context.api, slot.commands
+        self.recordings += 1
+        if slot.table is not shape.table:
+            views = [slot.row_texels] * WINDOWS
+            if shape.table is not None:
+                views = shape.table.places(WINDOWS)
+            self.arena.bind_texels(slot, TABLE, views)
+            slot.table = shape.table
+        pipeline = self.pipelines.get(shape.variant)
+        api.vkBeginCommandBuffer(commands, api.VkCommandBufferBeginInfo())
+        if not self.arena.direct:
+            self._record_upload(slot, shape)
+        api.vkCmdBindPipeline(commands, api.VK_PIPELINE_BIND_POINT_COMPUTE, pipeline)
+        api.vkCmdBindDescriptorSets(
+            commands,
+            api.VK_PIPELINE_BIND_POINT_COMPUTE,
+            self.pipelines.layout,
+            0,
+            1,
+            [slot.descriptors],
+            0,
+            None,
+        )
+        groups = -(-shape.rows // self.pipelines.subgroups)
+        wide = min(groups, self.context.info.limits.groups)
+        api.vkCmdDispatch(commands, wide, -(-groups // wide), 1)
+        if self.arena.direct:
+            self._barrier(slot, "SHADER_WRITE", "HOST_READ", "COMPUTE_SHADER", "HOST")
+        else:
+            self._record_readback(slot, shape)
+        api.vkEndCommandBuffer(commands)
+
+    def _record_upload(self, slot: Slot, shape: Shape) -> None:
+        sizes = {
+            PARAMETERS: PARAMETER_BYTES,
+            KEYS: 8 * shape.rows,
+            ROWS: shape.row_input_bytes,
+            EXTRA: shape.extra_bytes,
+        }
+        self._copy(slot, sizes, self.arena.host_inputs, self.arena.inputs)
+        self._barrier(
+            slot, "TRANSFER_WRITE", "SHADER_READ|UNIFORM_READ", "TRANSFER", "COMPUTE_SHADER"
+        )
+
+    def _record_readback(self, slot: Slot, shape: Shape) -> None:
+        sizes = {ENDS: shape.end_bytes, ACCEPTED: 4 * shape.rows}
+        self._barrier(slot, "SHADER_WRITE", "TRANSFER_READ", "COMPUTE_SHADER", "TRANSFER")
+        self._copy(slot, sizes, self.arena.outputs, self.arena.host_outputs)
+        self._barrier(slot, "TRANSFER_WRITE", "HOST_READ", "TRANSFER", "HOST")
+
+    def _copy(self, slot: Slot, sizes: dict[int, int], source: Any, target: Any) -> None:
+        api = self.context.api
+        regions = [
+            api.VkBufferCopy(
+                srcOffset=slot.offsets[region], dstOffset=slot.offsets[region], size=size
+            )
+            for region, size in sizes.items()
+            if size
+        ]
+        api.vkCmdCopyBuffer(slot.commands, source.handle, target.handle, len(regions), regions)
+
+    def _barrier(self, slot: Slot, before: str, after: str, stage: str, next_stage: str) -> None:
+        """Make writes ``before`` of one stage visible to accesses ``after`` of the next."""
+        api = self.context.api
+        after_mask = 0
+        for name in after.split("|"):
+            after_mask |= getattr(api, f"VK_ACCESS_{name}_BIT")
+        barrier = api.VkMemoryBarrier(
+            srcAccessMask=getattr(api, f"VK_ACCESS_{before}_BIT"), dstAccessMask=after_mask
+        )
+        stages = [getattr(api, f"VK_PIPELINE_STAGE_{name}_BIT") for name in (stage, next_stage)]
+        api.vkCmdPipelineBarrier(slot.commands, *stages, 0, 1, [barrier], 0, None, 0, None)
+
+    def close(self) -> None:
+        """Finish what is under way, let its owners take it, and free the slots."""
+        if self.context.untouchable():
+            return
+        for slot in self.arena.slots:
+            if slot.owner is not None:
+                owner, slot.owner = slot.owner, None
+                with suppress(GpuUnavailableError):
+                    owner.release(slot, "the device was closed")
+        with suppress(GpuUnavailableError):
+            self.drain()
+        if self.context.untouchable():
+            return
+        self.context.api.vkDestroySemaphore(self.context.device, self._semaphore, None)
+        self.arena.close()
