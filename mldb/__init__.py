@@ -41,6 +41,13 @@ if TYPE_CHECKING:
         VersionGoneError,
     )
     from mldb.events import Event
+    from mldb.lake.dataset import M2MDataLake
+    from mldb.lake.lake import Lake
+    from mldb.lake.loader import LakeLoader
+    from mldb.lake.m2m import M2M, M2MConfig, create_m2m
+    from mldb.lake.settings import Augmentation, StreamOptions
+    from mldb.lake.surface import LakeSnapshot
+    from mldb.lake.weights import Importance
     from mldb.log.address import Lsn
     from mldb.log.recovery import Recovery
     from mldb.log.verify import Problem, VerifyReport
@@ -78,10 +85,22 @@ _HOMES = {
     "Recovery": "mldb.log.recovery",
     "Problem": "mldb.log.verify",
     "VerifyReport": "mldb.log.verify",
+    "Lake": "mldb.lake.lake",
+    "LakeSnapshot": "mldb.lake.surface",
+    "LakeLoader": "mldb.lake.loader",
+    "M2MDataLake": "mldb.lake.dataset",
+    "Augmentation": "mldb.lake.settings",
+    "StreamOptions": "mldb.lake.settings",
+    "Importance": "mldb.lake.weights",
+    "M2M": "mldb.lake.m2m",
+    "M2MConfig": "mldb.lake.m2m",
+    "create_m2m": "mldb.lake.m2m",
     **dict.fromkeys(_ERRORS, "mldb.errors"),
 }
 
 __all__ = [
+    "M2M",
+    "Augmentation",
     "Checkpoint",
     "ClosedError",
     "ConflictError",
@@ -90,12 +109,18 @@ __all__ = [
     "Event",
     "FormatVersionError",
     "GpuUnavailableError",
+    "Importance",
     "InvalidNameError",
     "InvalidTypeError",
     "InvalidValueError",
+    "Lake",
+    "LakeLoader",
+    "LakeSnapshot",
     "LimitError",
     "LockedError",
     "Lsn",
+    "M2MConfig",
+    "M2MDataLake",
     "MLDatabase",
     "MissingError",
     "MldbError",
@@ -111,6 +136,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StorageIOError",
+    "StreamOptions",
     "TensorHandle",
     "TensorNotFoundError",
     "TensorWriter",
@@ -119,6 +145,7 @@ __all__ = [
     "VerifyReport",
     "Version",
     "VersionGoneError",
+    "create_m2m",
     "open",
 ]
 

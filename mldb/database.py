@@ -20,12 +20,16 @@ from mldb.log.recovery import Recovery
 from mldb.ops import Operations
 from mldb.options import Durability, Mode, Options, Verify
 from mldb.projections.checkpoints import Checkpoint
+from mldb.resolve import AsOf
 from mldb.staging import PACK_BELOW
 from mldb.timeline import Timeline
 from mldb.verbs import WriteVerbs
 
 if TYPE_CHECKING:
+    from mldb.lake.host import Host
+    from mldb.lake.lake import Lake
     from mldb.log.verify import VerifyReport
+    from mldb.splats import Geometry
 
 DEFAULT_PATH = "ml_storage"
 
@@ -87,6 +91,42 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
     def ops(self) -> Operations:
         """Operations on stored tensors that need not fit in memory: ``db.ops.matrix_multiply``."""
         return Operations(self._scope, self.create_tensor)
+
+    def lake(
+        self, name: str = "default", *, dim: int | None = None, geometry: Geometry | None = None
+    ) -> Lake:
+        """Return the splat lake *name*; it comes to exist with its first rows.
+
+        *dim* (640) and *geometry* ("sphere", or "euclid") of an existing lake are as stored. Raises
+        InvalidValueError when they are given and differ.
+        """
+        from mldb.lake.lake import Lake
+
+        self._guard()
+        return Lake(self._lake_host(), name, dim=dim, geometry=geometry)
+
+    def lakes(self, *, as_of: AsOf = None) -> list[str]:
+        """Return the names of the splat lakes."""
+        from mldb.projections import splats
+
+        return splats.names(self._scope(as_of))
+
+    def _lake_host(self) -> Host:
+        from mldb.lake.host import Host
+
+        registration = self._log.registration
+        return Host(
+            path=self.path,
+            reopen=type(self),
+            verify=self.options.verify,
+            scope=self._scope,
+            commit=self._commit,
+            open_pending=self._log.pending_segment,
+            settle=self._settle_background,
+            hold=registration.hold,
+            release=registration.release,
+            buffers=self._buffers,
+        )
 
     @property
     def recovery(self) -> Recovery:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,41 @@ def test_larger_than_memory(tmp_path: Path) -> None:
     with mldb.open(tmp_path / "store", mode="r") as db:
         assert sorted(db) == ["projected", "projection", "x", "x_mean"]
         assert abs(db["x"].mean(0) - db["x_mean"]).max() < 1e-4
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks and many threads make each other wait, most of all where others run."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_lake_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("lake_training")(str(tmp_path / "store"), 1000, "numpy")
+    printed = capsys.readouterr().out
+    assert printed.count("rows/s") == 5
+    assert "1000 rows; samples were made by numpy" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_lake_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    load("lake_validation")(1500, "numpy")
+    printed = capsys.readouterr().out
+    for what in ("ingest", "past", "norms", "plain", "generated", "strength", "labels", "resume"):
+        assert re.search(f"^{what}", printed, re.MULTILINE), what
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_lake_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs; what it shows is held to in test_lake_value."""
+    path = EXAMPLES / "lake_value.py"
+    tables = load("lake_value")(runpy.run_path(str(path))["QUICK"])
+    assert [len(lines) for lines in tables.values()] == [6, 6, 5]
+    assert capsys.readouterr().out.count("±") == 2 * 17

@@ -23,13 +23,16 @@ names = {{name.partition(".")[0] for name in sys.modules}}
 print(json.dumps(sorted(names)))
 """
 
+# The PyTorch side of the lake: its classes derive from torch's.
+TORCH_SIDE = tuple(f"mldb.lake.{name}" for name in ("dataset", "loader", "stream", "torch_slab"))
+
 # None in sys.modules makes an import of that name fail.
 _WITHOUT = """
 import importlib, json, pkgutil, sys
 sys.modules.update(dict.fromkeys({heavy}))
 import mldb
 names = [module.name for module in pkgutil.walk_packages(mldb.__path__, "mldb.")]
-names = [name for name in names if not name.endswith("__main__")]
+names = [name for name in names if not name.endswith("__main__") and name not in {torch_side}]
 for name in names:
     importlib.import_module(name)
 print(json.dumps(names))
@@ -64,8 +67,29 @@ def test_import_alone_loads_not_even_numpy() -> None:
 
 
 def test_every_module_imports_without_the_heavy_packages() -> None:
-    names = _run(_WITHOUT.format(heavy=repr(HEAVY)))
+    names = _run(_WITHOUT.format(heavy=repr(HEAVY), torch_side=repr(TORCH_SIDE)))
     assert {"mldb.errors", "mldb.log.os_fs", "mldb.tools.dev"} <= set(names)
+
+
+def test_a_lake_works_without_torch_but_for_the_stream(tmp_path: Path) -> None:
+    code = f"""
+import json, sys
+sys.modules.update(dict.fromkeys({HEAVY!r}))
+import numpy as np
+import mldb
+with mldb.open({str(tmp_path / "store")!r}) as db:
+    lake = db.lake(dim=8)
+    lake.add_splats(np.eye(8))
+    moved = lake.augment(np.eye(8), mode="walk", k=3, device="numpy")
+    assert moved.shape == lake.get()["mu"].shape == (8, 8)
+    lake.augment(np.eye(8), strength=0.5, device="numpy")
+    try:
+        lake.export_to_dataloader(4)
+    except mldb.UsageError as error:
+        print(json.dumps([str(error)]))
+"""
+    (message,) = _run(code)
+    assert "pip install mldb[torch]" in message
 
 
 def test_every_public_name_is_there() -> None:

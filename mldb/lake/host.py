@@ -1,0 +1,43 @@
+"""What a lake needs of the store it lives in, passed in by the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mldb.buffers import BufferPool
+from mldb.log.address import CommitRow
+from mldb.log.frame import Record
+from mldb.log.pending import PendingSegment
+from mldb.log.view import View
+from mldb.reading import Scope
+from mldb.resolve import AsOf
+
+Validate = Callable[[View], None]
+Commit = Callable[[list[Record], int | None, Validate | None, PendingSegment | None], CommitRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The store behind a lake. Any thread; the callables refuse use after close and after fork.
+
+    ``reopen`` opens the same store again, read-only, in another process: it is a class, so that it
+    travels to the workers of a DataLoader.
+    """
+
+    path: str
+    reopen: Callable[..., Any]
+    verify: str
+    scope: Callable[[AsOf], Scope]
+    commit: Commit
+    open_pending: Callable[[], PendingSegment]
+    settle: Callable[[], None]
+    hold: Callable[[int], None]
+    release: Callable[[int], None]
+    buffers: BufferPool
+
+
+def head_scope(scope: Scope, view: View) -> Scope:
+    """The scope of the newest head, inside a commit."""
+    return scope._replace(view=view, commit=view.commit, intervals=view.intervals)

@@ -1,0 +1,309 @@
+"""One splat lake: rows in, rows out, as of any commit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb import keys, kinds
+from mldb.commit import check_epoch
+from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
+from mldb.lake.addition import Addition, lake_draft
+from mldb.lake.batch_input import check_rows
+from mldb.lake.host import Host, head_scope
+from mldb.lake.rows import Rows
+from mldb.lake.settings import Augmentation, Mode, given, make_options
+from mldb.lake.source import LakeSource
+from mldb.lake.surface import LakeSnapshot, LakeSurface, as_ids
+from mldb.lake.weights import Importance
+from mldb.log.address import Lsn
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.view import View
+from mldb.names import check_name
+from mldb.projections import splats as projection
+from mldb.reading import Scope
+from mldb.resolve import AsOf
+from mldb.splats import DIM_MAX, Geometry, LakeInfo, RemovalInfo, pack_lake, pack_removal
+
+if TYPE_CHECKING:
+    from mldb.lake.dataset import M2MDataLake
+    from mldb.lake.loader import LakeLoader
+
+DEFAULT_DIM: Final = 640
+
+
+class Lake(LakeSurface):
+    """A splat lake of an open store. Any thread; made by ``db.lake(name)``.
+
+    It lives as long as its store is open. The lake comes to exist with its first rows.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        name: str = "default",
+        *,
+        dim: int | None = None,
+        geometry: Geometry | None = None,
+    ) -> None:
+        """Raises InvalidValueError when the stored lake has another dimension or geometry."""
+        check_name(name)
+        super().__init__(host, name)
+        found = projection.find(host.scope(None), name)
+        info = None if found is None else found[0]
+        self.dim = _agree("dim", _check_dim(dim), info and info.dim, DEFAULT_DIM, name)
+        chosen = _agree("geometry", geometry, info and info.geometry, "sphere", name)
+        if chosen not in ("sphere", "euclid"):
+            raise InvalidValueError(f"geometry is {geometry!r}; it is 'sphere' or 'euclid'")
+        self.geometry: Geometry = chosen
+
+    def _scope(self) -> Scope:
+        return self._host.scope(None)
+
+    def at(self, as_of: AsOf = None) -> LakeSnapshot:
+        """Return the lake fixed at a commit; a context manager. Raises MissingError."""
+        return LakeSnapshot(self._host, self.name, self._host.scope(as_of))
+
+    # --- streaming --------------------------------------------------------------------------------
+
+    def dataset(
+        self,
+        batch_size: int = 256,
+        *,
+        as_of: AsOf = None,
+        rank: int | None = None,
+        world: int | None = None,
+        shuffle: bool = True,
+        importance_sampling: bool | Importance = False,
+        generate_samples: bool | Augmentation = False,
+        **options: Any,
+    ) -> M2MDataLake:
+        """Return the lake at a commit as a stream of batches: an IterableDataset.
+
+        *importance_sampling* and *generate_samples*: True for the defaults of :class:`Importance`
+        and :class:`Augmentation`, or one of them. *shuffle=False* reads rows in their order.
+        *rank* and *world* are those of torch.distributed where it runs. *options* are the fields of
+        :class:`StreamOptions`. Raises InvalidValueError, MissingError.
+        """
+        try:
+            from mldb.lake.dataset import M2MDataLake, process_rank
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"a stream feeds PyTorch, which is not installed ({error}): pip install "
+                "mldb[torch]. lake.get() reads rows as NumPy arrays without it."
+            ) from error
+
+        if not shuffle:
+            options.setdefault("order", "sequential")
+        chosen = make_options(
+            batch_size=batch_size,
+            importance=given(Importance, importance_sampling),
+            augmentation=given(Augmentation, generate_samples),
+            **options,
+        )
+        place = process_rank(rank, world)
+        snapshot = self.at(as_of)
+        source = LakeSource(self._host, self.name, snapshot)
+        return M2MDataLake(source, chosen, rank=place[0], world=place[1])
+
+    def export_to_dataloader(
+        self,
+        batch_size: int = 256,
+        *,
+        importance_sampling: bool | Importance = False,
+        generate_samples: bool | Augmentation = False,
+        device: str = "auto",
+        seed: int = 0,
+        shuffle: bool = True,
+        fields: tuple[str, ...] | None = None,
+        num_workers: int = 0,
+        as_of: AsOf = None,
+        loader: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> LakeLoader:
+        """Return a torch DataLoader over :class:`mldb.M2MDataLake`.
+
+        It yields float32 tensors [batch_size, dim], or named tuples of *fields*; see
+        :meth:`dataset`. *loader* are further arguments of DataLoader. Without workers a thread
+        makes batches ahead; that is faster than workers, which send batches through shared memory.
+        """
+        dataset = self.dataset(
+            batch_size,
+            as_of=as_of,
+            shuffle=shuffle,
+            importance_sampling=importance_sampling,
+            generate_samples=generate_samples,
+            device=device,
+            seed=seed,
+            fields=None if fields is None else tuple(fields),
+            **options,
+        )
+        from mldb.lake.loader import LakeLoader
+
+        return LakeLoader(dataset, num_workers=num_workers, **(loader or {}))
+
+    def augment(
+        self,
+        x: Any,
+        *,
+        mode: Mode = "isotropic",
+        strength: float = 0.9,
+        device: str = "auto",
+        seed: int = 0,
+        **settings: Any,
+    ) -> Any:
+        """Augment rows *x* [n, dim] of any origin; they are normalised first.
+
+        Returns float32 [n, dim], a tensor when *x* is one. Row i has the noise of id i. "walk" and
+        "langevin" start at the row of the lake nearest to x. *settings*: fields of
+        :class:`Augmentation`. Raises InvalidValueError, GpuUnavailableError.
+        """
+        from mldb.lake.augment import augment_rows
+
+        chosen = Augmentation(mode=mode, strength=strength, **settings)
+        return augment_rows(self.rows, self.geometry, self.dim, x, chosen, seed=seed, device=device)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<Lake {self.name!r} dim={self.dim} {self.geometry} rows={len(self)}>"
+
+    # --- adding -----------------------------------------------------------------------------------
+
+    def add_splats(
+        self,
+        mu: Any,
+        *,
+        kappa: Any = None,
+        alpha: Any = None,
+        ids: Any = None,
+        labels: Any = None,
+        columns: Mapping[str, Any] | None = None,
+        epoch: int | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Append rows as one commit; return their ids, int64 [N].
+
+        *mu*: float [N, dim], NumPy or torch, any device. On the sphere rows are divided by their
+        norms, which are kept. *kappa* (concentration), *alpha* (mass, 1 by default: how many
+        ingested rows a splat stands for): one value or [N], above 0. *ids*: unique, below 2^48;
+        assigned in order when absent. *labels*: integers. *columns*: further arrays [N, ...] by
+        name. Raises InvalidValueError naming the row, InvalidTypeError, LimitError, and what a
+        commit raises; then nothing was stored.
+        """
+        given = check_rows(
+            mu,
+            self.dim,
+            self.geometry,
+            kappa=kappa,
+            alpha=alpha,
+            ids=ids,
+            labels=labels,
+            columns=columns,
+        )
+        epoch = check_epoch(epoch)
+        if not given.rows:
+            return np.empty(0, np.int64)
+        self._host.settle()
+        self._create(epoch)
+        if given.ids is not None:
+            # Before the rows are written as well: under the lock it would be too late to be cheap.
+            self._refuse_known(self._host.scope(None), given.ids)
+        info = LakeInfo(bytes(16), self.dim, self.geometry, 0)
+        return Addition(self._host, self.name, info, given).commit(epoch, self._refuse_known)
+
+    def _create(self, epoch: int | None) -> None:
+        """Make the lake, unless it exists. Raises InvalidValueError when another shape won."""
+        base = self._host.scope(None)
+        if projection.find(base, self.name) is not None:
+            return
+        info = LakeInfo(os.urandom(16), self.dim, self.geometry, 0)
+        key = keys.LAKES + check_name(self.name)
+
+        def under_lock(view: View) -> None:
+            if projection.find(head_scope(base, view), self.name) is not None:
+                raise _ExistsAlready
+
+        try:
+            self._host.commit(
+                [kinds.marks(kinds.LAKE_CREATED, [(key, pack_lake(info))])], epoch, under_lock, None
+            )
+        except _ExistsAlready:
+            return
+
+    def _refuse_known(self, scope: Scope, ids: npt.NDArray[np.uint64]) -> None:
+        """Raise InvalidValueError when a live row has one of these ids."""
+        info, _ = projection.require(scope, self.name)
+        if not len(ids) or int(ids.min()) >= info.next_id:
+            return
+        known = self._known
+        state = projection.fold(scope, self.name, None if known is None else known.state)
+        if known is None or state is not known.state:
+            known = self._known = Rows(scope, state)
+        taken = np.flatnonzero(known.find(ids.astype(np.int64)) >= 0)
+        if taken.size:
+            row = int(taken[0])
+            raise InvalidValueError(
+                f"id {int(ids[row])} at row {row} is taken by a row of lake {self.name!r} "
+                f"({taken.size} of {len(ids)} ids are). Nothing was stored; remove() that row "
+                "first, or leave ids out."
+            )
+
+    # --- removing ---------------------------------------------------------------------------------
+
+    def remove(self, ids: Any, *, epoch: int | None = None) -> Lsn:
+        """End rows from here on; earlier commits still have them. Returns the commit.
+
+        Raises MissingError when an id has no live row; then nothing was removed.
+        """
+        wanted = np.unique(as_ids(ids))
+        epoch = check_epoch(epoch)
+        if not len(wanted):
+            raise InvalidValueError("no ids to remove. Nothing was changed.")
+        self._host.settle()
+        self.find_rows(self.rows(), wanted)
+        payload = wanted.astype("<u8").view(np.uint8).data
+        prefix = keys.splats_key(check_name(self.name), 0)
+        attr = pack_removal(RemovalInfo(len(wanted)))
+        draft = Draft(prefix, 0, 0, 0, len(payload), TO_BE_HASHED, 0, attr)
+        record = Record(kinds.SPLATS_DELETED, [draft], (payload,), len(payload))
+
+        base = self._host.scope(None)
+
+        def under_lock(view: View) -> None:
+            scope = head_scope(base, view)
+            known = self._known
+            state = projection.fold(scope, self.name, None if known is None else known.state)
+            if known is None or state is not known.state:
+                self.find_rows(Rows(scope, state), wanted)
+            key = keys.splats_key(check_name(self.name), view.commit.lsn)
+            record.drafts = [draft._replace(key=key), lake_draft(self.name, state.info)]
+
+        return Lsn(self._host.commit([record], epoch, under_lock, None).lsn)
+
+
+class _ExistsAlready(Exception):
+    """Another commit made the lake first. Internal."""
+
+
+def _check_dim(dim: object) -> int | None:
+    if dim is None:
+        return None
+    if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
+        raise InvalidTypeError(f"dim is a {type(dim).__name__}, not an int")
+    if not 2 <= dim <= DIM_MAX:
+        raise LimitError(f"dim={dim} is outside 2 .. {DIM_MAX}")
+    return int(dim)
+
+
+def _agree(what: str, wanted: Any, stored: Any, default: Any, name: str) -> Any:
+    if stored is None:
+        return default if wanted is None else wanted
+    if wanted not in (None, stored):
+        raise InvalidValueError(
+            f"lake {name!r} has {what}={stored!r}, not {wanted!r}; leave it out to open the lake "
+            "as it is, or choose another name"
+        )
+    return stored

@@ -1,0 +1,58 @@
+"""The DataLoader over a lake: a plain torch loader that knows where its dataset is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from mldb.lake.dataset import M2MDataLake
+
+
+class LakeLoader(DataLoader[Any]):
+    """A torch DataLoader over :class:`mldb.M2MDataLake`, with ``state_dict``.
+
+    Its state is exact with workers too, and may be loaded under another number of workers or ranks.
+    Without workers (the default) a thread makes batches ahead, which is faster than workers, since
+    those have to send every batch through shared memory.
+    """
+
+    dataset: M2MDataLake
+
+    def __init__(self, dataset: M2MDataLake, **options: Any) -> None:
+        """*options* are those of DataLoader but for batch_size, which the dataset has."""
+        self._yielded = 0
+        super().__init__(dataset, batch_size=None, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the batches of a pass."""
+        if not self.num_workers:
+            # What DataLoader would put around each batch costs as much as reading it.
+            yield from super().__iter__() if self.pin_memory else self.dataset
+            return
+        dataset = self.dataset
+        if dataset._running:
+            dataset._begin(dataset.pass_number + 1)
+        iterator = super().__iter__()  # the workers take the dataset as it is now
+        dataset._running = True
+        for batch in iterator:
+            dataset._done += 1
+            yield batch
+        dataset._begin(dataset.pass_number + 1)
+
+    def __len__(self) -> int:
+        """Batches of one pass of this rank."""
+        return self.dataset.batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is after the last batch that was handed out; plain values."""
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where *state* was taken. Call it before iterating. Raises InvalidValueError."""
+        self.dataset.load_state_dict(state)
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the stream in this process; workers have their own."""
+        return self.dataset.stats()

@@ -1,0 +1,122 @@
+"""Exact nearest rows by cosine, in blocks of bounded memory, the same whatever the blocks.
+
+A matrix product in float32 finds candidates on all cores, but its last bits depend on the shape of
+the block, and with them which of two near rows comes first. So the cosine of each candidate is
+computed again, in float64 in an order fixed by the rows alone, and rounded to float32. That cosine
+ranks them; ties go to the smaller row number. A query has one answer, alone or in any batch.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import InvalidValueError
+
+BLOCK_BYTES: Final = 32 << 20  # of the float32 products; their copies take twice as much again
+_PAIRS: Final = 2048  # candidates computed again at once
+LEFT_OUT: Final = -2.0  # below every cosine
+
+Rows: TypeAlias = npt.NDArray[np.float32]
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+
+class Neighbours(NamedTuple):
+    """For each of Q queries, nearest first: rows int32 [Q, k] and their cosines float32 [Q, k]."""
+
+    rows: npt.NDArray[np.int32]
+    cosines: npt.NDArray[np.float32]
+
+
+class Pairs(NamedTuple):
+    """Pairs of rows by number, int64 [n], and their cosines float32 [n]."""
+
+    left: Numbers
+    right: Numbers
+    cosines: npt.NDArray[np.float32]
+
+
+def nearest(queries: Rows, base: Rows, k: int, *, exclude: Numbers | None = None) -> Neighbours:
+    """Return the k rows of *base* [N, d] nearest to each of *queries* [Q, d], both of unit length.
+
+    *exclude* [Q] names one row for each query that is not to be found. Raises InvalidValueError
+    when there are fewer than k others, and for shapes that do not fit.
+    """
+    check_unit_rows("queries", queries)
+    check_unit_rows("base", base)
+    others = len(base) - (exclude is not None)
+    if queries.shape[1] != base.shape[1] or not 0 <= k <= max(others, 0):
+        raise InvalidValueError(
+            f"{k} nearest of {others} rows of {base.shape[1]} dimensions were asked for, for "
+            f"queries of {queries.shape[1]}"
+        )
+    rows = np.empty((len(queries), k), np.int32)
+    cosines = np.empty((len(queries), k), np.float32)
+    if k:
+        for part in blocks(len(queries), len(base)):
+            products = queries[part] @ base.T
+            if exclude is not None:
+                products[np.arange(len(products)), exclude[part]] = LEFT_OUT
+            rows[part], cosines[part] = top(products, queries[part], base, k)
+    return Neighbours(rows, cosines)
+
+
+def top(products: Rows, queries: Rows, base: Rows, k: int) -> Neighbours:
+    """Return the k nearest of *base* [N, d] by *products* [Q, N], queries @ base.T."""
+    border = np.partition(products, products.shape[1] - k, axis=1)[:, -k]
+    pairs = exact_pairs(products, border, queries, base)
+    best = best_of(pairs, k)
+    shape = len(queries), k
+    return Neighbours(
+        pairs.right[best].astype(np.int32).reshape(shape), pairs.cosines[best].reshape(shape)
+    )
+
+
+def exact_pairs(products: Rows, border: Rows, queries: Rows, base: Rows) -> Pairs:
+    """Return the pairs (query, row of *base*) whose cosine may reach *border* [Q], or [Q, N]."""
+    wanted = border - 2 * _rounding(base.shape[1])
+    left, right = np.nonzero(products >= (wanted[:, None] if wanted.ndim == 1 else wanted))
+    return Pairs(left, right, pair_cosines(queries, left, base, right))
+
+
+def pair_cosines(left: Rows, i: Numbers, right: Rows, j: Numbers) -> npt.NDArray[np.float32]:
+    """Return the cosine of left[i] and right[j] for each pair, float32 [n]: by rows alone."""
+    out = np.empty(len(i), np.float32)
+    for start in range(0, len(i), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        # Sums along contiguous rows are made row by row, in one order.
+        out[part] = (left[i[part]].astype(np.float64) * right[j[part]]).sum(axis=1)
+    return out
+
+
+def best_of(pairs: Pairs, k: int) -> Numbers:
+    """Return which pairs are the k best of each left row, int64 [rows * k], by left row.
+
+    Every left row has at least k pairs. The larger cosine is better; of equal ones, the smaller
+    right row.
+    """
+    order = np.lexsort((pairs.right, -pairs.cosines, pairs.left))
+    starts = np.flatnonzero(np.diff(pairs.left[order], prepend=-1))
+    best: Numbers = order[(starts[:, None] + np.arange(k)).reshape(-1)]
+    return best
+
+
+def blocks(queries: int, rows: int) -> list[slice]:
+    """Cut *queries* into slices whose products with *rows* rows keep within BLOCK_BYTES."""
+    size = max(1, BLOCK_BYTES // (4 * max(rows, 1)))
+    return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
+
+
+def check_unit_rows(name: str, rows: Rows) -> None:
+    """Refuse what is no float32 matrix. Unit length is the caller's promise, not checked here."""
+    if rows.ndim != 2 or rows.dtype != np.float32:
+        raise InvalidValueError(
+            f"{name} is {rows.dtype} of shape {rows.shape}; give float32 rows [n, d]"
+        )
+
+
+def _rounding(dim: int) -> np.float32:
+    """Bound the error of a float32 product of unit rows: rounding errors add up like noise."""
+    return np.float32(4 * np.finfo(np.float32).eps * np.sqrt(dim))

@@ -1,0 +1,161 @@
+"""How a stream reads a lake: frozen settings, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.gpu.device import AUGMENTATIONS_MAX, STEPS_MAX, Form, Method
+from mldb.lake.weights import Importance
+
+T = TypeVar("T")
+Mode = Literal["isotropic", "walk", "langevin"]
+Order = Literal["auto", "sequential", "permutation", "windowed"]
+
+FIELDS: Final = ("mu", "weight", "id", "label", "kappa", "alpha", "norm", "min_cos")
+PROVENANCE: Final = ("lsn", "augmentation", "changed")
+SEED_MAX: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How rows are augmented (lake.md section 5 of the design; README, "Augmentation").
+
+    mode:        "isotropic": one exact draw around the row. "walk": a real row, *hops* uniform
+                 steps away on the k-NN graph. "langevin": a chain under the energy of the lake.
+    strength:    the mean cosine rho between a row and its augmentation (isotropic, langevin).
+    copies:      augmentations of every streamed row, one behind the other in the batch.
+    keep:        the row itself stands in front of its augmentations.
+    gate:        a result whose nearest labelled row has another label is dropped for the row
+                 itself (walk and langevin, where rows have labels).
+    hops, k:     length of a walk, neighbours of a row (10 for walks, 16 for chains when None).
+    steps, h:    length of a chain and its dimensionless step; *method* "mala" makes its law exact.
+    """
+
+    mode: Mode = "isotropic"
+    strength: float = 0.9
+    copies: int = 1
+    keep: bool = False
+    gate: bool = True
+    hops: int = 2
+    k: int | None = None
+    steps: int = 20
+    h: float = 0.3
+    method: Method = "ula"
+    form: Form = "direct"
+
+    def __post_init__(self) -> None:
+        """Raises InvalidValueError, InvalidTypeError."""
+        _choice("mode", self.mode, ("isotropic", "walk", "langevin"))
+        _choice("method", self.method, ("ula", "mala"))
+        _choice("form", self.form, ("direct", "subspace"))
+        if not 0.0 < self.strength < 1.0:
+            raise InvalidValueError(f"strength={self.strength}; it is a mean cosine in (0, 1)")
+        if not 0.0 < self.h < 2.0:
+            raise InvalidValueError(f"h={self.h}; chains are stable for 0 < h < 2")
+        _count("copies", self.copies, 1, AUGMENTATIONS_MAX)
+        _count("hops", self.hops, 1, 1000)
+        _count("steps", self.steps, 1, STEPS_MAX)
+        if self.k is not None:
+            _count("k", self.k, 1, 1024)
+
+    @property
+    def group(self) -> int:
+        """How many rows of a batch one streamed row makes."""
+        return self.copies + self.keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """What a stream yields, and in which order. Sizes in bytes.
+
+    batch_size:   rows of a batch, augmentations included.
+    seed:         everything random is a function of (seed, pass).
+    order:        "auto": a permutation when the rows fit in memory, windows of strata when not.
+    importance:   how rows are drawn; None takes every row once.
+    draws:        rows of one pass under *importance*; None is as many as the lake has.
+    salience:     a column, or a function of the ids (int64 [N]) that returns values >= 0 [N]; it is
+                  asked once a pass and must return the same when a pass is resumed.
+    fields:       None yields plain tensors [B, dim]; names yield named tuples.
+    prefetch:     batches made ahead by a thread; 0 makes them in the caller's.
+    warm_bytes:   budget of the RAM tier; None: as large as the lake where it lies in many blocks.
+    hot_bytes:    budget of the device tier, on devices with memory of their own.
+    window_rows:  rows of a window of the windowed order.
+    """
+
+    batch_size: int = 256
+    seed: int = 0
+    order: Order = "auto"
+    drop_last: bool = False
+    importance: Importance | None = None
+    draws: int | None = None
+    salience: str | Callable[[Any], Any] | None = None
+    augmentation: Augmentation | None = None
+    fields: tuple[str, ...] | None = None
+    device: str = "auto"
+    prefetch: int = 4
+    warm_bytes: int | None = None
+    hot_bytes: int = 0
+    window_rows: int = 1 << 18
+
+    def __post_init__(self) -> None:
+        """Raises InvalidValueError, InvalidTypeError."""
+        _count("batch_size", self.batch_size, 1, 1 << 24)
+        _count("seed", self.seed, 0, SEED_MAX)
+        _count("prefetch", self.prefetch, 0, 1024)
+        if self.draws is not None:
+            _count("draws", self.draws, 1, 1 << 47)
+        _count("window_rows", self.window_rows, 1, 1 << 40)
+        _choice("order", self.order, ("auto", "sequential", "permutation", "windowed"))
+        group = 1 if self.augmentation is None else self.augmentation.group
+        if self.batch_size % group:
+            raise InvalidValueError(
+                f"batch_size={self.batch_size} is no multiple of the {group} rows that one "
+                "streamed row makes (copies, and itself when keep=True)"
+            )
+        if self.fields is not None and (
+            not self.fields or len(set(self.fields)) != len(self.fields)
+        ):
+            raise InvalidValueError(f"fields={self.fields!r}; name each field once")
+
+    @property
+    def source_rows(self) -> int:
+        """Rows of the lake that one batch takes."""
+        return self.batch_size // (1 if self.augmentation is None else self.augmentation.group)
+
+
+def make_options(**fields: Any) -> StreamOptions:
+    """Return StreamOptions; an unknown field is an InvalidTypeError that says what there is."""
+    try:
+        return StreamOptions(**fields)
+    except TypeError as error:
+        if isinstance(error, InvalidTypeError):
+            raise
+        raise InvalidTypeError(
+            f"{error}; the options of a stream are {', '.join(StreamOptions.__dataclass_fields__)}"
+        ) from None
+
+
+def given(kind: type[T], value: bool | T) -> T | None:
+    """Return None for False, the defaults for True, or the settings themselves."""
+    if isinstance(value, bool):
+        return kind() if value else None
+    if not isinstance(value, kind):
+        raise InvalidTypeError(
+            f"a {type(value).__name__} was given; it is a bool or {kind.__name__}"
+        )
+    return value
+
+
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidValueError(f"{name}={value!r}; it is one of {', '.join(map(repr, allowed))}")
+
+
+def _count(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
+    if not low <= value <= high:
+        raise InvalidValueError(f"{name}={value} is outside {low} .. {high}")

@@ -1,0 +1,136 @@
+"""What can be asked of a lake: the read surface of its head and of a lake fixed at a commit."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from mldb.errors import ClosedError, InvalidTypeError, MissingError
+from mldb.lake.batch_input import to_host
+from mldb.lake.host import Host
+from mldb.lake.rows import Numbers, Rows
+from mldb.log.address import Lsn
+from mldb.projections import splats as projection
+from mldb.reading import Scope
+
+
+class LakeSurface:
+    """What can be asked of a lake at its head and of a lake at a commit alike. Any thread."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self._host = host
+        self.name = name
+        self._known: Rows | None = None  # of the newest version asked for; a race costs a fold
+
+    def _scope(self) -> Scope:
+        raise NotImplementedError
+
+    def rows(self) -> Rows:
+        """The live rows, for gathers by row number. Raises MissingError, CorruptError."""
+        scope, known = self._scope(), self._known
+        state = projection.fold(scope, self.name, None if known is None else known.state)
+        if known is None or state is not known.state:
+            known = self._known = Rows(scope, state)
+        return known
+
+    def __len__(self) -> int:
+        """How many live rows; 0 for a lake that does not exist yet."""
+        return 0 if projection.find(self._scope(), self.name) is None else len(self.rows())
+
+    def get(self, ids: Any = None, *, fields: tuple[str, ...] = ("mu",)) -> dict[str, Any]:
+        """Return columns by name, [n, ...] arrays of the caller's own, for *ids* or all rows.
+
+        Fields are mu, norm, kappa, alpha, min_cos, id, label and user columns. Raises MissingError
+        for an id without a live row.
+        """
+        rows = self.rows()
+        chosen = slice(0, len(rows)) if ids is None else self.find_rows(rows, ids)
+        return {name: rows.gather(name, chosen) for name in fields}
+
+    def ids(self) -> Numbers:
+        """The ids of the live rows, int64, in row order (a copy)."""
+        return self.rows().ids().copy()
+
+    def find_rows(self, rows: Rows, ids: Any) -> Numbers:
+        """Return the row numbers of *ids*. Raises MissingError."""
+        wanted = as_ids(ids)
+        found = rows.find(wanted)
+        if (found < 0).any():
+            missing = wanted[found < 0]
+            raise MissingError(
+                f"lake {self.name!r} has no live row of id {int(missing[0])} at commit "
+                f"{rows.lsn} ({len(missing)} of {len(wanted)} ids are missing). Nothing "
+                "was changed."
+            )
+        return found
+
+    def __reduce__(self) -> NoReturn:
+        """A lake belongs to an open store."""
+        raise InvalidTypeError(
+            "a lake is not pickled; send the path of the store and the lake's name. The dataset "
+            "that lake.export_to_dataloader() makes travels to workers."
+        )
+
+
+class LakeSnapshot(LakeSurface):
+    """A lake fixed at one commit, made by ``lake.at(as_of)``. A context manager; any thread.
+
+    While open its commit is registered, so that compaction keeps what it reads.
+    """
+
+    def __init__(self, host: Host, name: str, scope: Scope) -> None:
+        super().__init__(host, name)
+        info, _ = projection.require(scope, name)
+        self.dim, self.geometry = info.dim, info.geometry
+        self._fixed = scope
+        self._open = True
+        host.hold(scope.commit.lsn)
+
+    def _scope(self) -> Scope:
+        if not self._open:
+            raise ClosedError("this snapshot is closed; lake.at(as_of) opens another")
+        self._host.scope(None)  # refuses a closed store and a forked child
+        return self._fixed
+
+    @property
+    def lsn(self) -> Lsn:
+        """The commit."""
+        return Lsn(self._fixed.commit.lsn)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of that commit."""
+        return self._fixed.commit.epoch
+
+    def close(self) -> None:
+        """Give the commit free for retention. Closing twice is harmless."""
+        if self._open:
+            self._open = False
+            self._host.release(self._fixed.commit.lsn)
+
+    def __enter__(self) -> LakeSnapshot:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<LakeSnapshot {self.name!r} epoch={self.epoch} lsn={self.lsn}>"
+
+
+def as_ids(values: Any) -> Numbers:
+    """Return ids as int64 [n]. Raises InvalidTypeError."""
+    array = np.atleast_1d(np.asarray(to_host(values)))
+    if array.size and array.dtype.kind not in "iu":
+        raise InvalidTypeError(f"ids have dtype {array.dtype}; they are integers")
+    return array.astype(np.int64)

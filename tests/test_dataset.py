@@ -1,0 +1,450 @@
+"""The stream of a lake: exact cover, exact resume, the same bytes however rows are stored."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mldb
+
+torch = pytest.importorskip("torch")
+
+DIM, ROWS, BATCH = 16, 500, 32
+
+KINDS: dict[str, dict[str, Any]] = {
+    "sequential": {"shuffle": False},
+    "permutation": {"order": "permutation"},
+    "windowed": {"order": "windowed", "window_rows": 1024},
+    "drawn": {"importance_sampling": mldb.Importance(beta=0.5, target="rows")},
+    "systematic": {
+        "importance_sampling": mldb.Importance(beta=0.5, replacement="systematic"),
+        "draws": 300,
+    },
+    "bottom_k": {
+        "importance_sampling": mldb.Importance(beta=0.5, replacement="bottom_k", target="rows"),
+        "draws": 300,
+    },
+    "isotropic": {"generate_samples": True},
+    "copies": {"generate_samples": mldb.Augmentation(copies=3, keep=True)},
+    "walk": {"generate_samples": mldb.Augmentation(mode="walk")},
+    "langevin": {"generate_samples": mldb.Augmentation(mode="langevin", steps=3)},
+}
+
+
+@pytest.fixture
+def data(rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "mu": rng.standard_normal((ROWS, DIM)),
+        "alpha": rng.integers(1, 9, ROWS),
+        "labels": rng.integers(0, 3, ROWS),
+    }
+
+
+def fill(db: mldb.MLDatabase, data: dict[str, Any], parts: int = 1, name: str = "default") -> Any:
+    """Store the rows, cut into as many additions."""
+    lake = db.lake(name, dim=DIM)
+    for rows in np.array_split(np.arange(ROWS), parts):
+        lake.add_splats(**{key: value[rows] for key, value in data.items()})
+    return lake
+
+
+@pytest.fixture
+def db(store_path: Path) -> Iterator[mldb.MLDatabase]:
+    with mldb.open(store_path, durability="os") as database:
+        yield database
+
+
+def stream(lake: Any, kind: str = "permutation", **options: Any) -> Any:
+    chosen = {"device": "numpy", "seed": 5, **KINDS[kind], **options}
+    return lake.export_to_dataloader(BATCH, **chosen)
+
+
+def raw(batches: Any) -> list[bytes]:
+    return [batch.numpy().tobytes() for batch in batches]
+
+
+def test_a_batch_is_a_plain_tensor_and_a_pass_holds_every_row_once(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data)
+    for kind in ("sequential", "permutation", "windowed"):
+        loader = stream(lake, kind)
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == [BATCH] * 15 + [20]
+        assert len(loader) == 16
+        assert all(type(batch) is torch.Tensor for batch in batches)
+        assert all(batch.dtype == torch.float32 for batch in batches)
+        rows = sorted(row.tobytes() for row in torch.cat(batches).numpy())
+        assert rows == sorted(row.tobytes() for row in lake.get()["mu"])
+    assert raw(stream(lake, "sequential"))[0] == lake.get()["mu"][:BATCH].tobytes()
+
+
+def test_passes_differ_and_repeat_by_their_number(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data)
+    loader = stream(lake)
+    first, second = raw(loader), raw(loader)
+    assert first != second
+    assert sorted(b"".join(first)) == sorted(b"".join(second))
+    again = stream(lake)
+    again.dataset.set_pass(1)
+    assert raw(again) == second
+    assert raw(stream(lake, seed=6)) != first
+    left = stream(lake)
+    next(iter(left))
+    assert raw(left) == second  # a pass left in the middle is over
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_goes_on_at_every_batch_of_a_pass(
+    db: mldb.MLDatabase, data: dict[str, Any], kind: str
+) -> None:
+    lake = fill(db, data)
+    loader = stream(lake, kind)
+    list(loader)  # the second pass is the one that is cut
+    states, whole = [loader.state_dict()], []
+    for batch in loader:
+        whole += raw([batch])
+        states.append(loader.state_dict())
+    following = raw(loader)
+    for at, state in enumerate(states[:-1]):
+        other = stream(lake, kind)
+        other.load_state_dict(state)
+        assert raw(other) == whole[at:], f"resumed at batch {at}"
+    other = stream(lake, kind)
+    other.load_state_dict(loader.state_dict())
+    assert raw(other)[0] != following[0] or kind == "sequential"  # the third pass has begun
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_and_segments_change_nothing(
+    store_path: Path, tmp_path: Path, data: dict[str, Any], kind: str
+) -> None:
+    """One addition, or many in small segments: the same rows give the same batches."""
+    with (
+        mldb.open(store_path) as one,
+        mldb.open(tmp_path / "many", segment_bytes=8192) as many,
+    ):
+        whole, parts = fill(one, data), fill(many, data, 23)
+        assert many.stats()["segments"] > 3
+        assert raw(stream(parts, kind)) == raw(stream(whole, kind))
+        loader = stream(whole, kind)
+        iterator = iter(loader)
+        head = raw(itertools.islice(iterator, 3))
+        state = loader.state_dict() | {"lake": stream(parts).state_dict()["lake"]}
+        state["lsn"] = int(many.lsn)
+        other = stream(parts, kind)
+        other.load_state_dict(state)
+        assert head + raw(other) == raw(stream(whole, kind))
+
+
+def test_a_stream_stays_at_its_commit(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
+    lake = fill(db, data)
+    loader = stream(lake)
+    state = loader.state_dict()
+    want = raw(stream(lake))
+    lake.remove(np.arange(100))
+    lake.add_splats(np.ones((50, DIM)))
+    assert raw(loader) == want
+    newer = stream(lake)
+    assert sum(len(batch) for batch in newer) == ROWS - 50
+    newer = stream(lake)
+    newer.load_state_dict(state)  # goes back to the commit of the state
+    assert raw(newer) == want
+    assert sum(len(b) for b in stream(lake, as_of=mldb.Lsn(state["lsn"]))) == ROWS
+
+
+def test_removed_rows_are_not_streamed(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
+    lake = fill(db, data, 3)
+    gone = np.arange(0, ROWS, 3)
+    lake.remove(gone)
+    for kind in ("sequential", "permutation", "drawn"):
+        got = np.concatenate([b.id.numpy() for b in stream(lake, kind, fields=("mu", "id"))])
+        assert not np.isin(got, gone).any()
+
+
+def test_fields_come_as_a_named_tuple_in_their_order(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    data = data | {"columns": None}
+    data.pop("columns")
+    lake = fill(db, data)
+    fields = ("mu", "weight", "id", "label", "kappa", "alpha", "norm", "lsn", "augmentation")
+    for batch in stream(lake, "drawn", fields=fields):
+        assert batch._fields == fields
+        ids = batch.id.numpy()
+        assert batch.mu.numpy().tobytes() == lake.get(ids)["mu"].tobytes()
+        assert batch.label.tolist() == data["labels"][ids].tolist()
+        assert batch.alpha.tolist() == data["alpha"][ids].tolist()
+        assert batch.lsn.unique().tolist() == [int(db.lsn)]
+        assert batch.augmentation.unique().tolist() == [0]
+        assert batch.weight.dtype == torch.float32
+    with pytest.raises(mldb.MissingError, match="no column 'nothing'"):
+        stream(lake, fields=("mu", "nothing"))
+
+
+def test_weights_are_unbiased_for_the_rows(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
+    """The weighted mean of f over draws estimates its mean over ingested rows."""
+    lake = fill(db, data)
+    truth = (data["labels"] * data["alpha"]).sum() / data["alpha"].sum()
+    chosen = mldb.Importance(beta=0.0, target="rows")
+    loader = stream(lake, "drawn", fields=("label", "weight"), importance_sampling=chosen)
+    values, plain = [], []
+    for _ in range(40):
+        for batch in loader:
+            values.append((batch.label * batch.weight).double())
+            plain.append(batch.label.double())
+    every = torch.cat(values)
+    error = every.std() / len(every) ** 0.5
+    assert abs(every.mean() - truth) < 4 * error
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (3, 1)])
+@pytest.mark.parametrize("kind", ["permutation", "drawn", "isotropic"])
+def test_ranks_share_a_pass(
+    db: mldb.MLDatabase, data: dict[str, Any], kind: str, world: int, workers: int
+) -> None:
+    lake = fill(db, data)
+    want = raw(stream(lake, kind))
+    ranks = [raw(stream(lake, kind, rank=rank, world=world)) for rank in range(world)]
+    dealt = [batch for turn in itertools.zip_longest(*ranks) for batch in turn if batch]
+    assert dealt == want
+
+
+def test_a_state_goes_on_under_another_number_of_ranks(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data)
+    want = raw(stream(lake))
+    rank = stream(lake, rank=1, world=3)
+    list(itertools.islice(iter(rank), 2))
+    alone = stream(lake)
+    alone.load_state_dict(rank.state_dict())
+    assert raw(alone) == want[6:]
+    two = [stream(lake, rank=r, world=2) for r in range(2)]
+    for loader in two:
+        loader.load_state_dict(rank.state_dict())
+    halves = [raw(loader) for loader in two]
+    assert [b for turn in itertools.zip_longest(*halves) for b in turn if b] == want[6:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_share_a_pass_and_resume(
+    store_path: Path, data: dict[str, Any], method: str
+) -> None:
+    with mldb.open(store_path) as db:
+        lake = fill(db, data)
+        want = raw(stream(lake, "drawn"))
+        context = {"multiprocessing_context": method}
+        loader = stream(lake, "drawn", num_workers=2, loader=context)
+        got = []
+        for batch in loader:
+            got += raw([batch])
+            if len(got) == 5:
+                state = loader.state_dict()
+        assert got == want
+        alone = stream(lake, "drawn")
+        alone.load_state_dict(state)
+        assert raw(alone) == want[5:]
+        one = stream(lake, "drawn", num_workers=1, loader=context)
+        one.load_state_dict(state)
+        assert raw(one) == want[5:]
+        # The pass after it is the next one, with workers as without.
+        single = stream(lake, "drawn")
+        single.dataset.set_pass(1)
+        assert raw(one) == raw(single)
+
+
+@pytest.mark.slow
+def test_fields_come_from_workers_too(store_path: Path, data: dict[str, Any]) -> None:
+    with mldb.open(store_path) as db:
+        lake = fill(db, data)
+        context = {"multiprocessing_context": "spawn"}
+        batches = list(stream(lake, num_workers=1, fields=("id", "label"), loader=context))
+        ids = torch.cat([batch.id for batch in batches]).numpy()
+        assert sorted(ids.tolist()) == list(range(ROWS))
+        assert type(batches[0]).__name__ == "SplatBatch"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:.*set_vital:UserWarning")  # torchdata 0.11 under torch 2.13
+@pytest.mark.slow
+def test_it_runs_under_a_stateful_data_loader(
+    store_path: Path, data: dict[str, Any], workers: int
+) -> None:
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+    with mldb.open(store_path) as db:
+        lake = fill(db, data)
+        want = raw(stream(lake))
+
+        def make() -> Any:
+            return torchdata.StatefulDataLoader(
+                stream(lake).dataset, batch_size=None, num_workers=workers
+            )
+
+        loader = make()
+        iterator = iter(loader)
+        head = raw(itertools.islice(iterator, 5))
+        state = loader.state_dict()
+        del iterator
+        other = make()
+        other.load_state_dict(state)
+        assert head + raw(other) == want
+
+
+def _child(lake: Any, pipe: Any) -> None:
+    try:
+        len(lake)
+    except mldb.ClosedError as error:
+        pipe.send(str(error))
+
+
+def test_a_lake_is_refused_in_a_forked_child(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
+    lake = fill(db, data)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_child, args=(lake, there))
+    child.start()
+    assert here.poll(20)
+    assert "forked child" in here.recv()
+    child.join()
+
+
+def test_batches_are_the_callers_own(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
+    """Kept batches stay as they were, and what is written to one is seen nowhere else."""
+    lake = fill(db, data)
+    want = raw(stream(lake))
+    loader = stream(lake)
+    kept = list(loader)
+    assert raw(kept) == want
+    for batch in stream(lake):
+        batch.zero_()
+    assert raw(kept) == want
+    assert raw(stream(lake)) == want
+    dropped = stream(lake)
+    for batch in dropped:
+        del batch
+    assert dropped.stats()["buffers"] <= 8  # memory is used again
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu", "vulkan"])
+def test_a_stream_that_was_left_leaves_its_device_usable(
+    db: mldb.MLDatabase, data: dict[str, Any], device: str
+) -> None:
+    """Batches that were started and never asked for hold slots of the device."""
+    lake = fill(db, data)
+    try:
+        want = raw(stream(lake, "isotropic", device=device))
+    except mldb.GpuUnavailableError as error:
+        pytest.skip(str(error))
+    loader = stream(lake, "isotropic", device=device)
+    for at in range(1, 9):
+        assert raw(itertools.islice(iter(loader), at)) != []
+        loader.dataset.set_pass(0)
+    assert raw(loader) == want
+
+
+def test_any_batch_of_any_past_pass_can_be_made_again(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data)
+    loader = stream(lake, "copies", fields=("mu", "id", "lsn", "augmentation"))
+    passes = [list(loader), list(loader)]
+    other = stream(lake, "copies", fields=("mu", "id", "lsn", "augmentation")).dataset
+    for number, at in ((1, 7), (0, 3), (1, 0)):
+        again, was = other.batch(at, pass_number=number), passes[number][at]
+        assert raw([again.mu]) == raw([was.mu])
+        told = other.provenance(at, pass_number=number)
+        assert told["id"].tolist() == was.id.tolist()
+        assert told["lsn"].tolist() == was.lsn.tolist()
+        assert told["augmentation"].tolist() == was.augmentation.tolist() == [0, 1, 2, 3] * 8
+        assert (told["seed"], told["pass"], told["layout"]) == (5, number, 1)
+
+
+def test_salience_is_a_column_or_a_function_of_ids(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = db.lake(dim=DIM)
+    lake.add_splats(data["mu"], columns={"loss": np.arange(ROWS) >= 490})
+    chosen = mldb.Importance(gamma=1.0, floor=0.0, least_ess=0.0)
+    for salience in ("loss", lambda ids: ids >= 490):
+        loader = stream(
+            lake, "drawn", importance_sampling=chosen, salience=salience, fields=("id",)
+        )
+        ids = torch.cat([batch.id for batch in loader])
+        assert ids.min() >= 490
+    with pytest.raises(mldb.MissingError, match="no column 'x'"):
+        list(stream(lake, "drawn", importance_sampling=chosen, salience="x"))
+
+
+BAD_STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "lake": ({"lake": "00"}, mldb.InvalidValueError, "lake '00'"),
+    "version": ({"version": 2}, mldb.InvalidValueError, "version of the state 2"),
+    "layout": ({"layout": 9}, mldb.InvalidValueError, "counter layout 9"),
+    "seed": ({"seed": 1}, mldb.InvalidValueError, "seed 1"),
+    "batch": ({"batch_size": 7}, mldb.InvalidValueError, "batch size 7"),
+    "order": ({"order": "windowed"}, mldb.InvalidValueError, "order 'windowed'"),
+    "commit": ({"lsn": 999}, mldb.InvalidValueError, "commit 999"),
+    "negative": ({"cursor": -1}, mldb.InvalidTypeError, "no state"),
+    "text": ({"pass": "1"}, mldb.InvalidTypeError, "no state"),
+    "workers": ({"workers": 3}, mldb.InvalidValueError, "one of 3 workers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATES)
+def test_a_state_that_does_not_fit_is_refused(
+    db: mldb.MLDatabase, data: dict[str, Any], case: str
+) -> None:
+    lake = fill(db, data)
+    loader = stream(lake)
+    changes, error, text = BAD_STATES[case]
+    with pytest.raises(error) as caught:
+        loader.load_state_dict(loader.state_dict() | changes)
+    assert text in str(caught.value)
+    assert raw(loader) == raw(stream(lake))
+    with pytest.raises(mldb.InvalidTypeError):
+        loader.load_state_dict({"epoch": 3})
+
+
+def test_streams_that_cannot_be_are_refused(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
+    empty = db.lake("empty", dim=DIM)
+    with pytest.raises(mldb.MissingError, match="no lake 'empty'"):
+        stream(empty)
+    lake = fill(db, data)
+    lake.remove(np.arange(ROWS))
+    with pytest.raises(mldb.InvalidValueError, match="has no rows at commit"):
+        stream(lake)
+    lake.add_splats(data["mu"][:5])
+    assert [len(batch) for batch in stream(lake)] == [5]
+    for options, error, text in (
+        ({"drop_last": True}, mldb.InvalidValueError, "Lower batch_size"),
+        ({"order": "random"}, mldb.InvalidValueError, "order='random'"),
+        ({"shufle": 1}, mldb.InvalidTypeError, "the options of a stream are"),
+        ({"rank": 2, "world": 2}, mldb.InvalidValueError, "rank 2 of 2"),
+        ({"generate_samples": "yes"}, mldb.InvalidTypeError, "bool or Augmentation"),
+        ({"generate_samples": mldb.Augmentation(copies=3)}, mldb.InvalidValueError, "multiple"),
+        ({"fields": ()}, mldb.InvalidValueError, "fields"),
+        ({"seed": -1}, mldb.InvalidValueError, "seed=-1"),
+    ):
+        with pytest.raises(error, match=text):
+            stream(lake, **options)
+    with pytest.raises(mldb.InvalidValueError, match="device='tpu'"):
+        list(stream(lake, "isotropic", device="tpu"))
+
+
+def test_euclidean_lakes_stream_and_are_not_augmented(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = db.lake("flat", dim=DIM, geometry="euclid")
+    lake.add_splats(data["mu"])
+    assert sum(len(batch) for batch in stream(lake)) == ROWS
+    with pytest.raises(mldb.InvalidValueError, match="euclid"):
+        list(stream(lake, "isotropic"))

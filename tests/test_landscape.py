@@ -1,0 +1,162 @@
+"""What walks and chains know of a lake: a graph that is derived, kept, grown, and never trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mldb
+from mldb.lake import graph_store
+from mldb.lake.graph import Graph, build_graph
+from mldb.lake.graph_store import GRAPH_NEIGHBOURS, lake_graph
+from mldb.lake.landscape import Landscape
+
+DIM = 12
+
+
+@pytest.fixture
+def db(store_path: Path) -> Iterator[mldb.MLDatabase]:
+    with mldb.open(store_path, durability="os") as database:
+        yield database
+
+
+def rows_of(rng: np.random.Generator, count: int) -> Any:
+    return rng.standard_normal((count, DIM))
+
+
+def hint(db: mldb.MLDatabase) -> Path:
+    (found,) = (Path(db.path) / "hints").glob("lake-*.graph")
+    return found
+
+
+def same(graph: Graph, mu: Any) -> bool:
+    fresh = build_graph(mu, GRAPH_NEIGHBOURS)
+    return bool(
+        (graph.neighbours == fresh.neighbours).all() and (graph.cosines == fresh.cosines).all()
+    )
+
+
+def test_the_graph_is_kept_grown_and_built_anew_after_removals(
+    db: mldb.MLDatabase, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    for name in ("build_graph", "extend_graph"):
+        plain = getattr(graph_store, name)
+
+        def noted(*args: Any, name: str = name, plain: Any = plain, **kw: Any) -> Graph:
+            built.append(name)
+            return plain(*args, **kw)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(graph_store, name, noted)
+    lake = db.lake(dim=DIM)
+    steps: list[tuple[Callable[[], object], str | None]] = [
+        (lambda: lake.add_splats(rows_of(rng, 60)), "build_graph"),
+        (lambda: None, None),
+        (lambda: lake.add_splats(rows_of(rng, 25)), "extend_graph"),
+        (lambda: lake.remove([3]), "build_graph"),
+        (lambda: lake.add_splats(rows_of(rng, 5)), "build_graph"),
+        (lambda: None, None),
+    ]
+    for change, expected in steps:
+        change()
+        built.clear()
+        rows = lake.rows()
+        graph = lake_graph(rows, rows.table())
+        assert built == ([] if expected is None else [expected])
+        assert same(graph, rows.table())
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "empty"])
+def test_a_lost_or_damaged_hint_costs_time_and_nothing_else(
+    db: mldb.MLDatabase, rng: np.random.Generator, damage: str
+) -> None:
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, 50))
+    rows = lake.rows()
+    lake_graph(rows, rows.table())
+    file = hint(db)
+    data = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    else:
+        file.write_bytes(b"")
+    assert same(lake_graph(rows, rows.table()), rows.table())
+    assert hint(db).stat().st_size > 100
+
+
+def test_the_graph_of_another_lineage_is_not_taken(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, 40), epoch=1)
+    lake.add_splats(rows_of(rng, 10), epoch=2)
+    lake_graph(lake.rows(), lake.rows().table())
+    db.rewind(1)
+    lake.add_splats(rows_of(rng, 10))
+    assert same(lake_graph(lake.rows(), lake.rows().table()), lake.rows().table())
+
+
+def test_a_read_only_handle_writes_no_hint(store_path: Path, rng: np.random.Generator) -> None:
+    with mldb.open(store_path) as db:
+        db.lake(dim=DIM).add_splats(rows_of(rng, 40))
+    with mldb.open(store_path, mode="r") as db:
+        rows = db.lake().rows()
+        assert same(lake_graph(rows, rows.table()), rows.table())
+        assert not list((store_path / "hints").glob("lake-*"))
+
+
+def test_rows_without_a_label_are_walked_from_and_never_gated(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    """Two far clusters, labels in one of them only: a label below 0 is none."""
+    x = np.abs(rows_of(rng, 40)) * 0.1
+    x[:20, 0] += 5
+    x[20:, 1] += 5
+    labels = np.r_[np.zeros(10, int), np.full(10, -1), np.full(20, -1)]
+    lake = db.lake(dim=DIM)
+    lake.add_splats(x, labels=labels)
+    landscape = Landscape(lake.rows(), mldb.Augmentation(mode="walk", k=5))
+    assert landscape.labels is not None
+    assert (landscape._labels_around == 0).all()
+    loader = lake.export_to_dataloader(
+        40, shuffle=False, generate_samples=mldb.Augmentation(mode="walk", k=5), fields=("changed",)
+    )
+    (batch,) = loader
+    assert batch.changed.sum() > 10  # most walks of two hops end at another row
+
+
+def test_walks_and_chains_need_neighbours(db: mldb.MLDatabase, rng: np.random.Generator) -> None:
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, 1))
+    with pytest.raises(mldb.InvalidValueError, match="has 1 rows"):
+        list(lake.export_to_dataloader(1, generate_samples=mldb.Augmentation(mode="walk")))
+
+
+def test_rows_of_any_origin_are_augmented(db: mldb.MLDatabase, rng: np.random.Generator) -> None:
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, 60))
+    x = rows_of(rng, 7)
+    pool = lake.get()["mu"]
+    walked = lake.augment(x, mode="walk", device="numpy")
+    assert all((pool == row).all(axis=1).any() for row in walked)  # walks return real rows
+    one = lake.augment(x, strength=0.9, device="numpy", seed=3)
+    assert one.tobytes() == lake.augment(x, strength=0.9, device="numpy", seed=3).tobytes()
+    assert one.tobytes() != lake.augment(x, strength=0.9, device="numpy", seed=4).tobytes()
+    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-6)
+    cosines = (one * x).sum(1) / np.linalg.norm(x, axis=1)
+    np.testing.assert_allclose(cosines, 0.9, atol=1e-5)
+    chained = lake.augment(x, mode="langevin", steps=3, device="numpy")
+    assert chained.shape == x.shape
+    with pytest.raises(mldb.InvalidValueError, match="x has shape"):
+        lake.augment(x[:, :5])
+    torch = pytest.importorskip("torch")
+    assert isinstance(lake.augment(torch.tensor(x), device="numpy"), torch.Tensor)
