@@ -64,14 +64,13 @@ def check_spec(spec: str) -> tuple[str, str]:
 def _auto(*, copy: bool) -> Device:
     """Open the best device; each failure on the way is kept for the message of the last resort."""
     reasons: list[str] = []
-    vulkan = _try(reasons, lambda: _vulkan(None, copy=copy))
-    if vulkan is not None and shares_with_cuda(vulkan):
-        return _chosen(vulkan)
+    shared = _try(reasons, lambda: _shared(copy=copy))
+    if shared is not None:
+        return _chosen(shared)
     cuda = _try(reasons, lambda: _torch("cuda", copy=copy))
     if cuda is not None:
-        if vulkan is not None:
-            vulkan.close()
         return _chosen(cuda)
+    vulkan = _try(reasons, lambda: _vulkan(None, copy=copy))
     if vulkan is not None:
         return _chosen(vulkan)
     torch = _try(reasons, lambda: _torch("cpu", copy=copy))
@@ -79,12 +78,6 @@ def _auto(*, copy: bool) -> Device:
         return _chosen(torch)
     _warn_once(reasons)
     return _chosen(_numpy())
-
-
-def shares_with_cuda(device: Any) -> bool:
-    """Return whether a Vulkan device is a discrete one whose results CUDA reads in place."""
-    stats = device.stats()
-    return str(stats["device"]).startswith("discrete") and bool(stats.get("cuda_export", False))
 
 
 def _try(reasons: list[str], opened: Any) -> Any:
@@ -112,6 +105,12 @@ def _warn_once(reasons: list[str]) -> None:
         RuntimeWarning,
         stacklevel=4,
     )
+
+
+def _shared(*, copy: bool) -> Device:
+    from mldb.gpu.vk_shared import open_shared
+
+    return open_shared(copy=copy)
 
 
 def _vulkan(selector: str | None, *, copy: bool) -> Device:

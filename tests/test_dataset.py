@@ -382,7 +382,22 @@ def test_salience_is_a_column_or_a_function_of_ids(
         ids = torch.cat([batch.id for batch in loader])
         assert ids.min() >= 490
     with pytest.raises(mldb.MissingError, match="no column 'x'"):
-        list(stream(lake, "drawn", importance_sampling=chosen, salience="x"))
+        stream(lake, "drawn", importance_sampling=chosen, salience="x")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), list(itertools.permutations(["drawn", "walk", "copies"], 2))
+)
+def test_a_state_of_other_settings_is_refused(
+    db: mldb.MLDatabase, data: dict[str, Any], one: str, other: str
+) -> None:
+    """It used to be taken, and the stream went on with other batches."""
+    lake = fill(db, data)
+    with pytest.raises(mldb.InvalidValueError, match="settings"):
+        stream(lake, one).load_state_dict(stream(lake, other).state_dict())
+    strong = stream(lake, generate_samples=mldb.Augmentation(strength=0.5))
+    with pytest.raises(mldb.InvalidValueError, match="settings"):
+        strong.load_state_dict(stream(lake, "isotropic").state_dict())
 
 
 BAD_STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -391,6 +406,7 @@ BAD_STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "layout": ({"layout": 9}, mldb.InvalidValueError, "counter layout 9"),
     "seed": ({"seed": 1}, mldb.InvalidValueError, "seed 1"),
     "batch": ({"batch_size": 7}, mldb.InvalidValueError, "batch size 7"),
+    "settings": ({"settings": "00"}, mldb.InvalidValueError, "settings (importance"),
     "order": ({"order": "windowed"}, mldb.InvalidValueError, "order 'windowed'"),
     "commit": ({"lsn": 999}, mldb.InvalidValueError, "commit 999"),
     "negative": ({"cursor": -1}, mldb.InvalidTypeError, "no state"),
@@ -429,15 +445,29 @@ def test_streams_that_cannot_be_are_refused(db: mldb.MLDatabase, data: dict[str,
         ({"order": "random"}, mldb.InvalidValueError, "order='random'"),
         ({"shufle": 1}, mldb.InvalidTypeError, "the options of a stream are"),
         ({"rank": 2, "world": 2}, mldb.InvalidValueError, "rank 2 of 2"),
-        ({"generate_samples": "yes"}, mldb.InvalidTypeError, "bool or Augmentation"),
+        ({"generate_samples": "yes"}, mldb.InvalidTypeError, "generate_samples is a str"),
+        ({"strength": 0.5}, mldb.InvalidTypeError, "Those of augmentation go into"),
+        ({"fields": "mu"}, mldb.InvalidTypeError, "fields='mu' is a str"),
+        ({"loader": {"batch_size": 3}}, mldb.InvalidValueError, "pass batch_size"),
+        ({"salience": "x"}, mldb.InvalidValueError, "importance_sampling as well"),
+        ({"draws": 5}, mldb.InvalidValueError, "importance_sampling as well"),
+        (
+            {"salience": "x", "importance_sampling": True},
+            mldb.InvalidValueError,
+            "give both or neither",
+        ),
+        (
+            {"importance_sampling": mldb.Importance(gamma=1.0)},
+            mldb.InvalidValueError,
+            "give both or neither",
+        ),
+        ({"device": "tpu"}, mldb.InvalidValueError, "device='tpu'"),
         ({"generate_samples": mldb.Augmentation(copies=3)}, mldb.InvalidValueError, "multiple"),
         ({"fields": ()}, mldb.InvalidValueError, "fields"),
         ({"seed": -1}, mldb.InvalidValueError, "seed=-1"),
     ):
         with pytest.raises(error, match=text):
             stream(lake, **options)
-    with pytest.raises(mldb.InvalidValueError, match="device='tpu'"):
-        list(stream(lake, "isotropic", device="tpu"))
 
 
 def test_euclidean_lakes_stream_and_are_not_augmented(

@@ -58,7 +58,7 @@ def test_the_graph_is_kept_grown_and_built_anew_after_removals(
         (lambda: None, None),
         (lambda: lake.add_splats(rows_of(rng, 25)), "extend_graph"),
         (lambda: lake.remove([3]), "build_graph"),
-        (lambda: lake.add_splats(rows_of(rng, 5)), "build_graph"),
+        (lambda: lake.add_splats(rows_of(rng, 5)), "extend_graph"),
         (lambda: None, None),
     ]
     for change, expected in steps:
@@ -134,6 +134,29 @@ def test_rows_without_a_label_are_walked_from_and_never_gated(
     assert batch.changed.sum() > 10  # most walks of two hops end at another row
 
 
+def test_a_pool_added_without_labels_is_gated_as_one_with_label_minus_one(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    """One block without labels used to switch the gate off, and the field was refused."""
+    x, labels = rows_of(rng, 40), np.arange(40) % 3
+    one, two = db.lake("one", dim=DIM), db.lake("two", dim=DIM)
+    pool = rows_of(rng, 60)
+    one.add_splats(np.vstack([x, pool]), labels=np.r_[labels, np.full(60, -1)])
+    two.add_splats(x, labels=labels)
+    two.add_splats(pool)
+    seen = []
+    for lake in (one, two):
+        loader = lake.export_to_dataloader(
+            50, generate_samples=mldb.Augmentation(mode="walk"), fields=("mu", "label")
+        )
+        seen.append([(b.mu.numpy().tobytes(), b.label.tolist()) for b in loader])
+        assert loader.stats()["augmented"]["taken_back"] > 5
+    assert seen[0] == seen[1]
+    free = two.export_to_dataloader(50, generate_samples=mldb.Augmentation(mode="walk", gate=False))
+    list(free)
+    assert free.stats()["augmented"]["taken_back"] == 0
+
+
 def test_walks_and_chains_need_neighbours(db: mldb.MLDatabase, rng: np.random.Generator) -> None:
     lake = db.lake(dim=DIM)
     lake.add_splats(rows_of(rng, 1))
@@ -158,5 +181,7 @@ def test_rows_of_any_origin_are_augmented(db: mldb.MLDatabase, rng: np.random.Ge
     assert chained.shape == x.shape
     with pytest.raises(mldb.InvalidValueError, match="x has shape"):
         lake.augment(x[:, :5])
+    with pytest.raises(mldb.InvalidValueError, match=r"row 1 of x is zero.*Nothing was augmented"):
+        lake.augment(np.array([x[0], np.zeros(DIM)]))
     torch = pytest.importorskip("torch")
     assert isinstance(lake.augment(torch.tensor(x), device="numpy"), torch.Tensor)

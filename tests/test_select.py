@@ -14,18 +14,10 @@ from mldb.gpu.reference import NumpyDevice
 
 
 class Fake:
-    """A device that knows its name and whether it was closed."""
+    """A device that knows its name."""
 
-    def __init__(self, name: str, *, label: str = "", cuda_export: bool = False) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.closed = False
-        self._stats = {"device": label, "cuda_export": cuda_export}
-
-    def stats(self) -> dict[str, Any]:
-        return self._stats
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def missing(*_: Any, **__: Any) -> Any:
@@ -37,10 +29,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Set what this machine has; what is not set is missing."""
 
     def setup(
-        *, vulkan: Fake | None = None, cuda: Fake | None = None, cpu: Fake | None = None
+        *,
+        shared: Fake | None = None,
+        vulkan: Fake | None = None,
+        cuda: Fake | None = None,
+        cpu: Fake | None = None,
     ) -> None:
         found = {"cuda": cuda, "cpu": cpu}
         monkeypatch.setattr(select, "_warned", [])
+        monkeypatch.setattr(select, "_shared", lambda **_: shared or missing())
         monkeypatch.setattr(select, "_vulkan", lambda *_, **__: vulkan or missing())
         monkeypatch.setattr(select, "_torch", lambda name, **_: found[name] or missing())
 
@@ -51,26 +48,13 @@ def opened() -> Any:
     return select.open_device()
 
 
-def discrete(*, cuda_export: bool) -> Fake:
-    return Fake("vulkan", label="discrete (NVIDIA)", cuda_export=cuda_export)
-
-
 def test_auto_takes_the_first_of_the_order(machine: Callable[..., None]) -> None:
-    cuda, cpu = Fake("cuda"), Fake("cpu")
-    integrated, software = Fake("vulkan", label="integrated (x)"), Fake("vulkan", label="cpu (x)")
-    shared = discrete(cuda_export=True)
-    machine(vulkan=shared, cuda=cuda, cpu=cpu)
-    assert opened() is shared
-    for vulkan in (discrete(cuda_export=False), integrated, software):
-        machine(vulkan=vulkan, cuda=cuda, cpu=cpu)
-        assert opened() is cuda
-        assert vulkan.closed
-    for vulkan in (discrete(cuda_export=False), Fake("vulkan", label="cpu (x)")):
-        machine(vulkan=vulkan, cpu=cpu)
-        assert opened() is vulkan
-        assert not vulkan.closed
-    machine(cpu=cpu)
-    assert opened() is cpu
+    """A discrete Vulkan device that shares memory with CUDA, CUDA, other Vulkan, the CPU."""
+    order = ("shared", "cuda", "vulkan", "cpu")
+    there = {name: Fake(name) for name in order}
+    for name in order:
+        machine(**there)
+        assert opened() is there.pop(name)
 
 
 def test_the_last_resort_warns_once_with_its_reasons(machine: Callable[..., None]) -> None:

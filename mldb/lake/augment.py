@@ -16,7 +16,7 @@ from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Keys
 from mldb.lake.batch_input import to_host
 from mldb.lake.ingest import normalise
-from mldb.lake.landscape import Landscape
+from mldb.lake.landscape import Landscape, Moved
 from mldb.lake.rows import Numbers, Rows
 from mldb.lake.search import nearest
 from mldb.lake.settings import Augmentation
@@ -62,8 +62,8 @@ class Augmenter:
         return None if self._device is None else self._device.name
 
     def stats(self) -> dict[str, Any]:
-        """Rows made, and the share that the gate kept as they were."""
-        return {"rows": self._made, "kept_by_gate": self._kept, "device": self.device_name}
+        """Rows made, and how many of them the gate took back."""
+        return {"rows": self._made, "taken_back": self._kept, "device": self.device_name}
 
     @property
     def ahead(self) -> int:
@@ -83,14 +83,14 @@ class Augmenter:
         copies = chosen.copies
         numbers = np.tile(np.arange(1, copies + 1, dtype=np.uint16), len(rows))
         keys = Keys(self._seed, pass_number, np.repeat(ids.astype(np.uint64), copies), numbers)
-        if chosen.mode != "isotropic":
+        if chosen.mode != "isotropic" or self.device.kind not in ("torch", "cuda"):
             x = to_host(x)
         started = self._move(_repeated(x, copies), np.repeat(rows, copies), keys)
 
         def finish() -> Augmented:
-            moved, changed = started()
+            moved, changed, taken_back = started()
             self._made += len(keys)
-            self._kept += int((~changed).sum())
+            self._kept += int(taken_back.sum())
             if not chosen.keep:
                 return _collected(moved, out), changed
             both = np.ones((len(rows), chosen.group), np.bool_)
@@ -100,13 +100,11 @@ class Augmenter:
 
         return finish
 
-    def _move(
-        self, x: Any, rows: Numbers, keys: Keys
-    ) -> Callable[[], tuple[Any, npt.NDArray[np.bool_]]]:
+    def _move(self, x: Any, rows: Numbers, keys: Keys) -> Callable[[], Moved]:
         chosen = self._chosen
         if chosen.mode == "isotropic":
             pending = self.device.isotropic(x, keys, chosen.strength)
-            return lambda: (pending.result().x, np.ones(len(x), np.bool_))
+            return lambda: Moved.freely(pending.result().x)
         if self._landscape is None:
             assert self._rows is not None
             self._landscape = Landscape(self._rows, chosen)
@@ -167,7 +165,7 @@ def augment_rows(
     if given.ndim != 2 or given.shape[1] != dim:
         raise InvalidValueError(f"x has shape {given.shape}; this lake augments rows [n, {dim}]")
     unit = np.empty(given.shape, np.float32)
-    normalise(given, unit)
+    normalise(given, unit, what="x", safe="Nothing was augmented")
     numbers = np.arange(len(unit), dtype=np.int64)
     rows = None if chosen.mode == "isotropic" else rows_of()
     augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device)

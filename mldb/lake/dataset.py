@@ -133,6 +133,7 @@ class M2MDataLake(IterableDataset[Any]):
             "workers": 1 if info is None else info.num_workers,
             "batch_size": self.options.batch_size,
             "order": self.options.order,
+            "settings": self.options.settings_digest(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,6 +160,7 @@ class M2MDataLake(IterableDataset[Any]):
             ("lake", "lake"),
             ("seed", "seed"),
             ("batch_size", "batch size"),
+            ("settings", "settings (importance, augmentation, draws, drop_last) of digest"),
         ):
             if state[key] != here[key]:
                 raise InvalidValueError(

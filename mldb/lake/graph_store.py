@@ -31,7 +31,7 @@ def lake_graph(rows: Rows, mu: np.ndarray[tuple[int, int], np.dtype[np.float32]]
             return graph
         old_blocks, old_removals = meta
         prefix = old_blocks == blocks[: len(old_blocks)] and old_removals == removals
-        if prefix and not removals and len(graph) < len(rows):
+        if prefix and len(graph) < len(rows):  # a removal concerns rows before it only
             graph = extend_graph(graph, mu)
             _save(rows, name, blocks, removals, graph)
             return graph

@@ -131,10 +131,18 @@ def _column(given: GivenRows, norms: Floats, name: str) -> npt.NDArray[Any]:
     return given.user[name]
 
 
-def normalise(rows: npt.NDArray[Any], out: Floats, *, first_row: int = 0) -> Floats:
+def normalise(
+    rows: npt.NDArray[Any],
+    out: Floats,
+    *,
+    first_row: int = 0,
+    what: str = "mu",
+    safe: str = "Nothing was stored",
+) -> Floats:
     """Write rows / |rows| to *out*; return the norms, float32.
 
-    Raises InvalidValueError naming the first row that is zero or not finite.
+    Raises InvalidValueError naming the first row that is zero or not finite; *what* and *safe* go
+    into its message.
     """
     wide = rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -143,28 +151,35 @@ def normalise(rows: npt.NDArray[Any], out: Floats, *, first_row: int = 0) -> Flo
     good = (norms >= tiny) & (norms <= huge)
     if not good.all():
         # Squares leave the range of floats long before the rows do.
-        norms, wide = _careful_norms(rows, good, first_row)
+        try:
+            norms, wide = _careful_norms(rows, good)
+        except _BadRow as bad:
+            raise _bad_row(what, first_row + bad.row, bad.why, safe) from None
     np.divide(wide, norms[:, None], out=out, casting="unsafe")
     stored: Floats = norms.astype(np.float32)
     return stored
 
 
+class _BadRow(Exception):
+    def __init__(self, row: int, why: str) -> None:
+        self.row, self.why = row, why
+
+
 def _careful_norms(
-    rows: npt.NDArray[Any], good: npt.NDArray[np.bool_], first_row: int
+    rows: npt.NDArray[Any], good: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     wide = rows.astype(np.float64)
     scale = np.abs(wide).max(axis=1, initial=0.0)
-    for row in np.flatnonzero(~good):
+    for row in np.flatnonzero(~good).tolist():
         if not np.isfinite(wide[row]).all():
-            raise _bad_row(first_row + int(row), "is not finite")
+            raise _BadRow(row, "is not finite")
         if scale[row] == 0:
-            raise _bad_row(first_row + int(row), "is zero and has no direction")
+            raise _BadRow(row, "is zero and has no direction")
     norms = scale * np.sqrt(np.square(wide / scale[:, None]).sum(axis=1))
-    outside = np.flatnonzero(
-        (norms > np.finfo(np.float32).max) | (norms < np.finfo(np.float32).tiny)
-    )
+    limits = np.finfo(np.float32)
+    outside = np.flatnonzero((norms > limits.max) | (norms < limits.tiny))
     if outside.size:
-        raise _bad_row(first_row + int(outside[0]), "has a norm outside the range of float32")
+        raise _BadRow(int(outside[0]), "has a norm outside the range of float32")
     return norms, wide
 
 
@@ -172,10 +187,11 @@ def refuse_bad(stored: Floats, rows: npt.NDArray[Any], *, first_row: int = 0) ->
     """Raise InvalidValueError for a row of a Euclidean lake that float32 cannot hold."""
     good = np.isfinite(stored).all(axis=1)
     if not good.all():
-        raise _bad_row(first_row + int(np.argmin(good)), "is not finite (as float32)")
+        row = first_row + int(np.argmin(good))
+        raise _bad_row("mu", row, "is not finite (as float32)", "Nothing was stored")
 
 
-def _bad_row(row: int, what: str) -> InvalidValueError:
+def _bad_row(what: str, row: int, why: str, safe: str) -> InvalidValueError:
     return InvalidValueError(
-        f"row {row} of mu {what}. Nothing was stored; drop or mend such rows and add again."
+        f"row {row} of {what} {why}. {safe}; drop or mend such rows and try again."
     )

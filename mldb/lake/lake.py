@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -85,7 +85,8 @@ class Lake(LakeSurface):
         """Return the lake at a commit as a stream of batches: an IterableDataset.
 
         *importance_sampling* and *generate_samples*: True for the defaults of :class:`Importance`
-        and :class:`Augmentation`, or one of them. *shuffle=False* reads rows in their order.
+        (draws with replacement, so a pass misses some rows) and :class:`Augmentation`, or one of
+        them. *shuffle=False* reads rows in their order.
         *rank* and *world* are those of torch.distributed where it runs. *options* are the fields of
         :class:`StreamOptions`. Raises InvalidValueError, MissingError.
         """
@@ -101,8 +102,8 @@ class Lake(LakeSurface):
             options.setdefault("order", "sequential")
         chosen = make_options(
             batch_size=batch_size,
-            importance=given(Importance, importance_sampling),
-            augmentation=given(Augmentation, generate_samples),
+            importance=given("importance_sampling", Importance, importance_sampling),
+            augmentation=given("generate_samples", Augmentation, generate_samples),
             **options,
         )
         place = process_rank(rank, world)
@@ -119,7 +120,7 @@ class Lake(LakeSurface):
         device: str = "auto",
         seed: int = 0,
         shuffle: bool = True,
-        fields: tuple[str, ...] | None = None,
+        fields: Sequence[str] | None = None,
         num_workers: int = 0,
         as_of: AsOf = None,
         loader: Mapping[str, Any] | None = None,
@@ -139,7 +140,7 @@ class Lake(LakeSurface):
             generate_samples=generate_samples,
             device=device,
             seed=seed,
-            fields=None if fields is None else tuple(fields),
+            fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
             **options,
         )
         from mldb.lake.loader import LakeLoader
@@ -189,7 +190,8 @@ class Lake(LakeSurface):
         *mu*: float [N, dim], NumPy or torch, any device. On the sphere rows are divided by their
         norms, which are kept. *kappa* (concentration), *alpha* (mass, 1 by default: how many
         ingested rows a splat stands for): one value or [N], above 0. *ids*: unique, below 2^48;
-        assigned in order when absent. *labels*: integers. *columns*: further arrays [N, ...] by
+        assigned in order when absent. *labels*: integers, below 0 for none; rows added without have
+        -1. *columns*: further arrays [N, ...] by
         name. Raises InvalidValueError naming the row, InvalidTypeError, LimitError, and what a
         commit raises; then nothing was stored.
         """

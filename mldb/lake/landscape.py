@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,24 @@ from mldb.lake.graph_store import lake_graph
 from mldb.lake.rows import Numbers, Rows
 from mldb.lake.settings import Augmentation
 
-UNLABELLED: Final = -1
 WALK_K: Final = 10
 CHAIN_K: Final = 16
 
 Floats = npt.NDArray[np.float32]
 Changed = npt.NDArray[np.bool_]
+
+
+class Moved(NamedTuple):
+    """Rows that were augmented [n, d], which of them changed, and which the gate took back."""
+
+    rows: Any
+    changed: Changed
+    taken_back: Changed
+
+    @classmethod
+    def freely(cls, rows: Any) -> Moved:
+        """Rows that no gate stood before."""
+        return cls(rows, np.ones(len(rows), np.bool_), np.zeros(len(rows), np.bool_))
 
 
 class Landscape:
@@ -82,30 +94,29 @@ class Landscape:
         near[bare] = nearest_labels(self.mu[bare], self.mu[labelled], self.labels[labelled])
         return near
 
-    def walk(self, x: Floats, rows: Numbers, keys: Keys) -> tuple[Floats, Changed]:
-        """Walk from *rows*, whose vectors are *x*; return where walks end and which went away."""
+    def walk(self, x: Floats, rows: Numbers, keys: Keys) -> Moved:
+        """Walk from *rows*, whose vectors are *x*; see :class:`Moved`."""
         chosen, labels = self._chosen, self.labels
         ends = walk(self.graph, rows, chosen.hops, keys, k=chosen.k or WALK_K)
         out: Floats = self.mu[ends]
-        changed: Changed = ends != rows
+        back = np.zeros(len(rows), np.bool_)
         if chosen.gate and labels is not None:
             own = labels[rows]
             back = gate_walk(rows, ends, own, self._labels_around).taken_back & (own >= 0)
             out[back] = x[back]
-            changed &= ~back
-        return out, changed
+        return Moved(out, (ends != rows) & ~back, back)
 
-    def chains(self, device: Device, x: Floats, rows: Numbers, keys: Keys) -> tuple[Any, Changed]:
+    def chains(self, device: Device, x: Floats, rows: Numbers, keys: Keys) -> Moved:
         """Run a Langevin chain from every row under the energy of the row and its neighbours."""
         chosen, labels = self._chosen, self.labels
         moved = device.langevin(x, keys, self._energy(device, rows), self.dynamics()).result().x
         if not chosen.gate or labels is None:
-            return moved, np.ones(len(x), np.bool_)
+            return Moved.freely(moved)
         host = moved if isinstance(moved, np.ndarray) else moved.cpu().numpy()
         own = labels[rows]
         passed = gate(x, host, own, self.mu[self._labelled], labels[self._labelled])
         back = passed.taken_back & (own >= 0)
-        return np.where(back[:, None], x, host), ~back
+        return Moved(np.where(back[:, None], x, host), ~back, back)
 
     def _energy(self, device: Device, rows: Numbers) -> MixtureEnergy:
         width = min(self._chosen.k or CHAIN_K, self.graph.neighbours.shape[1] + 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from mldb.errors import InvalidValueError
 from mldb.lake.dataset import M2MDataLake
 
 
@@ -22,7 +23,11 @@ class LakeLoader(DataLoader[Any]):
 
     def __init__(self, dataset: M2MDataLake, **options: Any) -> None:
         """*options* are those of DataLoader but for batch_size, which the dataset has."""
-        self._yielded = 0
+        if "batch_size" in options or "sampler" in options or "shuffle" in options:
+            raise InvalidValueError(
+                "batch_size, sampler and shuffle are settings of the lake's stream, not of its "
+                "DataLoader: pass batch_size and shuffle to export_to_dataloader"
+            )
         super().__init__(dataset, batch_size=None, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from mldb.reading import Scope
 from mldb.splats import Column
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
+UNLABELLED: Final = -1
+"""The label of a row that was added without one; labels below 0 are none."""
+
 Selection: TypeAlias = slice | Numbers
 """Row numbers 0..N-1: a slice of step 1, or an array in any order."""
 
@@ -57,12 +60,15 @@ class Rows:
     # --- columns ----------------------------------------------------------------------------------
 
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The dtype and the shape of one value of every column that all blocks have."""
-        shared: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for number, block in enumerate(self._blocks):
-            here = {c.name: (c.dtype, c.shape) for c in block.info.columns}
-            shared = here if not number else {k: v for k, v in shared.items() if here.get(k) == v}
-        return shared
+        """The dtype and the shape of one value of every column that all blocks have.
+
+        Labels count when any block has them: rows that were added without one have UNLABELLED.
+        """
+        blocks = [{c.name: (c.dtype, c.shape) for c in b.info.columns} for b in self._blocks]
+        if any("label" in block for block in blocks):
+            blocks = [{"label": ("<i8", ()), **block} for block in blocks]
+        first = blocks[0] if blocks else {}
+        return {k: v for k, v in first.items() if all(block.get(k) == v for block in blocks)}
 
     def require_column(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Return the dtype and shape of a column. Raises MissingError."""
@@ -239,6 +245,9 @@ class _MappedBlock:
         """Copy rows of a column to *out*, which has its dtype."""
         array = self._arrays.get(name)
         if array is None:
+            if name == "label" and self.info.column(name) is None:
+                out.fill(UNLABELLED)
+                return
             array = self.array(name)
         if not self._verified:
             self.verify(name, rows)

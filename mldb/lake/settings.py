@@ -8,7 +8,9 @@ from typing import Any, Final, Literal, TypeVar
 
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import AUGMENTATIONS_MAX, STEPS_MAX, Form, Method
+from mldb.gpu.select import check_spec
 from mldb.lake.weights import Importance
+from mldb.log.checksum import digest128
 
 T = TypeVar("T")
 Mode = Literal["isotropic", "walk", "langevin"]
@@ -102,6 +104,12 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         """Raises InvalidValueError, InvalidTypeError."""
+        check_spec(self.device)
+        self._check_importance()
+        if isinstance(self.fields, str):
+            raise InvalidTypeError(
+                f"fields={self.fields!r} is a str; give names: ({self.fields!r},)"
+            )
         _count("batch_size", self.batch_size, 1, 1 << 24)
         _count("seed", self.seed, 0, SEED_MAX)
         _count("prefetch", self.prefetch, 0, 1024)
@@ -120,6 +128,30 @@ class StreamOptions:
         ):
             raise InvalidValueError(f"fields={self.fields!r}; name each field once")
 
+    def _check_importance(self) -> None:
+        """Refuse what would be ignored in silence."""
+        chosen = self.importance
+        for name in ("draws", "salience"):
+            if chosen is None and getattr(self, name) is not None:
+                raise InvalidValueError(
+                    f"{name} is given and rows are not drawn by importance; pass "
+                    "importance_sampling as well"
+                )
+        if chosen is not None and bool(chosen.gamma) != (self.salience is not None):
+            raise InvalidValueError(
+                f"gamma={chosen.gamma} and salience={self.salience!r:.80} do not fit: chances have "
+                "salience^gamma, so give both or neither"
+            )
+
+    def settings_digest(self) -> str:
+        """A name for all that decides what is in a batch, beside seed, order and batch size.
+
+        A function of the user counts as "a function": what it returns cannot be compared.
+        """
+        salience = self.salience if isinstance(self.salience, str | None) else "a function"
+        decides = (self.importance, self.draws, salience, self.augmentation)
+        return digest128(repr((*decides, self.drop_last, self.window_rows)).encode()).hex()
+
     @property
     def source_rows(self) -> int:
         """Rows of the lake that one batch takes."""
@@ -134,17 +166,19 @@ def make_options(**fields: Any) -> StreamOptions:
         if isinstance(error, InvalidTypeError):
             raise
         raise InvalidTypeError(
-            f"{error}; the options of a stream are {', '.join(StreamOptions.__dataclass_fields__)}"
+            f"{error}; the options of a stream are {', '.join(StreamOptions.__dataclass_fields__)}."
+            " Those of augmentation go into generate_samples=mldb.Augmentation(...), those of "
+            "sampling into importance_sampling=mldb.Importance(...)"
         ) from None
 
 
-def given(kind: type[T], value: bool | T) -> T | None:
+def given(name: str, kind: type[T], value: bool | T) -> T | None:
     """Return None for False, the defaults for True, or the settings themselves."""
     if isinstance(value, bool):
         return kind() if value else None
     if not isinstance(value, kind):
         raise InvalidTypeError(
-            f"a {type(value).__name__} was given; it is a bool or {kind.__name__}"
+            f"{name} is a {type(value).__name__}, not a bool or mldb.{kind.__name__}(...)"
         )
     return value
 

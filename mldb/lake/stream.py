@@ -75,6 +75,8 @@ class Stream:
                 "drop_last there is no batch at all. Lower batch_size, or drop_last=False."
             )
         have = rows.columns()
+        if isinstance(options.salience, str):
+            rows.require_column(options.salience)
         for name in options.fields or ():
             if name not in have and name not in ("weight", *PROVENANCE):
                 raise MissingError(
@@ -200,7 +202,8 @@ class Stream:
             column = self._rows.lsns(batch.rows)
         else:
             column = self._rows.gather(name, batch.rows)
-        return torch.from_numpy(np.repeat(column, group, axis=0) if group > 1 else column)
+        tensor = torch.from_numpy(np.repeat(column, group, axis=0) if group > 1 else column)
+        return tensor.to(mu.device)
 
     def _numbers(self, count: int) -> Numbers:
         """The augmentation number of every row of a batch of *count* source rows; 0 is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -39,12 +40,14 @@ class LakeSurface:
         """How many live rows; 0 for a lake that does not exist yet."""
         return 0 if projection.find(self._scope(), self.name) is None else len(self.rows())
 
-    def get(self, ids: Any = None, *, fields: tuple[str, ...] = ("mu",)) -> dict[str, Any]:
+    def get(self, ids: Any = None, *, fields: Sequence[str] = ("mu",)) -> dict[str, Any]:
         """Return columns by name, [n, ...] arrays of the caller's own, for *ids* or all rows.
 
         Fields are mu, norm, kappa, alpha, min_cos, id, label and user columns. Raises MissingError
         for an id without a live row.
         """
+        if isinstance(fields, str):
+            raise InvalidTypeError(f"fields={fields!r} is a str; give names: ({fields!r},)")
         rows = self.rows()
         chosen = slice(0, len(rows)) if ids is None else self.find_rows(rows, ids)
         return {name: rows.gather(name, chosen) for name in fields}

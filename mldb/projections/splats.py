@@ -62,7 +62,7 @@ def require(scope: Scope, name: str) -> tuple[LakeInfo, Entry]:
         known = ", ".join(map(repr, names(scope))) or "none"
         raise MissingError(
             f"there is no lake {name!r} at commit {scope.commit.lsn}; there are: {known}. "
-            f"db.lake({name!r}, dim=...) makes one."
+            f"add_splats on db.lake({name!r}) makes one."
         )
     return found
 
