@@ -108,6 +108,12 @@ class Blocks:
         todo = np.unique(wanted[done[wanted] == 0])
         self._verify_split(data, todo.tolist(), key)
 
+    def covers(self, low: int, high: int) -> bool:
+        """Whether every block of file range [low, high) has been verified."""
+        first = (low - self._start) >> self._log2
+        last = (high - 1 - self._start) >> self._log2
+        return self._done.find(0, first, last + 1) < 0
+
     def _bound(self, place: int, low: int, last: int, key: str | None) -> None:
         if low < 0 or last >= len(self._done):
             raise CorruptError(

@@ -249,13 +249,13 @@ class Log:
         row_bytes: int,
         rows: npt.NDArray[np.int64],
         key: str | None = None,
-    ) -> bool:
-        """Verify what holds *rows* of a column of a version; True when all of it is verified.
+    ) -> None:
+        """Verify what holds *rows* of a column of a version.
 
         *place* is the column's first byte in the version. Raises CorruptError.
         """
         segment = view.segments[entry.segment]
-        return segment.touch_rows(entry, place, row_bytes, rows, self.options.verify, key)
+        segment.touch_rows(entry, place, row_bytes, rows, self.options.verify, key)
 
     def private(self, view: View, entry: Entry, key: str | None = None) -> memoryview:
         """Return a private writable view of a version's stored bytes."""

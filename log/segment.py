@@ -203,18 +203,25 @@ class Segment:
         rows: npt.NDArray[np.int64],
         verify: Verify,
         key: str | None = None,
-    ) -> bool:
+    ) -> None:
         """Verify the blocks that hold *rows* of a column at byte *place* of a version.
 
-        Returns whether all of the payload is verified now, so that the caller need not ask again.
         Raises CorruptError.
         """
         if verify == "never" or (verify == "first" and entry.frame in self._whole):
-            return True
+            return
         stop = entry.offset + entry.length
         blocks = self._find_blocks(entry.frame, stop, verify, key)
         blocks.touch_rows(self.view(stop), entry.offset + place, row_bytes, rows, key)
-        return verify == "first" and self._note(entry.frame, blocks)
+        if verify == "first":
+            self._note(entry.frame, blocks)
+
+    def is_verified(self, entry: Entry, low: int, high: int) -> bool:
+        """Whether bytes low..high of a version were all verified before and this is remembered."""
+        if entry.frame in self._whole:
+            return True
+        blocks = self._blocks.get(entry.frame)
+        return blocks is not None and blocks.covers(entry.offset + low, entry.offset + high)
 
     def private(self, entry: Entry, verify: Verify, key: str | None = None) -> memoryview:
         """Return a writable copy-on-write view of one version's stored bytes."""
@@ -253,16 +260,15 @@ class Segment:
             ) from None
         return Blocks(frame, payload_checks(self.view(frame.end), frame), self.name)
 
-    def _note(self, offset: int, blocks: Blocks) -> bool:
-        """Remember what was verified of a frame; return whether all of it was."""
+    def _note(self, offset: int, blocks: Blocks) -> None:
+        """Remember what was verified of a frame."""
         if not blocks.complete:
             self._blocks[offset] = blocks
-            return False
+            return
         if len(self._whole) >= _WHOLE_MAX:
             self._whole = set()
         self._whole.add(offset)
         self._blocks.pop(offset, None)
-        return True
 
 
 def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: int) -> Segment:

@@ -164,3 +164,55 @@ def test_threads_may_touch_the_same_blocks_at_once(rng: np.random.Generator) -> 
         thread.join()
     assert failures == []
     assert blocks.complete
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 3 * BLOCK),
+    st.integers(0, 2 * BLOCK),
+    st.lists(st.integers(0, 10**6), max_size=20),
+    st.none() | st.integers(0, 10**9),
+)
+def test_scattered_rows_are_refused_exactly_when_a_block_of_them_is_damaged(
+    count: int, row_bytes: int, place: int, picks: list[int], bit: int | None
+) -> None:
+    """The column starts *place* bytes into the payload; rows may span blocks."""
+    length = place + count * row_bytes
+    built, frame = payload_of(bytes(length))
+    start, data = frame.payload_offset, built.data
+    damaged = None
+    if bit is not None:
+        bit %= 8 * length
+        damaged = bit // 8 // BLOCK
+        data = flip(data, 8 * start + bit)
+    blocks = Blocks(frame, payload_checks(memoryview(built.data), frame), "segments/x.seg")
+    rows = np.array([pick % count for pick in picks], np.int64)
+    touched = {
+        block
+        for row in rows.tolist()
+        for block in range(
+            (place + row * row_bytes) // BLOCK, (place + (row + 1) * row_bytes - 1) // BLOCK + 1
+        )
+    }
+    view = memoryview(data)
+    if damaged in touched:
+        with pytest.raises(CorruptError, match="'k'"):
+            blocks.touch_rows(view, start + place, row_bytes, rows, "k")
+        return
+    blocks.touch_rows(view, start + place, row_bytes, rows, "k")
+    total = -(-length // BLOCK)
+    for block in range(total):
+        low = start + block * BLOCK
+        assert blocks.covers(low, min(low + BLOCK, start + length)) == (block in touched)
+    if touched == set(range(total)):
+        assert blocks.complete
+
+
+def test_rows_outside_the_payload_are_refused() -> None:
+    built, frame = payload_of(bytes(100))
+    blocks = Blocks(frame, payload_checks(memoryview(built.data), frame), "segments/x.seg")
+    for row in (-1, 2, 10**9):
+        with pytest.raises(CorruptError, match="outside the payload"):
+            blocks.touch_rows(
+                memoryview(built.data), frame.payload_offset, 4096, np.array([row]), "k"
+            )

@@ -220,7 +220,8 @@ class _MappedBlock:
         self._lake = lake
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._places = {c.name: (c.offset, c.row_bytes) for c in block.info.columns}
-        self._verified = scope.source.verify == "never"
+        self._verify = scope.source.verify
+        self._verified: set[str] = set()  # columns that need no further check
 
     def column(self, name: str) -> Column:
         """The place of a column. Raises MissingError."""
@@ -249,7 +250,7 @@ class _MappedBlock:
                 out.fill(UNLABELLED)
                 return
             array = self.array(name)
-        if not self._verified:
+        if name not in self._verified:
             self.verify(name, rows)
         if isinstance(rows, slice):
             np.copyto(out, array[rows])
@@ -266,9 +267,13 @@ class _MappedBlock:
             low, high = place + rows.start * row_bytes, place + rows.stop * row_bytes
             log.payload(self._scope.view, self.entry, low, high, self._lake)
         elif row_bytes:
-            self._verified = log.touch_rows(
-                self._scope.view, self.entry, place, row_bytes, rows, self._lake
-            )
+            log.touch_rows(self._scope.view, self.entry, place, row_bytes, rows, self._lake)
+        if self._verify == "always":
+            return
+        segment = self._scope.view.segments[self.entry.segment]
+        end = place + self.info.rows * row_bytes
+        if self._verify == "never" or segment.is_verified(self.entry, place, end):
+            self._verified.add(name)
 
     def holds(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which rows have one of these ids, ascending."""
