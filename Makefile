@@ -1,7 +1,7 @@
 # Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
 PYTHON ?= python3
 
-.PHONY: demo test test-large bench lint setup
+.PHONY: demo test test-large bench bench-lake lint setup
 
 demo:
 	@$(PYTHON) tools/dev.py demo
@@ -14,6 +14,9 @@ test-large:
 
 bench:
 	@$(PYTHON) tools/dev.py bench $(ARGS)
+
+bench-lake:
+	@$(PYTHON) tools/dev.py bench-lake $(ARGS)
 
 lint:
 	@$(PYTHON) tools/dev.py lint

@@ -102,11 +102,12 @@ class Blocks:
         first = lows >> self._log2
         last = (lows + (row_bytes - 1)) >> self._log2
         self._bound(place, int(lows.min()), int(last.max()), key)
-        wide = int((last - first).max()) + 1
-        wanted = np.minimum(first[:, None] + np.arange(wide), last[:, None])
-        done = np.frombuffer(self._done, np.uint8)
-        todo = np.unique(wanted[done[wanted] == 0])
-        self._verify_split(data, todo.tolist(), key)
+        wanted = np.zeros(len(self._done), np.bool_)
+        wanted[first] = True
+        for step in range(1, int((last - first).max()) + 1):
+            wanted[np.minimum(first + step, last)] = True
+        wanted &= np.frombuffer(self._done, np.uint8) == 0
+        self._verify_split(data, np.flatnonzero(wanted).tolist(), key)
 
     def covers(self, low: int, high: int) -> bool:
         """Whether every block of file range [low, high) has been verified."""

@@ -20,7 +20,7 @@ from mldb.log.frame import pack, unpack
 Geometry = Literal["sphere", "euclid"]
 
 PAGE_LOG2: Final = 12
-CHECK_LOG2: Final = 16  # a row read at random has 64 KiB verified, not a MiB
+CHECK_LOG2: Final = 14  # a row read at random has 16 KiB verified, not a MiB
 COLUMN_ALIGN: Final = 64
 DIM_MAX: Final = 1 << 18  # what the noise counter addresses
 ID_MAX: Final = (1 << 48) - 1

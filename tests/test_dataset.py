@@ -242,36 +242,55 @@ def test_workers_share_a_pass_and_resume(
 ) -> None:
     with mldb.open(store_path) as db:
         lake = fill(db, data)
-        want = raw(stream(lake, "drawn"))
+        want = raw(stream(lake, "isotropic"))
         context = {"multiprocessing_context": method}
-        loader = stream(lake, "drawn", num_workers=2, loader=context)
+        loader = stream(lake, "isotropic", num_workers=2, loader=context)
+        assert loader.num_workers == 2
         got = []
         for batch in loader:
             got += raw([batch])
             if len(got) == 5:
                 state = loader.state_dict()
         assert got == want
-        alone = stream(lake, "drawn")
+        alone = stream(lake, "isotropic")
         alone.load_state_dict(state)
         assert raw(alone) == want[5:]
-        one = stream(lake, "drawn", num_workers=1, loader=context)
+        one = stream(lake, "isotropic", num_workers=1, loader=context)
         one.load_state_dict(state)
         assert raw(one) == want[5:]
         # The pass after it is the next one, with workers as without.
-        single = stream(lake, "drawn")
+        single = stream(lake, "isotropic")
         single.dataset.set_pass(1)
         assert raw(one) == raw(single)
 
 
 @pytest.mark.slow
-def test_fields_come_from_workers_too(store_path: Path, data: dict[str, Any]) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_plain_data_loader_cover_every_row_once(
+    store_path: Path, data: dict[str, Any], method: str
+) -> None:
     with mldb.open(store_path) as db:
         lake = fill(db, data)
-        context = {"multiprocessing_context": "spawn"}
-        batches = list(stream(lake, num_workers=1, fields=("id", "label"), loader=context))
-        ids = torch.cat([batch.id for batch in batches]).numpy()
-        assert sorted(ids.tolist()) == list(range(ROWS))
+        dataset = stream(lake, fields=("id", "label")).dataset
+        plain = torch.utils.data.DataLoader(
+            dataset, batch_size=None, num_workers=2, multiprocessing_context=method
+        )
+        batches = list(plain)
+        assert torch.cat([b.id for b in batches]).tolist() == [
+            i for b in stream(lake, fields=("id",)) for i in b.id.tolist()
+        ]
+        assert sorted(torch.cat([b.id for b in batches]).tolist()) == list(range(ROWS))
         assert type(batches[0]).__name__ == "SplatBatch"
+
+
+def test_workers_are_not_started_where_rows_are_only_read(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data)
+    options = {"multiprocessing_context": "spawn", "persistent_workers": True, "timeout": 5}
+    loader = stream(lake, num_workers=3, loader=options)
+    assert (loader.num_workers, loader.workers_asked) == (0, 3)
+    assert raw(loader) == raw(stream(lake))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -321,14 +340,20 @@ def test_a_lake_is_refused_in_a_forked_child(db: mldb.MLDatabase, data: dict[str
 def test_batches_are_the_callers_own(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
     """Kept batches stay as they were, and what is written to one is seen nowhere else."""
     lake = fill(db, data)
-    want = raw(stream(lake))
-    loader = stream(lake)
-    kept = list(loader)
-    assert raw(kept) == want
-    for batch in stream(lake):
-        batch.zero_()
-    assert raw(kept) == want
-    assert raw(stream(lake)) == want
+    for kind in ("permutation", "sequential"):
+        want = raw(stream(lake, kind))
+        loader = stream(lake, kind)
+        kept = list(loader)
+        assert raw(kept) == want
+        loader.dataset.set_pass(0)
+        for number, batch in enumerate(loader):
+            batch.zero_()
+            assert raw([loader.dataset.batch(number)]) == [want[number]]
+        assert raw(kept) == want
+        loader.dataset.set_pass(0)
+        assert raw(loader) == want
+        assert raw(stream(lake, kind)) == want
+    assert db.verify().ok
     dropped = stream(lake)
     for batch in dropped:
         del batch
@@ -350,6 +375,21 @@ def test_a_stream_that_was_left_leaves_its_device_usable(
         assert raw(itertools.islice(iter(loader), at)) != []
         loader.dataset.set_pass(0)
     assert raw(loader) == want
+
+
+def test_rows_in_their_order_are_lent_and_not_copied(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data, 2)
+    loader = stream(lake, "sequential", warm_bytes=0)
+    whole = 4 * DIM * ROWS
+    list(loader)
+    moved = loader.stats()["cold"]
+    assert moved["lent_bytes"] + moved["moved_bytes"] == whole
+    assert moved["moved_bytes"] == 4 * DIM * BATCH  # the batch that lies in two blocks
+    lake.remove([5])
+    batches = list(stream(lake, "sequential"))
+    assert torch.cat(batches).numpy().tobytes() == lake.get()["mu"].tobytes()
 
 
 def test_any_batch_of_any_past_pass_can_be_made_again(

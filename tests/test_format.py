@@ -588,7 +588,7 @@ def test_numbers_in_the_prose_are_those_of_the_code() -> None:
         fmt.FRAME_HEADER_SIZE,
         splats.COLUMN_ALIGN,
         1 << splats.PAGE_LOG2,
-        (1 << splats.CHECK_LOG2) >> 10,  # "64 KiB" in section 5
+        (1 << splats.CHECK_LOG2) >> 10,  # "16 KiB" in section 5
         16,  # the largest element size of an encoding
         32,  # hexadecimal digits of a registration's name
     }

@@ -280,7 +280,7 @@ def test_rows_taken_live_longer_than_the_store(store_path: Path, rng: np.random.
 def test_damage_is_found_when_its_rows_are_read_and_only_then(
     store_path: Path, rng: np.random.Generator
 ) -> None:
-    """Rows are verified in blocks of 64 KiB: the others stay readable."""
+    """Rows are verified in blocks of 16 KiB: the others stay readable."""
     with mldb.open(store_path) as db:
         db.lake(dim=160).add_splats(rows_of(rng, 1000, 160))
     file = max((store_path / "segments").iterdir())

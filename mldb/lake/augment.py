@@ -6,6 +6,8 @@ settings: never of the batch it stands in, nor of the device but for the last bi
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Keys
 from mldb.lake.batch_input import to_host
+from mldb.lake.devices import borrow, give_back
 from mldb.lake.ingest import normalise
 from mldb.lake.landscape import Landscape, Moved
 from mldb.lake.rows import Numbers, Rows
@@ -49,11 +52,10 @@ class Augmenter:
 
     @property
     def device(self) -> Device:
-        """The device, opened now if it was not. Raises GpuUnavailableError."""
+        """The device, borrowed until this goes. Raises GpuUnavailableError."""
         if self._device is None:
-            from mldb.gpu.select import open_device
-
-            self._device = open_device(self._spec, copy=False)
+            device = self._device = borrow(self._spec)
+            weakref.finalize(self, give_back, self._spec, device, os.getpid())
         return self._device
 
     @property
@@ -89,6 +91,8 @@ class Augmenter:
 
         def finish() -> Augmented:
             moved, changed, taken_back = started()
+            if _on_device(moved) and self.device.kind == "vulkan":
+                moved = moved.clone()  # it lies in a slot that is used again
             self._made += len(keys)
             self._kept += int(taken_back.sum())
             if not chosen.keep:

@@ -66,7 +66,7 @@ class M2MDataLake(IterableDataset[Any]):
         shard = Shard(rank=self.rank, world=self.world, worker=worker, workers=workers)
         cursor = self._start + self._done * self.world * workers
         jobs = plan.read(min(cursor, len(plan)), shard)
-        depth = self.options.prefetch if info is None else 0
+        depth = self.options.prefetch if info is None and not stream.is_ready() else 0
         for batch in prefetch(stream.flow(jobs), depth):
             self._done += 1
             yield batch

@@ -66,7 +66,7 @@ class Lake(LakeSurface):
 
     def at(self, as_of: AsOf = None) -> LakeSnapshot:
         """Return the lake fixed at a commit; a context manager. Raises MissingError."""
-        return LakeSnapshot(self._host, self.name, self._host.scope(as_of))
+        return LakeSnapshot(self._host, self.name, self._host.scope(as_of), self._known)
 
     # --- streaming --------------------------------------------------------------------------------
 
@@ -107,6 +107,8 @@ class Lake(LakeSurface):
             **options,
         )
         place = process_rank(rank, world)
+        if as_of is None and len(self):
+            self.rows()  # what was derived of the rows before is used again
         snapshot = self.at(as_of)
         source = LakeSource(self._host, self.name, snapshot)
         return M2MDataLake(source, chosen, rank=place[0], world=place[1])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from torch.utils.data import DataLoader
 
@@ -11,12 +12,23 @@ from mldb.errors import InvalidValueError
 from mldb.lake.dataset import M2MDataLake
 
 
+logger = logging.getLogger(__name__)
+
+WORKER_OPTIONS: Final = frozenset(
+    {
+        *("num_workers", "multiprocessing_context", "persistent_workers", "prefetch_factor"),
+        *("worker_init_fn", "timeout"),
+    }
+)
+
+
 class LakeLoader(DataLoader[Any]):
     """A torch DataLoader over :class:`mldb.M2MDataLake`, with ``state_dict``.
 
     Its state is exact with workers too, and may be loaded under another number of workers or ranks.
-    Without workers (the default) a thread makes batches ahead, which is faster than workers, since
-    those have to send every batch through shared memory.
+    Without workers (the default) a thread makes batches ahead. A worker has to send every batch
+    through fresh shared memory, which takes longer than reading it; so workers are started where
+    they have something to compute, which is augmentation, and otherwise the thread reads.
     """
 
     dataset: M2MDataLake
@@ -28,6 +40,12 @@ class LakeLoader(DataLoader[Any]):
                 "batch_size, sampler and shuffle are settings of the lake's stream, not of its "
                 "DataLoader: pass batch_size and shuffle to export_to_dataloader"
             )
+        self.workers_asked = options.get("num_workers", 0)
+        if self.workers_asked and dataset.options.augmentation is None:
+            logger.info(
+                "rows are only read: a thread does that, not %d workers", self.workers_asked
+            )
+            options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
         super().__init__(dataset, batch_size=None, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -39,7 +39,7 @@ class Rows:
         self.derived: dict[object, Any] = {}
         """What others computed of these rows and may use again; a race costs time."""
         self._scope = scope
-        self._blocks = [_MappedBlock(scope, block, state.name) for block in state.blocks]
+        self.blocks = [MappedBlock(scope, block, state.name) for block in state.blocks]
         self._starts = np.array([block.start for block in state.blocks], np.int64)
         self._lock = threading.Lock()
         self._live: Numbers | None = None  # stored numbers of the live rows; None when all are
@@ -64,7 +64,7 @@ class Rows:
 
         Labels count when any block has them: rows that were added without one have UNLABELLED.
         """
-        blocks = [{c.name: (c.dtype, c.shape) for c in b.info.columns} for b in self._blocks]
+        blocks = [{c.name: (c.dtype, c.shape) for c in b.info.columns} for b in self.blocks]
         if any("label" in block for block in blocks):
             blocks = [{"label": ("<i8", ()), **block} for block in blocks]
         first = blocks[0] if blocks else {}
@@ -89,8 +89,8 @@ class Rows:
             dtype, shape = self.require_column(name)
             out = np.empty((_count(rows, len(self)), *shape), dtype)
         stored = self._stored(rows)
-        if len(self._blocks) == 1:
-            self._blocks[0].gather(name, stored, out)
+        if len(self.blocks) == 1:
+            self.blocks[0].gather(name, stored, out)
         elif isinstance(stored, slice):
             self._gather_run(name, stored, out)
         else:
@@ -110,7 +110,7 @@ class Rows:
 
     def _gather_run(self, name: str, rows: slice, out: npt.NDArray[Any]) -> None:
         done = 0
-        for block in self._blocks:
+        for block in self.blocks:
             low, high = max(rows.start, block.start), min(rows.stop, block.stop)
             if low < high:
                 part = slice(low - block.start, high - block.start)
@@ -120,13 +120,24 @@ class Rows:
     def _gather_scattered(self, name: str, rows: Numbers, out: npt.NDArray[Any]) -> None:
         which = np.searchsorted(self._starts, rows, "right") - 1
         order = np.argsort(which, kind="stable")
-        bounds = np.searchsorted(which[order], np.arange(len(self._blocks) + 1))
+        bounds = np.searchsorted(which[order], np.arange(len(self.blocks) + 1))
         for number in np.flatnonzero(np.diff(bounds)):
-            block = self._blocks[number]
+            block = self.blocks[number]
             places = order[bounds[number] : bounds[number + 1]]
             part = np.empty((len(places), *out.shape[1:]), out.dtype)
             block.gather(name, rows[places] - block.start, part)
             out[places] = part
+
+    def block_of(self, rows: slice) -> tuple[int, slice] | None:
+        """The block that holds all of a run of rows, and where in it; None when none does."""
+        stored = self._stored(rows)
+        if not isinstance(stored, slice):
+            return None
+        number = int(np.searchsorted(self._starts, stored.start, "right")) - 1
+        start, stop = self.blocks[number].start, self.blocks[number].stop
+        if stored.stop > stop:
+            return None
+        return number, slice(stored.start - start, stored.stop - start)
 
     # --- ids and removals -------------------------------------------------------------------------
 
@@ -154,7 +165,7 @@ class Rows:
 
     def lsns(self, rows: Numbers) -> Numbers:
         """Return the commit that added each row."""
-        commits = np.array([block.entry.commit_lsn for block in self._blocks], np.int64)
+        commits = np.array([block.entry.commit_lsn for block in self.blocks], np.int64)
         stored = np.asarray(self._stored(rows))
         return np.asarray(commits[np.searchsorted(self._starts, stored, "right") - 1])
 
@@ -163,7 +174,7 @@ class Rows:
         alive = np.ones(self.state.stored, np.bool_)
         for removal in self.state.removals:
             gone = self._payload(removal.entry, np.dtype("<u8"))
-            for block in self._blocks:
+            for block in self.blocks:
                 if block.start < removal.before:
                     alive[block.start : block.stop] &= ~block.holds(gone)
         return alive
@@ -183,9 +194,9 @@ class Rows:
 
     def table(self) -> npt.NDArray[np.float32]:
         """All rows as one verified array [N, d]: the mapped block where the lake is one."""
-        if len(self._blocks) == 1 and self._live is None:
+        if len(self.blocks) == 1 and self._live is None:
             self.verify_all()
-            whole: npt.NDArray[np.float32] = self._blocks[0].array("mu")
+            whole: npt.NDArray[np.float32] = self.blocks[0].array("mu")
             return whole
         copy: npt.NDArray[np.float32] = self.gather("mu", slice(0, len(self)))
         return copy
@@ -196,7 +207,7 @@ class Rows:
         They are not verified; :meth:`verify_all` does that. For devices that read segments in
         place.
         """
-        return [(block.start, block.array("mu")) for block in self._blocks]
+        return [(block.start, block.array("mu")) for block in self.blocks]
 
     def stored_numbers(self, rows: Selection) -> Selection:
         """Turn row numbers into numbers of stored rows, as :meth:`runs` counts them."""
@@ -204,11 +215,11 @@ class Rows:
 
     def verify_all(self) -> None:
         """Verify every stored byte of mu now. Raises CorruptError."""
-        for block in self._blocks:
+        for block in self.blocks:
             block.verify("mu", slice(0, block.info.rows))
 
 
-class _MappedBlock:
+class MappedBlock:
     """One block, mapped. Any thread; arrays are read-only views made when first asked for."""
 
     def __init__(self, scope: Scope, block: Block, lake: str) -> None:
@@ -274,6 +285,17 @@ class _MappedBlock:
         end = place + self.info.rows * row_bytes
         if self._verify == "never" or segment.is_verified(self.entry, place, end):
             self._verified.add(name)
+
+    def is_verified(self, name: str) -> bool:
+        """Whether a column needs no further check."""
+        return name in self._verified
+
+    def private_mu(self) -> npt.NDArray[np.float32]:
+        """The rows in a new private mapping: writable, and no write reaches the file."""
+        segment = self._scope.view.segments[self.entry.segment]
+        data = segment.private(self.entry, "never", self._lake)
+        rows, (dim,) = self.info.rows, self.column("mu").shape
+        return np.frombuffer(data, np.float32, rows * dim).reshape(rows, dim)
 
     def holds(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which rows have one of these ids, ascending."""

@@ -97,7 +97,7 @@ class StreamOptions:
     augmentation: Augmentation | None = None
     fields: tuple[str, ...] | None = None
     device: str = "auto"
-    prefetch: int = 4
+    prefetch: int = 8
     warm_bytes: int | None = None
     hot_bytes: int = 0
     window_rows: int = 1 << 18

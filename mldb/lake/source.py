@@ -59,7 +59,8 @@ class LakeSource:
                 f"at commit {lsn}: load the state before the workers start"
             )
         try:
-            snapshot = LakeSnapshot(self._host, self.name, self._host.scope(Lsn(lsn)))
+            scope = self._host.scope(Lsn(lsn))
+            snapshot = LakeSnapshot(self._host, self.name, scope, self._rows)
         except MissingError as error:
             raise InvalidValueError(
                 f"the state was saved at commit {lsn}, which cannot be read: {error}"

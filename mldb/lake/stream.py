@@ -20,6 +20,7 @@ from mldb.errors import InvalidValueError, MissingError
 from mldb.gpu.philox import LAYOUT_VERSION
 from mldb.gpu.select import check_spec
 from mldb.lake.augment import Augmenter
+from mldb.lake.lent import Lender
 from mldb.lake.order import STRATUM_ROWS, Order, Sampler, Sequential, plain_order, prepare_sampler
 from mldb.lake.plan import Batch, Plan
 from mldb.lake.pool import BatchPool
@@ -51,6 +52,7 @@ class Stream:
         if self._torch_device is not None and options.hot_bytes:
             self._hot = hot_tier(rows, options.hot_bytes, self._gather, self._torch_device)
         self._cold_bytes = 0
+        self._lender: Lender | None = None  # of the newest pass
         self._batches = 0
         self._pool = BatchPool((options.batch_size, rows.dim))
         self._source_pool = self._pool
@@ -129,26 +131,45 @@ class Stream:
     # --- batches ----------------------------------------------------------------------------------
 
     def flow(self, batches: Iterable[Batch]) -> Iterator[Any]:
-        """Make batches in order; the device works on the next ones while one is handed out."""
+        """Make batches in order; the device works on the next ones while one is handed out.
+
+        Rows in their order are lent from a mapping of this pass, where that is possible.
+        """
         started: deque[Callable[[], Any]] = deque()
+        ahead = 0  # grows to what the device takes: the first batch waits for no other
+        self._lender = Lender(self._rows) if self.is_lending() else None
         for batch in batches:
-            started.append(self._start(batch))
-            if len(started) > (0 if self._augmenter is None else self._augmenter.ahead):
+            started.append(self._start(batch, self._lender))
+            if len(started) > ahead:
                 yield started.popleft()()
+                ahead = 0 if self._augmenter is None else min(ahead + 1, self._augmenter.ahead)
         while started:
             yield started.popleft()()
+
+    def is_lending(self) -> bool:
+        """Whether batches are views of the mapped segments: rows in order, read by the host."""
+        tiers = (self._warm, self._hot, self._torch_device)
+        return isinstance(self.plan.order, Sequential) and all(tier is None for tier in tiers)
+
+    def is_ready(self) -> bool:
+        """Whether batches cost nothing to make, so that no thread need work ahead."""
+        blocks = self._rows.blocks
+        lends = self.is_lending() and self._augmenter is None
+        return lends and all(block.is_verified("mu") for block in blocks)
 
     def make(self, batch: Batch) -> Any:
         """Return a tensor [B, dim], or a named tuple of the fields asked for."""
         return self._start(batch)()
 
-    def _start(self, batch: Batch) -> Callable[[], Any]:
+    def _start(self, batch: Batch, lender: Lender | None = None) -> Callable[[], Any]:
         """Read a batch and start to augment it; what is returned hands it out."""
         self._batches += 1
         rows: Selection = batch.rows
         if isinstance(self.plan.order, Sequential):
             rows = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
-        x = self._read(rows, len(batch.rows))
+        x = lender.take(rows) if lender is not None and isinstance(rows, slice) else None
+        if x is None:
+            x = self._read(rows, len(batch.rows))
         if self._augmenter is None:
             return lambda: self._handed_out(batch, x, None)
         out = self._pool.take()[: self._size(batch)]
@@ -241,7 +262,10 @@ class Stream:
             "pass": self._pass,
             "order": type(self.plan.order).__name__.lower(),
             "device": None if augmenter is None else augmenter.device_name,
-            "cold": {"moved_bytes": self._cold_bytes + (warm.stats.moved_bytes if warm else 0)},
+            "cold": {
+                "moved_bytes": self._cold_bytes + (warm.stats.moved_bytes if warm else 0),
+                "lent_bytes": 0 if self._lender is None else self._lender.lent_bytes,
+            },
             "warm": None if warm is None else vars_of(warm.stats),
             "hot": None if hot is None else vars_of(hot.stats),
             "buffers": self._pool.made,

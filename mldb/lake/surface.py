@@ -83,8 +83,10 @@ class LakeSnapshot(LakeSurface):
     While open its commit is registered, so that compaction keeps what it reads.
     """
 
-    def __init__(self, host: Host, name: str, scope: Scope) -> None:
+    def __init__(self, host: Host, name: str, scope: Scope, known: Rows | None = None) -> None:
+        """*known* are rows of another commit; they are taken where the lake is the same there."""
         super().__init__(host, name)
+        self._known = known
         info, _ = projection.require(scope, name)
         self.dim, self.geometry = info.dim, info.geometry
         self._fixed = scope

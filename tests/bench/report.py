@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tests.bench.peer_mldb import MLDB
-from tests.bench.targets import TARGETS, Bound
+from tests.bench.targets import TARGETS, Bound, Target
 from tests.bench.timing import Samples, median
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Samples of one measurement; ``limit`` names the line that all others are divided by."""
+    """Samples of one measurement; ``limit`` names the line that all others are divided by.
+
+    ``absent`` are lines without figures, and why.
+    """
 
     workload: str
     title: str
@@ -23,6 +27,7 @@ class Table:
     limit: str = ""
     higher_is_better: bool = True
     notes: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def speed(self, name: str, reference: str) -> float:
         """Return how many times as good *name* is as *reference*; medians."""
@@ -95,6 +100,7 @@ def render_table(table: Table) -> str:
         versus = f"{table.speed(MLDB, name):.2f}" if MLDB in table.samples else ""
         figures = [_number(median(values)), _number(ends[0]), _number(ends[-1])]
         lines.append([name, *figures, share, versus, table.notes.get(name, "")])
+    lines += [[name, *[""] * 5, reason] for name, reason in table.absent.items()]
     return _grid(header, lines, (0, 6))
 
 
@@ -111,10 +117,12 @@ def _measured(bounds: tuple[Bound, ...], measures: dict[str, float]) -> str:
     return "; ".join(f"{_number(measures[key])} {unit}" for key, unit in units.items())
 
 
-def render_targets(measures: dict[str, float], workloads: list[str]) -> str:
+def render_targets(
+    measures: dict[str, float], workloads: list[str], targets: Sequence[Target] = TARGETS
+) -> str:
     """Return the final table over the targets of *workloads*; "met" names must, then aim."""
     lines = []
-    for target in TARGETS:
+    for target in targets:
         if target.workload in workloads:
             met = f"{_verdict(target.must, measures)} / {_verdict(target.aim, measures)}"
             must = "; ".join(map(str, target.must))
@@ -125,7 +133,9 @@ def render_targets(measures: dict[str, float], workloads: list[str]) -> str:
     return _grid(header, lines, (0, 1, 2, 3, 4))
 
 
-def write_json(path: Path, machine: dict[str, Any], outcome: Outcome) -> None:
+def write_json(
+    path: Path, machine: dict[str, Any], outcome: Outcome, targets: Sequence[Target] = TARGETS
+) -> None:
     """Write every sample, every measured value and the verdicts to *path*."""
     verdicts = [
         {
@@ -134,7 +144,7 @@ def write_json(path: Path, machine: dict[str, Any], outcome: Outcome) -> None:
             "must": _verdict(target.must, outcome.measures),
             "aim": _verdict(target.aim, outcome.measures),
         }
-        for target in TARGETS
+        for target in targets
     ]
     document = {
         "machine": machine,

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,7 +42,7 @@ WORKLOADS: dict[str, tuple[Callable[[Setting], Outcome], ...]] = {
     "IMPORT": (measure_open.imports,),
 }
 _PACKAGES = ("numpy", "torch", "safetensors", "lmdb", "rocksdict", "h5py")
-_MEMORY_FILESYSTEMS = ("tmpfs", "ramfs", "overlay")
+MEMORY_FILESYSTEMS = ("tmpfs", "ramfs", "overlay")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -77,18 +77,20 @@ def run(scale: Scale, setting: Setting, only: list[str]) -> Outcome:
     return outcome
 
 
-def machine(root: Path, scale: Scale) -> dict[str, Any]:
+def machine(
+    root: Path, scale: str, rounds: int, packages: Sequence[str] = _PACKAGES
+) -> dict[str, Any]:
     """Return what the figures depend on: sizes, versions, cores, memory and file system."""
     versions = {}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "scale": scale.name,
-        "rounds": scale.rounds,
+        "scale": scale,
+        "rounds": rounds,
         "cores": os.cpu_count(),
         "memory_gib": round(memory / (1 << 30), 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -107,10 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
         scale, rounds=options.rounds or scale.rounds, records=options.records or scale.records
     )
     against = None if options.against is None else options.against.split(",")
-    root = Path(tempfile.mkdtemp(prefix="mldb-bench-", dir=options.store_dir or _default_folder()))
-    about = machine(root, scale)
+    root = Path(tempfile.mkdtemp(prefix="mldb-bench-", dir=options.store_dir or default_folder()))
+    about = machine(root, scale.name, scale.rounds)
     print("; ".join(f"{key} {value}" for key, value in about.items()))
-    if about["filesystem"] in _MEMORY_FILESYSTEMS:
+    if about["filesystem"] in MEMORY_FILESYSTEMS:
         print(f"warning: {about['filesystem']} makes fsync free; name a real disk with --store-dir")
     try:
         workspace = Workspace(root, scale.settle_seconds)
@@ -124,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
     """Prefer /var/tmp: by convention it is on disk, while /tmp is often memory."""
     disk = Path("/var/tmp")
     return disk if disk.is_dir() else Path(tempfile.gettempdir())

@@ -1,0 +1,96 @@
+"""The figures the lake is held to: what it must reach, and what it aims for."""
+
+from __future__ import annotations
+
+from tests.bench.peer_mldb import MLDB
+from tests.bench.targets import Bound, Target, at_least, at_most
+
+_FRESH_MS = 5.0
+
+
+def _stream(workload: str, figure: str, limit: str) -> Target:
+    key = workload.lower()
+    return Target(
+        workload,
+        figure,
+        (
+            at_least(f"{key}.stream / limit", 0.5, f"x {limit}"),
+            at_least(f"{key}.stream / torch", 2.0, "x torch DataLoader"),
+        ),
+        (at_least(f"{key}.stream / own", 1.0, "x its own sampler"),),
+    )
+
+
+def _milliseconds(measure: str) -> tuple[Bound, ...]:
+    return (at_most(measure, _FRESH_MS, "ms"),)
+
+
+TARGETS = (
+    Target(
+        "S1",
+        "durable ingest",
+        (at_least("s1.ingest / limit", 0.7, "x raw write"),),
+    ),
+    Target(
+        "S1",
+        "durable ingest against Lance",
+        (at_least("s1.ingest / lance", 1.5, "x Lance"),),
+    ),
+    _stream("S2", "sequential stream", "memcpy"),
+    _stream("S3", "full shuffle", "gather"),
+    _stream("S4", "weighted sampling, weights returned", "gather"),
+    *(
+        Target(
+            "S5",
+            f"isotropic augmentation, device {device}",
+            (at_least(f"s5.{name} / torch", 0.5, "x torch.randn"),),
+            (at_least(f"s5.{name} / torch", 1.0, "x torch.randn"),),
+        )
+        for device, name in (
+            ("auto", MLDB),
+            ("torch", f"{MLDB}, torch"),
+            ("vulkan", f"{MLDB}, vulkan"),
+        )
+    ),
+    Target(
+        "S6",
+        "Langevin on the CPU, direct form",
+        (at_least("s6.direct / torch", 1.5, "x torch operations"),),
+    ),
+    Target(
+        "S6",
+        "Langevin on the CPU, subspace form",
+        (at_least("s6.subspace / torch", 1.5, "x torch operations"),),
+        (at_least("s6.subspace / torch", 2.0, "x torch operations"),),
+    ),
+    Target(
+        "VULKAN",
+        "Langevin under a row's own splat",
+        (at_least("vulkan.self / torch", 1.5, "x torch operations"),),
+    ),
+    Target(
+        "VULKAN",
+        "Langevin under neighbours",
+        (at_least("vulkan.mixture / torch", 1.0, "x torch operations"),),
+    ),
+    Target(
+        "S7",
+        "share of resumed streams that give the same bytes",
+        (at_least("s7.exact", 1.0, "of all"),),
+    ),
+    *(
+        Target("S7", f"resume to the next batch, {name}", _milliseconds(f"s7.{name}"))
+        for name in ("sequential", "shuffled", "weighted", "augmented", "augmented, torch")
+    ),
+    *(
+        Target("S8", f"first batch, {kind}, {when}", _milliseconds(f"s8.{kind}, {when}"))
+        for kind in ("sequential", "shuffled")
+        for when in ("cold", "warm")
+    ),
+    Target(
+        "S9",
+        "sequential stream, two workers",
+        (at_least("s9.stream / torch", 2.0, "x torch DataLoader"),),
+        (at_least("s9.stream / own", 1.0, "x its own sampler"),),
+    ),
+)
