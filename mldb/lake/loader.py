@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from mldb.errors import InvalidValueError
 from mldb.lake.dataset import M2MDataLake
 
-
 logger = logging.getLogger(__name__)
 
 WORKER_OPTIONS: Final = frozenset(
