@@ -21,7 +21,7 @@ from mldb.log.frame import Frame
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-_SPLIT_BLOCKS = 8  # from this many blocks on a second thread pays for its start and hand-over
+_SPLIT_BYTES = 8 << 20  # from here on a second thread pays for its start and hand-over
 
 
 @cache
@@ -128,7 +128,7 @@ class Blocks:
 
     def _verify_split(self, data: memoryview, todo: list[int], key: str | None) -> None:
         """Verify these blocks, many of them in two threads."""
-        if len(todo) < _SPLIT_BLOCKS:
+        if len(todo) < 2 or len(todo) << self._log2 < _SPLIT_BYTES:
             self._verify_all(data, todo, key)
             return
         half = len(todo) // 2

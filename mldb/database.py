@@ -126,6 +126,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
             hold=registration.hold,
             release=registration.release,
             buffers=self._buffers,
+            known=self._lake_rows,
         )
 
     @property
@@ -283,6 +284,7 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
             self._background.close()
         finally:
             self._closed = True
+            self._lake_rows.clear()  # what others hold of them stays readable
             self._log.close()
 
     def __enter__(self) -> MLDatabase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from mldb import kinds
 from mldb.border import MapBorder
@@ -67,6 +68,7 @@ class Handle(StateSurface):
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
         self._buffers = BufferPool()
+        self._lake_rows: dict[str, Any] = {}  # see mldb.lake.host; belongs to the lakes
         self._epochs = EpochRule()
         self._background = Background(options.pending_checkpoints)
 

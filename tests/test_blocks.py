@@ -119,6 +119,7 @@ def test_large_ranges_are_split_over_two_threads(
     bad: int | None, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Damage is found in either half, and the other half is finished before the error is raised."""
+    monkeypatch.setattr(blocks_module, "_SPLIT_BYTES", 8 * BLOCK)
     built, frame = payload_of(rng.bytes(16 * BLOCK))
     start = frame.payload_offset
     raw = built.data if bad is None else flip(built.data, 8 * (start + bad * BLOCK))

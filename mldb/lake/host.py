@@ -36,6 +36,8 @@ class Host:
     hold: Callable[[int], None]
     release: Callable[[int], None]
     buffers: BufferPool
+    known: dict[str, Any]
+    """By lake, the Rows that were read last, with what was derived of them; a race costs a fold."""
 
 
 def head_scope(scope: Scope, view: View) -> Scope:

@@ -15,7 +15,6 @@ from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageEr
 from mldb.lake.addition import Addition, lake_draft
 from mldb.lake.batch_input import check_rows
 from mldb.lake.host import Host, head_scope
-from mldb.lake.rows import Rows
 from mldb.lake.settings import Augmentation, Mode, given, make_options
 from mldb.lake.source import LakeSource
 from mldb.lake.surface import LakeSnapshot, LakeSurface, as_ids
@@ -66,7 +65,7 @@ class Lake(LakeSurface):
 
     def at(self, as_of: AsOf = None) -> LakeSnapshot:
         """Return the lake fixed at a commit; a context manager. Raises MissingError."""
-        return LakeSnapshot(self._host, self.name, self._host.scope(as_of), self._known)
+        return LakeSnapshot(self._host, self.name, self._host.scope(as_of))
 
     # --- streaming --------------------------------------------------------------------------------
 
@@ -107,8 +106,6 @@ class Lake(LakeSurface):
             **options,
         )
         place = process_rank(rank, world)
-        if as_of is None and len(self):
-            self.rows()  # what was derived of the rows before is used again
         snapshot = self.at(as_of)
         source = LakeSource(self._host, self.name, snapshot)
         return M2MDataLake(source, chosen, rank=place[0], world=place[1])
@@ -242,11 +239,7 @@ class Lake(LakeSurface):
         info, _ = projection.require(scope, self.name)
         if not len(ids) or int(ids.min()) >= info.next_id:
             return
-        known = self._known
-        state = projection.fold(scope, self.name, None if known is None else known.state)
-        if known is None or state is not known.state:
-            known = self._known = Rows(scope, state)
-        taken = np.flatnonzero(known.find(ids.astype(np.int64)) >= 0)
+        taken = np.flatnonzero(self.rows_at(scope).find(ids.astype(np.int64)) >= 0)
         if taken.size:
             row = int(taken[0])
             raise InvalidValueError(
@@ -278,12 +271,10 @@ class Lake(LakeSurface):
 
         def under_lock(view: View) -> None:
             scope = head_scope(base, view)
-            known = self._known
-            state = projection.fold(scope, self.name, None if known is None else known.state)
-            if known is None or state is not known.state:
-                self.find_rows(Rows(scope, state), wanted)
+            rows = self.rows_at(scope)
+            self.find_rows(rows, wanted)
             key = keys.splats_key(check_name(self.name), view.commit.lsn)
-            record.drafts = [draft._replace(key=key), lake_draft(self.name, state.info)]
+            record.drafts = [draft._replace(key=key), lake_draft(self.name, rows.state.info)]
 
         return Lsn(self._host.commit([record], epoch, under_lock, None).lsn)
 

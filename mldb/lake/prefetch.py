@@ -28,8 +28,8 @@ def prefetch(batches: Iterable[T], depth: int) -> Iterator[T]:
     ready: SimpleQueue[Any] = SimpleQueue()
     room: SimpleQueue[bool] = SimpleQueue()  # one item for every batch that may be made
     stop = threading.Event()
-    for _ in range(depth):
-        room.put(True)
+    room.put(True)  # the first alone: making more would compete with handing it over
+    more = depth - 1
     thread = threading.Thread(
         target=_work, args=(iter(batches), room, ready, stop), name="mldb-stream", daemon=True
     )
@@ -38,6 +38,9 @@ def prefetch(batches: Iterable[T], depth: int) -> Iterator[T]:
         while (item := ready.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
+            for _ in range(more):
+                room.put(True)
+            more = 0
             yield item
             # The consumer is done with the step before: its batch may be filled again.
             del item

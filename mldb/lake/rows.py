@@ -133,7 +133,9 @@ class Rows:
         stored = self._stored(rows)
         if not isinstance(stored, slice):
             return None
-        number = int(np.searchsorted(self._starts, stored.start, "right")) - 1
+        number = 0
+        if len(self.blocks) > 1:
+            number = int(np.searchsorted(self._starts, stored.start, "right")) - 1
         start, stop = self.blocks[number].start, self.blocks[number].stop
         if stored.stop > stop:
             return None

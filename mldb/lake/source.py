@@ -60,7 +60,7 @@ class LakeSource:
             )
         try:
             scope = self._host.scope(Lsn(lsn))
-            snapshot = LakeSnapshot(self._host, self.name, scope, self._rows)
+            snapshot = LakeSnapshot(self._host, self.name, scope)
         except MissingError as error:
             raise InvalidValueError(
                 f"the state was saved at commit {lsn}, which cannot be read: {error}"

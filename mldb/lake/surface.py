@@ -23,17 +23,20 @@ class LakeSurface:
     def __init__(self, host: Host, name: str) -> None:
         self._host = host
         self.name = name
-        self._known: Rows | None = None  # of the newest version asked for; a race costs a fold
 
     def _scope(self) -> Scope:
         raise NotImplementedError
 
     def rows(self) -> Rows:
         """The live rows, for gathers by row number. Raises MissingError, CorruptError."""
-        scope, known = self._scope(), self._known
+        return self.rows_at(self._scope())
+
+    def rows_at(self, scope: Scope) -> Rows:
+        """The live rows in *scope*: those read last, where the lake is the same there."""
+        known: Rows | None = self._host.known.get(self.name)
         state = projection.fold(scope, self.name, None if known is None else known.state)
         if known is None or state is not known.state:
-            known = self._known = Rows(scope, state)
+            known = self._host.known[self.name] = Rows(scope, state)
         return known
 
     def __len__(self) -> int:
@@ -83,10 +86,8 @@ class LakeSnapshot(LakeSurface):
     While open its commit is registered, so that compaction keeps what it reads.
     """
 
-    def __init__(self, host: Host, name: str, scope: Scope, known: Rows | None = None) -> None:
-        """*known* are rows of another commit; they are taken where the lake is the same there."""
+    def __init__(self, host: Host, name: str, scope: Scope) -> None:
         super().__init__(host, name)
-        self._known = known
         info, _ = projection.require(scope, name)
         self.dim, self.geometry = info.dim, info.geometry
         self._fixed = scope
