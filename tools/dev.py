@@ -41,7 +41,8 @@ LINT = (
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "setup": (),
     "demo": (("-m", "mldb.tools.demo"),),
-    "test": (*LINT, ("-m", "pytest")),
+    # Two processes: the tests wait for disks, children and time as often as they compute.
+    "test": (*LINT, ("-m", "pytest", "-n", "2", "--dist", "loadfile")),
     "test-large": (("-m", "pytest", "-m", "large"),),
     "bench": (("-m", "tests.bench"),),
     "bench-lake": (("-m", "tests.bench_lake"),),
