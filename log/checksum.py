@@ -6,7 +6,7 @@ Both run near memory speed and without the GIL, so hashing in a second thread ov
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest, xxh3_128, xxh3_128_digest
 
@@ -21,42 +21,22 @@ def checks_and_digest(buffers: Sequence[Buffer], block_log2: int) -> tuple[bytes
     """Return the block checksums and the digest of a payload, the concatenation of *buffers*.
 
     A checksum is the canonical (big-endian) xxh3-64 of a block, 8 bytes; the digest is the xxh3-128
-    of everything. No copy is made. Each block is hashed twice while it is in the cache, so memory
-    is read once.
+    of everything. No copy is made.
     """
     if len(buffers) == 1 and len(buffers[0]) <= 1 << block_log2:
         data = buffers[0]
         return (block_check(data) if len(data) else b""), xxh3_128_digest(data)
-    whole = xxh3_128()
-    checks = b"".join(_block_digests(buffers, 1 << block_log2, whole))
-    return checks, whole.digest()
-
-
-def _block_digests(buffers: Iterable[Buffer], block_size: int, whole: xxh3_128) -> Iterator[bytes]:
-    state = xxh3_64()
-    room = block_size
+    hashed = PayloadHash(block_log2)
     for buffer in buffers:
-        view = memoryview(buffer)
-        position = 0
-        while position < len(view):
-            part = view[position : position + room]
-            position += len(part)
-            whole.update(part)
-            if len(part) == block_size:
-                yield block_check(part)
-                continue
-            state.update(part)
-            room -= len(part)
-            if room == 0:
-                yield state.digest()
-                state.reset()
-                room = block_size
-    if room != block_size:
-        yield state.digest()
+        hashed.update(memoryview(buffer))
+    return hashed.finish()
 
 
 class PayloadHash:
-    """The block checksums and the digest of a payload that comes in pieces. One thread."""
+    """The block checksums and the digest of a payload that comes in pieces. One thread.
+
+    Each block is hashed twice while it is in the cache, so memory is read once.
+    """
 
     __slots__ = ("_block", "_checks", "_room", "_size", "_whole")
 
@@ -69,11 +49,11 @@ class PayloadHash:
 
     def update(self, data: memoryview) -> None:
         """Take the next bytes of the payload."""
-        self._whole.update(data)
         position = 0
         while position < len(data):
             part = data[position : position + self._room]
             position += len(part)
+            self._whole.update(part)
             if len(part) == self._size:
                 self._checks.append(block_check(part))
                 continue

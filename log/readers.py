@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 from mldb.errors import MldbError
@@ -54,6 +55,7 @@ class Registration:
         self._store_id = store_id
         self._lock = threading.Lock()
         self._needs: dict[int, int] = {}  # commit LSN -> how many snapshots hold it
+        self._given_up: deque[int] = deque()  # taken back by finalizers; not under _lock
         self._written = NEEDS_NOTHING
         self._file: File | None = None
         self._kernel_lock: KernelLock | None = None
@@ -89,6 +91,7 @@ class Registration:
         Raises StorageIOError when an older registration cannot be changed; nothing is held then.
         """
         with self._lock:
+            self._take_back()
             if lsn < self._written:
                 with contextlib.suppress(MldbError):
                     # Read-only folder: no compactor can run there either. Full disk: what was made
@@ -100,14 +103,29 @@ class Registration:
 
     def release(self, lsn: int) -> None:
         """Take one :meth:`hold` back; never raises, because at worst more is kept than needed."""
+        self._given_up.append(lsn)
         with self._lock:
-            left = self._needs.get(lsn, 0) - 1
+            self._take_back()
+
+    def give_up(self, lsn: int) -> None:
+        """Take one :meth:`hold` back at the next call here: for finalizers, which may run anywhere.
+
+        One may run in the middle of :meth:`hold`, so it takes no lock and touches no file.
+        """
+        self._given_up.append(lsn)
+
+    def _take_back(self) -> None:
+        """Drop the holds that were given up, and write the lowest commit that is still needed."""
+        if not self._given_up:
+            return
+        while self._given_up:
+            lsn = self._given_up.popleft()
+            left = self._needs.pop(lsn, 0) - 1
             if left > 0:
                 self._needs[lsn] = left
-                return
-            self._needs.pop(lsn, None)
+        if self._file is not None:
             lowest = min(self._needs, default=NEEDS_NOTHING)
-            if self._file is not None and lowest != self._written:
+            if lowest != self._written:
                 with contextlib.suppress(MldbError):
                     self._write(lowest)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, MutableMapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from mldb import keys
 from mldb.checkpointing import PendingCheckpoint, checkpoint_of, make_job
+from mldb.closing import Closing
 from mldb.codec import unpack_metadata
 from mldb.commit import check_epoch
 from mldb.errors import InvalidTypeError, InvalidValueError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "ml_storage"
 
 
-class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
+class MLDatabase(WriteVerbs, Timeline, Closing, MutableMapping[str, Any]):
     """One open store. A context manager and a mapping from tensor names to arrays.
 
     Any thread may use it. A forked child may not: it opens its own. Arrays and views taken from it
@@ -114,17 +114,14 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
     def _lake_host(self) -> Host:
         from mldb.lake.host import Host
 
-        registration = self._log.registration
         return Host(
             path=self.path,
             reopen=type(self),
-            verify=self.options.verify,
             scope=self._scope,
+            at=self.at,
             commit=self._commit,
             open_pending=self._log.pending_segment,
             settle=self._settle_background,
-            hold=registration.hold,
-            release=registration.release,
             buffers=self._buffers,
             known=self._lake_rows,
         )
@@ -286,19 +283,6 @@ class MLDatabase(WriteVerbs, Timeline, MutableMapping[str, Any]):
             self._closed = True
             self._lake_rows.clear()  # what others hold of them stays readable
             self._log.close()
-
-    def __enter__(self) -> MLDatabase:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     def __repr__(self) -> str:
         """One line: the path and whether it is open."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mldb.closing import Closing
 from mldb.errors import ClosedError, InvalidTypeError
 from mldb.kinds import to_time
 from mldb.log.address import Lsn
@@ -82,7 +82,7 @@ class StateSurface(ReadSurface):
         return checkpoints.listed(self._scope(as_of))
 
 
-class Snapshot(StateSurface):
+class Snapshot(StateSurface, Closing):
     """Everything as it was at one commit, for as long as it is open. Made by ``db.at(as_of)``.
 
     A context manager; any thread. While open, its commit is registered, so compaction keeps what it
@@ -129,19 +129,6 @@ class Snapshot(StateSurface):
         if self._open:
             self._open = False
             self._fixed.source.log.registration.release(self._fixed.commit.lsn)
-
-    def __enter__(self) -> Snapshot:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         """A snapshot belongs to an open store, which does not travel between processes."""

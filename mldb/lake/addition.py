@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Final
 
@@ -105,30 +106,34 @@ class Addition:
                 payload[place : place + len(part)] = part
                 place += len(part)
 
-        self._run(write)
+        with closing(self._writer(write)) as writer:
+            self._run(writer)
         self._record.payload = (payload,)
 
     def _write_ahead(self, pending: PendingSegment) -> None:
         """Write to a pending segment, outside the lock; one piece while the next is made."""
         placed = pending.reserve(self._record)
-        with ThreadPoolExecutor(1, "mldb-ingest") as pool:
-            behind: Future[int] | None = None
-            place = placed.payload
+        behind: Future[int] | None = None
+        place = placed.payload
 
-            def write(parts: list[Buffer]) -> None:
-                nonlocal behind, place
-                if behind is not None:
-                    behind.result()
-                behind = pool.submit(pending.file.pwritev, parts, place)
-                place += sum(map(len, parts))
+        def write(parts: list[Buffer]) -> None:
+            nonlocal behind, place
+            if behind is not None:
+                behind.result()
+            behind = pool.submit(pending.file.pwritev, parts, place)
+            place += sum(map(len, parts))
 
-            self._run(write)
+        # The pool ends first, and with it the last write: only then may others have its memory.
+        with closing(self._writer(write)) as writer, ThreadPoolExecutor(1, "mldb-ingest") as pool:
+            self._run(writer)
             if behind is not None:
                 behind.result()
         placed.written = True
 
-    def _run(self, write: Callable[[list[Buffer]], None]) -> None:
-        writer = BlockWriter(write, self._lake.geometry, self._host.buffers)
+    def _writer(self, write: Callable[[list[Buffer]], None]) -> BlockWriter:
+        return BlockWriter(write, self._lake.geometry, self._host.buffers)
+
+    def _run(self, writer: BlockWriter) -> None:
         record = self._record
         record.checks, digest = writer.run(self._given, self._info)
         record.drafts = [record.drafts[0]._replace(digest=digest), *record.drafts[1:]]

@@ -17,10 +17,11 @@ import numpy.typing as npt
 from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Keys
 from mldb.lake.batch_input import to_host
+from mldb.lake.block import Numbers
 from mldb.lake.devices import borrow, give_back
 from mldb.lake.ingest import normalise
 from mldb.lake.landscape import Landscape, Moved
-from mldb.lake.rows import Numbers, Rows
+from mldb.lake.rows import Rows
 from mldb.lake.search import nearest
 from mldb.lake.settings import Augmentation
 
@@ -165,7 +166,7 @@ def augment_rows(
     device: str,
 ) -> Any:
     """Augment rows of any origin; see ``Lake.augment``."""
-    given = np.asarray(to_host(x))
+    given = to_host(x)
     if given.ndim != 2 or given.shape[1] != dim:
         raise InvalidValueError(f"x has shape {given.shape}; this lake augments rows [n, {dim}]")
     unit = np.empty(given.shape, np.float32)

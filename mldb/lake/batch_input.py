@@ -16,6 +16,7 @@ from mldb.splats import ID_MAX, ROWS_MAX, USER_COLUMNS_MAX, Geometry, check_colu
 DEFAULT_MEAN_COS: Final = 0.9
 DEFAULT_KAPPA_EUCLID: Final = 1.0
 _NOTHING: Final = "Nothing was stored."
+_NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,18 +72,25 @@ def check_rows(
 
 
 def to_host(values: Any) -> Any:
-    """Return a NumPy array of *values*, which may be a tensor on any device."""
-    if hasattr(values, "detach"):
+    """Return a NumPy array of *values*, which may be a tensor on any device.
+
+    Floats that NumPy lacks (bfloat16, fp8) come as float32. Raises InvalidTypeError.
+    """
+    try:
+        if not hasattr(values, "detach"):
+            return np.asarray(values)
         tensor = values.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":
-            tensor = tensor.float()
-        return tensor.numpy()
-    return np.asarray(values)
+        known = str(tensor.dtype) in _NUMPY_FLOATS or not tensor.is_floating_point()
+        return (tensor if known else tensor.float()).numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(
+            f"a {type(values).__name__} cannot be taken as an array: {error}. {_NOTHING}"
+        ) from error
 
 
 def _matrix(mu: Any, dim: int) -> Any:
     if not hasattr(mu, "detach"):
-        mu = np.asarray(mu)
+        mu = to_host(mu)
         if mu.dtype.kind not in "fiu":
             raise InvalidTypeError(
                 f"mu has dtype {mu.dtype}; rows are real numbers, as a NumPy array or torch "
@@ -123,7 +131,7 @@ def _positive(name: str, values: Any, rows: int) -> npt.NDArray[np.float64]:
 
 
 def _integers(name: str, values: Any, rows: int) -> npt.NDArray[Any]:
-    array = np.asarray(to_host(values))
+    array: npt.NDArray[Any] = to_host(values)
     if array.dtype.kind not in "iu" and array.size:
         raise InvalidTypeError(f"{name} have dtype {array.dtype}; they are integers. {_NOTHING}")
     if array.shape != (rows,):

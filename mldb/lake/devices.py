@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
-from mldb.gpu.device import Device
+from mldb.gpu.device import Device, Table
 from mldb.gpu.select import open_device
 
-IDLE_MAX: Final = 2  # of each kind; more are closed when they come back
+IDLE_MAX: Final = (
+    2  # of each kind, or a few more in a race; the rest are closed when they come back
+)
 
-_lock = threading.Lock()
-_idle: dict[tuple[int, str], list[Device]] = {}  # by process and spec; guarded by _lock
+# By process and spec. No lock: give_back runs in finalizers, which may start in the middle of
+# borrow, and a fork may leave a lock held for ever. Each operation on a deque is atomic.
+_idle: dict[tuple[int, str], deque[Device]] = {}
 
 
 def borrow(spec: str) -> Device:
@@ -20,23 +25,22 @@ def borrow(spec: str) -> Device:
 
     Results are views where the device allows that. Raises InvalidValueError, GpuUnavailableError.
     """
-    with _lock:
-        free = _idle.get((os.getpid(), spec))
-        if free:
-            return free.pop()
+    with suppress(KeyError, IndexError):
+        return _idle[os.getpid(), spec].pop()
     return open_device(spec, copy=False)
 
 
-def give_back(spec: str, device: Device, pid: int) -> None:
-    """Take a device back from who borrowed it in process *pid*; called from any thread.
+def give_back(spec: str, device: Device, pid: int, tables: Sequence[Table] = ()) -> None:
+    """Close *tables* and take back a device that was borrowed in process *pid*; from any thread.
 
     A forked child has no use for its parent's devices and leaves them alone.
     """
     if pid != os.getpid():
         return
-    with _lock:
-        free = _idle.setdefault((pid, spec), [])
-        if len(free) < IDLE_MAX:
-            free.append(device)
-            return
-    device.close()
+    for table in tables:
+        table.close()
+    free = _idle.setdefault((pid, spec), deque())
+    if len(free) < IDLE_MAX:
+        free.append(device)
+    else:
+        device.close()

@@ -13,6 +13,7 @@ from mldb.log.pending import PendingSegment
 from mldb.log.view import View
 from mldb.reading import Scope
 from mldb.resolve import AsOf
+from mldb.snapshot import Snapshot
 
 Validate = Callable[[View], None]
 Commit = Callable[[list[Record], int | None, Validate | None, PendingSegment | None], CommitRow]
@@ -28,13 +29,11 @@ class Host:
 
     path: str
     reopen: Callable[..., Any]
-    verify: str
     scope: Callable[[AsOf], Scope]
+    at: Callable[[AsOf], Snapshot]
     commit: Commit
     open_pending: Callable[[], PendingSegment]
     settle: Callable[[], None]
-    hold: Callable[[int], None]
-    release: Callable[[int], None]
     buffers: BufferPool
     known: dict[str, Any]
     """By lake, the Rows that were read last, with what was derived of them; a race costs a fold."""

@@ -57,7 +57,11 @@ def block_record(info: BlockInfo, key: bytes, attr: bytes) -> Record:
 
 
 class BlockWriter:
-    """Feeds the bytes of a block, in order, to a hash and to *write*. One thread."""
+    """Feeds the bytes of a block, in order, to a hash and to *write*. One thread.
+
+    What *write* is given must not be read once two further writes were begun, nor after
+    :meth:`close`, which gives the memory of the pieces back.
+    """
 
     def __init__(
         self, write: Callable[[list[Buffer]], None], geometry: Geometry, pool: BufferPool
@@ -67,6 +71,7 @@ class BlockWriter:
         self._pool = pool
         self._hash = PayloadHash(CHECK_LOG2)
         self._size = 0
+        self._held: list[memoryview] = []
 
     def run(self, given: GivenRows, info: BlockInfo) -> tuple[bytes, bytes]:
         """Write all columns; return the block checksums and the digest.
@@ -82,24 +87,26 @@ class BlockWriter:
         return self._hash.finish()
 
     def _pieces(self, given: GivenRows, norms: Floats) -> Iterator[Floats]:
-        """Yield the rows of mu in pieces, each valid until the next but one is asked for."""
+        """Yield the rows of mu in pieces, in three buffers by turns."""
         dim = int(given.mu.shape[1])
         step = max(1, PIECE_BYTES // (4 * dim))
-        held = [self._pool.take(4 * dim * min(step, given.rows)) for _ in range(3)]
-        try:
-            for number, low in enumerate(range(0, given.rows, step)):
-                high = min(low + step, given.rows)
-                out = np.frombuffer(held[number % 3], np.float32).reshape(-1, dim)[: high - low]
-                rows = to_host(given.mu[low:high])
-                if self._geometry == "sphere":
-                    norms[low:high] = normalise(rows, out, first_row=low)
-                else:
-                    np.copyto(out, rows, casting="unsafe")
-                    refuse_bad(out, rows, first_row=low)
-                yield out
-        finally:
-            for part in held:
-                self._pool.give(part)
+        self._held = [self._pool.take(4 * dim * min(step, given.rows)) for _ in range(3)]
+        for number, low in enumerate(range(0, given.rows, step)):
+            high = min(low + step, given.rows)
+            buffer = self._held[number % len(self._held)]
+            out = np.frombuffer(buffer, np.float32).reshape(-1, dim)[: high - low]
+            rows = to_host(given.mu[low:high])
+            if self._geometry == "sphere":
+                norms[low:high] = normalise(rows, out, first_row=low)
+            else:
+                np.copyto(out, rows, casting="unsafe")
+                refuse_bad(out, first_row=low)
+            yield out
+
+    def close(self) -> None:
+        """Give the memory back: every write has ended."""
+        while self._held:
+            self._pool.give(self._held.pop())
 
     def _put(self, array: npt.NDArray[Any]) -> None:
         data = array.reshape(-1).view(np.uint8).data
@@ -183,7 +190,7 @@ def _careful_norms(
     return norms, wide
 
 
-def refuse_bad(stored: Floats, rows: npt.NDArray[Any], *, first_row: int = 0) -> None:
+def refuse_bad(stored: Floats, *, first_row: int = 0) -> None:
     """Raise InvalidValueError for a row of a Euclidean lake that float32 cannot hold."""
     good = np.isfinite(stored).all(axis=1)
     if not good.all():

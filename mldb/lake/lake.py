@@ -65,7 +65,7 @@ class Lake(LakeSurface):
 
     def at(self, as_of: AsOf = None) -> LakeSnapshot:
         """Return the lake fixed at a commit; a context manager. Raises MissingError."""
-        return LakeSnapshot(self._host, self.name, self._host.scope(as_of))
+        return LakeSnapshot(self._host, self.name, self._host.at(as_of))
 
     # --- streaming --------------------------------------------------------------------------------
 
@@ -85,9 +85,9 @@ class Lake(LakeSurface):
 
         *importance_sampling* and *generate_samples*: True for the defaults of :class:`Importance`
         (draws with replacement, so a pass misses some rows) and :class:`Augmentation`, or one of
-        them. *shuffle=False* reads rows in their order.
-        *rank* and *world* are those of torch.distributed where it runs. *options* are the fields of
-        :class:`StreamOptions`. Raises InvalidValueError, MissingError.
+        them. *shuffle=False* reads rows in their order. *rank* and *world* are those of
+        torch.distributed where it runs. *options* are the fields of :class:`StreamOptions`. Raises
+        InvalidValueError, MissingError.
         """
         try:
             from mldb.lake.dataset import M2MDataLake, process_rank
@@ -106,8 +106,8 @@ class Lake(LakeSurface):
             **options,
         )
         place = process_rank(rank, world)
-        snapshot = self.at(as_of)
-        source = LakeSource(self._host, self.name, snapshot)
+        scope = self._host.scope(as_of)
+        source = LakeSource(self._host, self.rows_at(scope), scope)
         return M2MDataLake(source, chosen, rank=place[0], world=place[1])
 
     def export_to_dataloader(
@@ -190,9 +190,8 @@ class Lake(LakeSurface):
         norms, which are kept. *kappa* (concentration), *alpha* (mass, 1 by default: how many
         ingested rows a splat stands for): one value or [N], above 0. *ids*: unique, below 2^48;
         assigned in order when absent. *labels*: integers, below 0 for none; rows added without have
-        -1. *columns*: further arrays [N, ...] by
-        name. Raises InvalidValueError naming the row, InvalidTypeError, LimitError, and what a
-        commit raises; then nothing was stored.
+        -1. *columns*: further arrays [N, ...] by name. Raises InvalidValueError naming the row,
+        InvalidTypeError, LimitError, and what a commit raises; then nothing was stored.
         """
         given = check_rows(
             mu,
@@ -210,7 +209,7 @@ class Lake(LakeSurface):
         self._host.settle()
         self._create(epoch)
         if given.ids is not None:
-            # Before the rows are written as well: under the lock it would be too late to be cheap.
+            # Before the rows are written as well: what it reads under the lock is then known.
             self._refuse_known(self._host.scope(None), given.ids)
         info = LakeInfo(bytes(16), self.dim, self.geometry, 0)
         return Addition(self._host, self.name, info, given).commit(epoch, self._refuse_known)
@@ -260,7 +259,7 @@ class Lake(LakeSurface):
         if not len(wanted):
             raise InvalidValueError("no ids to remove. Nothing was changed.")
         self._host.settle()
-        self.find_rows(self.rows(), wanted)
+        self.find_rows(self.rows(), wanted)  # what it reads is then known under the lock
         payload = wanted.astype("<u8").view(np.uint8).data
         prefix = keys.splats_key(check_name(self.name), 0)
         attr = pack_removal(RemovalInfo(len(wanted)))

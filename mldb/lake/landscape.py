@@ -11,10 +11,11 @@ import numpy.typing as npt
 from mldb import vmf_sampling
 from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Dynamics, Keys, MixtureEnergy, Table
+from mldb.lake.block import Numbers
 from mldb.lake.gate import gate, gate_walk, nearest_labels
 from mldb.lake.graph import Graph, bandwidth, walk
 from mldb.lake.graph_store import lake_graph
-from mldb.lake.rows import Numbers, Rows
+from mldb.lake.rows import Rows
 from mldb.lake.settings import Augmentation
 
 WALK_K: Final = 10
@@ -72,7 +73,7 @@ class Landscape:
     @cached_property
     def labels(self) -> npt.NDArray[np.int64] | None:
         """The label of every row, or None when no row has one."""
-        if "label" not in self._rows.columns():
+        if "label" not in self._rows.columns:
             return None
         labels = self._rows.gather("label", slice(0, len(self._rows)))
         return labels if (labels >= 0).any() else None

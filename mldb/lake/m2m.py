@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mldb.closing import Closing
 from mldb.database import MLDatabase
 from mldb.gpu.select import check_spec
 from mldb.lake.lake import Lake
@@ -36,7 +36,7 @@ class M2MConfig:
     durability: Durability = "commit"
 
 
-class M2M:
+class M2M(Closing):
     """A store with one lake, as one object. A context manager; any thread.
 
     ``db`` and ``lake`` are what it stands on, for everything that it does not repeat.
@@ -87,19 +87,6 @@ class M2M:
     def close(self) -> None:
         """Close the store. Closing twice is harmless."""
         self.db.close()
-
-    def __enter__(self) -> M2M:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 def create_m2m(config: M2MConfig | None = None) -> M2M:

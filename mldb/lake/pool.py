@@ -15,8 +15,20 @@ import numpy.typing as npt
 
 KEEP: Final = 16  # arrays looked at and kept; a consumer that holds more gets fresh ones
 
-# What holds an array that is free: the list, the loop variable and the argument of getrefcount.
-_FREE_COUNT: Final = 3
+
+def _first_with_count(arrays: list[npt.NDArray[Any]], count: int) -> tuple[Any, int]:
+    """Return the first array with this reference count (or None), and the count seen last."""
+    seen = 0
+    for array in arrays:
+        seen = sys.getrefcount(array)
+        if seen == count:
+            return array, seen
+    return None, seen
+
+
+# What holds an array that only a list holds, as the loop above sees it. Python versions differ in
+# how many references of their own a loop and a call take, so it is not a constant.
+_FREE_COUNT: Final = _first_with_count([np.empty(1)], -1)[1]
 
 
 class BatchPool:
@@ -33,12 +45,12 @@ class BatchPool:
 
     def take(self) -> npt.NDArray[Any]:
         """Return an array that nobody else holds; what is in it is of no meaning."""
-        for array in self._arrays:
-            if sys.getrefcount(array) == _FREE_COUNT:
-                return array
-        array = np.empty(self.shape, self.dtype)
+        free: npt.NDArray[Any] | None = _first_with_count(self._arrays, _FREE_COUNT)[0]
+        if free is not None:
+            return free
+        made = np.empty(self.shape, self.dtype)
         self.made += 1
         if len(self._arrays) >= KEEP:
             self._arrays.pop(0)
-        self._arrays.append(array)
-        return array
+        self._arrays.append(made)
+        return made

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import InvalidValueError, MissingError
+from mldb.lake.block import MappedBlock, Numbers, Selection
 from mldb.log.address import Entry
 from mldb.log.log import Log
-from mldb.projections.splats import Block, LakeState
+from mldb.projections.splats import LakeState, fold
 from mldb.reading import Scope
-from mldb.splats import Column
-
-Numbers: TypeAlias = npt.NDArray[np.int64]
-UNLABELLED: Final = -1
-"""The label of a row that was added without one; labels below 0 are none."""
-
-Selection: TypeAlias = slice | Numbers
-"""Row numbers 0..N-1: a slice of step 1, or an array in any order."""
 
 
 class Rows:
     """The live rows of a lake at one commit, numbered 0..N-1 in the order they were added.
 
-    Any thread. It maps segments and copies what is asked for; what it returns is the caller's own,
-    except :meth:`view`. What it maps stays readable as long as it lives. ``_lock`` guards what is
-    computed once.
+    Any thread. It maps segments and copies what is asked for; what it returns is the caller's own
+    where nothing else is said. What it maps stays readable as long as it lives. ``_lock`` guards
+    what is computed once.
     """
 
     def __init__(self, scope: Scope, state: LakeState) -> None:
@@ -41,6 +34,7 @@ class Rows:
         self._scope = scope
         self.blocks = [MappedBlock(scope, block, state.name) for block in state.blocks]
         self._starts = np.array([block.start for block in state.blocks], np.int64)
+        self._commits = np.array([block.entry.commit_lsn for block in state.blocks], np.int64)
         self._lock = threading.Lock()
         self._live: Numbers | None = None  # stored numbers of the live rows; None when all are
         self._ids: Numbers | None = None
@@ -59,6 +53,7 @@ class Rows:
 
     # --- columns ----------------------------------------------------------------------------------
 
+    @cached_property
     def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The dtype and the shape of one value of every column that all blocks have.
 
@@ -72,7 +67,7 @@ class Rows:
 
     def require_column(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Return the dtype and shape of a column. Raises MissingError."""
-        have = self.columns()
+        have = self.columns
         if name not in have:
             raise MissingError(
                 f"lake {self.name!r} has no column {name!r} in every block; it has "
@@ -167,9 +162,8 @@ class Rows:
 
     def lsns(self, rows: Numbers) -> Numbers:
         """Return the commit that added each row."""
-        commits = np.array([block.entry.commit_lsn for block in self.blocks], np.int64)
         stored = np.asarray(self._stored(rows))
-        return np.asarray(commits[np.searchsorted(self._starts, stored, "right") - 1])
+        return np.asarray(self._commits[np.searchsorted(self._starts, stored, "right") - 1])
 
     def _alive(self) -> npt.NDArray[np.bool_]:
         """Fold the removals: which stored rows are live. A removal concerns rows before it only."""
@@ -203,109 +197,22 @@ class Rows:
         copy: npt.NDArray[np.float32] = self.gather("mu", slice(0, len(self)))
         return copy
 
-    def runs(self) -> Sequence[tuple[int, npt.NDArray[np.float32]]]:
-        """Yield (first stored row, mu) of every block: read-only views of the mapped segments.
-
-        They are not verified; :meth:`verify_all` does that. For devices that read segments in
-        place.
-        """
-        return [(block.start, block.array("mu")) for block in self.blocks]
-
-    def stored_numbers(self, rows: Selection) -> Selection:
-        """Turn row numbers into numbers of stored rows, as :meth:`runs` counts them."""
-        return self._stored(rows)
-
     def verify_all(self) -> None:
         """Verify every stored byte of mu now. Raises CorruptError."""
         for block in self.blocks:
             block.verify("mu", slice(0, block.info.rows))
 
 
-class MappedBlock:
-    """One block, mapped. Any thread; arrays are read-only views made when first asked for."""
+def rows_in(scope: Scope, name: str, known: dict[str, Any]) -> Rows:
+    """The live rows of a lake in *scope*: those that *known* has, where the lake is the same there.
 
-    def __init__(self, scope: Scope, block: Block, lake: str) -> None:
-        self.entry = block.entry
-        self.info = block.info
-        self.start = block.start
-        self.stop = block.start + block.info.rows
-        self._scope = scope
-        self._lake = lake
-        self._arrays: dict[str, npt.NDArray[Any]] = {}
-        self._places = {c.name: (c.offset, c.row_bytes) for c in block.info.columns}
-        self._verify = scope.source.verify
-        self._verified: set[str] = set()  # columns that need no further check
-
-    def column(self, name: str) -> Column:
-        """The place of a column. Raises MissingError."""
-        column = self.info.column(name)
-        if column is None:
-            raise MissingError(f"a block of lake {self._lake!r} has no column {name!r}")
-        return column
-
-    def array(self, name: str) -> npt.NDArray[Any]:
-        """A column as it is stored, not verified."""
-        array = self._arrays.get(name)
-        if array is None:
-            column = self.column(name)
-            segment = self._scope.view.segments[self.entry.segment]
-            high = column.offset + self.info.rows * column.row_bytes
-            data = segment.payload(self.entry, column.offset, high, "never", self._lake)
-            array = np.frombuffer(data, column.dtype).reshape(self.info.rows, *column.shape)
-            self._arrays[name] = array
-        return array
-
-    def gather(self, name: str, rows: Selection, out: npt.NDArray[Any]) -> None:
-        """Copy rows of a column to *out*, which has its dtype."""
-        array = self._arrays.get(name)
-        if array is None:
-            if name == "label" and self.info.column(name) is None:
-                out.fill(UNLABELLED)
-                return
-            array = self.array(name)
-        if name not in self._verified:
-            self.verify(name, rows)
-        if isinstance(rows, slice):
-            np.copyto(out, array[rows])
-        else:
-            np.take(array, rows, 0, out=out, mode="clip")  # "raise" would buffer the whole output
-        if name == "id" and self.info.base:
-            np.add(out, self.info.base, out=out, casting="unsafe")
-
-    def verify(self, name: str, rows: Selection) -> None:
-        """Check the stored blocks that hold these rows of a column, each once."""
-        log = self._scope.source.log
-        place, row_bytes = self._places[name]
-        if isinstance(rows, slice):
-            low, high = place + rows.start * row_bytes, place + rows.stop * row_bytes
-            log.payload(self._scope.view, self.entry, low, high, self._lake)
-        elif row_bytes:
-            log.touch_rows(self._scope.view, self.entry, place, row_bytes, rows, self._lake)
-        if self._verify == "always":
-            return
-        segment = self._scope.view.segments[self.entry.segment]
-        end = place + self.info.rows * row_bytes
-        if self._verify == "never" or segment.is_verified(self.entry, place, end):
-            self._verified.add(name)
-
-    def is_verified(self, name: str) -> bool:
-        """Whether a column needs no further check."""
-        return name in self._verified
-
-    def private_mu(self) -> npt.NDArray[np.float32]:
-        """The rows in a new private mapping: writable, and no write reaches the file."""
-        segment = self._scope.view.segments[self.entry.segment]
-        data = segment.private(self.entry, "never", self._lake)
-        rows, (dim,) = self.info.rows, self.column("mu").shape
-        return np.frombuffer(data, np.float32, rows * dim).reshape(rows, dim)
-
-    def holds(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Which rows have one of these ids, ascending."""
-        have = np.empty(self.info.rows, np.uint64)
-        self.gather("id", slice(0, self.info.rows), have)
-        place = np.minimum(np.searchsorted(ids, have), len(ids) - 1)
-        found: npt.NDArray[np.bool_] = ids[place] == have
-        return found
+    *known*, by lake, is kept up to date. Raises MissingError, CorruptError.
+    """
+    rows: Rows | None = known.get(name)
+    state = fold(scope, name, None if rows is None else rows.state)
+    if rows is None or state is not rows.state:
+        rows = known[name] = Rows(scope, state)
+    return rows
 
 
 def _count(rows: Selection, total: int) -> int:

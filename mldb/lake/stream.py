@@ -20,11 +20,12 @@ from mldb.errors import InvalidValueError, MissingError
 from mldb.gpu.philox import LAYOUT_VERSION
 from mldb.gpu.select import check_spec
 from mldb.lake.augment import Augmenter
+from mldb.lake.block import Numbers, Selection
 from mldb.lake.lent import Lender
 from mldb.lake.order import STRATUM_ROWS, Order, Sampler, Sequential, plain_order, prepare_sampler
 from mldb.lake.plan import Batch, Plan
 from mldb.lake.pool import BatchPool
-from mldb.lake.rows import Numbers, Rows, Selection
+from mldb.lake.rows import Rows
 from mldb.lake.settings import PROVENANCE, StreamOptions
 from mldb.lake.tiers import Tier, hot_tier, warm_tier
 from mldb.lake.weights import Importance, chances
@@ -76,7 +77,7 @@ class Stream:
                 f"a batch takes {options.source_rows} rows and the lake has {len(rows)}: with "
                 "drop_last there is no batch at all. Lower batch_size, or drop_last=False."
             )
-        have = rows.columns()
+        have = rows.columns
         if isinstance(options.salience, str):
             rows.require_column(options.salience)
         for name in options.fields or ():

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 
-from mldb.errors import ClosedError, InvalidTypeError, MissingError
+from mldb.closing import Closing
+from mldb.errors import InvalidTypeError, MissingError
 from mldb.lake.batch_input import to_host
+from mldb.lake.block import Numbers
 from mldb.lake.host import Host
-from mldb.lake.rows import Numbers, Rows
+from mldb.lake.rows import Rows, rows_in
 from mldb.log.address import Lsn
 from mldb.projections import splats as projection
 from mldb.reading import Scope
+from mldb.snapshot import Snapshot
 
 
-class LakeSurface:
+class LakeSurface(ABC):
     """What can be asked of a lake at its head and of a lake at a commit alike. Any thread."""
 
     def __init__(self, host: Host, name: str) -> None:
         self._host = host
         self.name = name
 
+    @abstractmethod
     def _scope(self) -> Scope:
-        raise NotImplementedError
+        """What is seen: the head, or a commit."""
 
     def rows(self) -> Rows:
         """The live rows, for gathers by row number. Raises MissingError, CorruptError."""
@@ -33,15 +37,12 @@ class LakeSurface:
 
     def rows_at(self, scope: Scope) -> Rows:
         """The live rows in *scope*: those read last, where the lake is the same there."""
-        known: Rows | None = self._host.known.get(self.name)
-        state = projection.fold(scope, self.name, None if known is None else known.state)
-        if known is None or state is not known.state:
-            known = self._host.known[self.name] = Rows(scope, state)
-        return known
+        return rows_in(scope, self.name, self._host.known)
 
     def __len__(self) -> int:
         """How many live rows; 0 for a lake that does not exist yet."""
-        return 0 if projection.find(self._scope(), self.name) is None else len(self.rows())
+        scope = self._scope()
+        return 0 if projection.find(scope, self.name) is None else len(self.rows_at(scope))
 
     def get(self, ids: Any = None, *, fields: Sequence[str] = ("mu",)) -> dict[str, Any]:
         """Return columns by name, [n, ...] arrays of the caller's own, for *ids* or all rows.
@@ -80,54 +81,39 @@ class LakeSurface:
         )
 
 
-class LakeSnapshot(LakeSurface):
+class LakeSnapshot(LakeSurface, Closing):
     """A lake fixed at one commit, made by ``lake.at(as_of)``. A context manager; any thread.
 
     While open its commit is registered, so that compaction keeps what it reads.
     """
 
-    def __init__(self, host: Host, name: str, scope: Scope) -> None:
+    def __init__(self, host: Host, name: str, snapshot: Snapshot) -> None:
+        """*snapshot* is this one's own: it is closed with it. Raises MissingError."""
         super().__init__(host, name)
-        info, _ = projection.require(scope, name)
+        self._snapshot = snapshot
+        try:
+            info, _ = projection.require(self._scope(), name)
+        except BaseException:
+            snapshot.close()
+            raise
         self.dim, self.geometry = info.dim, info.geometry
-        self._fixed = scope
-        self._open = True
-        host.hold(scope.commit.lsn)
 
     def _scope(self) -> Scope:
-        if not self._open:
-            raise ClosedError("this snapshot is closed; lake.at(as_of) opens another")
-        self._host.scope(None)  # refuses a closed store and a forked child
-        return self._fixed
+        return self._snapshot._scope()
 
     @property
     def lsn(self) -> Lsn:
         """The commit."""
-        return Lsn(self._fixed.commit.lsn)
+        return self._snapshot.lsn
 
     @property
     def epoch(self) -> int:
         """The epoch of that commit."""
-        return self._fixed.commit.epoch
+        return self._snapshot.epoch
 
     def close(self) -> None:
         """Give the commit free for retention. Closing twice is harmless."""
-        if self._open:
-            self._open = False
-            self._host.release(self._fixed.commit.lsn)
-
-    def __enter__(self) -> LakeSnapshot:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
+        self._snapshot.close()
 
     def __repr__(self) -> str:
         """One line."""
@@ -136,7 +122,7 @@ class LakeSnapshot(LakeSurface):
 
 def as_ids(values: Any) -> Numbers:
     """Return ids as int64 [n]. Raises InvalidTypeError."""
-    array = np.atleast_1d(np.asarray(to_host(values)))
+    array = np.atleast_1d(to_host(values))
     if array.size and array.dtype.kind not in "iu":
         raise InvalidTypeError(f"ids have dtype {array.dtype}; they are integers")
     return array.astype(np.int64)

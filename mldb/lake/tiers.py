@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import InvalidValueError
-from mldb.lake.rows import Numbers, Rows, Selection
+from mldb.lake.block import Numbers, Selection
+from mldb.lake.rows import Rows
 
 STRATUM_ROWS: Final = 4096
 _REPLACE_FROM: Final = STRATUM_ROWS // 32  # a batch that asks for fewer rows pushes nothing out

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
 
+from mldb.closing import Closing
 from tests.bench.children import REPOSITORY, Result, Task, environment
 from tests.bench.timing import Samples, interleave
 from tests.bench_lake.worker import AbsentError, Worker, make_worker
@@ -71,7 +71,7 @@ class Child:
         self._errors.close()
 
 
-class Group:
+class Group(Closing):
     """The contenders of one table: those that are there, and the reasons of those that are not."""
 
     def __init__(self, tasks: Mapping[str, Task], *, processes: bool) -> None:
@@ -105,16 +105,3 @@ class Group:
         """End all contenders."""
         while self.workers:
             self.workers.popitem()[1].close()
-
-    def __enter__(self) -> Group:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
