@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 from collections.abc import Iterator
@@ -255,9 +256,10 @@ def test_workers_share_a_pass_and_resume(
         alone = stream(lake, "isotropic")
         alone.load_state_dict(state)
         assert raw(alone) == want[5:]
-        one = stream(lake, "isotropic", num_workers=1, loader=context)
-        one.load_state_dict(state)
-        assert raw(one) == want[5:]
+        for workers in (2, 1):  # two of them went on behind the tenth batch
+            one = stream(lake, "isotropic", num_workers=workers, loader=context)
+            one.load_state_dict(state)
+            assert raw(one) == want[5:]
         # The pass after it is the next one, with workers as without.
         single = stream(lake, "isotropic")
         single.dataset.set_pass(1)
@@ -409,6 +411,111 @@ def test_any_batch_of_any_past_pass_can_be_made_again(
         assert (told["seed"], told["pass"], told["layout"]) == (5, number, 1)
 
 
+@pytest.mark.parametrize("kind", ["sequential", "permutation", "systematic", "copies", "langevin"])
+def test_looking_at_single_batches_leaves_the_iteration_alone(
+    db: mldb.MLDatabase, data: dict[str, Any], kind: str
+) -> None:
+    """They were made by the stream that was iterated: its pass changed, its buffers with it."""
+    lake = fill(db, data)
+    want = raw(stream(lake, kind))
+    later = stream(lake, kind)
+    later.dataset.set_pass(3)
+    third = raw(later)
+    loader = stream(lake, kind)
+    got = []
+    for number, batch in enumerate(loader):
+        other = loader.dataset.batch(len(third) - 1 - number, pass_number=3)
+        assert raw([other]) == [third[len(third) - 1 - number]]
+        assert raw([loader.dataset.batch(number)]) == [want[number]]
+        assert loader.dataset.provenance(0, pass_number=3)["pass"] == 3
+        assert len(loader) == len(want)
+        got += raw([batch])
+    assert got == want
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_iteration_at_a_time(store_path: Path, data: dict[str, Any], workers: int) -> None:
+    """A second one shared the stream with the first, and each counted for both."""
+    with mldb.open(store_path) as db:
+        lake = fill(db, data)
+        passes = []
+        for number in range(3):
+            one = stream(lake, "isotropic")
+            one.dataset.set_pass(number)
+            passes.append(raw(one))
+        loader = stream(lake, "isotropic", num_workers=workers)
+        first = iter(loader)
+        assert raw(itertools.islice(first, 3)) == passes[0][:3]
+        second = iter(loader)
+        assert raw([next(second)]) == passes[1][:1]
+        assert list(first) == []  # it has ended
+        assert raw(second) == passes[1][1:]
+        assert (loader.state_dict()["pass"], loader.state_dict()["done"]) == (2, 0)
+        for batch in loader:
+            loader.dataset.set_pass(0)
+            assert raw([batch]) == passes[2][:1]  # and the loop ends here
+        assert raw(loader) == passes[0]
+
+
+def test_a_state_loaded_in_the_middle_of_a_pass_ends_it(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data)
+    want = raw(stream(lake))
+    loader = stream(lake)
+    states = [loader.state_dict() for _ in zip(loader, range(5), strict=False)]
+    loader.load_state_dict(states[1])
+    assert raw(loader) == want[2:]
+
+
+@pytest.mark.slow
+def test_workers_that_persist_follow_a_loaded_state(store_path: Path, data: dict[str, Any]) -> None:
+    """They went on with the pass they were in, while the loader counted the one of the state."""
+    with mldb.open(store_path) as db:
+        lake = fill(db, data)
+        alone = stream(lake, "isotropic")
+        passes = [raw(alone) for _ in range(2)]
+        options = {"multiprocessing_context": "fork", "persistent_workers": True}
+        loader = stream(lake, "isotropic", num_workers=2, loader=options)
+        states = [loader.state_dict() for _ in loader]
+        assert raw(loader) == passes[1]
+        loader.load_state_dict(states[4])
+        assert raw(loader) == passes[0][5:]
+        assert raw(loader) == passes[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_ranks_may_be_made_even(db: mldb.MLDatabase, data: dict[str, Any], world: int) -> None:
+    """A rank with a batch more would wait for the others for ever."""
+    lake = fill(db, data)
+    want = raw(stream(lake))
+    ranks = [stream(lake, rank=rank, world=world, even_ranks=True) for rank in range(world)]
+    assert {len(loader) for loader in ranks} == {16 // world}
+    got = [raw(loader) for loader in ranks]
+    dealt = [batch for turn in zip(*got, strict=True) for batch in turn]
+    assert dealt == want[: 16 // world * world]
+    late = stream(lake, rank=world - 1, world=world, even_ranks=True)
+    iterator = iter(late)
+    next(iterator)
+    rest = stream(lake, rank=world - 1, world=world, even_ranks=True)
+    rest.load_state_dict(late.state_dict())
+    assert raw(rest) == raw(iterator) == got[-1][1:]
+
+
+def test_ranks_are_those_of_torch_distributed(
+    db: mldb.MLDatabase, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = fill(db, data)
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    dataset = stream(lake).dataset
+    assert (dataset.rank, dataset.world) == (1, 3)
+    dataset = stream(lake, rank=4, world=6).dataset
+    assert (dataset.rank, dataset.world) == (4, 6)
+    with pytest.raises(mldb.InvalidValueError, match="rank=3 is not one of world=3"):
+        stream(lake, rank=3)
+
+
 def test_salience_is_a_column_or_a_function_of_ids(
     db: mldb.MLDatabase, data: dict[str, Any]
 ) -> None:
@@ -451,6 +558,10 @@ BAD_STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "commit": ({"lsn": 999}, mldb.InvalidValueError, "commit 999"),
     "negative": ({"cursor": -1}, mldb.InvalidTypeError, "no state"),
     "text": ({"pass": "1"}, mldb.InvalidTypeError, "no state"),
+    "undecided": ({"order": "auto"}, mldb.InvalidTypeError, "no state"),
+    "unordered": ({"order": ["x"]}, mldb.InvalidTypeError, "no state"),
+    "far": ({"pass": 1 << 32}, mldb.InvalidTypeError, "no state"),
+    "endless": ({"cursor": 1 << 80}, mldb.InvalidTypeError, "no state"),
     "workers": ({"workers": 3}, mldb.InvalidValueError, "one of 3 workers"),
 }
 
@@ -470,6 +581,38 @@ def test_a_state_that_does_not_fit_is_refused(
         loader.load_state_dict({"epoch": 3})
 
 
+def test_a_refused_order_leaves_a_stream_as_it_was(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    """The commit of the state was taken before its order was refused."""
+    lake = fill(db, data)
+    old = stream(lake, order="auto")
+    lake.remove([1])
+    loader = stream(lake, order="auto")
+    before = loader.state_dict()
+    with pytest.raises(mldb.InvalidTypeError, match="no state"):
+        loader.load_state_dict(old.state_dict() | {"order": "sorted"})
+    assert loader.state_dict() == before
+    assert sum(len(batch) for batch in loader) == ROWS - 1
+
+
+def test_a_stream_holds_its_commit_and_gives_it_back(
+    db: mldb.MLDatabase, data: dict[str, Any]
+) -> None:
+    lake = fill(db, data)
+    held = db._log.registration
+    loader = stream(lake)
+    lsn = loader.dataset.lsn
+    lake.remove([1])
+    assert (loader.dataset.lsn, held._written) == (lsn, lsn)
+    list(loader)
+    del loader
+    gc.collect()
+    held.hold(db.lsn)  # the next call takes back what was given up
+    assert held._written == db.lsn
+    held.release(db.lsn)
+
+
 def test_streams_that_cannot_be_are_refused(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
     empty = db.lake("empty", dim=DIM)
     with pytest.raises(mldb.MissingError, match="no lake 'empty'"):
@@ -483,8 +626,8 @@ def test_streams_that_cannot_be_are_refused(db: mldb.MLDatabase, data: dict[str,
     for options, error, text in (
         ({"drop_last": True}, mldb.InvalidValueError, "Lower batch_size"),
         ({"order": "random"}, mldb.InvalidValueError, "order='random'"),
-        ({"shufle": 1}, mldb.InvalidTypeError, "the options of a stream are"),
-        ({"rank": 2, "world": 2}, mldb.InvalidValueError, "rank 2 of 2"),
+        ({"shufle": 1}, mldb.InvalidTypeError, "is no option of StreamOptions"),
+        ({"rank": 2, "world": 2}, mldb.InvalidValueError, "rank=2 is not one of world=2"),
         ({"generate_samples": "yes"}, mldb.InvalidTypeError, "generate_samples is a str"),
         ({"strength": 0.5}, mldb.InvalidTypeError, "Those of augmentation go into"),
         ({"fields": "mu"}, mldb.InvalidTypeError, "fields='mu' is a str"),

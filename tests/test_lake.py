@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 import mldb
 from mldb.events import LakeCreated, SplatsAdded, SplatsDeleted
+from mldb.lake import addition, ingest
+from mldb.log.os_fs import OsFile
 
 DIM = 6
 
@@ -297,3 +300,31 @@ def test_damage_is_found_when_its_rows_are_read_and_only_then(
         with pytest.raises(mldb.CorruptError):
             rows.gather("mu", slice(0, 1000))
         assert not db.verify().ok
+
+
+def test_buffers_come_back_only_after_the_last_write(
+    store_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pieces of a large addition came back while the last one was still being written."""
+    monkeypatch.setattr(ingest, "PIECE_BYTES", 4 * DIM * 64)
+    write = OsFile.pwritev
+
+    def slow(self: OsFile, parts: Any, offset: int) -> int:
+        time.sleep(0.002)
+        return write(self, parts, offset)
+
+    with mldb.open(store_path, durability="os") as db:
+        give = db._buffers.give
+
+        def scribbled(part: memoryview) -> None:
+            part[:] = bytes([0xAB]) * len(part)  # as the next one who takes it would
+            give(part)
+
+        monkeypatch.setattr(db._buffers, "give", scribbled)
+        monkeypatch.setattr(OsFile, "pwritev", slow)
+        lake, rows = db.lake(dim=DIM), rng.standard_normal((64 * 5, DIM))
+        monkeypatch.setattr(addition, "_IN_MEMORY", 0)
+        lake.add_splats(rows)
+        want = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        assert np.abs(lake.get()["mu"] - want).max() < 1e-6
+        assert db.verify().ok

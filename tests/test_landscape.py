@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import mldb
-from mldb.lake import graph_store
+from mldb.gpu.select import open_device
+from mldb.lake import devices, graph_store
 from mldb.lake.graph import Graph, build_graph
 from mldb.lake.graph_store import GRAPH_NEIGHBOURS, lake_graph
 from mldb.lake.landscape import Landscape
@@ -181,7 +183,39 @@ def test_rows_of_any_origin_are_augmented(db: mldb.MLDatabase, rng: np.random.Ge
     assert chained.shape == x.shape
     with pytest.raises(mldb.InvalidValueError, match="x has shape"):
         lake.augment(x[:, :5])
+    with pytest.raises(mldb.InvalidTypeError, match="'hop' is no option of Augmentation"):
+        lake.augment(x, mode="walk", hop=3)
     with pytest.raises(mldb.InvalidValueError, match=r"row 1 of x is zero.*Nothing was augmented"):
         lake.augment(np.array([x[0], np.zeros(DIM)]))
     torch = pytest.importorskip("torch")
     assert isinstance(lake.augment(torch.tensor(x), device="numpy"), torch.Tensor)
+
+
+def test_tables_are_closed_before_their_device_is_used_again(
+    db: mldb.MLDatabase, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of every stream stayed on the device that the next stream borrowed."""
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, 50))
+    events: list[str] = []
+    device = open_device("numpy")
+    plain = device.load
+
+    def load(rows: Any) -> Any:
+        table = plain(rows)
+        events.append("load")
+        monkeypatch.setattr(table, "close", lambda: events.append("close"))
+        return table
+
+    monkeypatch.setattr(device, "load", load)
+    monkeypatch.setattr(devices, "_idle", {})
+
+    def opened(spec: str, *, copy: bool) -> Any:
+        events.append("open")
+        return device
+
+    monkeypatch.setattr(devices, "open_device", opened)
+    for _ in range(2):
+        lake.augment(rows_of(rng, 4), mode="langevin", steps=1, device="numpy")
+        gc.collect()
+    assert events == ["open", "load", "close", "load", "close"]

@@ -51,7 +51,7 @@ def test_no_more_is_made_than_may_be() -> None:
     next(batches)
     time.sleep(0.05)
     assert made == [0, 1, 2, 3]
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert len(made) == 4
     assert threads() == 0
 

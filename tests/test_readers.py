@@ -53,6 +53,22 @@ def test_the_lowest_commit_that_is_held_is_the_one_registered(
     assert fs.list(READERS) == []
 
 
+def test_a_finalizer_gives_up_a_hold_without_a_lock() -> None:
+    """Finalizers start anywhere, in the middle of hold() as well: they must not wait for it."""
+    fs, registration = make()
+    registration.hold(3)
+    registration.hold(5)
+    with registration._lock:
+        registration.give_up(3)
+    assert lowest(fs) == 3
+    registration.hold(9)
+    assert lowest(fs) == 5
+    registration.give_up(5)
+    registration.release(9)
+    assert lowest(fs) == NEEDS_NOTHING
+    registration.close()
+
+
 def test_a_registration_is_made_when_first_needed_and_says_who_it_is() -> None:
     fs, registration = make()
     assert (fs.list(READERS), registration.name) == ([], "")

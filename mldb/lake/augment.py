@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import InvalidValueError
-from mldb.gpu.device import Device, Keys
+from mldb.gpu.device import Device, Keys, Table
 from mldb.lake.batch_input import to_host
 from mldb.lake.block import Numbers
 from mldb.lake.devices import borrow, give_back
@@ -47,6 +47,7 @@ class Augmenter:
         self._seed = seed
         self._spec = device
         self._device: Device | None = None
+        self._tables: list[Table] = []  # what was loaded to it: the rows of the landscape, or none
         self._landscape: Landscape | None = None
         self._made = 0
         self._kept = 0
@@ -56,7 +57,7 @@ class Augmenter:
         """The device, borrowed until this goes. Raises GpuUnavailableError."""
         if self._device is None:
             device = self._device = borrow(self._spec)
-            weakref.finalize(self, give_back, self._spec, device, os.getpid())
+            weakref.finalize(self, give_back, self._spec, device, os.getpid(), self._tables)
         return self._device
 
     @property
@@ -116,7 +117,9 @@ class Augmenter:
         if chosen.mode == "walk":
             done = self._landscape.walk(x, rows, keys)
         else:
-            done = self._landscape.chains(self.device, x, rows, keys)
+            if not self._tables:
+                self._tables.append(self.device.load(self._landscape.mu))
+            done = self._landscape.chains(self.device, self._tables[0], x, rows, keys)
         return lambda: done
 
 

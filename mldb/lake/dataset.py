@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, Final
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.philox import LAYOUT_VERSION
+from mldb.lake.draws import PASS_BITS, check_seed
+from mldb.lake.passes import Pass, Passes, check_stream, chosen_order
 from mldb.lake.plan import Shard
 from mldb.lake.prefetch import prefetch
+from mldb.lake.rows import Rows
 from mldb.lake.settings import StreamOptions
 from mldb.lake.source import LakeSource
-from mldb.lake.stream import Stream, chosen_order
+from mldb.lake.stream import Stream
 
 STATE_VERSION: Final = 1
+DECIDED: Final = ("sequential", "permutation", "windowed")  # what "auto" may have become
 
 
 class M2MDataLake(IterableDataset[Any]):
@@ -33,18 +38,19 @@ class M2MDataLake(IterableDataset[Any]):
         self, source: LakeSource, options: StreamOptions, *, rank: int = 0, world: int = 1
     ) -> None:
         """Raises InvalidValueError for an empty lake, unknown fields, a rank outside the world."""
-        if not 0 <= rank < world:
-            raise InvalidValueError(f"rank {rank} of {world} ranks")
+        Shard(rank=rank, world=world)  # refuses what is none
         self.options = options
         self.rank, self.world = rank, world
         self.pass_number = 0
         """The pass of the next iteration."""
+        self.moves = 0
+        """How often the position was set from outside; copies in workers know none of it."""
         self._source = source
         self._start = 0  # the first batch of the pass, over all ranks
         self._done = 0  # batches handed out since, by this iterator
-        self._running = False
-        self._streams: dict[int, Stream] = {}  # by process: what it opened stays in it
-        Stream.check(source.rows(), options)
+        self._flow: Generator[Any] | None = None  # what runs, or was left in the middle of its pass
+        self._here: Reader | None = None
+        check_stream(source.rows(), options)
         self._auto = options.order == "auto"
         if self._auto:
             self.options = replace(options, order=chosen_order(source.rows()))
@@ -55,40 +61,57 @@ class M2MDataLake(IterableDataset[Any]):
         return self._source.lsn
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the next pass, or the rest of the one a state was loaded for."""
-        if self._running:  # the iteration before was left in the middle
-            self._begin(self.pass_number + 1)
-        self._running = True
+        """Yield the batches of the next pass, or the rest of the one a state was loaded for.
+
+        An iteration that runs is ended by this, and its pass is over.
+        """
+        self.leave()
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        stream = self._stream()
-        plan = stream.begin(self.pass_number)
+        stream, current = self._reader().stream, self._pass()
         shard = Shard(rank=self.rank, world=self.world, worker=worker, workers=workers)
-        cursor = self._start + self._done * self.world * workers
-        jobs = plan.read(min(cursor, len(plan)), shard)
-        depth = self.options.prefetch if info is None and not stream.is_ready() else 0
-        for batch in prefetch(stream.flow(jobs), depth):
-            self._done += 1
-            yield batch
-        self._begin(self.pass_number + 1)
+        cursor = shard.cursor_after(self._start, self._done * workers, len(current.plan))
+        jobs = current.plan.read(cursor, shard, even=self.options.even_ranks)
+        depth = self.options.prefetch if info is None and not stream.is_ready(current) else 0
+        yield from self.run(prefetch(stream.flow(current, jobs), depth))
 
-    def _begin(self, number: int) -> None:
-        self.pass_number, self._start, self._done, self._running = number, 0, 0, False
+    def run(self, flow: Generator[Any]) -> Iterator[Any]:
+        """Yield from *flow*, the rest of this pass, and count; at its end the next pass begins."""
+        self._flow = flow
+        try:
+            for batch in flow:
+                self._done += 1
+                yield batch
+        finally:
+            flow.close()
+        if self._flow is flow:
+            self._begin(self.pass_number + 1)
+
+    def leave(self) -> None:
+        """End the iteration that runs or was left in the middle, if any, and its pass."""
+        if self._flow is not None:
+            self._begin(self.pass_number + 1)
+
+    def _begin(self, number: int, start: int = 0, done: int = 0) -> None:
+        flow, self._flow = self._flow, None
+        if flow is not None:
+            flow.close()
+        self.pass_number, self._start, self._done = number, start, done
 
     def set_pass(self, number: int) -> None:
-        """Begin pass *number* with the next iteration."""
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 32:
-            raise InvalidValueError(f"pass {number!r} is no int in 0 .. 2**32 - 1")
-        self._begin(number)
+        """Begin pass *number* with the next iteration. Raises InvalidValueError."""
+        check_seed(self.options.seed, number)
+        self._begin(int(number))
+        self.moves += 1
 
     def batches(self) -> int:
         """How many batches this rank gets in a pass."""
-        total = len(self._stream().begin(self.pass_number))
-        return len(Shard(rank=self.rank, world=self.world).deal(0, total))
+        shard = Shard(rank=self.rank, world=self.world)
+        return len(shard.deal(0, len(self._pass().plan), even=self.options.even_ranks))
 
     def stats(self) -> dict[str, Any]:
         """Figures of this process: what ran, what each tier holds, moved and hit."""
-        return self._stream().stats()
+        return self._reader().stream.stats()
 
     def provenance(self, batch: int, *, pass_number: int | None = None) -> dict[str, Any]:
         """Tell of every row of batch *batch* (of all ranks) of a pass where it comes from.
@@ -97,23 +120,20 @@ class M2MDataLake(IterableDataset[Any]):
         ``seed``, ``pass``, ``step`` (the first of the noise), ``layout``, ``mode``. The batch made
         again from them is the same bytes.
         """
-        stream = self._stream()
-        stream.begin(self.pass_number if pass_number is None else pass_number)
-        return stream.provenance(batch)
+        return self._reader().beside.provenance(self._pass(pass_number), batch)
 
     def batch(self, number: int, *, pass_number: int | None = None) -> Any:
-        """Make batch *number* (of all ranks) of a pass, whatever was iterated before."""
-        stream = self._stream()
-        plan = stream.begin(self.pass_number if pass_number is None else pass_number)
-        return stream.make(plan.batch(number))
+        """Make batch *number* (of all ranks) of a pass, whatever is being iterated."""
+        return self._reader().beside.make(self._pass(pass_number), number)
 
-    def _stream(self) -> Stream:
-        pid = os.getpid()
-        stream = self._streams.get(pid)
-        if stream is None:
-            stream = Stream(self._source.rows(), self._source.geometry, self.options)
-            self._streams = {pid: stream}
-        return stream
+    def _pass(self, number: int | None = None) -> Pass:
+        return self._reader().passes.plan(self.pass_number if number is None else number)
+
+    def _reader(self) -> Reader:
+        """What reads in this process: opened when first asked for."""
+        if self._here is None or self._here.pid != os.getpid():
+            self._here = Reader(self._source.rows(), self._source.geometry, self.options)
+        return self._here
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -145,10 +165,10 @@ class M2MDataLake(IterableDataset[Any]):
         start, done = self._check(state)
         source = self._source.moved_to(state["lsn"])
         if source is not self._source or state["order"] != self.options.order:
-            self._source, self._streams = source, {}
+            self._source, self._here = source, None
             self.options = replace(self.options, order=state["order"])
-        self.pass_number, self._start, self._done = state["pass"], start, done
-        self._running = False
+        self._begin(state["pass"], start, done)
+        self.moves += 1
 
     def _check(self, state: dict[str, Any]) -> tuple[int, int]:
         here = self.state_dict()
@@ -160,7 +180,10 @@ class M2MDataLake(IterableDataset[Any]):
             ("lake", "lake"),
             ("seed", "seed"),
             ("batch_size", "batch size"),
-            ("settings", "settings (importance, augmentation, draws, drop_last) of digest"),
+            (
+                "settings",
+                "settings (importance, augmentation, draws, salience, drop_last, even_ranks, window) of digest",
+            ),
         ):
             if state[key] != here[key]:
                 raise InvalidValueError(
@@ -168,25 +191,49 @@ class M2MDataLake(IterableDataset[Any]):
                     "on exactly. Nothing was changed; make the stream as it was made."
                 )
         numbers = ("lsn", "pass", "cursor", "done", "world", "workers")
-        if any(type(state[key]) is not int or state[key] < 0 for key in numbers):
+        if (
+            any(type(state[key]) is not int or not 0 <= state[key] < 1 << 63 for key in numbers)
+            or state["pass"] >> PASS_BITS
+            or state["order"] not in DECIDED
+        ):
             raise InvalidTypeError(f"{state!r:.200} is no state of a lake's stream")
         if not self._auto and state["order"] != self.options.order:
             raise InvalidValueError(
                 f"the state has order {state['order']!r}, this stream {self.options.order!r}. "
                 "Nothing was changed."
             )
-        if state["workers"] == here["workers"] and state["world"] == self.world:
-            return state["cursor"], state["done"]
-        if state["workers"] != 1:
+        if state["workers"] == 1:  # of a rank: workers share what is left
+            return state["cursor"] + state["done"] * state["world"], 0
+        if state["workers"] != here["workers"] or state["world"] != self.world:
             raise InvalidValueError(
                 f"the state is that of one of {state['workers']} workers; under another number "
                 "of them load the state of the loader (LakeLoader.state_dict())"
             )
-        return state["cursor"] + state["done"] * state["world"], 0
+        return state["cursor"], state["done"]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs; devices and mappings are opened where they are used."""
-        return self.__dict__ | {"_streams": {}}
+        return self.__dict__ | {"_here": None, "_flow": None}
+
+
+class Reader:
+    """What one process opened to read a lake: the stream that is iterated, and one beside it.
+
+    They share the passes and no memory, so that a batch can be looked at while others are made.
+    """
+
+    def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
+        self.pid = os.getpid()
+        self.passes = Passes(rows, options)
+        self.stream = Stream(rows, geometry, options)
+        self._make_beside = partial(
+            Stream, rows, geometry, replace(options, warm_bytes=0, hot_bytes=0)
+        )
+
+    @cached_property
+    def beside(self) -> Stream:
+        """The stream for single batches, with no tier of its own."""
+        return self._make_beside()
 
 
 def process_rank(rank: int | None, world: int | None) -> tuple[int, int]:

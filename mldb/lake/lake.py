@@ -15,7 +15,13 @@ from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageEr
 from mldb.lake.addition import Addition, lake_draft
 from mldb.lake.batch_input import check_rows
 from mldb.lake.host import Host, head_scope
-from mldb.lake.settings import Augmentation, Mode, given, make_options
+from mldb.lake.settings import (
+    Augmentation,
+    Mode,
+    given,
+    make_augmentation,
+    make_options,
+)
 from mldb.lake.source import LakeSource
 from mldb.lake.surface import LakeSnapshot, LakeSurface, as_ids
 from mldb.lake.weights import Importance
@@ -164,7 +170,7 @@ class Lake(LakeSurface):
         """
         from mldb.lake.augment import augment_rows
 
-        chosen = Augmentation(mode=mode, strength=strength, **settings)
+        chosen = make_augmentation(mode=mode, strength=strength, **settings)
         return augment_rows(self.rows, self.geometry, self.dim, x, chosen, seed=seed, device=device)
 
     def __repr__(self) -> str:

@@ -52,7 +52,6 @@ class Landscape:
             )
         self._rows = rows
         self._chosen = chosen
-        self._tables: dict[int, Table] = {}
 
     @cached_property
     def mu(self) -> Floats:
@@ -107,10 +106,13 @@ class Landscape:
             out[back] = x[back]
         return Moved(out, (ends != rows) & ~back, back)
 
-    def chains(self, device: Device, x: Floats, rows: Numbers, keys: Keys) -> Moved:
-        """Run a Langevin chain from every row under the energy of the row and its neighbours."""
+    def chains(self, device: Device, table: Table, x: Floats, rows: Numbers, keys: Keys) -> Moved:
+        """Run a Langevin chain from every row under the energy of the row and its neighbours.
+
+        *table* is :attr:`mu` on *device*.
+        """
         chosen, labels = self._chosen, self.labels
-        moved = device.langevin(x, keys, self._energy(device, rows), self.dynamics()).result().x
+        moved = device.langevin(x, keys, self._energy(table, rows), self.dynamics()).result().x
         if not chosen.gate or labels is None:
             return Moved.freely(moved)
         host = moved if isinstance(moved, np.ndarray) else moved.cpu().numpy()
@@ -119,14 +121,11 @@ class Landscape:
         back = passed.taken_back & (own >= 0)
         return Moved(np.where(back[:, None], x, host), ~back, back)
 
-    def _energy(self, device: Device, rows: Numbers) -> MixtureEnergy:
+    def _energy(self, table: Table, rows: Numbers) -> MixtureEnergy:
         width = min(self._chosen.k or CHAIN_K, self.graph.neighbours.shape[1] + 1)
         index = np.empty((len(rows), width), np.int32)
         index[:, 0] = rows
         index[:, 1:] = self.graph.neighbours[rows, : width - 1]
-        table = self._tables.get(id(device))
-        if table is None:
-            table = self._tables[id(device)] = device.load(self.mu)
         kappa = np.full(index.shape, self.kappa, np.float32)
         mass = self._log_alpha[index]
         return MixtureEnergy(table, index, kappa, mass)

@@ -46,6 +46,7 @@ class LakeLoader(DataLoader[Any]):
             )
             options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
         super().__init__(dataset, batch_size=None, **options)
+        self._moves = dataset.moves
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of a pass."""
@@ -53,15 +54,12 @@ class LakeLoader(DataLoader[Any]):
             # What DataLoader would put around each batch costs as much as reading it.
             yield from super().__iter__() if self.pin_memory else self.dataset
             return
-        dataset = self.dataset
-        if dataset._running:
-            dataset._begin(dataset.pass_number + 1)
-        iterator = super().__iter__()  # the workers take the dataset as it is now
-        dataset._running = True
-        for batch in iterator:
-            dataset._done += 1
-            yield batch
-        dataset._begin(dataset.pass_number + 1)
+        self.dataset.leave()
+        if self._moves != self.dataset.moves:
+            self._moves = self.dataset.moves
+            self._iterator = None  # persistent workers, who think they are somewhere else
+        # The workers take the dataset as it is now.
+        yield from self.dataset.run(batch for batch in super().__iter__())
 
     def __len__(self) -> int:
         """Batches of one pass of this rank."""

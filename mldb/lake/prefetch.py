@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -16,7 +16,7 @@ class _Failure:
         self.error = error
 
 
-def prefetch(batches: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch(batches: Iterable[T], depth: int) -> Generator[T]:
     """Yield *batches* in order; a thread makes them, up to *depth* ahead.
 
     An error is raised where its batch would have come. Closing the iterator, or dropping it, ends

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeVar
 
 from mldb.errors import InvalidTypeError, InvalidValueError
@@ -16,7 +16,6 @@ T = TypeVar("T")
 Mode = Literal["isotropic", "walk", "langevin"]
 Order = Literal["auto", "sequential", "permutation", "windowed"]
 
-FIELDS: Final = ("mu", "weight", "id", "label", "kappa", "alpha", "norm", "min_cos")
 PROVENANCE: Final = ("lsn", "augmentation", "changed")
 SEED_MAX: Final = (1 << 64) - 1
 
@@ -77,6 +76,7 @@ class StreamOptions:
     seed:         everything random is a function of (seed, pass).
     order:        "auto": a permutation when the rows fit in memory, windows of strata when not.
     importance:   how rows are drawn; None takes every row once.
+    even_ranks:   all ranks get equally many batches: fewer than world at the end are left out.
     draws:        rows of one pass under *importance*; None is as many as the lake has.
     salience:     a column, or a function of the ids (int64 [N]) that returns values >= 0 [N]; it is
                   asked once a pass and must return the same when a pass is resumed.
@@ -91,6 +91,7 @@ class StreamOptions:
     seed: int = 0
     order: Order = "auto"
     drop_last: bool = False
+    even_ranks: bool = False
     importance: Importance | None = None
     draws: int | None = None
     salience: str | Callable[[Any], Any] | None = None
@@ -117,10 +118,9 @@ class StreamOptions:
             _count("draws", self.draws, 1, 1 << 47)
         _count("window_rows", self.window_rows, 1, 1 << 40)
         _choice("order", self.order, ("auto", "sequential", "permutation", "windowed"))
-        group = 1 if self.augmentation is None else self.augmentation.group
-        if self.batch_size % group:
+        if self.batch_size % self.group:
             raise InvalidValueError(
-                f"batch_size={self.batch_size} is no multiple of the {group} rows that one "
+                f"batch_size={self.batch_size} is no multiple of the {self.group} rows that one "
                 "streamed row makes (copies, and itself when keep=True)"
             )
         if self.fields is not None and (
@@ -149,27 +149,47 @@ class StreamOptions:
         A function of the user counts as "a function": what it returns cannot be compared.
         """
         salience = self.salience if isinstance(self.salience, str | None) else "a function"
-        decides = (self.importance, self.draws, salience, self.augmentation)
-        return digest128(repr((*decides, self.drop_last, self.window_rows)).encode()).hex()
+        decides = (
+            *(self.importance, self.draws, salience, self.augmentation),
+            *(self.drop_last, self.even_ranks, self.window_rows),
+        )
+        return digest128(repr(decides).encode()).hex()
+
+    @property
+    def group(self) -> int:
+        """How many rows of a batch one row of the lake makes."""
+        return 1 if self.augmentation is None else self.augmentation.group
 
     @property
     def source_rows(self) -> int:
         """Rows of the lake that one batch takes."""
-        return self.batch_size // (1 if self.augmentation is None else self.augmentation.group)
+        return self.batch_size // self.group
 
 
-def make_options(**fields: Any) -> StreamOptions:
-    """Return StreamOptions; an unknown field is an InvalidTypeError that says what there is."""
-    try:
-        return StreamOptions(**fields)
-    except TypeError as error:
-        if isinstance(error, InvalidTypeError):
-            raise
-        raise InvalidTypeError(
-            f"{error}; the options of a stream are {', '.join(StreamOptions.__dataclass_fields__)}."
-            " Those of augmentation go into generate_samples=mldb.Augmentation(...), those of "
-            "sampling into importance_sampling=mldb.Importance(...)"
-        ) from None
+def make_options(**given_fields: Any) -> StreamOptions:
+    """Return StreamOptions. Raises InvalidTypeError for an unknown field, InvalidValueError."""
+    _known_fields(
+        StreamOptions,
+        given_fields,
+        " Those of augmentation go into generate_samples=mldb.Augmentation(...), those of sampling "
+        "into importance_sampling=mldb.Importance(...).",
+    )
+    return StreamOptions(**given_fields)
+
+
+def make_augmentation(**given_fields: Any) -> Augmentation:
+    """Return Augmentation. Raises InvalidTypeError for an unknown field, InvalidValueError."""
+    _known_fields(Augmentation, given_fields)
+    return Augmentation(**given_fields)
+
+
+def _known_fields(kind: type, given_fields: Mapping[str, Any], hint: str = "") -> None:
+    known = [field.name for field in fields(kind)]
+    for name in given_fields:
+        if name not in known:
+            raise InvalidTypeError(
+                f"{name!r} is no option of {kind.__name__}; they are {', '.join(known)}.{hint}"
+            )
 
 
 def given(name: str, kind: type[T], value: bool | T) -> T | None:

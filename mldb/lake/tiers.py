@@ -1,6 +1,6 @@
 """The tiers that rows are read from: mapped segments (cold), RAM (warm), device memory (hot).
 
-A tier holds strata, runs of 4,096 rows by number. What a stratum holds is decided by row numbers
+A tier holds chunks, runs of 4,096 rows by number. What a chunk holds is decided by row numbers
 alone, so tiers change what is moved and never what is read.
 """
 
@@ -17,8 +17,8 @@ from mldb.errors import InvalidValueError
 from mldb.lake.block import Numbers, Selection
 from mldb.lake.rows import Rows
 
-STRATUM_ROWS: Final = 4096
-_REPLACE_FROM: Final = STRATUM_ROWS // 32  # a batch that asks for fewer rows pushes nothing out
+CHUNK_ROWS: Final = 4096
+_REPLACE_FROM: Final = CHUNK_ROWS // 32  # a batch that asks for fewer rows pushes nothing out
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,7 +40,7 @@ Gather = Callable[[Selection, Floats], object]
 
 
 class Slab(Protocol):
-    """Memory for strata, in RAM or on a device. What it writes to lives where it does."""
+    """Memory for chunks, in RAM or on a device. What it writes to lives where it does."""
 
     def fill(self, row: int, data: Floats) -> None:
         """Copy host rows in, from row number *row* of the slab on."""
@@ -75,36 +75,37 @@ class RamSlab:
 
 
 class Tier:
-    """One tier above the segments: strata in a slab, the least recently used one leaves first.
+    """One tier above the segments: chunks in a slab, the least recently used one leaves first.
 
-    One thread at a time (that of the stream). A stratum comes in when there is room, or when one
+    One thread at a time (that of the stream). A chunk comes in when there is room, or when one
     batch asks for enough of its rows to be worth the eviction; other rows are read from below.
     """
 
-    def __init__(self, rows: Rows, slab: Slab, budget_bytes: int, below: Gather) -> None:
+    def __init__(
+        self, rows: Rows, slab: Slab, slots: int, below: Gather, *, budget_bytes: int
+    ) -> None:
+        """*slab* has *slots* places for a chunk, at least one."""
         self.stats = TierStats(budget_bytes=budget_bytes)
         self._rows = rows
         self._slab = slab
         self._below = below
-        strata = -(-len(rows) // STRATUM_ROWS)
-        self._slots = min(slots_of(budget_bytes, rows.dim), strata)
-        self._slot = np.full(strata, -1, np.int64)  # of every stratum
-        self._holder = np.full(self._slots, -1, np.int64)  # the stratum in every slot
-        self._used = np.zeros(self._slots, np.int64)  # when it was last asked for
+        self._slot = np.full(_chunks(rows), -1, np.int64)  # of every chunk
+        self._holder = np.full(slots, -1, np.int64)  # the chunk in every slot
+        self._used = np.zeros(slots, np.int64)  # when it was last asked for
         self._clock = 0
 
     def gather(self, rows: Selection, out: Any) -> None:
         """Write mu of these rows to *out*, which lives where the slab does."""
         if isinstance(rows, slice):
             rows = np.arange(rows.start, rows.stop)
-        strata = rows // STRATUM_ROWS
-        wanted, counts = np.unique(strata, return_counts=True)
+        chunks = rows // CHUNK_ROWS
+        wanted, counts = np.unique(chunks, return_counts=True)
         self._clock += 1
         self._admit(wanted, counts)
-        slots = self._slot[strata]
+        slots = self._slot[chunks]
         here = np.flatnonzero(slots >= 0)
         self.stats.hits += len(here)
-        places = slots * STRATUM_ROWS + rows % STRATUM_ROWS
+        places = slots * CHUNK_ROWS + rows % CHUNK_ROWS
         if len(here) == len(rows):
             self._slab.take(places, out)
             return
@@ -122,70 +123,75 @@ class Tier:
         """Bring in what is asked for and worth it; note what is used."""
         there = self._slot[wanted] >= 0
         self._used[self._slot[wanted[there]]] = self._clock
-        for stratum, count in zip(wanted[~there].tolist(), counts[~there].tolist(), strict=True):
-            slot = int(np.argmin(self._used)) if self._slots else -1
-            if slot < 0 or self._used[slot] == self._clock:
+        for chunk, count in zip(wanted[~there].tolist(), counts[~there].tolist(), strict=True):
+            slot = int(np.argmin(self._used))
+            if self._used[slot] == self._clock:
                 return  # all of it is in use by this very batch
             if self._holder[slot] >= 0:
                 if count < _REPLACE_FROM:
                     continue
                 self._evict(slot)
-            self._load(stratum, slot)
+            self._load(chunk, slot)
 
     def _evict(self, slot: int) -> None:
-        stratum = int(self._holder[slot])
+        chunk = int(self._holder[slot])
         self.stats.evicted += 1
-        self.stats.resident_bytes -= self._bytes(stratum)
-        self._slot[stratum] = -1
+        self.stats.resident_bytes -= self._bytes(chunk)
+        self._slot[chunk] = -1
 
-    def _load(self, stratum: int, slot: int) -> None:
-        low = stratum * STRATUM_ROWS
-        high = min(low + STRATUM_ROWS, len(self._rows))
-        self._slab.fill(slot * STRATUM_ROWS, self._read(slice(low, high), high - low))
-        self._slot[stratum], self._holder[slot] = slot, stratum
+    def _load(self, chunk: int, slot: int) -> None:
+        low = chunk * CHUNK_ROWS
+        high = min(low + CHUNK_ROWS, len(self._rows))
+        self._slab.fill(slot * CHUNK_ROWS, self._read(slice(low, high), high - low))
+        self._slot[chunk], self._holder[slot] = slot, chunk
         self._used[slot] = self._clock
-        self.stats.moved_bytes += self._bytes(stratum)
-        self.stats.resident_bytes += self._bytes(stratum)
+        self.stats.moved_bytes += self._bytes(chunk)
+        self.stats.resident_bytes += self._bytes(chunk)
 
-    def _bytes(self, stratum: int) -> int:
-        count = min(STRATUM_ROWS, len(self._rows) - stratum * STRATUM_ROWS)
+    def _bytes(self, chunk: int) -> int:
+        count = min(CHUNK_ROWS, len(self._rows) - chunk * CHUNK_ROWS)
         return 4 * self._rows.dim * count
 
 
-def slots_of(budget_bytes: int, dim: int) -> int:
-    """How many strata fit in *budget_bytes*. Raises InvalidValueError."""
-    if budget_bytes < 0:
-        raise InvalidValueError(f"a tier of {budget_bytes} bytes")
-    return budget_bytes // (4 * dim * STRATUM_ROWS)
+class Segments:
+    """The lowest tier: the mapped segments. One thread at a time."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.moved_bytes = 0
+        self._rows = rows
+
+    def gather(self, rows: Selection, out: Floats) -> None:
+        """Copy mu of these rows to *out*."""
+        self._rows.gather("mu", rows, out)
+        self.moved_bytes += out.nbytes
 
 
-def warm_tier(rows: Rows, budget_bytes: int) -> Tier | None:
-    """The RAM tier of a stream, or None when the budget holds no stratum."""
-    count = _slab_rows(rows, budget_bytes)
-    if not count:
+def warm_tier(rows: Rows, budget_bytes: int, below: Gather) -> Tier | None:
+    """The RAM tier of a stream, or None when the budget holds no chunk."""
+    slots = slots_of(rows, budget_bytes)
+    if not slots:
         return None
-    return Tier(rows, RamSlab(count, rows.dim), budget_bytes, segments_of(rows))
+    slab = RamSlab(slots * CHUNK_ROWS, rows.dim)
+    return Tier(rows, slab, slots, below, budget_bytes=budget_bytes)
 
 
 def hot_tier(rows: Rows, budget_bytes: int, below: Gather, device: Any) -> Tier | None:
-    """The tier in the memory of a torch device, or None when the budget holds no stratum."""
-    count = _slab_rows(rows, budget_bytes)
-    if not count:
+    """The tier in the memory of a torch device, or None when the budget holds no chunk."""
+    slots = slots_of(rows, budget_bytes)
+    if not slots:
         return None
     from mldb.lake.torch_slab import TorchSlab
 
-    return Tier(rows, TorchSlab(count, rows.dim, device), budget_bytes, below)
+    slab = TorchSlab(slots * CHUNK_ROWS, rows.dim, device)
+    return Tier(rows, slab, slots, below, budget_bytes=budget_bytes)
 
 
-def segments_of(rows: Rows) -> Gather:
-    """The lowest tier: the mapped segments."""
-
-    def gather(chosen: Selection, out: Floats) -> None:
-        rows.gather("mu", chosen, out)
-
-    return gather
+def slots_of(rows: Rows, budget_bytes: int) -> int:
+    """How many chunks fit in *budget_bytes*, as far as there are any. Raises InvalidValueError."""
+    if budget_bytes < 0:
+        raise InvalidValueError(f"a tier of {budget_bytes} bytes")
+    return min(budget_bytes // (4 * rows.dim * CHUNK_ROWS), _chunks(rows))
 
 
-def _slab_rows(rows: Rows, budget_bytes: int) -> int:
-    strata = -(-len(rows) // STRATUM_ROWS)
-    return min(slots_of(budget_bytes, rows.dim), strata) * STRATUM_ROWS
+def _chunks(rows: Rows) -> int:
+    return -(-len(rows) // CHUNK_ROWS)

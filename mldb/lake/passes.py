@@ -1,0 +1,113 @@
+"""What a stream reads in each pass: its order over the rows, cut into batches."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from mldb.errors import InvalidValueError, MissingError
+from mldb.lake.order import STRATUM_ROWS, Order, Sampler, Sequential, plain_order, prepare_sampler
+from mldb.lake.plan import Plan
+from mldb.lake.rows import Rows
+from mldb.lake.settings import PROVENANCE, StreamOptions
+from mldb.lake.weights import Importance, chances
+from mldb.log.os_memory import available_memory
+
+
+class Pass(NamedTuple):
+    """One pass: its number and its batches."""
+
+    number: int
+    plan: Plan
+
+    @property
+    def is_in_row_order(self) -> bool:
+        """Whether batches are runs of rows."""
+        return isinstance(self.plan.order, Sequential)
+
+
+class Passes:
+    """The passes of a stream over the rows of a lake at a commit. Any thread.
+
+    The one planned last is kept, because planning may cost O(rows); a race costs time.
+    """
+
+    def __init__(self, rows: Rows, options: StreamOptions) -> None:
+        """*options* have an order other than "auto"; see :func:`chosen_order`."""
+        self._rows = rows
+        self._options = options
+        self._last: Pass | None = None
+
+    def plan(self, number: int) -> Pass:
+        """Return pass *number*. Raises InvalidValueError for one beyond 2^32."""
+        last = self._last
+        if last is None or last.number != number:
+            options = self._options
+            plan = Plan(
+                order=self._order(number),
+                batch_size=options.source_rows,
+                drop_last=options.drop_last,
+            )
+            last = self._last = Pass(number, plan)
+        return last
+
+    def _order(self, number: int) -> Order:
+        options, rows = self._options, self._rows
+        if options.importance is not None:
+            return self._sampler(options.importance).order(
+                seed=options.seed, pass_number=number, length=options.draws or len(rows)
+            )
+        assert options.order != "auto"
+        return plain_order(
+            options.order,
+            len(rows),
+            seed=options.seed,
+            pass_number=number,
+            window_strata=max(1, options.window_rows // STRATUM_ROWS),
+        )
+
+    def _sampler(self, importance: Importance) -> Sampler:
+        """The sampler of all rows; kept with them, unless a function of the user decides."""
+        rows, salience = self._rows, self._options.salience
+        every = slice(0, len(rows))
+        if callable(salience):
+            found = chances(importance, rows.gather("alpha", every), salience(rows.ids()))
+            return prepare_sampler(importance, found, ids=rows.ids())
+        key = ("sampler", importance, salience)
+        known: Sampler | None = rows.derived.get(key)
+        if known is None:
+            values: Any = None if salience is None else rows.gather(salience, every)
+            found = chances(importance, rows.gather("alpha", every), values)
+            known = rows.derived[key] = prepare_sampler(importance, found, ids=rows.ids())
+        return known
+
+
+def check_stream(rows: Rows, options: StreamOptions) -> None:
+    """Refuse options that this lake cannot serve. Raises InvalidValueError, MissingError."""
+    if not len(rows):
+        raise InvalidValueError(
+            f"lake {rows.name!r} has no rows at commit {rows.lsn}; add some before streaming"
+        )
+    if options.drop_last and options.source_rows > len(rows):
+        raise InvalidValueError(
+            f"a batch takes {options.source_rows} rows and the lake has {len(rows)}: with "
+            "drop_last there is no batch at all. Lower batch_size, or drop_last=False."
+        )
+    have = rows.columns
+    if isinstance(options.salience, str):
+        rows.require_column(options.salience)
+    for name in options.fields or ():
+        if name not in have and name not in ("weight", *PROVENANCE):
+            raise MissingError(
+                f"lake {rows.name!r} has no column {name!r} in every block; fields are weight, "
+                f"{', '.join(PROVENANCE)} and {', '.join(sorted(have))}"
+            )
+
+
+def chosen_order(rows: Rows) -> Literal["permutation", "windowed"]:
+    """What order="auto" means now: a permutation when the rows fit in half of the memory.
+
+    Decided once, when a stream is made, and part of its state: an order must not depend on how much
+    memory happens to be free where it goes on.
+    """
+    fits = 4 * rows.dim * len(rows) <= available_memory() // 2
+    return "permutation" if fits else "windowed"
