@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import MissingError
+from mldb.lake.take import take_rows
 from mldb.projections.splats import Block
 from mldb.reading import Scope
 from mldb.splats import Column
@@ -67,7 +68,7 @@ class MappedBlock:
         if isinstance(rows, slice):
             np.copyto(out, array[rows])
         else:
-            np.take(array, rows, 0, out=out, mode="clip")  # "raise" would buffer the whole output
+            take_rows(array, rows, out)
         if name == "id" and self.info.base:
             np.add(out, self.info.base, out=out, casting="unsafe")
 

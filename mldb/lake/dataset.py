@@ -180,10 +180,7 @@ class M2MDataLake(IterableDataset[Any]):
             ("lake", "lake"),
             ("seed", "seed"),
             ("batch_size", "batch size"),
-            (
-                "settings",
-                "settings (importance, augmentation, draws, salience, drop_last, even_ranks, window) of digest",
-            ),
+            ("settings", "settings (importance, augmentation, draws, order of ranks) of digest"),
         ):
             if state[key] != here[key]:
                 raise InvalidValueError(

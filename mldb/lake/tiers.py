@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mldb.errors import InvalidValueError
 from mldb.lake.block import Numbers, Selection
 from mldb.lake.rows import Rows
+from mldb.lake.take import take_rows
 
 CHUNK_ROWS: Final = 4096
 _REPLACE_FROM: Final = CHUNK_ROWS // 32  # a batch that asks for fewer rows pushes nothing out
@@ -65,7 +66,7 @@ class RamSlab:
     def take(self, rows: Numbers, out: Any, places: Numbers | None = None) -> None:
         """Gather rows to *out*, a NumPy array."""
         if places is None:
-            np.take(self._memory, rows, 0, out=out, mode="clip")
+            take_rows(self._memory, rows, out)
         else:
             out[places] = self._memory[rows]
 
