@@ -22,7 +22,7 @@ def available_memory() -> int:
 
 def _lines(path: str) -> list[str]:
     try:
-        with open(path, encoding="ascii") as file:
-            return file.readlines()
-    except (OSError, UnicodeDecodeError):
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
         return []
