@@ -15,11 +15,13 @@ from typing import Any, Final, Literal, TextIO, TypeAlias
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from mldb.errors import GpuUnavailableError, MldbError
 from mldb.gpu import selftest_rates as rates
 from mldb.gpu import vk_cuda, vk_errors, vk_instance
-from mldb.gpu.device import Dynamics, Keys, MixtureEnergy, SelfEnergy
+from mldb.gpu.cuda_runtime import CudaBindings, CudaRuntime
+from mldb.gpu.device import Dynamics, Keys, MixtureEnergy, Pending, SelfEnergy
 from mldb.gpu.reference import NumpyDevice
 from mldb.gpu.selftest_rates import DIM, aligned_rows, keys_of, unit_rows
 from mldb.gpu.vk_device import VulkanDevice, open_vulkan
@@ -31,6 +33,7 @@ Status: TypeAlias = Literal["PASS", "FAIL", "SKIP", "INFO"]
 NORMAL_ERROR_MAX: Final = 2e-6
 ROW_ERROR_MAX: Final = 1e-6
 BATCHES: Final = 300
+CUDA_BATCHES: Final = 10_000
 CYCLES: Final = 100
 BATCH_ROWS: Final = 1024
 
@@ -148,7 +151,7 @@ def export(device: VulkanDevice) -> Iterator[Line]:
 
 
 def _as_cuda_tensors(shared: VulkanDevice) -> Iterator[Line]:
-    runtime = vk_cuda.CudaBindings()
+    runtime = CudaBindings()
     keys, x = keys_of(64), unit_rows(64, DIM)
     output = vk_cuda.CudaOutput(shared, runtime)
     pending = shared.isotropic(x, keys, 0.9)
@@ -162,7 +165,11 @@ def _as_cuda_tensors(shared: VulkanDevice) -> Iterator[Line]:
     memory = shared.exported_memory()
     seen = set()
     for _ in range(CYCLES):
-        handle = vk_cuda.import_buffer(runtime, output.ordinal, memory)
+        handle = vk_cuda.import_owned(
+            partial(runtime.import_memory, output.ordinal),
+            partial(vk_cuda.export_descriptor, memory),
+            memory.allocated,
+        )
         runtime.destroy_memory(handle)
         descriptor = vk_cuda.export_descriptor(memory)
         vk_cuda.close_descriptor(descriptor)
@@ -172,20 +179,48 @@ def _as_cuda_tensors(shared: VulkanDevice) -> Iterator[Line]:
 
 def stamps(device: VulkanDevice) -> Iterator[Line]:
     """Item 4: many batches in flight, each looked at: a race shows as another batch's numbers."""
+    wrong = _wrong_batches(device, BATCHES, lambda pending: pending.result().x)
+    yield judged("batches", not wrong, f"{BATCHES} in flight by {device.slots}, {wrong} wrong")
+    try:
+        runtime = CudaBindings()
+        for shared in (True, False):
+            yield _cuda_batches(device, runtime, timelines=shared)
+    except GpuUnavailableError as error:
+        yield Line("batches", "SKIP", f"shared with CUDA: {error}")
+
+
+def _cuda_batches(device: VulkanDevice, runtime: CudaRuntime, *, timelines: bool) -> Line:
+    shared = open_vulkan(_index(device), exported=True, copy=False, batch_rows=64)
+    try:
+        if timelines and shared.timelines() is None:
+            return Line("batches", "SKIP", "the device cannot share timelines")
+        output = vk_cuda.CudaOutput(shared, runtime, timelines=timelines)
+        wrong = _wrong_batches(
+            shared, CUDA_BATCHES, lambda pending: output.tensor(pending).cpu().numpy()
+        )
+        output.close()
+        who = "timelines shared with CUDA" if timelines else "the host waits for CUDA"
+        return judged("batches", not wrong, f"{CUDA_BATCHES}, {who}, {wrong} wrong")
+    finally:
+        shared.close()
+
+
+def _wrong_batches(
+    device: VulkanDevice, batches: int, rows_of: Callable[[Pending], npt.NDArray[np.float32]]
+) -> int:
     reference, count = NumpyDevice(np.float32), 8
     x = unit_rows(count, 32)
     base = keys_of(count)
     wrong = 0
-    waiting: list[tuple[Keys, Any]] = []
-    for number in range(BATCHES):
+    waiting: list[tuple[Keys, Pending]] = []
+    for number in range(batches):
         keys = Keys(base.seed, number, base.rows, base.augmentations)
         waiting.append((keys, device.isotropic(x, keys, 0.5)))
         if len(waiting) == device.slots:
             keys, pending = waiting.pop(0)
             expected = reference.isotropic(x, keys, 0.5).result().x
-            wrong += not np.allclose(pending.result().x, expected, atol=1e-5)
-    yield judged("batches", not wrong, f"{BATCHES} in flight by {device.slots}, {wrong} wrong")
-    yield Line("batches", "SKIP", "timelines shared with CUDA are not built; the host waits")
+            wrong += not np.allclose(rows_of(pending), expected, atol=1e-5)
+    return wrong
 
 
 def imports(device: VulkanDevice) -> Iterator[Line]:

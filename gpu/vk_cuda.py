@@ -4,14 +4,16 @@ The memory in which the shader leaves its rows is exported as a file descriptor 
 on the same GPU, found by its UUID and never by its index. Calls, in this order::
 
     vkGetMemoryFdKHR -> cudaImportExternalMemory -> cudaExternalMemoryGetMappedBuffer
-    cudaDeviceSynchronize -> cudaFree -> cudaDestroyExternalMemory -> vkFreeMemory
+    vkGetSemaphoreFdKHR -> cudaImportExternalSemaphore, for each of two timelines
+    cudaDeviceSynchronize -> cudaDestroyExternalSemaphore, twice -> cudaFree
+                          -> cudaDestroyExternalMemory -> vkFreeMemory
 
 Each export is a new descriptor. It is ours until CUDA has imported it, and CUDA's from then on; so
 it is closed here exactly when the import fails. A tensor refers to ``CudaRows``, that to
 ``CudaOutput``, and that to the Vulkan memory, which therefore outlives every tensor over it.
 
-The host waits for a batch before CUDA may read it. ``CudaRuntime`` is the seam for tests: nothing
-else of this module knows how CUDA is called.
+The host waits for a batch, because rows that are no unit vectors are known only then; it never
+waits for CUDA where timelines are shared (``vk_turns``).
 """
 
 from __future__ import annotations
@@ -19,95 +21,20 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, Final, Protocol
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from mldb.errors import GpuUnavailableError, InvalidValueError
 from mldb.gpu import vk_errors, vk_instance
+from mldb.gpu.cuda_runtime import CudaRuntime
 from mldb.gpu.device import Pending
 from mldb.gpu.vk_device import VulkanDevice
 from mldb.gpu.vk_memory import Buffer
-from mldb.gpu.vk_pending import VulkanPending
-
-NO_BINDINGS: Final = (
-    "the package `cuda-bindings` is not installed; `pip install cuda-bindings` of the CUDA version "
-    "of torch, or take results as NumPy arrays"
-)
-
-
-class CudaRuntime(Protocol):
-    """The calls of the CUDA runtime that are made; each raises GpuUnavailableError."""
-
-    def uuids(self) -> list[bytes]:
-        """Return the UUIDs of 16 bytes of the CUDA devices, by ordinal."""
-
-    def import_memory(self, ordinal: int, descriptor: int, size: int) -> Any:
-        """Import a dedicated allocation of *size* bytes; on success CUDA owns the descriptor."""
-
-    def map_buffer(self, memory: Any, offset: int, size: int) -> int:
-        """Return the device pointer of a part of imported memory."""
-
-    def synchronize(self) -> None:
-        """Wait until the device does nothing."""
-
-    def free(self, pointer: int) -> None:
-        """Undo ``map_buffer``."""
-
-    def destroy_memory(self, memory: Any) -> None:
-        """Undo ``import_memory``; closes the descriptor."""
-
-
-class CudaBindings:
-    """``CudaRuntime`` by the package cuda-bindings. Raises GpuUnavailableError without it."""
-
-    def __init__(self) -> None:
-        try:
-            self._runtime: Any = import_module("cuda.bindings.runtime")
-        except ImportError as error:
-            raise GpuUnavailableError(NO_BINDINGS) from error
-
-    def uuids(self) -> list[bytes]:
-        """Return the UUIDs of the CUDA devices."""
-        count = self._call("cudaGetDeviceCount")
-        found = (self._call("cudaGetDeviceProperties", ordinal) for ordinal in range(count))
-        return [bytes(properties.uuid.bytes) for properties in found]
-
-    def import_memory(self, ordinal: int, descriptor: int, size: int) -> Any:
-        """Import a dedicated allocation from a descriptor."""
-        runtime = self._runtime
-        self._call("cudaSetDevice", ordinal)
-        wanted = runtime.cudaExternalMemoryHandleDesc()
-        kinds = runtime.cudaExternalMemoryHandleType
-        wanted.type = kinds.cudaExternalMemoryHandleTypeOpaqueFd
-        wanted.handle.fd = descriptor
-        wanted.size = size
-        wanted.flags = runtime.cudaExternalMemoryDedicated
-        return self._call("cudaImportExternalMemory", wanted)
-
-    def map_buffer(self, memory: Any, offset: int, size: int) -> int:
-        """Return the device pointer of a part of imported memory."""
-        wanted = self._runtime.cudaExternalMemoryBufferDesc()
-        wanted.offset, wanted.size, wanted.flags = offset, size, 0
-        return int(self._call("cudaExternalMemoryGetMappedBuffer", memory, wanted))
-
-    def synchronize(self) -> None:
-        """Wait until the device does nothing."""
-        self._call("cudaDeviceSynchronize")
-
-    def free(self, pointer: int) -> None:
-        """Free a mapped buffer."""
-        self._call("cudaFree", pointer)
-
-    def destroy_memory(self, memory: Any) -> None:
-        """Destroy imported memory."""
-        self._call("cudaDestroyExternalMemory", memory)
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """Call a function; its first result is the error code."""
-        error, *values = getattr(self._runtime, name)(*arguments)
-        if int(error):
-            raise GpuUnavailableError(f"CUDA refused {name}: {error}")
-        return values[0] if values else None
+from mldb.gpu.vk_pending import SlotRows, VulkanPending
+from mldb.gpu.vk_timeline import Timeline
+from mldb.gpu.vk_turns import HostTurns, SharedTurns, Turns, end_when_needed
 
 
 class CudaRows:
@@ -128,23 +55,35 @@ class CudaRows:
 
 
 def torch_tensor(rows: CudaRows, ordinal: int, copy: bool) -> Any:
-    """Return rows as a tensor on a CUDA device; a copy is complete when this returns."""
+    """Return rows as a tensor on a CUDA device; a copy is made in the current stream."""
     import torch
 
     # Without a device torch has returned copies on the CPU.
     shared = torch.as_tensor(rows, device=f"cuda:{ordinal}")
-    if not copy:
-        return shared
-    copied = shared.clone()
-    torch.cuda.current_stream(ordinal).synchronize()
-    return copied
+    return shared.clone() if copy else shared
+
+
+def torch_stream(ordinal: int) -> int:
+    """Return the address of torch's current stream on a CUDA device."""
+    import torch
+
+    return int(torch.cuda.current_stream(ordinal).cuda_stream)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMaker:
+    """What makes tensors and knows the stream they are made in; torch, but for tests."""
+
+    tensor: Callable[[CudaRows, int, bool], Any] = torch_tensor
+    stream: Callable[[int], int] = torch_stream
 
 
 class CudaOutput:
     """What a Vulkan device writes, as CUDA sees it. A single thread at a time, as the device.
 
     The device must have been opened with ``exported=True`` and ``copy=False``. ``close`` (or the
-    end of this object) gives CUDA's side back and only then lets go of Vulkan's.
+    end of this object) gives CUDA's side back and only then lets go of Vulkan's. ``timelines``
+    are shared where the device can do that: then no host waits for a stream.
     """
 
     def __init__(
@@ -152,7 +91,8 @@ class CudaOutput:
         device: VulkanDevice,
         runtime: CudaRuntime,
         *,
-        as_tensor: Callable[[CudaRows, int, bool], Any] = torch_tensor,
+        maker: TensorMaker | None = None,
+        timelines: bool = True,
     ) -> None:
         if device.copy:
             raise InvalidValueError(
@@ -161,15 +101,23 @@ class CudaOutput:
             )
         buffer = device.exported_memory()
         self.ordinal = ordinal_of(runtime, buffer.context.info.uuid)
-        self._as_tensor = as_tensor
-        memory = import_buffer(runtime, self.ordinal, buffer)
-        try:
+        self._maker = TensorMaker() if maker is None else maker
+        with ExitStack() as undo:
+            # The device is kept as well: it frees the memory when it goes.
+            undo.callback(device.forget_readers)
+            memory = import_owned(
+                partial(runtime.import_memory, self.ordinal),
+                partial(export_descriptor, buffer),
+                buffer.allocated,
+            )
+            undo.callback(runtime.destroy_memory, memory)
             self.pointer = runtime.map_buffer(memory, 0, buffer.size)
-        except BaseException:
-            runtime.destroy_memory(memory)
-            raise
-        # The device is kept as well: it frees the memory when it goes.
-        self._finalizer = weakref.finalize(self, _unmap, runtime, memory, self.pointer, device)
+            undo.callback(runtime.free, self.pointer)
+            self._turns = _turns(
+                runtime, self.ordinal, device.timelines() if timelines else None, undo
+            )
+            undo.callback(runtime.synchronize)
+            self._finalizer = weakref.finalize(self, undo.pop_all().close)
 
     def rows(self, pending: Pending) -> CudaRows:
         """Wait for a batch and return its rows where they are.
@@ -177,30 +125,53 @@ class CudaOutput:
         Raises what ``Pending.result`` does, and InvalidValueError for a batch that was copied out:
         one of several slots, or of rows that are no multiple of 4 components.
         """
-        if not isinstance(pending, VulkanPending):
-            raise InvalidValueError("a batch without rows has no place in CUDA memory")
-        offset, rows, dim = pending.place()
-        return CudaRows(self, self.pointer + offset, rows, dim)
+        return self._rows(self._place(pending))
 
     def tensor(self, pending: Pending, *, copy: bool = True) -> Any:
-        """Return the rows of a batch as a CUDA tensor.
+        """Return the rows of a batch as a CUDA tensor, for the stream that is current.
 
         A copy is the caller's own. Without it the tensor is valid until ``slots`` further batches
-        were started.
+        were started: what was put into that stream by then still reads these rows, and what other
+        streams do must wait for it. Raises what :meth:`rows` does.
         """
-        return self._as_tensor(self.rows(pending), self.ordinal, copy)
+        place = self._place(pending)
+        stream = self._maker.stream(self.ordinal)
+        self._turns.begin(place.batch, stream)
+        tensor = self._maker.tensor(self._rows(place), self.ordinal, copy)
+        if copy:
+            self._turns.end(place.slot, stream)
+        else:
+            end_when_needed(self._turns, place.slot, stream)
+        return tensor
+
+    def _place(self, pending: Pending) -> SlotRows:
+        if not isinstance(pending, VulkanPending):
+            raise InvalidValueError("a batch without rows has no place in CUDA memory")
+        return pending.place()
+
+    def _rows(self, place: SlotRows) -> CudaRows:
+        return CudaRows(self, self.pointer + place.offset, place.rows, place.dim)
 
     def close(self) -> None:
         """Give CUDA's side back; tensors over the memory must be gone. Twice is harmless."""
         self._finalizer()
 
 
-def _unmap(runtime: CudaRuntime, memory: Any, pointer: int, device: VulkanDevice) -> None:
-    """Undo the import in reverse order, with nothing on its way."""
-    runtime.synchronize()
-    runtime.free(pointer)
-    runtime.destroy_memory(memory)
-    del device
+def _turns(
+    runtime: CudaRuntime,
+    ordinal: int,
+    timelines: tuple[Timeline, Timeline] | None,
+    undo: ExitStack,
+) -> Turns:
+    """Import the timelines where there are any; *undo* gives them back."""
+    if timelines is None:
+        return HostTurns(runtime)
+    found = []
+    for timeline in timelines:
+        known = import_owned(partial(runtime.import_timeline, ordinal), timeline.export_descriptor)
+        undo.callback(runtime.destroy_timeline, known)
+        found.append(known)
+    return SharedTurns(runtime, *found)
 
 
 def ordinal_of(runtime: CudaRuntime, uuid: bytes) -> int:
@@ -231,11 +202,11 @@ def export_descriptor(buffer: Buffer) -> int:
         return int(context.procedure("vkGetMemoryFdKHR")(context.device, wanted))
 
 
-def import_buffer(runtime: CudaRuntime, ordinal: int, buffer: Buffer) -> Any:
-    """Return CUDA's handle of a buffer's memory; a failed import closes the descriptor."""
-    descriptor = export_descriptor(buffer)
+def import_owned(take: Callable[..., Any], export: Callable[[], int], *size: int) -> Any:
+    """Let CUDA *take* what *export* returns a descriptor of; a failed import closes it."""
+    descriptor = export()
     try:
-        return runtime.import_memory(ordinal, descriptor, buffer.allocated)
+        return take(descriptor, *size)
     except BaseException:
         close_descriptor(descriptor)
         raise

@@ -22,6 +22,7 @@ from mldb.gpu.vk_request import Request, isotropic_request, langevin_request
 from mldb.gpu.vk_ring import Ring
 from mldb.gpu.vk_slots import Arena, Capacity
 from mldb.gpu.vk_table import VulkanTable, padded_dim
+from mldb.gpu.vk_timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,17 @@ class VulkanDevice:
             raise InvalidValueError("open the device with exported=True to share its results")
         return self._ring.arena.outputs
 
+    def timelines(self) -> tuple[Timeline, Timeline] | None:
+        """Return the timelines "a batch is ready" and "a slot was read", if they can be shared."""
+        self._context.check()
+        ring = self._ring
+        return (ring.ready, ring.freed) if ring.ready.exported else None
+
+    def forget_readers(self) -> None:
+        """Let nobody be asked any more before a slot is used again: they are gone."""
+        for slot in self._ring.arena.slots:
+            slot.reader = None
+
     def stats(self) -> dict[str, Any]:
         """Return counters and the settings in use, for people and tests."""
         return {
@@ -170,6 +182,7 @@ class VulkanDevice:
             "batch_rows": self._ring.arena.capacity.rows,
             "batches": self._ring.batches,
             "recordings": self._ring.recordings,
+            "fetches": self._ring.fetches,
             "pipelines": len(self._pipelines),
             **self._counts,
         }
@@ -197,12 +210,15 @@ class VulkanDevice:
         self._warm(request.variant, request.table)
         copy = (self.copy if copy is None else copy) or count > rows_max
         pending = VulkanPending(self._ring, count, dim, copy=copy)
+        # Rows that another API reads in place come to the host only if they are asked for.
+        arena = self._ring.arena
+        readback = pending.copies or arena.direct or not arena.exported
         for first in range(0, count, rows_max):
             end = min(first + rows_max, count)
             slot = self._ring.acquire()
             request.write(slot, first, end)
-            batch = self._ring.submit(slot, request.shape(end - first))
-            pending.add(Piece(slot, batch, first, end))
+            batch = self._ring.submit(slot, request.shape(end - first, readback=readback))
+            pending.add(Piece(slot, batch, first, end, is_here=readback))
         return pending
 
     def _warm(self, variant: Variant, table: VulkanTable | None) -> None:

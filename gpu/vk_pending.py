@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,18 @@ class Piece:
     batch: int
     first: int
     end: int
+    is_here: bool = True
+    """Whether where its chains end is in memory that the host sees."""
+
+
+class SlotRows(NamedTuple):
+    """Where the rows [rows, dim] of a finished batch are: at *offset* in the memory of the ends."""
+
+    slot: Slot
+    batch: int
+    offset: int
+    rows: int
+    dim: int
 
 
 class VulkanPending:
@@ -42,8 +54,8 @@ class VulkanPending:
         self._squares: npt.NDArray[np.float32] | None = None
         self._chains: Chains | None = None
         # A row that is padded in the slot is not contiguous there.
-        self._copy = copy or dim % 4 != 0
-        if self._copy:
+        self.copies = copy or dim % 4 != 0
+        if self.copies:
             x = np.empty((count, dim), np.float32)
             self._chains = Chains(x, np.empty(count, np.int32))
 
@@ -55,7 +67,7 @@ class VulkanPending:
     def release(self, slot: Slot, why: str = "") -> None:
         """Let go of a slot that is needed again: the ring calls this. Raises DeviceLostError."""
         for piece in [piece for piece in self._pieces if piece.slot is slot]:
-            if self._copy:
+            if self.copies:
                 self._collect(piece)
             else:
                 self._pieces.remove(piece)
@@ -67,35 +79,59 @@ class VulkanPending:
         Raises DeviceLostError, DeviceTimeoutError, InvalidValueError for rows that had not length
         1, and ClosedError when a view was asked for too late.
         """
-        if self._expired:
-            raise ClosedError(
-                f"this result is gone: {self._expired}. Ask for a result before `slots` further "
-                "batches are started, or open the device with copy=True"
-            )
-        if self._copy:
+        self._check_there()
+        if self.copies:
             while self._pieces:
                 self._collect(self._pieces[0])
         elif self._chains is None:
-            self._chains = self._view(self._pieces[0])
-        if self._squares is not None:
-            checks.check_lengths(self._squares)
+            piece = self._pieces[0]
+            if not piece.is_here:
+                self._ring.wait(piece.batch)
+                self._ring.fetch(piece.slot, 4 * (piece.end - piece.first) * padded_dim(self._dim))
+                piece.is_here = True
+            self._chains = Chains(*self._finished(piece))
+        self._check_lengths()
         if self._chains is None:
             raise InvalidValueError("this batch has no rows")
         return self._chains
 
-    def place(self) -> tuple[int, int, int]:
-        """Wait, and return where the rows are: offset in the memory of all slots' ends, B and d.
+    def place(self) -> SlotRows:
+        """Wait, and return where the rows are, for who reads them there.
 
         Raises what ``result`` does, and InvalidValueError for a batch that is copied out.
         """
-        self.result()
-        if self._copy:
+        self._check_there()
+        if self.copies:
+            self.result()
             raise InvalidValueError(
                 "this batch is copied out of its slot: open the device with copy=False and more "
                 "batch_rows, and use dimensions that are multiples of 4"
             )
         piece = self._pieces[0]
-        return piece.slot.offsets[ENDS], piece.end - piece.first, self._dim
+        self._finished(piece)
+        self._check_lengths()
+        rows = piece.end - piece.first
+        return SlotRows(piece.slot, piece.batch, piece.slot.offsets[ENDS], rows, self._dim)
+
+    def accepted(self) -> npt.NDArray[np.int32]:
+        """Wait, and return how many steps each row accepted; raises what ``result`` does."""
+        if self.copies:
+            return self.result().accepted  # type: ignore[no-any-return]
+        self._check_there()
+        accepted = self._finished(self._pieces[0])[1]
+        self._check_lengths()
+        return accepted
+
+    def _check_there(self) -> None:
+        if self._expired:
+            raise ClosedError(
+                f"this result is gone: {self._expired}. Ask for a result before `slots` further "
+                "batches are started, or open the device with copy=True"
+            )
+
+    def _check_lengths(self) -> None:
+        if self._squares is not None:
+            checks.check_lengths(self._squares)
 
     def _collect(self, piece: Piece) -> None:
         """Copy a finished piece out of its slot, and let the slot go."""
@@ -107,9 +143,6 @@ class VulkanPending:
         self._pieces.remove(piece)
         if piece.slot.owner is self:
             piece.slot.owner = None
-
-    def _view(self, piece: Piece) -> Chains:
-        return Chains(*self._finished(piece))
 
     def _finished(self, piece: Piece) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Wait for a piece; return views of its ends and of what each row accepted."""

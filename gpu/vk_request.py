@@ -93,14 +93,17 @@ class Request:
         fit = capacity.rows_of(self.row_bytes, self.extra.row_bytes, inputs=max(1, self.inputs))
         return min(fit, max(ROWS_WORTH_A_BATCH, int(work_max / self.row_work)))
 
-    def shape(self, rows: int) -> Shape:
-        """Return what a slot with *rows* rows of this request is recorded for."""
+    def shape(self, rows: int, *, readback: bool = True) -> Shape:
+        """Return what a slot with *rows* rows of this request is recorded for.
+
+        Without *readback* where chains end stays on the device.
+        """
         return Shape(
             variant=self.variant,
             rows=rows,
             row_input_bytes=rows * self.row_bytes * self.inputs,
             extra_bytes=rows * self.extra.row_bytes,
-            end_bytes=rows * self.row_bytes,
+            end_bytes=rows * self.row_bytes if readback else 0,
             table=self.table,
         )
 

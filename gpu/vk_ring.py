@@ -1,8 +1,9 @@
-"""Batches in flight: recorded commands, one timeline semaphore, a wait that ends.
+"""Batches in flight: recorded commands, a timeline semaphore, a wait that ends.
 
 The value of the semaphore is the number of the last finished batch, counted from 1. A slot is used
 again once the batch that used it last is finished. Commands are recorded once for a shape of batch
 and submitted with structures made once for a slot: per batch only numbers in mapped memory change.
+A second timeline tells when somebody else has read a slot's rows; see ``vk_turns``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mldb.gpu.vk_pipeline import (
 )
 from mldb.gpu.vk_slots import PARAMETER_BYTES, Arena, Slot
 from mldb.gpu.vk_table import VulkanTable
+from mldb.gpu.vk_timeline import Timeline, can_export
 
 TIMEOUT_S: Final = 30.0
 
@@ -41,6 +43,7 @@ class Shape:
     row_input_bytes: int
     extra_bytes: int
     end_bytes: int
+    """What comes back to the host of where chains end; 0 leaves it on the device."""
     table: VulkanTable | None = None
 
 
@@ -52,22 +55,22 @@ class Ring:
     """
 
     def __init__(self, context: Context, pipelines: Pipelines, arena: Arena) -> None:
-        api, device = context.api, context.device
         self.context, self.pipelines, self.arena = context, pipelines, arena
         self.timeout_s = TIMEOUT_S
         self.batches = 0
         self.recordings = 0
-        self._lib: Any = api.lib
-        kind = api.VkSemaphoreTypeCreateInfo(semaphoreType=api.VK_SEMAPHORE_TYPE_TIMELINE)
-        info = api.VkSemaphoreCreateInfo(pNext=kind)
-        self._semaphore = api.vkCreateSemaphore(device, info, None)
+        self.fetches = 0
+        self._lib: Any = context.api.lib
+        shared = arena.exported and can_export(context)
+        self.ready = Timeline(context, exported=shared)
+        self.freed = Timeline(context, exported=shared)
         self._next = 0
         self._make_structures()
 
     def _make_structures(self) -> None:
         """Make what submit and wait reuse; cffi structures own what they point to only by hand."""
         api, ffi = self.context.api, self.context.api.ffi
-        self._semaphores = ffi.new("VkSemaphore[1]", [self._semaphore])
+        self._semaphores = ffi.new("VkSemaphore[1]", [self.ready.handle])
         self._signal = ffi.new("uint64_t[1]")
         self._timeline = ffi.new("VkTimelineSemaphoreSubmitInfo*")
         self._timeline.sType = api.VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO
@@ -81,6 +84,13 @@ class Ring:
         self._submit.pCommandBuffers = self._commands
         self._submit.signalSemaphoreCount = 1
         self._submit.pSignalSemaphores = self._semaphores
+        self._freed = ffi.new("VkSemaphore[1]", [self.freed.handle])
+        self._freed_value = ffi.new("uint64_t[1]")
+        stage = api.VK_PIPELINE_STAGE_ALL_COMMANDS_BIT
+        self._freed_stage = ffi.new("VkPipelineStageFlags[1]", [stage])
+        self._timeline.pWaitSemaphoreValues = self._freed_value
+        self._submit.pWaitSemaphores = self._freed
+        self._submit.pWaitDstStageMask = self._freed_stage
         self._awaited = ffi.new("uint64_t[1]")
         self._wait = ffi.new("VkSemaphoreWaitInfo*")
         self._wait.sType = api.VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO
@@ -89,9 +99,15 @@ class Ring:
         self._wait.pValues = self._awaited
 
     def acquire(self) -> Slot:
-        """Return the next slot once it is free; its last result is collected or expires."""
+        """Return the next slot once it is free; its last result is collected or expires.
+
+        Where its rows were lent, the shader waits for who reads them, not the host.
+        """
         self.context.check()
         slot = self.arena.slots[self._next]
+        if slot.reader is not None:
+            reader, slot.reader = slot.reader, None
+            reader()
         if slot.owner is not None:
             owner, slot.owner = slot.owner, None
             owner.release(slot)
@@ -108,13 +124,32 @@ class Ring:
             ):
                 self._record(slot, shape)
             slot.recorded = shape
+        slot.batch = self._start(slot.commands, slot.freed)
+        slot.freed = 0
+        return slot.batch
+
+    def _start(self, commands: Any, freed: int = 0) -> int:
+        """Submit commands, behind a value of ``freed``; return the number of the batch."""
         number = self.batches + 1
         self._signal[0] = number
-        self._commands[0] = slot.commands
+        self._commands[0] = commands
+        waits = 1 if freed else 0
+        self._timeline.waitSemaphoreValueCount = self._submit.waitSemaphoreCount = waits
+        self._freed_value[0] = freed
         null = self.context.api.ffi.NULL
         self._judge(self._lib.vkQueueSubmit(self.context.queue, 1, self._submit, null), number)
-        self.batches = slot.batch = number
+        self.batches = number
         return number
+
+    def fetch(self, slot: Slot, end_bytes: int) -> None:
+        """Bring to the host what a batch left on the device, and wait for it."""
+        api, commands = self.context.api, self.arena.spare
+        with vk_errors.translated(api, "record commands", device=self.context.info.label):
+            api.vkBeginCommandBuffer(commands, api.VkCommandBufferBeginInfo())
+            self._record_readback(slot, commands, {ENDS: end_bytes})
+            api.vkEndCommandBuffer(commands)
+        self.fetches += 1
+        self.wait(self._start(commands))
 
     def wait(self, batch: int) -> None:
         """Wait until a batch is finished; returns at once for 0 and for what is past."""
@@ -165,9 +200,10 @@ class Ring:
         wide = min(groups, self.context.info.limits.groups)
         api.vkCmdDispatch(commands, wide, -(-groups // wide), 1)
         if self.arena.direct:
-            self._barrier(slot, "SHADER_WRITE", "HOST_READ", "COMPUTE_SHADER", "HOST")
+            self._barrier(commands, "SHADER_WRITE", "HOST_READ", "COMPUTE_SHADER", "HOST")
         else:
-            self._record_readback(slot, shape)
+            sizes = {ENDS: shape.end_bytes, ACCEPTED: 4 * shape.rows}
+            self._record_readback(slot, commands, sizes)
         api.vkEndCommandBuffer(commands)
 
     def _record_upload(self, slot: Slot, shape: Shape) -> None:
@@ -177,18 +213,20 @@ class Ring:
             ROWS: shape.row_input_bytes,
             EXTRA: shape.extra_bytes,
         }
-        self._copy(slot, sizes, self.arena.host_inputs, self.arena.inputs)
+        commands = slot.commands
+        self._copy(slot, commands, sizes, self.arena.host_inputs, self.arena.inputs)
         self._barrier(
-            slot, "TRANSFER_WRITE", "SHADER_READ|UNIFORM_READ", "TRANSFER", "COMPUTE_SHADER"
+            commands, "TRANSFER_WRITE", "SHADER_READ|UNIFORM_READ", "TRANSFER", "COMPUTE_SHADER"
         )
 
-    def _record_readback(self, slot: Slot, shape: Shape) -> None:
-        sizes = {ENDS: shape.end_bytes, ACCEPTED: 4 * shape.rows}
-        self._barrier(slot, "SHADER_WRITE", "TRANSFER_READ", "COMPUTE_SHADER", "TRANSFER")
-        self._copy(slot, sizes, self.arena.outputs, self.arena.host_outputs)
-        self._barrier(slot, "TRANSFER_WRITE", "HOST_READ", "TRANSFER", "HOST")
+    def _record_readback(self, slot: Slot, commands: Any, sizes: dict[int, int]) -> None:
+        self._barrier(commands, "SHADER_WRITE", "TRANSFER_READ", "COMPUTE_SHADER", "TRANSFER")
+        self._copy(slot, commands, sizes, self.arena.outputs, self.arena.host_outputs)
+        self._barrier(commands, "TRANSFER_WRITE", "HOST_READ", "TRANSFER", "HOST")
 
-    def _copy(self, slot: Slot, sizes: dict[int, int], source: Any, target: Any) -> None:
+    def _copy(
+        self, slot: Slot, commands: Any, sizes: dict[int, int], source: Any, target: Any
+    ) -> None:
         api = self.context.api
         regions = [
             api.VkBufferCopy(
@@ -197,9 +235,9 @@ class Ring:
             for region, size in sizes.items()
             if size
         ]
-        api.vkCmdCopyBuffer(slot.commands, source.handle, target.handle, len(regions), regions)
+        api.vkCmdCopyBuffer(commands, source.handle, target.handle, len(regions), regions)
 
-    def _barrier(self, slot: Slot, before: str, after: str, stage: str, next_stage: str) -> None:
+    def _barrier(self, commands: Any, before: str, after: str, stage: str, next_stage: str) -> None:
         """Make writes ``before`` of one stage visible to accesses ``after`` of the next."""
         api = self.context.api
         after_mask = 0
@@ -209,7 +247,7 @@ class Ring:
             srcAccessMask=getattr(api, f"VK_ACCESS_{before}_BIT"), dstAccessMask=after_mask
         )
         stages = [getattr(api, f"VK_PIPELINE_STAGE_{name}_BIT") for name in (stage, next_stage)]
-        api.vkCmdPipelineBarrier(slot.commands, *stages, 0, 1, [barrier], 0, None, 0, None)
+        api.vkCmdPipelineBarrier(commands, *stages, 0, 1, [barrier], 0, None, 0, None)
 
     def close(self) -> None:
         """Finish what is under way, let its owners take it, and free the slots."""
@@ -224,5 +262,6 @@ class Ring:
             self.drain()
         if self.context.untouchable():
             return
-        self.context.api.vkDestroySemaphore(self.context.device, self._semaphore, None)
+        self.ready.close()
+        self.freed.close()
         self.arena.close()

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import GpuUnavailableError, InvalidValueError
+from mldb.errors import GpuUnavailableError
+from mldb.gpu.cuda_runtime import CudaBindings
 from mldb.gpu.device import Chains, Dynamics, Energy, Keys, Pending, Table
-from mldb.gpu.vk_cuda import CudaBindings, CudaOutput, CudaRuntime
+from mldb.gpu.vk_cuda import CudaOutput
 from mldb.gpu.vk_device import VulkanDevice, open_vulkan
+from mldb.gpu.vk_pending import VulkanPending
 
-MakeOutput = Callable[[VulkanDevice, CudaRuntime], CudaOutput]
 ToDevice = Callable[[npt.NDArray[np.float32], int], Any]
 
 
@@ -90,12 +91,14 @@ class _SharedPending:
     def result(self) -> Chains:
         """Wait for it; raises what the Vulkan device's batch does."""
         if self._chains is None:
-            host = self._pending.result()
-            try:
-                x = self._output.tensor(self._pending, copy=self._copy)
-            except InvalidValueError:  # of several slots: it was copied out of them already
+            pending = self._pending
+            if isinstance(pending, VulkanPending) and not pending.copies:
+                accepted = pending.accepted().copy()  # the slot has it only until it is used again
+                self._chains = Chains(self._output.tensor(pending, copy=self._copy), accepted)
+            else:  # of several slots, out of which it was copied
+                host = pending.result()
                 x = self._to_device(host.x, self._output.ordinal)
-            self._chains = Chains(x, host.accepted)
+                self._chains = Chains(x, host.accepted)
         return self._chains
 
 

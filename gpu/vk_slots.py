@@ -7,6 +7,7 @@ twice, and the recorded commands copy between the two; the results are the same 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -96,6 +97,10 @@ class Slot:
     """The last batch that used the slot; 0 for none."""
     owner: Any = field(default=None)
     """Who has to collect that batch before the slot is used again."""
+    reader: Callable[[], None] | None = None
+    """Ends the turn of who reads the rows in place; called before the slot is used again."""
+    freed: int = 0
+    """What the ring's second timeline must reach before the slot is written; 0 for nothing."""
 
 
 class Arena:
@@ -124,7 +129,7 @@ class Arena:
             self._allocate(slots, exported)
             self.pool = self._command_pool()
             descriptors = self._descriptor_sets(pipelines, slots)
-            commands = self._command_buffers(slots)
+            *commands, self.spare = self._command_buffers(slots + 1)
             self.slots = [self._slot(i, descriptors[i], commands[i]) for i in range(slots)]
             for slot in self.slots:
                 self._write_descriptors(slot)

@@ -1,17 +1,12 @@
-"""The bridge to CUDA with a runtime that keeps a record, over memory that is really exported.
-
-lavapipe exports memory as a memfd, so the fake runtime can map what it is given and the bytes that
-arrive are the ones that the shader wrote.
-"""
+"""The bridge to CUDA with a runtime that keeps a record, over memory that is really exported."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import mmap
 import os
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +15,13 @@ import pytest
 
 from mldb.errors import ClosedError, GpuUnavailableError, InvalidValueError
 from mldb.gpu import vk_cuda
-from mldb.gpu.vk_cuda import CudaBindings, CudaOutput, CudaRows
+from mldb.gpu.cuda_runtime import CudaBindings
+from mldb.gpu.device import Keys
+from mldb.gpu.reference import NumpyDevice
+from mldb.gpu.vk_cuda import CudaOutput
 from mldb.gpu.vk_device import VulkanDevice
+from tests.support.cuda import FakeRuntime, maker, with_timelines
 from tests.support.vulkan import device_of, keys_of, opened, unit_rows
-
-PAYLOAD = 4096
-"""Where lavapipe starts an exported allocation inside its memfd."""
-
-
-class FakeRuntime:
-    """A CUDA runtime that maps the descriptor; ``failing`` names the call that fails."""
-
-    def __init__(self, uuid: bytes, failing: str = "") -> None:
-        self.calls: list[str] = []
-        self.failing = failing
-        self._uuid = uuid
-        self.descriptors: list[int] = []
-        self.mapped: mmap.mmap | None = None
-        self.vulkan: list[weakref.ref[Any]] = []
-
-    def _enter(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.failing:
-            raise GpuUnavailableError(f"CUDA refused {name}")
-
-    def uuids(self) -> list[bytes]:
-        self._enter("uuids")
-        return [bytes(16), self._uuid]
-
-    def import_memory(self, ordinal: int, descriptor: int, size: int) -> Any:
-        assert ordinal == 1
-        self.descriptors.append(descriptor)
-        self._enter("import_memory")
-        self.mapped = mmap.mmap(descriptor, PAYLOAD + size)
-        return descriptor
-
-    def map_buffer(self, memory: Any, offset: int, size: int) -> int:
-        self._enter("map_buffer")
-        assert self.mapped is not None
-        return ctypes.addressof(ctypes.c_char.from_buffer(self.mapped)) + PAYLOAD + offset
-
-    def synchronize(self) -> None:
-        assert all(one() is not None for one in self.vulkan), "Vulkan's side went first"
-        self._enter("synchronize")
-
-    def free(self, pointer: int) -> None:
-        self._enter("free")
-
-    def destroy_memory(self, memory: Any) -> None:
-        self._enter("destroy_memory")
-        os.close(memory)
-
-
-def _as_array(rows: CudaRows, ordinal: int, copy: bool) -> Any:
-    """What torch does with the interface, on the CPU: the array keeps ``rows``."""
-    wanted = rows.__cuda_array_interface__
-    shape, (pointer, _) = wanted["shape"], wanted["data"]
-    held: Any = (ctypes.c_char * (4 * shape[0] * shape[1])).from_address(pointer)
-    held.rows = rows
-    array = np.frombuffer(held, wanted["typestr"]).reshape(shape)
-    return array.copy() if copy else array
 
 
 def _uuid(device: VulkanDevice) -> bytes:
@@ -88,7 +30,7 @@ def _uuid(device: VulkanDevice) -> bytes:
 
 def _shared(device: VulkanDevice, failing: str = "") -> tuple[FakeRuntime, CudaOutput]:
     runtime = FakeRuntime(_uuid(device), failing)
-    return runtime, CudaOutput(device, runtime, as_tensor=_as_array)
+    return runtime, CudaOutput(device, runtime, maker=maker(runtime))
 
 
 @pytest.mark.parametrize("direct", [None, False])
@@ -123,7 +65,7 @@ def test_a_failing_step_leaves_nothing_behind(failing: str, undone: list[str]) -
         before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
         runtime = FakeRuntime(_uuid(device), failing)
         with pytest.raises(GpuUnavailableError, match=failing):
-            CudaOutput(device, runtime, as_tensor=_as_array)
+            CudaOutput(device, runtime, maker=maker(runtime))
         assert runtime.calls[runtime.calls.index(failing) + 1 :] == undone
         for descriptor in runtime.descriptors:
             with pytest.raises(OSError, match="descriptor"):
@@ -175,7 +117,7 @@ def test_devices_that_do_not_export_are_refused() -> None:
         with opened(copy=copy, batch_rows=64) as device:
             refused = pytest.raises(InvalidValueError, match="exported")
             with refused:
-                CudaOutput(device, runtime, as_tensor=_as_array)
+                CudaOutput(device, runtime, maker=maker(runtime))
     assert runtime.calls == []
 
 
@@ -200,6 +142,19 @@ class _FakeBindings:
             self.handle = type("Handle", (), {})()
 
     class cudaExternalMemoryBufferDesc:
+        pass
+
+    class cudaExternalSemaphoreHandleDesc(cudaExternalMemoryHandleDesc):
+        pass
+
+    class cudaExternalSemaphoreHandleType:
+        cudaExternalSemaphoreHandleTypeTimelineSemaphoreFd = 9
+
+    class cudaExternalSemaphoreWaitParams:
+        def __init__(self) -> None:
+            self.params = type("Params", (), {"fence": type("Fence", (), {})()})()
+
+    class cudaExternalSemaphoreSignalParams(cudaExternalSemaphoreWaitParams):
         pass
 
     class cudaExternalMemoryHandleType:
@@ -231,6 +186,144 @@ def test_descriptions_for_cuda_are_filled_in() -> None:
     name, (memory, part) = fake.seen[2]
     assert name == "cudaExternalMemoryGetMappedBuffer"
     assert (memory, part.offset, part.size, part.flags) == ("memory", 256, 512, 0)
+    assert bindings.import_timeline(3, 9) == 77
+    name, (wanted,) = fake.seen[-1]
+    assert name == "cudaImportExternalSemaphore"
+    assert (wanted.type, wanted.handle.fd, wanted.flags) == (9, 9, 0)
+    for verb in ("Wait", "Signal"):
+        getattr(bindings, verb.lower())("timeline", 12, 34)
+        name, (which, how, count, stream) = fake.seen[-1]
+        assert name == f"cuda{verb}ExternalSemaphoresAsync"
+        assert (which, how[0].params.fence.value, how[0].flags) == (["timeline"], 12, 0)
+        assert (count, stream) == (1, 34)
+    bindings.destroy_timeline("timeline")
+    bindings.synchronize_stream(34)
+    assert [name for name, _ in fake.seen[-2:]] == [
+        "cudaDestroyExternalSemaphore",
+        "cudaStreamSynchronize",
+    ]
     fake.error = 35
     with pytest.raises(GpuUnavailableError, match="cudaFree"):
         bindings.free(77)
+
+
+# --- whose turn it is -----------------------------------------------------------------------------
+
+
+def _read_late(
+    device: VulkanDevice, output: CudaOutput, runtime: FakeRuntime, *, copy: bool, batches: int = 40
+) -> int:
+    """How many batches were not what the shader wrote when the stream came to read them."""
+    rng = np.random.default_rng(3)
+    x, keys = unit_rows(rng, 10, 32), keys_of(rng, 10)
+    found, want = [], []
+    assert runtime.stream is not None
+    for number in range(batches):
+        key = Keys(keys.seed, number, keys.rows, keys.augmentations)
+        tensor = output.tensor(device.isotropic(x, key, 0.8), copy=copy)
+        if not copy:  # what the user does with it, in the same stream
+            view, tensor = tensor, np.zeros_like(tensor)
+            runtime.stream.put(partial(np.copyto, tensor, view))
+        found.append(tensor)
+        want.append(NumpyDevice(np.float32).isotropic(x, key, 0.8).result().x)
+    runtime.stream.synchronize()
+    return sum(not np.allclose(a, b, atol=1e-5) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("direct", [None, False])
+def test_a_slot_is_not_written_before_the_stream_has_read_it(
+    copy: bool, shared: bool, direct: bool | None
+) -> None:
+    """CUDA reads when its stream comes there; the shader used to write again before that."""
+    with opened(exported=True, copy=False, batch_rows=64, direct=direct) as device:
+        runtime = with_timelines(device)
+        output = CudaOutput(device, runtime, maker=maker(runtime), timelines=shared)
+        assert _read_late(device, output, runtime, copy=copy) == 0
+        waits = runtime.calls.count("synchronize_stream")
+        if shared:
+            assert (runtime.calls.count("wait"), waits) == (40, 0)
+            assert runtime.calls.count("signal") >= 37  # the last views are still out
+        else:
+            assert (runtime.calls.count("wait"), runtime.calls.count("signal")) == (0, 0)
+            assert waits >= 37
+        assert device.stats()["fetches"] == 0  # nothing came to the host
+        output.close()
+        runtime.stream.close()  # type: ignore[union-attr]
+        assert device.isotropic(*_one_row(), 0.8).result().x.shape == (1, 32)
+
+
+def test_the_test_above_sees_a_slot_that_is_written_too_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime = with_timelines(device)
+        output = CudaOutput(device, runtime, maker=maker(runtime))
+        monkeypatch.setattr(output._turns, "end", lambda slot, stream: None)
+        assert _read_late(device, output, runtime, copy=True) > 5
+        output.close()
+        runtime.stream.close()  # type: ignore[union-attr]
+
+
+def test_timelines_are_imported_and_given_back_in_order() -> None:
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime = with_timelines(device)
+        output = CudaOutput(device, runtime, maker=maker(runtime))
+        assert runtime.calls == [
+            *("uuids", "import_memory", "map_buffer", "import_timeline", "import_timeline")
+        ]
+        output.close()
+        assert runtime.calls[5:] == [
+            *("synchronize", "destroy_timeline", "destroy_timeline", "free", "destroy_memory")
+        ]
+        for descriptor in runtime.descriptors:
+            with pytest.raises(OSError, match="descriptor"):
+                os.fstat(descriptor)
+        runtime.stream.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("failing_at", "undone"),
+    [(1, ["free", "destroy_memory"]), (2, ["destroy_timeline", "free", "destroy_memory"])],
+)
+def test_a_timeline_that_is_refused_leaves_nothing_behind(
+    failing_at: int, undone: list[str]
+) -> None:
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime = with_timelines(device, "import_timeline", failing_at=failing_at)
+        with pytest.raises(GpuUnavailableError, match="import_timeline"):
+            CudaOutput(device, runtime, maker=maker(runtime))
+        assert runtime.calls[3 + failing_at :] == undone
+        for descriptor in runtime.descriptors:
+            with pytest.raises(OSError, match="descriptor"):
+                os.fstat(descriptor)
+        runtime.stream.close()  # type: ignore[union-attr]
+        assert device.isotropic(*_one_row(), 0.8).result().x.shape == (1, 32)
+
+
+def test_rows_stay_on_the_device_until_they_are_asked_for(rng: np.random.Generator) -> None:
+    """They used to be copied to the host as well, beside being handed to CUDA."""
+    x, keys = unit_rows(rng, 10, 32), keys_of(rng, 10)
+    with opened(batch_rows=64) as plain:
+        want = plain.isotropic(x, keys, 0.8).result().x.tobytes()
+    with opened(exported=True, copy=False, direct=False, batch_rows=64) as device:
+        _, output = _shared(device)
+        kept = [device.isotropic(x, keys, 0.8) for _ in range(device.slots)]
+        assert all(output.tensor(pending).tobytes() == want for pending in kept)
+        assert device.stats()["fetches"] == 0
+        assert all(pending.result().x.tobytes() == want for pending in kept)
+        assert all(pending.result().x.tobytes() == want for pending in kept)
+        assert device.stats()["fetches"] == device.slots
+        device.words(keys, 0, 3)
+        assert device.stats()["fetches"] == device.slots
+        assert device.isotropic(x, keys, 0.8).result().x.tobytes() == want
+        bad = device.isotropic(2 * x, keys, 0.8)
+        with pytest.raises(InvalidValueError, match="length"):
+            output.tensor(bad)
+        output.close()
+
+
+def _one_row() -> tuple[Any, Any]:
+    rng = np.random.default_rng(1)
+    return unit_rows(rng, 1, 32), keys_of(rng, 1)

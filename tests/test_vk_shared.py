@@ -13,15 +13,14 @@ from mldb.errors import ClosedError, GpuUnavailableError
 from mldb.gpu.device import Dynamics, SelfEnergy
 from mldb.gpu.vk_cuda import CudaOutput
 from mldb.gpu.vk_shared import SharedVulkanDevice, open_shared
+from tests.support.cuda import FakeRuntime, maker
 from tests.support.vulkan import device_of, keys_of, opened, unit_rows
-
-fakes: Any = importlib.import_module("tests.test_vk_cuda")
 
 
 def shared_device(*, copy: bool = True, batch_rows: int = 64) -> tuple[Any, SharedVulkanDevice]:
     device = device_of(exported=True, copy=False, batch_rows=batch_rows)
-    runtime = fakes.FakeRuntime(device.exported_memory().context.info.uuid)
-    output = CudaOutput(device, runtime, as_tensor=fakes._as_array)
+    runtime = FakeRuntime(device.exported_memory().context.info.uuid)
+    output = CudaOutput(device, runtime, maker=maker(runtime))
     return runtime, SharedVulkanDevice(
         device, output, copy=copy, to_device=lambda array, ordinal: array
     )

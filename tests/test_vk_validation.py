@@ -19,6 +19,7 @@ import gc
 import numpy as np
 from mldb.gpu.device import Dynamics, MixtureEnergy
 from mldb.gpu.vk_device import open_vulkan
+from tests.support.cuda import hand_over
 from tests.support.vulkan import batch_of, results_of
 
 for options in {forms}:
@@ -33,6 +34,8 @@ for options in {forms}:
     energy = MixtureEnergy(table, batch.index, batch.kappas, batch.log_weight)
     for _ in range(5):
         pending = device.langevin(batch.x, batch.keys, energy, Dynamics(2, 1e-3))
+    if options.get("exported"):
+        hand_over(device)
     {mistake}
     table.close()
     del pending
@@ -49,6 +52,7 @@ FORMS: tuple[dict[str, bool], ...] = (
     {},
     {"direct": False},
     {"exported": True, "copy": False},
+    {"exported": True, "copy": False, "direct": False},
 )
 
 
