@@ -9,32 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any, Final, Literal, TextIO, TypeAlias
+from dataclasses import asdict
+from typing import Any, Final, TextIO
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import GpuUnavailableError, MldbError
 from mldb.gpu import selftest_rates as rates
-from mldb.gpu import vk_cuda, vk_errors, vk_instance
-from mldb.gpu.cuda_runtime import CudaBindings, CudaRuntime
-from mldb.gpu.device import Dynamics, Keys, MixtureEnergy, Pending, SelfEnergy
+from mldb.gpu import vk_errors, vk_instance
+from mldb.gpu.device import Dynamics, Keys, MixtureEnergy, SelfEnergy
 from mldb.gpu.reference import NumpyDevice
+from mldb.gpu.selftest_cuda import export, stamps
+from mldb.gpu.selftest_lines import Item, Line, index_of, judged
+from mldb.gpu.selftest_memory import imports, memory
 from mldb.gpu.selftest_rates import DIM, aligned_rows, keys_of, unit_rows
 from mldb.gpu.vk_device import VulkanDevice, open_vulkan
-from mldb.gpu.vk_errors import DeviceMemoryError
-from mldb.gpu.vk_memory import Place, allocate
-
-Status: TypeAlias = Literal["PASS", "FAIL", "SKIP", "INFO"]
 
 NORMAL_ERROR_MAX: Final = 2e-6
 ROW_ERROR_MAX: Final = 1e-6
-BATCHES: Final = 300
-CUDA_BATCHES: Final = 10_000
-CYCLES: Final = 100
 BATCH_ROWS: Final = 1024
 
 # Random123's vectors: seed, pass, row, augmentation, step, block, and the words that come out.
@@ -45,24 +38,6 @@ KNOWN_ANSWERS: Final = (
     (ONES, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
     (PI, "d16cfe09 94fdcceb 5001e420 24126ea1"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One finding: its item, how it went, what to read, and figures by name."""
-
-    item: str
-    status: Status
-    text: str
-    figures: dict[str, Any] = field(default_factory=dict)
-
-
-Item: TypeAlias = Callable[[VulkanDevice], Iterator[Line]]
-
-
-def judged(item: str, good: bool, text: str, **figures: Any) -> Line:
-    """Return PASS or FAIL."""
-    return Line(item, "PASS" if good else "FAIL", text, figures)
 
 
 def devices(_: VulkanDevice) -> Iterator[Line]:
@@ -135,139 +110,11 @@ def _chains(device: VulkanDevice, keys: Keys) -> Iterator[Line]:
             yield judged("chains", bool(good), text, error=error, same=float(same.mean()))
 
 
-def export(device: VulkanDevice) -> Iterator[Line]:
-    """Item 3: memory as a descriptor, and on NVIDIA as a CUDA tensor."""
-    shared = open_vulkan(_index(device), exported=True, copy=False, batch_rows=64)
-    try:
-        memory = shared.exported_memory()
-        descriptor = vk_cuda.export_descriptor(memory)
-        vk_cuda.close_descriptor(descriptor)
-        yield Line("export", "PASS", f"{memory.allocated:,} bytes as a file descriptor")
-        yield from _as_cuda_tensors(shared)
-    except GpuUnavailableError as error:
-        yield Line("export", "SKIP", str(error))
-    finally:
-        shared.close()
-
-
-def _as_cuda_tensors(shared: VulkanDevice) -> Iterator[Line]:
-    runtime = CudaBindings()
-    keys, x = keys_of(64), unit_rows(64, DIM)
-    output = vk_cuda.CudaOutput(shared, runtime)
-    pending = shared.isotropic(x, keys, 0.9)
-    tensor = output.tensor(pending, copy=False)
-    place = output.rows(pending).__cuda_array_interface__["data"][0]
-    yield judged("export", tensor.data_ptr() == place, "torch uses the pointer as it is")
-    same = np.array_equal(tensor.cpu().numpy(), pending.result().x)
-    yield judged("export", same, "torch reads what the shader wrote")
-    del tensor
-    output.close()
-    memory = shared.exported_memory()
-    seen = set()
-    for _ in range(CYCLES):
-        handle = vk_cuda.import_owned(
-            partial(runtime.import_memory, output.ordinal),
-            partial(vk_cuda.export_descriptor, memory),
-            memory.allocated,
-        )
-        runtime.destroy_memory(handle)
-        descriptor = vk_cuda.export_descriptor(memory)
-        vk_cuda.close_descriptor(descriptor)
-        seen.add(descriptor)
-    yield judged("export", len(seen) <= 2, f"{CYCLES} imports leave no descriptors behind")
-
-
-def stamps(device: VulkanDevice) -> Iterator[Line]:
-    """Item 4: many batches in flight, each looked at: a race shows as another batch's numbers."""
-    wrong = _wrong_batches(device, BATCHES, lambda pending: pending.result().x)
-    yield judged("batches", not wrong, f"{BATCHES} in flight by {device.slots}, {wrong} wrong")
-    try:
-        runtime = CudaBindings()
-        for shared in (True, False):
-            yield _cuda_batches(device, runtime, timelines=shared)
-    except GpuUnavailableError as error:
-        yield Line("batches", "SKIP", f"shared with CUDA: {error}")
-
-
-def _cuda_batches(device: VulkanDevice, runtime: CudaRuntime, *, timelines: bool) -> Line:
-    shared = open_vulkan(_index(device), exported=True, copy=False, batch_rows=64)
-    try:
-        if timelines and shared.timelines() is None:
-            return Line("batches", "SKIP", "the device cannot share timelines")
-        output = vk_cuda.CudaOutput(shared, runtime, timelines=timelines)
-        wrong = _wrong_batches(
-            shared, CUDA_BATCHES, lambda pending: output.tensor(pending).cpu().numpy()
-        )
-        output.close()
-        who = "timelines shared with CUDA" if timelines else "the host waits for CUDA"
-        return judged("batches", not wrong, f"{CUDA_BATCHES}, {who}, {wrong} wrong")
-    finally:
-        shared.close()
-
-
-def _wrong_batches(
-    device: VulkanDevice, batches: int, rows_of: Callable[[Pending], npt.NDArray[np.float32]]
-) -> int:
-    reference, count = NumpyDevice(np.float32), 8
-    x = unit_rows(count, 32)
-    base = keys_of(count)
-    wrong = 0
-    waiting: list[tuple[Keys, Pending]] = []
-    for number in range(batches):
-        keys = Keys(base.seed, number, base.rows, base.augmentations)
-        waiting.append((keys, device.isotropic(x, keys, 0.5)))
-        if len(waiting) == device.slots:
-            keys, pending = waiting.pop(0)
-            expected = reference.isotropic(x, keys, 0.5).result().x
-            wrong += not np.allclose(rows_of(pending), expected, atol=1e-5)
-    return wrong
-
-
-def imports(device: VulkanDevice) -> Iterator[Line]:
-    """Item 5: host memory read in place, and what the copy costs instead."""
-    rows = aligned_rows(20_000, DIM)
-    raw = np.empty(rows.size + 4, np.float32)
-    offset = 4 if raw.ctypes.data % 4096 == 0 else 0
-    moved = raw[offset : offset + rows.size].reshape(rows.shape)
-    moved[...] = rows
-    for name, array in (("anonymous, aligned", rows), ("not aligned", moved)):
-        before = device.stats()["imports_refused"]
-        seconds, table = rates.timed(partial(device.load, array))
-        refused = device.stats()["imports_refused"] > before
-        how = "in place" if table.imported else "refused, copied" if refused else "copied"
-        gigabytes = rows.nbytes / seconds / 1e9
-        text = f"{name}: {how} in {seconds * 1e3:.1f} ms ({gigabytes:.1f} GB/s)"
-        yield Line("import", "INFO", text, {"imported": table.imported, "seconds": seconds})
-        table.close()
-    reason = "file mappings and huge pages are the log's: tests/test_vk_table.py maps a file"
-    yield Line("import", "SKIP", reason)
-
-
 def figures(device: VulkanDevice) -> Iterator[Line]:
     """Item 6: rates of the shader, of the ring and of torch."""
-    for name, value, unit in rates.measure(device, _index(device)):
+    for name, value, unit in rates.measure(device, index_of(device)):
         yield Line("rate", "INFO", f"{name}: {value:,.1f} {unit}", {name: value})
-
-
-def memory(device: VulkanDevice) -> Iterator[Line]:
-    """Item 7: more memory than there is ends in an error, and the device works after it."""
-    shared = open_vulkan(_index(device), exported=True, copy=False, batch_rows=64)
-    context = shared.exported_memory().context
-    size = context.info.limits.heap * 3 // 2
-    try:
-        allocate(context, size, Place.DEVICE, option="nothing").close()
-        yield Line("memory", "INFO", f"the driver promised {size:,} bytes, more than it has")
-    except DeviceMemoryError as error:
-        yield judged("memory", error.asked_bytes == size, str(error))
-    except GpuUnavailableError as error:
-        yield Line("memory", "FAIL", f"not the error of memory: {error}")
-    works = shared.words(keys_of(4), 0, 2).shape == (4, 2, 4)
-    yield judged("memory", works, "the device works after it")
-    shared.close()
-
-
-def _index(device: VulkanDevice) -> int:
-    return int(device.stats()["index"])
+    yield Line("rate", "SKIP", "neighbours in fp16 and an unrolled shader: there are none")
 
 
 ITEMS: Final[tuple[Item, ...]] = (devices, numbers, export, stamps, imports, figures, memory)

@@ -109,7 +109,7 @@ def _kernels(device: VulkanDevice) -> Iterator[Figure]:
         yield f"{kind}, {capacity} rows", capacity / best(batch(device, kind, capacity)), "rows/s"
     x, mine = unit_rows(capacity, DIM), keys_of(capacity)
     energy, dynamics = SelfEnergy(x, np.full(capacity, 500, np.float32)), Dynamics(STEPS, STEP_SIZE)
-    for augment in (4, 16):
+    for augment in (1, 4, 16, 40):
 
         def several(augment: int = augment) -> None:
             numbers = (np.full(capacity, a, np.uint16) for a in range(augment))
@@ -126,7 +126,8 @@ def _forms(index: int) -> Iterator[Figure]:
     forms: list[tuple[str, dict[str, Any]]] = [
         (f"{n} splats a workgroup", {"subgroups": n}) for n in (1, 2, 4, 8)
     ]
-    for name, options in [*forms, ("staging", {"direct": False})]:
+    forms += [(f"staging, ring of {n}", {"direct": False, "slots": n}) for n in (2, 3, 4)]
+    for name, options in forms:
         other = open_vulkan(index, batch_rows=1024, **options)
         for kind in ("self", "mixture"):
             yield f"{kind}, {name}", 1024 / best(batch(other, kind, 1024), 3), "rows/s"
