@@ -58,6 +58,7 @@ def devices(_: VulkanDevice) -> Iterator[Line]:
                 "queues": [[family.queueFlags, family.queueCount] for family in families],
                 "extensions": sorted(info.extensions),
                 "version": info.version,
+                "driver": info.driver,
                 "uuid": info.uuid.hex(),
             }
             text = f"{info.index}: {info.label}, subgroups of {info.lanes}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -49,6 +49,16 @@ def rng(seed: int) -> np.random.Generator:
 def store_path(tmp_path: Path) -> Path:
     """Where a store can be made; nothing is there yet."""
     return tmp_path / "store"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch with one thread: small networks gain nothing from more, and lose much beside others."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -31,13 +31,7 @@ def db(store_path: Path) -> Iterator[mldb.MLDatabase]:
         yield database
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny layers gain nothing from threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- a training run -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,6 @@ def test_larger_than_memory(tmp_path: Path) -> None:
     with mldb.open(tmp_path / "store", mode="r") as db:
         assert sorted(db) == ["projected", "projection", "x", "x_mean"]
         assert abs(db["x"].mean(0) - db["x_mean"]).max() < 1e-4
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small networks and many threads make each other wait, most of all where others run."""
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 import mldb
@@ -37,15 +36,6 @@ def example() -> dict[str, Any]:
 def db(store_path: Path) -> Iterator[mldb.MLDatabase]:
     with mldb.open(store_path, durability="os") as db:
         yield db
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Networks this small lose by more threads, by a lot where other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- sampling -------------------------------------------------------------------------------------

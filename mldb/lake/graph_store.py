@@ -17,8 +17,8 @@ _VERSION: Final = 1
 def lake_graph(rows: Rows, mu: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Graph:
     """Return the graph of all rows; *mu* [N, d] are they.
 
-    A graph of fewer rows is extended when rows were only added since. The hint is written by a
-    handle that may write, and may be deleted at any time.
+    A graph of fewer rows is extended when rows were only added since; after a removal it is built
+    anew once. The hint is written by a handle that may write, and may be deleted at any time.
     """
     name = f"lake-{rows.state.info.lake_id.hex()}.graph"
     blocks = [block.entry.commit_lsn for block in rows.state.blocks]
