@@ -516,6 +516,35 @@ def test_ranks_are_those_of_torch_distributed(
         stream(lake, rank=3)
 
 
+def test_stats_tell_how_well_a_pass_is_shuffled_and_what_weights_cost(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rng.standard_normal((20_000, DIM)), alpha=rng.integers(1, 9, 20_000))
+
+    def told(kind: str, **options: Any) -> dict[str, Any]:
+        loader = stream(lake, kind, **options)
+        next(iter(loader))
+        return loader.stats()  # type: ignore[no-any-return]
+
+    full = told("permutation")
+    assert (full["order"], full["importance"]) == ("permutation", None)
+    assert full["shuffle"]["mix"] == pytest.approx(1, abs=0.05)
+    assert full["shuffle"]["spread"] == pytest.approx(1, abs=0.05)
+    near = told("windowed", window_rows=2048)["shuffle"]
+    assert near["mix"] < 0.4  # a batch comes from two runs of 1,024 rows
+    wide = told("windowed", window_rows=16 << 10)["shuffle"]
+    assert near["mix"] < wide["mix"] < 1.05
+    assert told("sequential")["shuffle"] is None
+    drawn = told("drawn")
+    assert (drawn["order"], drawn["shuffle"]) == ("importance, with", None)
+    assert 0.1 < drawn["importance"]["ess"] < 1
+    assert drawn["importance"]["floor"] == 0.1
+    assert told("isotropic")["shuffle"]["mix"] > 0.9
+    one = stream(lake, "permutation")
+    assert one.stats()["shuffle"] is None  # nothing was planned yet
+
+
 def test_salience_is_a_column_or_a_function_of_ids(
     db: mldb.MLDatabase, data: dict[str, Any]
 ) -> None:

@@ -110,8 +110,13 @@ class M2MDataLake(IterableDataset[Any]):
         return len(shard.deal(0, len(self._pass().plan), even=self.options.even_ranks))
 
     def stats(self) -> dict[str, Any]:
-        """Figures of this process: what ran, what each tier holds, moved and hit."""
-        return self._reader().stream.stats()
+        """Figures of this process: what ran, how well it is shuffled, what each tier moved and hit.
+
+        ``shuffle``: mix and spread of the newest pass, 1 and 1 for a perfect permutation.
+        ``importance``: its effective sample size, as a share of the draws, and the floor in use.
+        """
+        reader = self._reader()
+        return reader.stream.stats() | reader.passes.stats()
 
     def provenance(self, batch: int, *, pass_number: int | None = None) -> dict[str, Any]:
         """Tell of every row of batch *batch* (of all ranks) of a pass where it comes from.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from mldb.errors import InvalidValueError, MissingError
 from mldb.lake.order import STRATUM_ROWS, Order, Sampler, Sequential, plain_order, prepare_sampler
-from mldb.lake.plan import Plan
+from mldb.lake.plan import Plan, shuffle_quality
 from mldb.lake.rows import Rows
 from mldb.lake.settings import PROVENANCE, StreamOptions
 from mldb.lake.weights import Importance, chances
 from mldb.log.os_memory import available_memory
+
+_SAMPLED_BATCHES: Final = 64
 
 
 class Pass(NamedTuple):
@@ -36,6 +38,7 @@ class Passes:
         self._rows = rows
         self._options = options
         self._last: Pass | None = None
+        self._drawn: Sampler | None = None  # what the newest pass was drawn by
 
     def plan(self, number: int) -> Pass:
         """Return pass *number*. Raises InvalidValueError for one beyond 2^32."""
@@ -53,7 +56,8 @@ class Passes:
     def _order(self, number: int) -> Order:
         options, rows = self._options, self._rows
         if options.importance is not None:
-            return self._sampler(options.importance).order(
+            sampler = self._drawn = self._sampler(options.importance)
+            return sampler.order(
                 seed=options.seed, pass_number=number, length=options.draws or len(rows)
             )
         assert options.order != "auto"
@@ -79,6 +83,31 @@ class Passes:
             found = chances(importance, rows.gather("alpha", every), values)
             known = rows.derived[key] = prepare_sampler(importance, found, ids=rows.ids())
         return known
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the pass planned last: how well it is shuffled, or what its weights cost.
+
+        ``shuffle`` is a :class:`Quality` of rows in random order; ``importance`` the effective
+        sample size, as a share of the draws, and the floor in use. Each is None where it says
+        nothing.
+        """
+        last, drawn = self._last, self._drawn
+        shuffle = None
+        if last is not None and drawn is None and not last.is_in_row_order:
+            shuffle = _quality(last.plan, len(self._rows))
+        weights = None
+        if drawn is not None:
+            weights = {"ess": drawn.chances.ess, "floor": drawn.chances.floor}
+        return {"shuffle": shuffle, "importance": weights}
+
+
+def _quality(plan: Plan, rows: int) -> dict[str, float] | None:
+    """The shuffle quality of some batches all over a pass; None where no batch is full."""
+    full = plan.order.length // plan.batch_size
+    if not full or plan.batch_size < 2:
+        return None
+    numbers = range(0, full, -(-full // _SAMPLED_BATCHES))
+    return shuffle_quality([plan.rows(number) for number in numbers], rows)._asdict()
 
 
 def check_stream(rows: Rows, options: StreamOptions) -> None:
