@@ -19,13 +19,16 @@ class CudaRuntime(Protocol):
     def uuids(self) -> list[bytes]:
         """Return the UUIDs of 16 bytes of the CUDA devices, by ordinal."""
 
-    def import_memory(self, ordinal: int, descriptor: int, size: int) -> Any:
+    def use(self, ordinal: int) -> None:
+        """Make every later call on this device, whichever is current for the caller."""
+
+    def import_memory(self, descriptor: int, size: int) -> Any:
         """Import a dedicated allocation of *size* bytes; on success CUDA owns the descriptor."""
 
     def map_buffer(self, memory: Any, offset: int, size: int) -> int:
         """Return the device pointer of a part of imported memory."""
 
-    def import_timeline(self, ordinal: int, descriptor: int) -> Any:
+    def import_timeline(self, descriptor: int) -> Any:
         """Import a timeline semaphore; on success CUDA owns the descriptor."""
 
     def wait(self, timeline: Any, value: int, stream: int) -> None:
@@ -61,6 +64,11 @@ class CudaBindings:
             self._runtime: Any = import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise GpuUnavailableError(NO_BINDINGS) from error
+        self._ordinal: int | None = None
+
+    def use(self, ordinal: int) -> None:
+        """Make every later call on this device."""
+        self._ordinal = ordinal
 
     def uuids(self) -> list[bytes]:
         """Return the UUIDs of the CUDA devices."""
@@ -68,10 +76,9 @@ class CudaBindings:
         found = (self._call("cudaGetDeviceProperties", ordinal) for ordinal in range(count))
         return [bytes(properties.uuid.bytes) for properties in found]
 
-    def import_memory(self, ordinal: int, descriptor: int, size: int) -> Any:
+    def import_memory(self, descriptor: int, size: int) -> Any:
         """Import a dedicated allocation from a descriptor."""
         runtime = self._runtime
-        self._call("cudaSetDevice", ordinal)
         wanted = runtime.cudaExternalMemoryHandleDesc()
         kinds = runtime.cudaExternalMemoryHandleType
         wanted.type = kinds.cudaExternalMemoryHandleTypeOpaqueFd
@@ -86,10 +93,9 @@ class CudaBindings:
         wanted.offset, wanted.size, wanted.flags = offset, size, 0
         return int(self._call("cudaExternalMemoryGetMappedBuffer", memory, wanted))
 
-    def import_timeline(self, ordinal: int, descriptor: int) -> Any:
+    def import_timeline(self, descriptor: int) -> Any:
         """Import a timeline semaphore from a descriptor."""
         runtime = self._runtime
-        self._call("cudaSetDevice", ordinal)
         wanted = runtime.cudaExternalSemaphoreHandleDesc()
         kinds = runtime.cudaExternalSemaphoreHandleType
         wanted.type = kinds.cudaExternalSemaphoreHandleTypeTimelineSemaphoreFd
@@ -130,8 +136,25 @@ class CudaBindings:
         self._call("cudaDestroyExternalMemory", memory)
 
     def _call(self, name: str, *arguments: Any) -> Any:
+        """Call a function on the device in use; leave the caller's current one as it is.
+
+        A thread has a current device of its own, and stream 0 means one of that device.
+        """
+        if self._ordinal is None:
+            return self._plain(name, *arguments)
+        before = self._plain("cudaGetDevice")
+        self._plain("cudaSetDevice", self._ordinal)
+        try:
+            return self._plain(name, *arguments)
+        finally:
+            self._plain("cudaSetDevice", before)
+
+    def _plain(self, name: str, *arguments: Any) -> Any:
         """Call a function; its first result is the error code."""
-        error, *values = getattr(self._runtime, name)(*arguments)
+        try:
+            error, *values = getattr(self._runtime, name)(*arguments)
+        except RuntimeError as missing:  # a driver too old for it
+            raise GpuUnavailableError(f"CUDA has no {name}: {missing}") from missing
         if int(error):
             raise GpuUnavailableError(f"CUDA refused {name}: {error}")
         return values[0] if values else None

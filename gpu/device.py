@@ -125,6 +125,10 @@ class Device(Protocol):
     """What ran, for people: "vulkan (NVIDIA H100 PCIe)", "torch (cpu)"."""
     slots: int
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can still work: it was neither closed nor lost."""
+
     def load(self, rows: npt.NDArray[np.float32]) -> Table:
         """Make rows [N, d] available: referenced, imported or copied. Raises LimitError."""
 

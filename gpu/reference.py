@@ -119,6 +119,7 @@ class NumpyDevice:
 
     kind = "numpy"
     slots = 1
+    usable = True
 
     def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
         self.name = f"numpy ({np.dtype(dtype).name})"

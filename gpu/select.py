@@ -8,6 +8,7 @@ only slower, and taking it gives one RuntimeWarning per process.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from threading import Lock
 from typing import Any, Final
@@ -17,6 +18,7 @@ from mldb.gpu.device import Device
 
 logger = logging.getLogger(__name__)
 
+ENVIRONMENT: Final = "MLDB_VK_DEVICE"
 NAMES: Final = ("auto", "vulkan", "vulkan:NAME", "cuda", "cuda:N", "torch", "cpu", "numpy")
 
 _warn_lock = Lock()
@@ -67,6 +69,8 @@ def _auto(*, copy: bool) -> Device:
     shared = _try(reasons, lambda: _shared(copy=copy))
     if shared is not None:
         return _chosen(shared)
+    if os.environ.get(ENVIRONMENT):  # a choice, which never gives way to another device
+        return _chosen(_vulkan(None, copy=copy))
     cuda = _try(reasons, lambda: _torch("cuda", copy=copy))
     if cuda is not None:
         return _chosen(cuda)

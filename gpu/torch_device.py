@@ -79,6 +79,7 @@ class TorchDevice:
     """
 
     slots = SLOTS
+    usable = True
 
     def __init__(
         self,
@@ -212,7 +213,10 @@ def _torch_device(name: str) -> torch.device:
         raise GpuUnavailableError(
             f"device {name!r} needs PyTorch: pip install mldb[torch]. device='numpy' needs nothing."
         ) from error
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise GpuUnavailableError(f"torch knows no device {name!r}: {error}") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

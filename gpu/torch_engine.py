@@ -116,6 +116,8 @@ class EagerEngine:
                 f"the table is a {type(energy.table).__name__} of another device; load the rows "
                 "with this one"
             )
+        if self._stream is not None:
+            rows.record_stream(self._stream)  # closing the table must not free it under this
         index = self._move(energy.index[part])
         mu = rows.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
         return mu, self._move(energy.kappa[part]), self._move(energy.log_weight[part])

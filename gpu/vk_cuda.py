@@ -9,8 +9,8 @@ on the same GPU, found by its UUID and never by its index. Calls, in this order:
                           -> cudaDestroyExternalMemory -> vkFreeMemory
 
 Each export is a new descriptor. It is ours until CUDA has imported it, and CUDA's from then on; so
-it is closed here exactly when the import fails. A tensor refers to ``CudaRows``, that to
-``CudaOutput``, and that to the Vulkan memory, which therefore outlives every tensor over it.
+it is closed here exactly when the import fails. A tensor refers to ``CudaRows``, that to ``Mapped``
+and that to the Vulkan device, which therefore outlives every tensor over its memory.
 
 The host waits for a batch, because rows that are no unit vectors are known only then; it never
 waits for CUDA where timelines are shared (``vk_turns``).
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mldb.errors import GpuUnavailableError, InvalidValueError
+from mldb.errors import ClosedError, GpuUnavailableError, InvalidValueError
 from mldb.gpu import vk_errors, vk_instance
 from mldb.gpu.cuda_runtime import CudaRuntime
 from mldb.gpu.device import Pending
@@ -37,18 +37,34 @@ from mldb.gpu.vk_timeline import Timeline
 from mldb.gpu.vk_turns import HostTurns, SharedTurns, Turns, end_when_needed
 
 
+class Mapped:
+    """The memory of a Vulkan device's results as CUDA sees it, for as long as anybody holds this.
+
+    At its end CUDA's side is given back, and only then Vulkan's. A forked child leaves both alone.
+    """
+
+    def __init__(self, pointer: int, undo: ExitStack) -> None:
+        self.pointer = pointer
+        weakref.finalize(self, _give_back, undo, os.getpid())
+
+
+def _give_back(undo: ExitStack, pid: int) -> None:
+    if pid == os.getpid():
+        undo.close()
+
+
 class CudaRows:
     """Rows [B, d] in CUDA memory; torch reads ``__cuda_array_interface__`` and keeps this object.
 
     Valid until ``slots`` further batches were started; the memory itself lives as long as this.
     """
 
-    def __init__(self, output: CudaOutput, pointer: int, rows: int, dim: int) -> None:
-        self.output = output
+    def __init__(self, mapped: Mapped, offset: int, rows: int, dim: int) -> None:
+        self.mapped = mapped
         self.__cuda_array_interface__: dict[str, Any] = {
             "shape": (rows, dim),
             "typestr": "<f4",
-            "data": (pointer, False),
+            "data": (mapped.pointer + offset, False),
             "strides": None,
             "version": 3,
         }
@@ -81,8 +97,8 @@ class TensorMaker:
 class CudaOutput:
     """What a Vulkan device writes, as CUDA sees it. A single thread at a time, as the device.
 
-    The device must have been opened with ``exported=True`` and ``copy=False``. ``close`` (or the
-    end of this object) gives CUDA's side back and only then lets go of Vulkan's. ``timelines``
+    The device must have been opened with ``exported=True`` and ``copy=False``. A device has one at
+    a time. ``timelines``
     are shared where the device can do that: then no host waits for a stream.
     """
 
@@ -101,43 +117,40 @@ class CudaOutput:
             )
         buffer = device.exported_memory()
         self.ordinal = ordinal_of(runtime, buffer.context.info.uuid)
+        runtime.use(self.ordinal)
         self._maker = TensorMaker() if maker is None else maker
         with ExitStack() as undo:
+            device.share()
             # The device is kept as well: it frees the memory when it goes.
-            undo.callback(device.forget_readers)
+            undo.callback(device.unshare)
             memory = import_owned(
-                partial(runtime.import_memory, self.ordinal),
-                partial(export_descriptor, buffer),
-                buffer.allocated,
+                runtime.import_memory, partial(export_descriptor, buffer), buffer.allocated
             )
             undo.callback(runtime.destroy_memory, memory)
-            self.pointer = runtime.map_buffer(memory, 0, buffer.size)
-            undo.callback(runtime.free, self.pointer)
-            self._turns = _turns(
-                runtime, self.ordinal, device.timelines() if timelines else None, undo
-            )
+            pointer = runtime.map_buffer(memory, 0, buffer.size)
+            undo.callback(runtime.free, pointer)
+            self._turns = _turns(runtime, device.timelines() if timelines else None, undo)
             undo.callback(runtime.synchronize)
-            self._finalizer = weakref.finalize(self, undo.pop_all().close)
-
-    def rows(self, pending: Pending) -> CudaRows:
-        """Wait for a batch and return its rows where they are.
-
-        Raises what ``Pending.result`` does, and InvalidValueError for a batch that was copied out:
-        one of several slots, or of rows that are no multiple of 4 components.
-        """
-        return self._rows(self._place(pending))
+            self._mapped: Mapped | None = Mapped(pointer, undo.pop_all())
 
     def tensor(self, pending: Pending, *, copy: bool = True) -> Any:
         """Return the rows of a batch as a CUDA tensor, for the stream that is current.
 
         A copy is the caller's own. Without it the tensor is valid until ``slots`` further batches
         were started: what was put into that stream by then still reads these rows, and what other
-        streams do must wait for it. Raises what :meth:`rows` does.
+        streams do must wait for it. The memory lives as long as the tensor.
+
+        Raises what ``Pending.result`` does, ClosedError after close, and InvalidValueError for a
+        batch that was copied out: one of several slots, or of rows that are no multiple of 4
+        components.
         """
+        if self._mapped is None:
+            raise ClosedError("these results are shared no longer; the device hands out arrays")
         place = self._place(pending)
+        rows = CudaRows(self._mapped, place.offset, place.rows, place.dim)
         stream = self._maker.stream(self.ordinal)
         self._turns.begin(place.batch, stream)
-        tensor = self._maker.tensor(self._rows(place), self.ordinal, copy)
+        tensor = self._maker.tensor(rows, self.ordinal, copy)
         if copy:
             self._turns.end(place.slot, stream)
         else:
@@ -149,29 +162,22 @@ class CudaOutput:
             raise InvalidValueError("a batch without rows has no place in CUDA memory")
         return pending.place()
 
-    def _rows(self, place: SlotRows) -> CudaRows:
-        return CudaRows(self, self.pointer + place.offset, place.rows, place.dim)
-
     def close(self) -> None:
-        """Give CUDA's side back; tensors over the memory must be gone. Twice is harmless."""
-        self._finalizer()
+        """Let go of CUDA's side, which goes with the last tensor over it. Twice is harmless."""
+        self._mapped = None
 
 
 def _turns(
-    runtime: CudaRuntime,
-    ordinal: int,
-    timelines: tuple[Timeline, Timeline] | None,
-    undo: ExitStack,
+    runtime: CudaRuntime, timelines: tuple[Timeline, Timeline] | None, undo: ExitStack
 ) -> Turns:
     """Import the timelines where there are any; *undo* gives them back."""
     if timelines is None:
         return HostTurns(runtime)
-    found = []
+    known = []
     for timeline in timelines:
-        known = import_owned(partial(runtime.import_timeline, ordinal), timeline.export_descriptor)
-        undo.callback(runtime.destroy_timeline, known)
-        found.append(known)
-    return SharedTurns(runtime, *found)
+        known.append(import_owned(runtime.import_timeline, timeline.export_descriptor))
+        undo.callback(runtime.destroy_timeline, known[-1])
+    return SharedTurns(runtime, known[0], known[1], timelines[1])
 
 
 def ordinal_of(runtime: CudaRuntime, uuid: bytes) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -11,16 +12,16 @@ import numpy.typing as npt
 
 from mldb.errors import InvalidValueError, LimitError
 from mldb.gpu import checks, vk_table
-from mldb.gpu.device import Chains, Dynamics, Energy, Keys, Method, Pending
+from mldb.gpu.device import STEPS_MAX, Chains, Dynamics, Energy, Keys, Method, Pending
 from mldb.gpu.reference import Ready, check_table
 from mldb.gpu.vk_context import Context
 from mldb.gpu.vk_errors import DeviceMemoryError
 from mldb.gpu.vk_memory import Buffer, can_share
 from mldb.gpu.vk_pending import Piece, VulkanPending, as_words
 from mldb.gpu.vk_pipeline import WINDOWS, Mode, Pipelines, Variant
-from mldb.gpu.vk_request import Request, isotropic_request, langevin_request
+from mldb.gpu.vk_request import Request, isotropic_request, langevin_request, steps_at_once
 from mldb.gpu.vk_ring import Ring
-from mldb.gpu.vk_slots import Arena, Capacity
+from mldb.gpu.vk_slots import Arena, Capacity, Slot
 from mldb.gpu.vk_table import VulkanTable, padded_dim
 from mldb.gpu.vk_timeline import Timeline
 
@@ -62,6 +63,7 @@ class VulkanDevice:
         self.window_bytes: int | None = None
         """Lowers the size of a table's windows, which the device decides otherwise."""
         self._context, self._pipelines, self._ring = context, pipelines, ring
+        self._shared = False
         self._counts = {"imports": 0, "imports_refused": 0, "copies": 0}
         self._finalizer = weakref.finalize(self, _close, context, pipelines, ring)
 
@@ -132,14 +134,38 @@ class VulkanDevice:
     def langevin(self, x: Any, keys: Keys, energy: Energy, dynamics: Dynamics) -> Pending:
         """Start chains at x [B, d], unit rows; the direct form of ULA and of MALA.
 
-        Raises InvalidValueError, InvalidTypeError, LimitError, and what waiting for the oldest
-        batch can raise.
+        A CPU driver runs long chains in parts, one after the other, before this returns. Raises
+        InvalidValueError, InvalidTypeError, LimitError, and what waiting for the oldest batch can
+        raise.
         """
         self._context.check()
         checks.check_rows(x, keys)
         checks.check_dynamics(dynamics)
         checks.check_energy(energy, x, dynamics)
-        return self._start(langevin_request(self._context, np.asarray(x), keys, energy, dynamics))
+        request = langevin_request(self._context, np.asarray(x), keys, energy, dynamics)
+        most = self._steps_at_once(request.variant)
+        if dynamics.steps <= most or not len(keys):
+            return self._start(request)
+        accepted, here = np.zeros(len(keys), np.int32), request.x
+        assert here is not None
+        for first in range(0, dynamics.steps, most):
+            part = replace(dynamics, steps=min(most, dynamics.steps - first))
+            request = langevin_request(self._context, here, keys, energy, part, first)
+            done = self._start(request, copy=True).result()
+            here, accepted = done.x, accepted + done.accepted
+        return Ready(Chains(here, accepted))
+
+    def _steps_at_once(self, variant: Variant) -> int:
+        """How many steps of a chain the driver runs to their end. Raises LimitError for none."""
+        if self._context.info.kind != "cpu":
+            return STEPS_MAX
+        most = steps_at_once(variant, self._context.info.lanes)
+        if most < 1:
+            raise LimitError(
+                f"{self._context.info.label} ends loops as long as a step takes with dim="
+                f"{variant.dim} and {variant.neighbours} neighbours; use device='torch'"
+            )
+        return most
 
     def prepare(self, kind: Kind, dim: int, *, neighbours: int = 1, method: Method = "ula") -> None:
         """Compile the shader for requests to come, so that the first one does not wait for it.
@@ -148,7 +174,9 @@ class VulkanDevice:
         splat is moved by no steps.
         """
         self._context.check()
-        self._warm(Variant(Mode[kind.upper()], dim, neighbours, method == "mala"), None)
+        variant = Variant(Mode[kind.upper()], dim, neighbours, method == "mala")
+        if variant not in self._pipelines:
+            self._warm(self._ring.acquire(), variant, None)
 
     def exported_memory(self) -> Buffer:
         """Return the memory of all slots' results, for ``mldb.gpu.vk_cuda``.
@@ -166,10 +194,27 @@ class VulkanDevice:
         ring = self._ring
         return (ring.ready, ring.freed) if ring.ready.exported else None
 
-    def forget_readers(self) -> None:
-        """Let nobody be asked any more before a slot is used again: they are gone."""
-        for slot in self._ring.arena.slots:
-            slot.reader = None
+    def share(self) -> Buffer:
+        """Return the memory of all slots' results to the one reader there may be.
+
+        Raises InvalidValueError if there is one, or the device was not opened for it.
+        """
+        buffer = self.exported_memory()
+        if self._shared:
+            raise InvalidValueError("the results of this device are shared already; close that")
+        self._shared = True
+        return buffer
+
+    def unshare(self) -> None:
+        """Ask nobody any more before a slot is used again: the reader has gone."""
+        self._shared = False
+        self._ring.forget_readers()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can still work: neither closed, nor lost, nor of another process."""
+        context = self._context
+        return context.failure is None and not (context.closed or context.forked)
 
     def stats(self) -> dict[str, Any]:
         """Return counters and the settings in use, for people and tests."""
@@ -207,7 +252,6 @@ class VulkanDevice:
                 f"a row of this request needs {request.row_bytes + request.extra.row_bytes:,} "
                 f"bytes, which is more than a slot has; open the device with more batch_rows"
             )
-        self._warm(request.variant, request.table)
         copy = (self.copy if copy is None else copy) or count > rows_max
         pending = VulkanPending(self._ring, count, dim, copy=copy)
         # Rows that another API reads in place come to the host only if they are asked for.
@@ -216,20 +260,23 @@ class VulkanDevice:
         for first in range(0, count, rows_max):
             end = min(first + rows_max, count)
             slot = self._ring.acquire()
+            self._warm(slot, request.variant, request.table)
             request.write(slot, first, end)
             batch = self._ring.submit(slot, request.shape(end - first, readback=readback))
             pending.add(Piece(slot, batch, first, end, is_here=readback))
         return pending
 
-    def _warm(self, variant: Variant, table: VulkanTable | None) -> None:
-        """Move one splat by no steps with a pipeline that is new, and wait for it."""
+    def _warm(self, slot: Slot, variant: Variant, table: VulkanTable | None) -> None:
+        """Move one splat by no steps with a pipeline that is new, and wait for it.
+
+        In the slot that is to be used anyway: views of results keep theirs.
+        """
         if variant in self._pipelines:
             return
         self._pipelines.get(variant)
         none = np.zeros(1, np.uint64)
         keys = Keys(0, 0, none, none.astype(np.uint16))
         request = Request(variant=variant, keys=keys, table=table)
-        slot = self._ring.acquire()
         request.write(slot, 0, 1)
         self._ring.wait(self._ring.submit(slot, request.shape(1)))
 
@@ -277,7 +324,11 @@ def open_vulkan(
         pipelines = Pipelines(context, subgroups=subgroups)
         try:
             arena = _fit(context, pipelines, batch_rows, slots, direct=direct, exported=exported)
-            ring = Ring(context, pipelines, arena)
+            try:
+                ring = Ring(context, pipelines, arena)
+            except BaseException:
+                arena.close()
+                raise
         except BaseException:
             pipelines.close()
             raise

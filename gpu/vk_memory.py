@@ -212,7 +212,9 @@ def import_host(context: Context, array: Bytes) -> Buffer | None:
     try:
         with ExitStack() as undo:
             ask = context.procedure("vkGetMemoryHostPointerPropertiesEXT")
-            allowed = ask(device, kind, pointer).memoryTypeBits
+            found = api.VkMemoryHostPointerPropertiesEXT()  # the package's own lacks its sType
+            ask(device, kind, pointer, found)
+            allowed = found.memoryTypeBits
             external = api.VkExternalMemoryBufferCreateInfo(handleTypes=kind)
             usage = api.VK_BUFFER_USAGE_UNIFORM_TEXEL_BUFFER_BIT
             info = api.VkBufferCreateInfo(pNext=external, size=size, usage=usage)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import ClosedError, InvalidValueError
+from mldb.errors import ClosedError, InvalidValueError, LimitError
 from mldb.gpu import checks
 from mldb.gpu.device import Chains
 from mldb.gpu.vk_pipeline import ENDS
 from mldb.gpu.vk_ring import Ring
 from mldb.gpu.vk_slots import Slot
 from mldb.gpu.vk_table import padded_dim
+
+LOOPS_ENDED: Final = -2
+"""What the shader reports where the driver ended its loops."""
 
 
 @dataclass(slots=True, eq=False)
@@ -152,6 +155,11 @@ class VulkanPending:
         wide = padded_dim(self._dim)
         ends = piece.slot.ends[: rows * wide].reshape(rows, wide)[:, : self._dim]
         accepted = piece.slot.accepted[:rows]
+        if (accepted == LOOPS_ENDED).any():
+            raise LimitError(
+                f"{self._ring.context.info.label} ended the loops of a chain before their end, so "
+                "its result is none; use fewer steps or neighbours, or device='torch'"
+            )
         if self._squares is None and (accepted < 0).any():
             x = piece.slot.rows[: rows * wide].reshape(rows, wide)
             self._squares = np.einsum("bd,bd->b", x, x)

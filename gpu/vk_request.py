@@ -31,6 +31,13 @@ error of a squared length.
 ROWS_WORTH_A_BATCH: Final = 16
 """Fewer rows do not keep the cores of a CPU busy, however long their chains are."""
 
+LOOP_ROUNDS_MAX: Final = 60_000
+"""How many rounds all loops of the shader may have together on a CPU driver: Mesa's llvmpipe ends
+them after 65,535 (LP_MAX_TGSI_LOOP_ITERATIONS), without an error."""
+
+UNROLLED_MAX: Final = 32
+"""Loops over the quads of a lane up to here are unrolled by drivers, and count for nothing."""
+
 Rows = npt.NDArray[np.float32]
 
 
@@ -155,11 +162,12 @@ def isotropic_request(x: Rows, keys: Keys, strength: float) -> Request:
 
 
 def langevin_request(
-    context: Context, x: Rows, keys: Keys, energy: Energy, dynamics: Dynamics
+    context: Context, x: Rows, keys: Keys, energy: Energy, dynamics: Dynamics, first_step: int = 0
 ) -> Request:
     """Return the request of ``Device.langevin``; arguments were checked but for the table.
 
-    Raises InvalidValueError, InvalidTypeError, ClosedError.
+    A chain that goes on where another one ended has its noise from *first_step* on. Raises
+    InvalidValueError, InvalidTypeError, ClosedError.
     """
     if dynamics.form != "direct":
         raise InvalidValueError(
@@ -177,6 +185,7 @@ def langevin_request(
             x=x,
             mu=None if energy.mu is x else np.asarray(energy.mu),
             extra=Extra((np.asarray(energy.kappa),)),
+            step=first_step,
             steps=dynamics.steps,
             numbers=numbers,
         )
@@ -188,9 +197,23 @@ def langevin_request(
         x=x,
         extra=Extra(columns),
         table=table,
+        step=first_step,
         steps=dynamics.steps,
         numbers=numbers,
     )
+
+
+def steps_at_once(variant: Variant, lanes: int) -> int:
+    """Return how many steps of a chain stay below LOOP_ROUNDS_MAX; 0 if not even one does.
+
+    Counted as if every loop over quads that may stay a loop did.
+    """
+    held = -(-padded_dim(variant.dim) // (4 * lanes))
+    loop = held if held > UNROLLED_MAX else 0
+    step = 2 + (10 if variant.mala else 6) * loop
+    if variant.mode is Mode.MIXTURE:
+        step += variant.neighbours * (1 + 3 * loop) + 2 * loop
+    return LOOP_ROUNDS_MAX // step - 1  # MALA has a round more than steps
 
 
 def own_table(context: Context, energy: MixtureEnergy) -> VulkanTable:

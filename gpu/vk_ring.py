@@ -8,7 +8,8 @@ A second timeline tells when somebody else has read a slot's rows; see ``vk_turn
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ from mldb.gpu.vk_pipeline import (
 from mldb.gpu.vk_slots import PARAMETER_BYTES, Arena, Slot
 from mldb.gpu.vk_table import VulkanTable
 from mldb.gpu.vk_timeline import Timeline, can_export
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 30.0
 
@@ -62,9 +65,13 @@ class Ring:
         self.fetches = 0
         self._lib: Any = context.api.lib
         shared = arena.exported and can_export(context)
-        self.ready = Timeline(context, exported=shared)
-        self.freed = Timeline(context, exported=shared)
+        with ExitStack() as undo:
+            self.ready = Timeline(context, exported=shared)
+            undo.callback(self.ready.close)
+            self.freed = Timeline(context, exported=shared)
+            undo.pop_all()
         self._next = 0
+        self._owed = 0  # what batches that were submitted wait for on `freed`
         self._make_structures()
 
     def _make_structures(self) -> None:
@@ -105,9 +112,9 @@ class Ring:
         """
         self.context.check()
         slot = self.arena.slots[self._next]
-        if slot.reader is not None:
-            reader, slot.reader = slot.reader, None
-            reader()
+        for stream in list(slot.readers):
+            slot.readers[stream]()  # stays if this fails: the rows may still be read
+            del slot.readers[stream]
         if slot.owner is not None:
             owner, slot.owner = slot.owner, None
             owner.release(slot)
@@ -136,6 +143,7 @@ class Ring:
         waits = 1 if freed else 0
         self._timeline.waitSemaphoreValueCount = self._submit.waitSemaphoreCount = waits
         self._freed_value[0] = freed
+        self._owed = max(self._owed, freed)
         null = self.context.api.ffi.NULL
         self._judge(self._lib.vkQueueSubmit(self.context.queue, 1, self._submit, null), number)
         self.batches = number
@@ -152,12 +160,21 @@ class Ring:
         self.wait(self._start(commands))
 
     def wait(self, batch: int) -> None:
-        """Wait until a batch is finished; returns at once for 0 and for what is past."""
+        """Wait until a batch is finished; returns at once for 0 and for what is past.
+
+        The time-out is for a device that hangs. A batch whose slot is still being read elsewhere,
+        behind other work of the reader's, only waits.
+        """
         if not batch:
             return
         self._awaited[0] = batch
         nanoseconds = int(self.timeout_s * 1e9)
-        self._judge(self._lib.vkWaitSemaphores(self.context.device, self._wait, nanoseconds), batch)
+        while True:
+            result = self._lib.vkWaitSemaphores(self.context.device, self._wait, nanoseconds)
+            if result != vk_errors.TIMEOUT or self.freed.reached(self._owed):
+                break
+            logger.info("batch %d waits for who reads the rows before it", batch)
+        self._judge(result, batch)
 
     def _judge(self, result: int, batch: int) -> None:
         """Raise for a result code, and make the device dead: nothing later can be trusted."""
@@ -166,6 +183,13 @@ class Ring:
             error = vk_errors.error_of(result, label, batch, self.timeout_s)
             self.context.fail(error, abandoned=result == vk_errors.TIMEOUT)
             raise error
+
+    def forget_readers(self) -> None:
+        """Wait for nobody else any more: who read the slots has ended, or will never."""
+        self._owed = 0
+        for slot in self.arena.slots:
+            slot.readers.clear()
+            slot.freed = 0
 
     def drain(self) -> None:
         """Wait until every batch that was started is finished; does nothing once closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import GpuUnavailableError
-from mldb.gpu.cuda_runtime import CudaBindings
+from mldb.gpu import vk_errors, vk_instance
+from mldb.gpu.cuda_runtime import CudaBindings, CudaRuntime
 from mldb.gpu.device import Chains, Dynamics, Energy, Keys, Pending, Table
 from mldb.gpu.vk_cuda import CudaOutput
 from mldb.gpu.vk_device import VulkanDevice, open_vulkan
+from mldb.gpu.vk_instance import ENVIRONMENT
 from mldb.gpu.vk_pending import VulkanPending
 
 ToDevice = Callable[[npt.NDArray[np.float32], int], Any]
@@ -38,6 +41,7 @@ class SharedVulkanDevice:
     ) -> None:
         self.name = f"{device.name} shared with cuda:{output.ordinal}"
         self.slots = device.slots
+        self.ordinal = output.ordinal
         self._device = device
         self._output = output
         self._copy = copy
@@ -66,14 +70,21 @@ class SharedVulkanDevice:
     def _shared(self, pending: Pending) -> Pending:
         return _SharedPending(pending, self._output, self._to_device, copy=self._copy)
 
+    @property
+    def usable(self) -> bool:
+        """Whether the Vulkan device is."""
+        return self._device.usable
+
     def stats(self) -> dict[str, Any]:
         """Counters of the Vulkan device."""
         return self._device.stats()
 
     def close(self) -> None:
         """Give CUDA's side back, then Vulkan's. Closing twice is harmless."""
-        self._output.close()
-        self._device.close()
+        try:
+            self._output.close()
+        finally:
+            self._device.close()
 
 
 class _SharedPending:
@@ -90,8 +101,10 @@ class _SharedPending:
 
     def result(self) -> Chains:
         """Wait for it; raises what the Vulkan device's batch does."""
+        pending = self._pending
+        if self._chains is not None and not self._copy and isinstance(pending, VulkanPending):
+            pending.accepted()  # refuses a view whose slot was used again
         if self._chains is None:
-            pending = self._pending
             if isinstance(pending, VulkanPending) and not pending.copies:
                 accepted = pending.accepted().copy()  # the slot has it only until it is used again
                 self._chains = Chains(self._output.tensor(pending, copy=self._copy), accepted)
@@ -100,6 +113,22 @@ class _SharedPending:
                 x = self._to_device(host.x, self._output.ordinal)
                 self._chains = Chains(x, host.accepted)
         return self._chains
+
+
+def _of_current_cuda(runtime: CudaRuntime) -> str | None:
+    """The number of the Vulkan device that is torch's current CUDA device, if there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    api = vk_errors.load()
+    instance = vk_instance.create_instance(api)
+    try:
+        wanted = runtime.uuids()[torch.cuda.current_device()]
+        found = [one for one in vk_instance.list_devices(api, instance) if one.uuid == wanted]
+        return str(found[0].index) if found else None
+    finally:
+        api.vkDestroyInstance(instance, None)
 
 
 def _to_cuda(array: npt.NDArray[np.float32], ordinal: int) -> Any:
@@ -111,10 +140,13 @@ def _to_cuda(array: npt.NDArray[np.float32], ordinal: int) -> Any:
 def open_shared(selector: str | None = None, *, copy: bool = True) -> SharedVulkanDevice:
     """Open a discrete Vulkan device whose results CUDA reads in place.
 
-    Raises GpuUnavailableError when there is none, without cuda-bindings, and when CUDA does not
-    know the device or refuses its memory.
+    Without *selector* it is the one that is torch's current CUDA device. Raises GpuUnavailableError
+    when there is none, without cuda-bindings, and when CUDA does not know the device or refuses its
+    memory.
     """
     runtime = CudaBindings()
+    if selector is None and not os.environ.get(ENVIRONMENT):
+        selector = _of_current_cuda(runtime)
     device = open_vulkan(selector, copy=False, exported=True)
     try:
         kind = str(device.stats()["device"])

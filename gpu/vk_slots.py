@@ -97,8 +97,8 @@ class Slot:
     """The last batch that used the slot; 0 for none."""
     owner: Any = field(default=None)
     """Who has to collect that batch before the slot is used again."""
-    reader: Callable[[], None] | None = None
-    """Ends the turn of who reads the rows in place; called before the slot is used again."""
+    readers: dict[int, Callable[[], None]] = field(default_factory=dict)
+    """By stream, what ends its turn of reading the rows; called before the slot is used again."""
     freed: int = 0
     """What the ring's second timeline must reach before the slot is written; 0 for nothing."""
 

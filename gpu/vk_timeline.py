@@ -18,6 +18,8 @@ class Timeline:
     def __init__(self, context: Context, *, exported: bool = False) -> None:
         api = context.api
         self.context, self.exported = context, exported
+        self.promised = 0
+        """The largest value that somebody was told to set."""
         shared = None
         if exported:
             shared = api.VkExportSemaphoreCreateInfo(
@@ -29,6 +31,13 @@ class Timeline:
         info = api.VkSemaphoreCreateInfo(pNext=kind)
         with vk_errors.translated(api, "make a semaphore", device=context.info.label):
             self.handle: Any = api.vkCreateSemaphore(context.device, info, None)
+
+    def reached(self, value: int) -> bool:
+        """Whether it stands at a value, or beyond."""
+        if not value:
+            return True
+        found = self.context.api.vkGetSemaphoreCounterValue(self.context.device, self.handle)
+        return int(found) >= value
 
     def export_descriptor(self) -> int:
         """Return a new file descriptor of it; the caller owns it. Raises GpuUnavailableError."""

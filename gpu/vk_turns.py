@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from mldb.gpu.cuda_runtime import CudaRuntime
 from mldb.gpu.vk_slots import Slot
+from mldb.gpu.vk_timeline import Timeline
 
 
 class Turns(Protocol):
@@ -32,11 +33,16 @@ class Turns(Protocol):
 
 
 class SharedTurns:
-    """Turns by two timelines, ``ready`` and ``freed``, as CUDA has imported them."""
+    """Turns by two timelines as CUDA has imported them; ``freed`` is Vulkan's own of the second.
 
-    def __init__(self, runtime: CudaRuntime, ready: Any, freed: Any) -> None:
+    A timeline must only grow. Signals of one stream come in order; one of another stream waits for
+    the signal before it.
+    """
+
+    def __init__(self, runtime: CudaRuntime, ready: Any, freed: Any, timeline: Timeline) -> None:
         self._runtime, self._ready, self._freed = runtime, ready, freed
-        self._count = 0
+        self._timeline = timeline
+        self._stream: int | None = None
 
     def begin(self, batch: int, stream: int) -> None:
         """Put the wait into the stream."""
@@ -44,9 +50,12 @@ class SharedTurns:
 
     def end(self, slot: Slot, stream: int) -> None:
         """Put the signal into the stream; the slot's next batch waits for it on the device."""
-        self._runtime.signal(self._freed, self._count + 1, stream)
-        self._count += 1
-        slot.freed = self._count
+        promised = self._timeline.promised
+        if promised and stream != self._stream:
+            self._runtime.wait(self._freed, promised, stream)
+        self._runtime.signal(self._freed, promised + 1, stream)
+        self._timeline.promised = slot.freed = promised + 1
+        self._stream = stream
 
 
 class HostTurns:
@@ -65,4 +74,4 @@ class HostTurns:
 
 def end_when_needed(turns: Turns, slot: Slot, stream: int) -> None:
     """End a turn no sooner than the slot is needed again: its rows may be read until then."""
-    slot.reader = partial(turns.end, slot, stream)
+    slot.readers[stream] = partial(turns.end, slot, stream)

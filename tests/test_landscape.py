@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,12 @@ def test_tables_are_closed_before_their_device_is_used_again(
         lake.augment(rows_of(rng, 4), mode="langevin", steps=1, device="numpy")
         gc.collect()
     assert events == ["open", "load", "close", "load", "close"]
+
+
+def test_a_device_that_was_lost_is_not_lent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later stream of the process got it."""
+    monkeypatch.setattr(devices, "_idle", {})
+    device = devices.borrow("numpy")
+    monkeypatch.setattr(device, "usable", False)
+    devices.give_back("numpy", device, os.getpid())
+    assert devices.borrow("numpy") is not device

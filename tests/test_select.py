@@ -75,6 +75,16 @@ def test_an_explicit_choice_never_falls_back(machine: Callable[..., None]) -> No
             select.open_device(spec)
 
 
+def test_auto_keeps_to_a_vulkan_device_that_was_chosen(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(cpu=Fake("cpu"))
+    assert opened().name == "cpu"
+    monkeypatch.setenv("MLDB_VK_DEVICE", "no such device")
+    with pytest.raises(GpuUnavailableError):
+        opened()
+
+
 def test_selectors_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(select, "_vulkan", lambda name, *, copy: asked.append((name, copy)))

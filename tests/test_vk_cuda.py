@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 import weakref
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from mldb.gpu import vk_cuda
 from mldb.gpu.cuda_runtime import CudaBindings
 from mldb.gpu.device import Keys
 from mldb.gpu.reference import NumpyDevice
-from mldb.gpu.vk_cuda import CudaOutput
+from mldb.gpu.vk_cuda import CudaOutput, TensorMaker
 from mldb.gpu.vk_device import VulkanDevice
 from tests.support.cuda import FakeRuntime, maker, with_timelines
 from tests.support.vulkan import device_of, keys_of, opened, unit_rows
@@ -177,16 +178,16 @@ class _FakeBindings:
 def test_descriptions_for_cuda_are_filled_in() -> None:
     bindings = CudaBindings.__new__(CudaBindings)
     fake = bindings._runtime = _FakeBindings()
-    assert bindings.import_memory(3, 9, 4096) == 77
-    assert fake.seen[0] == ("cudaSetDevice", (3,))
-    name, (wanted,) = fake.seen[1]
+    bindings._ordinal = None
+    assert bindings.import_memory(9, 4096) == 77
+    name, (wanted,) = fake.seen[0]
     assert name == "cudaImportExternalMemory"
     assert (wanted.type, wanted.handle.fd, wanted.size, wanted.flags) == (1, 9, 4096, 1)
     assert bindings.map_buffer("memory", 256, 512) == 77
-    name, (memory, part) = fake.seen[2]
+    name, (memory, part) = fake.seen[1]
     assert name == "cudaExternalMemoryGetMappedBuffer"
     assert (memory, part.offset, part.size, part.flags) == ("memory", 256, 512, 0)
-    assert bindings.import_timeline(3, 9) == 77
+    assert bindings.import_timeline(9) == 77
     name, (wanted,) = fake.seen[-1]
     assert name == "cudaImportExternalSemaphore"
     assert (wanted.type, wanted.handle.fd, wanted.flags) == (9, 9, 0)
@@ -202,8 +203,15 @@ def test_descriptions_for_cuda_are_filled_in() -> None:
         "cudaDestroyExternalSemaphore",
         "cudaStreamSynchronize",
     ]
+    bindings.use(3)
+    fake.seen.clear()
+    bindings.synchronize()
+    assert fake.seen == [  # and the caller's device is what it was
+        *(("cudaGetDevice", ()), ("cudaSetDevice", (3,)), ("cudaDeviceSynchronize", ())),
+        ("cudaSetDevice", (77,)),
+    ]
     fake.error = 35
-    with pytest.raises(GpuUnavailableError, match="cudaFree"):
+    with pytest.raises(GpuUnavailableError, match="CUDA refused cudaGetDevice"):
         bindings.free(77)
 
 
@@ -300,6 +308,136 @@ def test_a_timeline_that_is_refused_leaves_nothing_behind(
                 os.fstat(descriptor)
         runtime.stream.close()  # type: ignore[union-attr]
         assert device.isotropic(*_one_row(), 0.8).result().x.shape == (1, 32)
+
+
+def _two_streams(runtime: FakeRuntime, stream: list[int]) -> Any:
+    made = maker(runtime)
+    return TensorMaker(made.tensor, lambda ordinal: stream[0])
+
+
+def test_signals_of_two_streams_come_in_order() -> None:
+    """The timeline went backwards when the second stream was ahead of the first."""
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime, stream = with_timelines(device), [10]
+        output = CudaOutput(device, runtime, maker=_two_streams(runtime, stream))
+        calls: list[tuple[str, Any, int, int]] = []
+        for name in ("wait", "signal"):
+            monkey = getattr(runtime, name)
+
+            def noted(one: Any, value: int, at: int, name: str = name, plain: Any = monkey) -> None:
+                which = "freed" if one[0] is runtime.timelines[1] else "ready"
+                calls.append((name, which, value, at))
+                plain(one, value, at)
+
+            setattr(runtime, name, noted)
+        for stream[0] in (10, 11, 11):
+            output.tensor(device.isotropic(*_one_row(), 0.8))
+        first = calls[0][2]
+        assert calls == [
+            ("wait", "ready", first, 10),
+            ("signal", "freed", 1, 10),
+            ("wait", "ready", first + 1, 11),
+            ("wait", "freed", 1, 11),
+            ("signal", "freed", 2, 11),
+            ("wait", "ready", first + 2, 11),
+            ("signal", "freed", 3, 11),
+        ]
+        output.close()
+        runtime.stream.close()  # type: ignore[union-attr]
+
+
+def test_every_stream_that_reads_a_batch_is_waited_for() -> None:
+    """Of two views of one batch only the second one's stream was."""
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime, stream = with_timelines(device), [10]
+        output = CudaOutput(device, runtime, maker=_two_streams(runtime, stream))
+        pending = device.isotropic(*_one_row(), 0.8)
+        views = []
+        for stream[0] in (10, 11, 10):
+            views.append(output.tensor(pending, copy=False))
+        runtime.streams.clear()
+        for _ in range(device.slots):
+            device.isotropic(*_one_row(), 0.8)
+        assert set(runtime.streams) == {10, 11}
+        assert runtime.calls.count("signal") == 2
+        del views
+        output.close()
+        runtime.stream.close()  # type: ignore[union-attr]
+
+
+def test_a_turn_that_could_not_be_ended_is_not_forgotten() -> None:
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime = with_timelines(device, "signal")
+        output = CudaOutput(device, runtime, maker=maker(runtime))
+        view = output.tensor(device.isotropic(*_one_row(), 0.8), copy=False)
+        for _ in range(device.slots - 1):
+            device.isotropic(*_one_row(), 0.8)
+        with pytest.raises(GpuUnavailableError, match="signal"):
+            device.isotropic(*_one_row(), 0.8)
+        device.isotropic(*_one_row(), 0.8)  # asks again, and now it goes
+        assert runtime.calls.count("signal") == 2
+        del view
+        output.close()
+        runtime.stream.close()  # type: ignore[union-attr]
+
+
+def test_a_device_is_shared_once_at_a_time_and_its_timeline_goes_on() -> None:
+    """The second output began to count at 1, below where the timeline stood."""
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime = with_timelines(device)
+        output = CudaOutput(device, runtime, maker=maker(runtime))
+        assert _read_late(device, output, runtime, copy=True, batches=7) == 0
+        with pytest.raises(InvalidValueError, match="shared already"):
+            CudaOutput(device, runtime, maker=maker(runtime))
+        output.close()
+        with pytest.raises(ClosedError, match="no longer"):
+            output.tensor(device.isotropic(*_one_row(), 0.8))
+        again = CudaOutput(device, runtime, maker=maker(runtime))
+        assert _read_late(device, again, runtime, copy=True, batches=7) == 0
+        again.close()
+        runtime.stream.close()  # type: ignore[union-attr]
+
+
+def test_memory_under_a_tensor_outlives_close(rng: np.random.Generator) -> None:
+    """It was freed, and on a GPU the next use would end the process's CUDA context."""
+    x, keys = unit_rows(rng, 10, 32), keys_of(rng, 10)
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime, output = _shared(device)
+        pending = device.isotropic(x, keys, 0.8)
+        want = pending.result().x.tobytes()
+        tensor = output.tensor(pending, copy=False)
+        output.close()
+        assert "free" not in runtime.calls
+        assert tensor.tobytes() == want
+        del tensor
+        gc.collect()
+        assert runtime.calls[-3:] == ["synchronize", "free", "destroy_memory"]
+
+
+def test_a_reader_that_takes_long_is_no_device_that_hangs() -> None:
+    """A stream behind other work for longer than the time-out made the device dead."""
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime = with_timelines(device)
+        device._ring.timeout_s = 0.05
+        output = CudaOutput(device, runtime, maker=maker(runtime))
+        assert runtime.stream is not None
+        runtime.stream.put(partial(time.sleep, 0.5))
+        assert _read_late(device, output, runtime, copy=True, batches=8) == 0
+        assert device.usable
+        output.close()
+        runtime.stream.close()
+
+
+def test_a_forked_child_leaves_cuda_alone() -> None:
+    with opened(exported=True, copy=False, batch_rows=64) as device:
+        runtime, output = _shared(device)
+        child = os.fork()
+        if not child:
+            output.close()
+            os._exit(runtime.calls.count("free"))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        output.close()
+        assert runtime.calls.count("free") == 1
 
 
 def test_rows_stay_on_the_device_until_they_are_asked_for(rng: np.random.Generator) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, LimitError
-from mldb.gpu.device import Dynamics, Keys, MixtureEnergy, SelfEnergy
+from mldb.gpu import vk_device
+from mldb.gpu.device import Dynamics, Keys, Method, MixtureEnergy, SelfEnergy
 from mldb.gpu.reference import NumpyDevice
 from mldb.gpu.vk_device import WORK_MAX, VulkanDevice
 from tests.support.vulkan import (
@@ -260,3 +261,62 @@ def test_counter_words_differ_wherever_a_field_does(device: VulkanDevice) -> Non
         )
         seen.add(device.words(keys, field["step"], 1).tobytes())
     assert len(seen) == 2 ** len(base)
+
+
+# --- what a CPU driver runs to its end ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dim", "neighbours", "steps", "method"),
+    [
+        *((64, 16, 3700, "ula"), (64, 64, 1000, "mala"), (1028, 4, 90, "ula")),
+        *((1536, 1, 300, "ula"), (3072, 16, 20, "ula"), (4096, 4, 12, "mala")),
+    ],
+)
+def test_long_and_wide_chains_run_to_their_end(
+    rng: np.random.Generator, dim: int, neighbours: int, steps: int, method: Method
+) -> None:
+    """llvmpipe ends all loops after 65,535 rounds without a word: rows were cut short, or inf."""
+    batch = batch_of(rng, rows=2, dim=dim, neighbours=neighbours, table=8)
+    dynamics = Dynamics(steps, 0.01 / dim, method=method)
+    ends = []
+    with opened(batch_rows=64) as device:
+        for one in (device, NumpyDevice(np.float32)):
+            table = one.load(batch.rows)
+            energy = MixtureEnergy(table, batch.index, batch.kappas, batch.log_weight)
+            ends.append(one.langevin(batch.x, batch.keys, energy, dynamics).result())
+            table.close()
+    assert largest_error(ends[0].x, ends[1].x) < 2e-5
+    if method == "ula":
+        assert (ends[0].accepted == steps).all()
+
+
+def test_loops_that_the_driver_ended_are_an_error(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(batch_rows=64) as device:
+        if not str(device.stats()["device"]).startswith("cpu"):
+            pytest.skip("GPUs run loops to their end")
+        x, keys = unit_rows(rng, 2, 4096), keys_of(rng, 2)
+        energy = SelfEnergy(x, np.full(2, 500, np.float32))
+        rows = device.load(x)
+        wide = MixtureEnergy(rows, *(np.zeros((2, 200), kind) for kind in ("i4", "f4", "f4")))
+        with pytest.raises(LimitError, match="ends loops"):
+            device.langevin(x, keys, wide, Dynamics(1, 1e-6))
+        rows.close()
+        monkeypatch.setattr(vk_device, "steps_at_once", lambda variant, lanes: 10_000)
+        with pytest.raises(LimitError, match="ended the loops"):
+            device.langevin(x, keys, energy, Dynamics(300, 1e-6)).result()
+        assert device.usable
+
+
+def test_a_new_kind_of_batch_takes_no_slot_of_its_own(rng: np.random.Generator) -> None:
+    """Compiling took one, and the oldest view expired a batch too early."""
+    x, keys = unit_rows(rng, 4, 32), keys_of(rng, 4)
+    with opened(copy=False, batch_rows=64) as device:
+        first = device.isotropic(x, keys, 0.8)
+        kept = [device.isotropic(x, keys, 0.8) for _ in range(device.slots - 2)]
+        kept.append(
+            device.langevin(x, keys, SelfEnergy(x, np.ones(4, np.float32)), Dynamics(2, 1e-3))
+        )
+        assert first.result().x.shape == (4, 32)

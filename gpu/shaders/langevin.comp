@@ -413,7 +413,13 @@ void main() {
             ends[first + quad_of(i)] = floatBitsToUint(x[i]);
         }
     }
+    // Mesa's llvmpipe ends every loop of an invocation once they have had 65,535 rounds together.
+    // The host asks for less; if it ever asks for too much, this loop has one round and not two.
+    uint rounds = 0;
+    [[dont_unroll]] for (uint i = 0; i < 2 + (p.rows >> 31); i++) {
+        rounds++;
+    }
     if (lane == 0) {
-        accepted[row] = unit ? count : -1;
+        accepted[row] = rounds < 2 ? -2 : unit ? count : -1;
     }
 }

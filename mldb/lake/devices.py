@@ -33,6 +33,7 @@ def borrow(spec: str) -> Device:
 def give_back(spec: str, device: Device, pid: int, tables: Sequence[Table] = ()) -> None:
     """Close *tables* and take back a device that was borrowed in process *pid*; from any thread.
 
+    One that was lost is closed: the next one who asks gets a new one.
     A forked child has no use for its parent's devices and leaves them alone.
     """
     if pid != os.getpid():
@@ -40,7 +41,7 @@ def give_back(spec: str, device: Device, pid: int, tables: Sequence[Table] = ())
     for table in tables:
         table.close()
     free = _idle.setdefault((pid, spec), deque())
-    if len(free) < IDLE_MAX:
+    if device.usable and len(free) < IDLE_MAX:
         free.append(device)
     else:
         device.close()

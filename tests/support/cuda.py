@@ -69,6 +69,15 @@ class FakeTimeline:
         self.real = real
         self.descriptors: list[int] = []
 
+    @property
+    def promised(self) -> int:
+        """What somebody was told to set."""
+        return self.real.promised
+
+    @promised.setter
+    def promised(self, value: int) -> None:
+        self.real.promised = value
+
     def export_descriptor(self) -> int:
         """A new descriptor of something, to see who closes it."""
         self.descriptors.append(os.memfd_create("timeline"))
@@ -96,6 +105,7 @@ class FakeRuntime:
     def __init__(self, uuid: bytes, failing: str = "", *, failing_at: int = 1) -> None:
         self.calls: list[str] = []
         self.stream: FakeStream | None = None
+        self.streams: list[int] = []
         self.timelines: list[FakeTimeline] = []
         self.failing, self.failing_at = failing, failing_at
         self._uuid = uuid
@@ -112,8 +122,10 @@ class FakeRuntime:
         self._enter("uuids")
         return [bytes(16), self._uuid]
 
-    def import_memory(self, ordinal: int, descriptor: int, size: int) -> Any:
+    def use(self, ordinal: int) -> None:
         assert ordinal == 1
+
+    def import_memory(self, descriptor: int, size: int) -> Any:
         self.descriptors.append(descriptor)
         self._enter("import_memory")
         self.mapped = mmap.mmap(descriptor, PAYLOAD + size)
@@ -124,21 +136,20 @@ class FakeRuntime:
         assert self.mapped is not None
         return ctypes.addressof(ctypes.c_char.from_buffer(self.mapped)) + PAYLOAD + offset
 
-    def import_timeline(self, ordinal: int, descriptor: int) -> Any:
-        assert ordinal == 1
+    def import_timeline(self, descriptor: int) -> Any:
         self.descriptors.append(descriptor)
         self._enter("import_timeline")
         found = [one for one in self.timelines if descriptor in one.descriptors]
         return found[0], descriptor
 
     def wait(self, timeline: Any, value: int, stream: int) -> None:
-        assert stream == STREAM
+        self.streams.append(stream)
         self._enter("wait")
         assert self.stream is not None
         self.stream.put(lambda: timeline[0].wait(value))
 
     def signal(self, timeline: Any, value: int, stream: int) -> None:
-        assert stream == STREAM
+        self.streams.append(stream)
         self._enter("signal")
         assert self.stream is not None
         self.stream.put(lambda: timeline[0].signal(value))
@@ -181,11 +192,13 @@ def maker(runtime: FakeRuntime) -> TensorMaker:
     """Arrays; with a stream, copies are made when the stream comes there, as CUDA does it."""
 
     def tensor(rows: CudaRows, ordinal: int, copy: bool) -> Any:
-        view = as_array(rows, ordinal, copy=False)
         if not copy or runtime.stream is None:
-            return view.copy() if copy else view
-        late = np.zeros_like(view)
-        runtime.stream.put(lambda: np.copyto(late, view))
+            return as_array(rows, ordinal, copy)
+        # A stream holds no objects: whoever frees the memory has to wait for it.
+        interface = rows.__cuda_array_interface__
+        late = np.zeros(interface["shape"], np.float32)
+        place = interface["data"][0]
+        runtime.stream.put(lambda: ctypes.memmove(late.ctypes.data, place, late.nbytes))
         return late
 
     return TensorMaker(tensor, lambda ordinal: STREAM)
