@@ -54,6 +54,7 @@ class VulkanPending:
         self._ring, self._dim = ring, dim
         self._pieces: list[Piece] = []
         self._expired = ""
+        self._cut_short = False
         self._squares: npt.NDArray[np.float32] | None = None
         self._chains: Chains | None = None
         # A row that is padded in the slot is not contiguous there.
@@ -93,7 +94,7 @@ class VulkanPending:
                 self._ring.fetch(piece.slot, 4 * (piece.end - piece.first) * padded_dim(self._dim))
                 piece.is_here = True
             self._chains = Chains(*self._finished(piece))
-        self._check_lengths()
+        self._check_rows()
         if self._chains is None:
             raise InvalidValueError("this batch has no rows")
         return self._chains
@@ -112,7 +113,7 @@ class VulkanPending:
             )
         piece = self._pieces[0]
         self._finished(piece)
-        self._check_lengths()
+        self._check_rows()
         rows = piece.end - piece.first
         return SlotRows(piece.slot, piece.batch, piece.slot.offsets[ENDS], rows, self._dim)
 
@@ -122,7 +123,7 @@ class VulkanPending:
             return self.result().accepted  # type: ignore[no-any-return]
         self._check_there()
         accepted = self._finished(self._pieces[0])[1]
-        self._check_lengths()
+        self._check_rows()
         return accepted
 
     def _check_there(self) -> None:
@@ -132,7 +133,12 @@ class VulkanPending:
                 "batches are started, or open the device with copy=True"
             )
 
-    def _check_lengths(self) -> None:
+    def _check_rows(self) -> None:
+        if self._cut_short:
+            raise LimitError(
+                f"{self._ring.context.info.label} ended the loops of a chain before their end, so "
+                "its result is none; use fewer steps or neighbours, or device='torch'"
+            )
         if self._squares is not None:
             checks.check_lengths(self._squares)
 
@@ -155,11 +161,7 @@ class VulkanPending:
         wide = padded_dim(self._dim)
         ends = piece.slot.ends[: rows * wide].reshape(rows, wide)[:, : self._dim]
         accepted = piece.slot.accepted[:rows]
-        if (accepted == LOOPS_ENDED).any():
-            raise LimitError(
-                f"{self._ring.context.info.label} ended the loops of a chain before their end, so "
-                "its result is none; use fewer steps or neighbours, or device='torch'"
-            )
+        self._cut_short |= bool((accepted == LOOPS_ENDED).any())
         if self._squares is None and (accepted < 0).any():
             x = piece.slot.rows[: rows * wide].reshape(rows, wide)
             self._squares = np.einsum("bd,bd->b", x, x)
