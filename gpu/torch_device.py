@@ -91,7 +91,7 @@ class TorchDevice:
     ) -> None:
         self._closed = False
         self._pid = os.getpid()
-        self.device = _torch_device(device)
+        self.device = torch_device_of(device)
         self.kind = "cuda" if self.device.type == "cuda" else "torch"
         self._engine: CompiledEngine | EagerEngine
         kernels = load() if self.kind == "torch" and compiled is not False else None
@@ -206,7 +206,8 @@ def _array(x: Any) -> npt.NDArray[np.float32]:
     return rows
 
 
-def _torch_device(name: str) -> torch.device:
+def torch_device_of(name: str) -> torch.device:
+    """Return "cpu", "cuda" or "cuda:N" of torch. Raises GpuUnavailableError if it is not there."""
     try:
         import torch
     except ImportError as error:

@@ -11,10 +11,15 @@ def available_memory() -> int:
     Linux: what the kernel calls available, and no more than the limit of the control group;
     elsewhere the memory of the machine. An estimate of this moment.
     """
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     memory = dict(line.split(":") for line in _lines("/proc/meminfo") if line.count(":") == 1)
-    if "MemAvailable" in memory:
-        found.append(int(memory["MemAvailable"].split()[0]) * 1024)
+    free = memory.get("MemAvailable")
+    whole = total_memory()
+    return whole if free is None else min(whole, int(free.split()[0]) * 1024)
+
+
+def total_memory() -> int:
+    """Return how many bytes of memory this process may have: the machine's, or its group's."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         found.extend(int(line) for line in _lines(path) if line.strip().isdigit())
     return min(found)

@@ -112,6 +112,8 @@ def check_column_name(name: str) -> str:
     """Return a user column's name. Raises InvalidNameError."""
     if not isinstance(name, str) or not name or len(name) > 128 or "\0" in name:
         raise InvalidNameError(f"{name!r:.80} is no name of a column: 1 to 128 characters, no NUL")
+    if not name.isprintable():
+        raise InvalidNameError(f"{name!r:.80} is no name of a column: it cannot be printed")
     if name in RESERVED:
         raise InvalidNameError(
             f"a column of its own may not be called {name!r}; taken are {sorted(RESERVED)}"

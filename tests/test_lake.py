@@ -328,3 +328,78 @@ def test_buffers_come_back_only_after_the_last_write(
         want = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
         assert np.abs(lake.get()["mu"] - want).max() < 1e-6
         assert db.verify().ok
+
+
+def test_rows_of_another_shape_do_not_get_into_a_lake(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    """Two handles of a lake that was not there yet: the second one's rows made it unreadable."""
+    for other in ({"dim": DIM + 1}, {"dim": DIM, "geometry": "euclid"}):
+        name = str(other)
+        late = db.lake(name, dim=DIM)
+        db.lake(name, **other).add_splats(rows_of(rng, 5, other["dim"]))  # type: ignore[arg-type]
+        with pytest.raises(mldb.InvalidValueError, match="in the meantime"):
+            late.add_splats(rows_of(rng, 3))
+        assert len(db.lake(name)) == 5
+        assert db.lake(name).get()["mu"].shape == (5, other["dim"])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_rows_that_are_refused_make_no_lake(
+    db: mldb.MLDatabase, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """The lake was made, and the epoch moved, before the rows were looked at."""
+    if large:
+        monkeypatch.setattr(addition, "_IN_MEMORY", 0)
+    before = db.lsn
+    rows = rows_of(rng, 40)
+    rows[30, 2] = np.nan
+    with pytest.raises(mldb.InvalidValueError, match="row 30"):
+        db.lake("f", dim=DIM).add_splats(rows, epoch=6)
+    assert db.lsn == before
+    assert db.lake("f", dim=DIM + 3).dim == DIM + 3
+
+
+def bad_columns() -> dict[str, tuple[dict[str, Any], str]]:
+    torch = pytest.importorskip("torch")
+    one = np.zeros(1)
+    return {
+        "list": ({"columns": [1, 2]}, "give a dict"),
+        "taken": ({"columns": {"changed": one}}, "fields of its own"),
+        "surrogate": ({"columns": {"\ud800": one}}, "column"),
+        "sparse": ({"mu": torch.eye(1, DIM).to_sparse()}, "dense real numbers"),
+        "bool": ({"mu": torch.ones((1, DIM), dtype=torch.bool)}, "dense real numbers"),
+    }
+
+
+@pytest.mark.parametrize("case", ["list", "taken", "surrogate", "sparse", "bool"])
+def test_what_is_no_column_is_refused(
+    db: mldb.MLDatabase, rng: np.random.Generator, case: str
+) -> None:
+    given, text = bad_columns()[case]
+    with pytest.raises(mldb.MldbError, match=text):
+        db.lake(dim=DIM).add_splats(**{"mu": rows_of(rng, 1), **given})
+
+
+def test_reads_that_cannot_be_are_refused_in_words(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    lake: Any = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, 5))
+    m2m: Any = mldb.create_m2m
+    calls: list[Any] = [
+        lambda: lake.get([[1, 2]]),
+        lambda: lake.get(np.zeros((0, 2), int)),
+        lambda: lake.remove([[1, 2]]),
+        lambda: lake.get(fields=5),
+        lambda: lake.get(fields=[["mu"]]),
+        lambda: lake.augment(rows_of(rng, 2), seed="x", device="numpy"),
+        lambda: lake.augment([["a"] * DIM], device="numpy"),
+        lambda: lake.augment(rows_of(rng, 2), strength="x", device="numpy"),
+        lambda: lake.augment(rows_of(rng, 2), keep="yes", device="numpy"),
+        lambda: m2m("path"),
+    ]
+    for call in calls:
+        with pytest.raises(mldb.InvalidTypeError):
+            call()
+    assert lake.augment(np.empty((0, DIM)), mode="walk", device="numpy").shape == (0, DIM)

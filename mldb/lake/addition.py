@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb import keys
-from mldb.errors import LimitError
+from mldb.errors import InvalidValueError, LimitError
 from mldb.lake.batch_input import GivenRows
 from mldb.lake.host import Host, head_scope
 from mldb.lake.ingest import BlockWriter, block_record, describe
@@ -47,20 +47,27 @@ class Addition:
         self._base = 0
         self._number(0, info)
 
-    def commit(self, epoch: int | None, refuse: Refuse) -> npt.NDArray[np.int64]:
-        """Write and commit the rows; return their ids. *refuse* raises for ids that are taken."""
-        base = self._host.scope(None)
+    def commit(
+        self, epoch: int | None, create: Callable[[], None], refuse: Refuse
+    ) -> npt.NDArray[np.int64]:
+        """Write and commit the rows; return their ids.
+
+        *create* makes the lake where there is none, once the rows were found to be good; *refuse*
+        raises for ids that are taken.
+        """
 
         def decide(view: View) -> None:
-            self._decide(head_scope(base, view), refuse)
+            self._decide(head_scope(self._host.scope(None), view), refuse)
 
         if self._info.nbytes <= _IN_MEMORY:
             self._write_in_memory()
+            create()
             self._host.commit([self._record], epoch, decide, None)
             return self._ids()
         pending = self._host.open_pending()
         try:
             self._write_ahead(pending)
+            create()
             self._host.commit([], epoch, decide, pending)
         finally:
             pending.discard()
@@ -70,6 +77,13 @@ class Addition:
 
     def _decide(self, scope: Scope, refuse: Refuse) -> None:
         info, _ = projection.require(scope, self._name)
+        shape = (self._lake.dim, self._lake.geometry)
+        if (info.dim, info.geometry) != shape:
+            raise InvalidValueError(
+                f"lake {self._name!r} was made by another one in the meantime, with dim={info.dim} "
+                f"and geometry={info.geometry!r}; these rows have {shape[0]} and {shape[1]!r}. "
+                "Nothing was stored; open the lake again, or choose another name."
+            )
         if self._given.ids is not None:
             refuse(scope, self._given.ids)
         elif info.next_id + self._given.rows > ID_MAX + 1:

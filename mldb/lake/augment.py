@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import InvalidValueError
+from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Device, Keys, Table
 from mldb.lake.batch_input import to_host
 from mldb.lake.block import Numbers
 from mldb.lake.devices import borrow, give_back
+from mldb.lake.draws import check_seed
 from mldb.lake.ingest import normalise
 from mldb.lake.landscape import Landscape, Moved
 from mldb.lake.rows import Rows
@@ -169,7 +170,10 @@ def augment_rows(
     device: str,
 ) -> Any:
     """Augment rows of any origin; see ``Lake.augment``."""
+    check_seed(seed, 0)
     given = to_host(x)
+    if given.dtype.kind not in "fiu":
+        raise InvalidTypeError(f"x has dtype {given.dtype}; rows are real numbers")
     if given.ndim != 2 or given.shape[1] != dim:
         raise InvalidValueError(f"x has shape {given.shape}; this lake augments rows [n, {dim}]")
     unit = np.empty(given.shape, np.float32)
@@ -179,7 +183,9 @@ def augment_rows(
     augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device)
     start = numbers if rows is None else nearest(unit, rows.table(), 1).rows[:, 0].astype(np.int64)
     out = np.empty((len(unit) * chosen.group, dim), np.float32)
-    moved, _ = augmenter.start(unit, start, numbers, 0, out=out)()
+    moved: Any = out
+    if len(unit):
+        moved, _ = augmenter.start(unit, start, numbers, 0, out=out)()
     if not _is_tensor(x):
         return to_host(moved)
     import torch

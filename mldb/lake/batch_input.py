@@ -16,6 +16,7 @@ from mldb.splats import ID_MAX, ROWS_MAX, USER_COLUMNS_MAX, Geometry, check_colu
 DEFAULT_MEAN_COS: Final = 0.9
 DEFAULT_KAPPA_EUCLID: Final = 1.0
 _NOTHING: Final = "Nothing was stored."
+_STREAM_FIELDS: Final = frozenset({"lsn", "augmentation", "changed"})
 _NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
@@ -58,7 +59,7 @@ def check_rows(
         kappa = DEFAULT_KAPPA_EUCLID
         if geometry == "sphere":
             kappa = vmf.concentration(DEFAULT_MEAN_COS, dim)
-    user = dict(columns or {})
+    user = _named(columns)
     if len(user) > USER_COLUMNS_MAX:
         raise LimitError(f"{len(user)} columns exceed the limit of {USER_COLUMNS_MAX}. {_NOTHING}")
     return GivenRows(
@@ -69,6 +70,21 @@ def check_rows(
         None if labels is None else _integers("labels", labels, rows).astype(np.int64),
         {check_column_name(name): _user(name, values, rows) for name, values in user.items()},
     )
+
+
+def _named(columns: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The user's columns. Raises InvalidTypeError, InvalidValueError for names that are taken."""
+    if not isinstance(columns, Mapping | None):
+        raise InvalidTypeError(
+            f"columns is a {type(columns).__name__}; give a dict of arrays. {_NOTHING}"
+        )
+    taken = sorted(set(columns or ()) & _STREAM_FIELDS, key=str)
+    if taken:
+        raise InvalidValueError(
+            f"a stream has fields of its own called {', '.join(map(repr, taken))}; choose other "
+            f"names for these columns. {_NOTHING}"
+        )
+    return dict(columns or {})
 
 
 def to_host(values: Any) -> Any:
@@ -82,7 +98,7 @@ def to_host(values: Any) -> Any:
         tensor = values.detach().cpu()
         known = str(tensor.dtype) in _NUMPY_FLOATS or not tensor.is_floating_point()
         return (tensor if known else tensor.float()).numpy()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise InvalidTypeError(
             f"a {type(values).__name__} cannot be taken as an array: {error}. {_NOTHING}"
         ) from error
@@ -96,8 +112,10 @@ def _matrix(mu: Any, dim: int) -> Any:
                 f"mu has dtype {mu.dtype}; rows are real numbers, as a NumPy array or torch "
                 f"tensor [N, {dim}]. {_NOTHING}"
             )
-    elif mu.is_complex():
-        raise InvalidTypeError(f"mu has dtype {mu.dtype}; rows are real numbers. {_NOTHING}")
+    elif mu.is_complex() or str(mu.dtype) == "torch.bool" or str(mu.layout) != "torch.strided":
+        raise InvalidTypeError(
+            f"mu is a tensor of {mu.dtype}, {mu.layout}; rows are dense real numbers. {_NOTHING}"
+        )
     if len(mu.shape) != 2 or mu.shape[1] != dim:
         raise InvalidValueError(
             f"mu has shape {tuple(mu.shape)}; this lake takes [N, {dim}]. {_NOTHING}"

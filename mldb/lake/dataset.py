@@ -30,28 +30,29 @@ class M2MDataLake(IterableDataset[Any]):
 
     Every iteration is one pass, whose order and noise are functions of (seed, pass). One iteration
     at a time and thread. It travels to DataLoader workers, forked or spawned, which share the
-    batches of a pass among them; so do DDP ranks. ``state_dict`` tells where it is, a few integers;
-    loaded before an iteration, that one goes on with the next batch, under any number of ranks.
+    batches of a pass among them; so do DDP ranks. Under a plain DataLoader whose workers do not
+    persist, call ``set_pass(epoch)`` before each epoch: they are copies, and what they did is not
+    known here. :class:`LakeLoader` needs no such call. ``state_dict`` tells where it is, a few
+    integers; loaded before an iteration, that one goes on with the next batch, under any number of
+    ranks.
     """
 
     def __init__(
         self, source: LakeSource, options: StreamOptions, *, rank: int = 0, world: int = 1
     ) -> None:
-        """Raises InvalidValueError for an empty lake, unknown fields, a rank outside the world."""
+        """Raises InvalidValueError, e.g. for an empty lake, and MissingError for unknown fields."""
         Shard(rank=rank, world=world)  # refuses what is none
         self.options = options
         self.rank, self.world = rank, world
         self.pass_number = 0
         """The pass of the next iteration."""
-        self.moves = 0
-        """How often the position was set from outside; copies in workers know none of it."""
         self._source = source
         self._start = 0  # the first batch of the pass, over all ranks
         self._done = 0  # batches handed out since, by this iterator
         self._flow: Generator[Any] | None = None  # what runs, or was left in the middle of its pass
         self._here: Reader | None = None
         check_stream(source.rows(), options)
-        self._auto = options.order == "auto"
+        self._auto = options.order == "auto" and options.importance is None
         if self._auto:
             self.options = replace(options, order=chosen_order(source.rows()))
 
@@ -87,6 +88,10 @@ class M2MDataLake(IterableDataset[Any]):
         if self._flow is flow:
             self._begin(self.pass_number + 1)
 
+    def position(self) -> tuple[int, int, int]:
+        """The pass, the batch it starts at, and how many were handed out since."""
+        return self.pass_number, self._start, self._done
+
     def leave(self) -> None:
         """End the iteration that runs or was left in the middle, if any, and its pass."""
         if self._flow is not None:
@@ -102,7 +107,6 @@ class M2MDataLake(IterableDataset[Any]):
         """Begin pass *number* with the next iteration. Raises InvalidValueError."""
         check_seed(self.options.seed, number)
         self._begin(int(number))
-        self.moves += 1
 
     def batches(self) -> int:
         """How many batches this rank gets in a pass."""
@@ -169,11 +173,11 @@ class M2MDataLake(IterableDataset[Any]):
         """
         start, done = self._check(state)
         source = self._source.moved_to(state["lsn"])
+        check_stream(source.rows(), self.options)
         if source is not self._source or state["order"] != self.options.order:
             self._source, self._here = source, None
             self.options = replace(self.options, order=state["order"])
         self._begin(state["pass"], start, done)
-        self.moves += 1
 
     def _check(self, state: dict[str, Any]) -> tuple[int, int]:
         here = self.state_dict()
@@ -196,7 +200,7 @@ class M2MDataLake(IterableDataset[Any]):
         if (
             any(type(state[key]) is not int or not 0 <= state[key] < 1 << 63 for key in numbers)
             or state["pass"] >> PASS_BITS
-            or state["order"] not in DECIDED
+            or state["order"] not in (DECIDED if self.options.importance is None else ("auto",))
         ):
             raise InvalidTypeError(f"{state!r:.200} is no state of a lake's stream")
         if not self._auto and state["order"] != self.options.order:
@@ -215,7 +219,10 @@ class M2MDataLake(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs; devices and mappings are opened where they are used."""
-        return self.__dict__ | {"_here": None, "_flow": None}
+        state = self.__dict__ | {"_here": None, "_flow": None}
+        if self._flow is not None:  # in the middle of a pass, which the copy does not go on with
+            state |= {"pass_number": self.pass_number + 1, "_start": 0, "_done": 0}
+        return state
 
 
 class Reader:

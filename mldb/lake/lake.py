@@ -145,12 +145,14 @@ class Lake(LakeSurface):
             generate_samples=generate_samples,
             device=device,
             seed=seed,
-            fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
+            fields=fields,
             **options,
         )
         from mldb.lake.loader import LakeLoader
 
-        return LakeLoader(dataset, num_workers=num_workers, **(loader or {}))
+        if not isinstance(loader, Mapping | None):
+            raise InvalidTypeError(f"loader is a {type(loader).__name__}; give a dict of options")
+        return LakeLoader(dataset, **{"num_workers": num_workers, **(loader or {})})
 
     def augment(
         self,
@@ -164,7 +166,8 @@ class Lake(LakeSurface):
     ) -> Any:
         """Augment rows *x* [n, dim] of any origin; they are normalised first.
 
-        Returns float32 [n, dim], a tensor when *x* is one. Row i has the noise of id i. "walk" and
+        Returns float32 [n * copies, dim], [n * (copies + 1), dim] with *keep*; a tensor when *x* is
+        one. Row i has the noise of id i. "walk" and
         "langevin" start at the row of the lake nearest to x. *settings*: fields of
         :class:`Augmentation`. Raises InvalidValueError, GpuUnavailableError.
         """
@@ -190,7 +193,7 @@ class Lake(LakeSurface):
         columns: Mapping[str, Any] | None = None,
         epoch: int | None = None,
     ) -> npt.NDArray[np.int64]:
-        """Append rows as one commit; return their ids, int64 [N].
+        """Append rows as one commit; return their ids, int64 [N]. The first rows make the lake.
 
         *mu*: float [N, dim], NumPy or torch, any device. On the sphere rows are divided by their
         norms, which are kept. *kappa* (concentration), *alpha* (mass, 1 by default: how many
@@ -213,15 +216,16 @@ class Lake(LakeSurface):
         if not given.rows:
             return np.empty(0, np.int64)
         self._host.settle()
-        self._create(epoch)
-        if given.ids is not None:
+        scope = self._host.scope(None)
+        if given.ids is not None and projection.find(scope, self.name) is not None:
             # Before the rows are written as well: what it reads under the lock is then known.
-            self._refuse_known(self._host.scope(None), given.ids)
+            self._refuse_known(scope, given.ids)
         info = LakeInfo(bytes(16), self.dim, self.geometry, 0)
-        return Addition(self._host, self.name, info, given).commit(epoch, self._refuse_known)
+        addition = Addition(self._host, self.name, info, given)
+        return addition.commit(epoch, lambda: self._create(epoch), self._refuse_known)
 
     def _create(self, epoch: int | None) -> None:
-        """Make the lake, unless it exists. Raises InvalidValueError when another shape won."""
+        """Make the lake, unless it exists, in a commit of its own before that of its first rows."""
         base = self._host.scope(None)
         if projection.find(base, self.name) is not None:
             return

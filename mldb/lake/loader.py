@@ -20,6 +20,10 @@ WORKER_OPTIONS: Final = frozenset(
     }
 )
 
+_OF_THE_STREAM: Final = frozenset(
+    {"batch_size", "sampler", "batch_sampler", "shuffle", "drop_last"}
+)
+
 
 class LakeLoader(DataLoader[Any]):
     """A torch DataLoader over :class:`mldb.M2MDataLake`, with ``state_dict``.
@@ -34,30 +38,38 @@ class LakeLoader(DataLoader[Any]):
 
     def __init__(self, dataset: M2MDataLake, **options: Any) -> None:
         """*options* are those of DataLoader but for batch_size, which the dataset has."""
-        if "batch_size" in options or "sampler" in options or "shuffle" in options:
+        refused = sorted(options.keys() & _OF_THE_STREAM)
+        if refused:
             raise InvalidValueError(
-                "batch_size, sampler and shuffle are settings of the lake's stream, not of its "
-                "DataLoader: pass batch_size and shuffle to export_to_dataloader"
+                f"{', '.join(refused)}: the lake's stream decides this, not its DataLoader; pass "
+                "batch_size, shuffle and drop_last to export_to_dataloader"
             )
+        workers = options.get("num_workers", 0)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise InvalidValueError(f"num_workers={workers!r} is not a number of workers")
         self.workers_asked = options.get("num_workers", 0)
         if self.workers_asked and dataset.options.augmentation is None:
             logger.info(
                 "rows are only read: a thread does that, not %d workers", self.workers_asked
             )
             options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
-        super().__init__(dataset, batch_size=None, **options)
-        self._moves = dataset.moves
+        try:
+            super().__init__(dataset, batch_size=None, **options)
+        except (TypeError, ValueError) as error:
+            raise InvalidValueError(f"the options of the DataLoader do not fit: {error}") from error
+        self._wraps = self.pin_memory or options.get("collate_fn") is not None
+        self._workers_at = dataset.position()  # where workers that persist will begin
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of a pass."""
         if not self.num_workers:
             # What DataLoader would put around each batch costs as much as reading it.
-            yield from super().__iter__() if self.pin_memory else self.dataset
+            yield from super().__iter__() if self._wraps else self.dataset
             return
         self.dataset.leave()
-        if self._moves != self.dataset.moves:
-            self._moves = self.dataset.moves
+        if self._workers_at != self.dataset.position():
             self._iterator = None  # persistent workers, who think they are somewhere else
+        self._workers_at = (self.dataset.pass_number + 1, 0, 0)
         # The workers take the dataset as it is now.
         yield from self.dataset.run(batch for batch in super().__iter__())
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mldb.closing import Closing
 from mldb.database import MLDatabase
+from mldb.errors import InvalidTypeError
 from mldb.gpu.select import check_spec
 from mldb.lake.lake import Lake
 from mldb.lake.settings import Augmentation
@@ -91,4 +92,8 @@ class M2M(Closing):
 
 def create_m2m(config: M2MConfig | None = None) -> M2M:
     """Open or create the store of *config* and its lake."""
+    if not isinstance(config, M2MConfig | None):
+        raise InvalidTypeError(
+            f"config is a {type(config).__name__}; give mldb.M2MConfig(storage_path=...)"
+        )
     return M2M(M2MConfig() if config is None else config)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from keyword import iskeyword
 from typing import Any, Final, Literal, NamedTuple
 
 from mldb.errors import InvalidValueError, MissingError
+from mldb.gpu.torch_device import torch_device_of
 from mldb.lake.order import STRATUM_ROWS, Order, Sampler, Sequential, plain_order, prepare_sampler
 from mldb.lake.plan import Plan, shuffle_quality
 from mldb.lake.rows import Rows
 from mldb.lake.settings import PROVENANCE, StreamOptions
 from mldb.lake.weights import Importance, chances
-from mldb.log.os_memory import available_memory
+from mldb.log.os_memory import total_memory
 
 _SAMPLED_BATCHES: Final = 64
 
@@ -74,7 +76,7 @@ class Passes:
         rows, salience = self._rows, self._options.salience
         every = slice(0, len(rows))
         if callable(salience):
-            found = chances(importance, rows.gather("alpha", every), salience(rows.ids()))
+            found = chances(importance, rows.gather("alpha", every), salience(rows.ids().copy()))
             return prepare_sampler(importance, found, ids=rows.ids())
         key = ("sampler", importance, salience)
         known: Sampler | None = rows.derived.get(key)
@@ -111,15 +113,24 @@ def _quality(plan: Plan, rows: int) -> dict[str, float] | None:
 
 
 def check_stream(rows: Rows, options: StreamOptions) -> None:
-    """Refuse options that this lake cannot serve. Raises InvalidValueError, MissingError."""
+    """Refuse options that this lake cannot serve.
+
+    Raises InvalidValueError, MissingError, GpuUnavailableError for a CUDA device that is not there.
+    """
     if not len(rows):
         raise InvalidValueError(
             f"lake {rows.name!r} has no rows at commit {rows.lsn}; add some before streaming"
         )
-    if options.drop_last and options.source_rows > len(rows):
+    drawn = len(rows) if options.draws is None else options.draws
+    if options.drop_last and options.source_rows > drawn:
         raise InvalidValueError(
-            f"a batch takes {options.source_rows} rows and the lake has {len(rows)}: with "
-            "drop_last there is no batch at all. Lower batch_size, or drop_last=False."
+            f"a batch takes {options.source_rows} rows and a pass has {drawn}: with drop_last "
+            "there is no batch at all. Lower batch_size, or drop_last=False."
+        )
+    if drawn > len(rows) and options.importance and options.importance.replacement != "with":
+        raise InvalidValueError(
+            f"draws={drawn} without replacement, and the lake has {len(rows)} rows; lower draws, "
+            "or replacement='with'"
         )
     have = rows.columns
     if isinstance(options.salience, str):
@@ -130,13 +141,19 @@ def check_stream(rows: Rows, options: StreamOptions) -> None:
                 f"lake {rows.name!r} has no column {name!r} in every block; fields are weight, "
                 f"{', '.join(PROVENANCE)} and {', '.join(sorted(have))}"
             )
+        if not name.isidentifier() or name.startswith("_") or iskeyword(name):
+            raise InvalidValueError(
+                f"column {name!r} cannot be a field of a named tuple; read it with lake.get()"
+            )
+    if options.device.startswith("cuda"):
+        torch_device_of(options.device)
 
 
 def chosen_order(rows: Rows) -> Literal["permutation", "windowed"]:
-    """What order="auto" means now: a permutation when the rows fit in half of the memory.
+    """What order="auto" means: a permutation when the rows fit in half of the machine's memory.
 
-    Decided once, when a stream is made, and part of its state: an order must not depend on how much
-    memory happens to be free where it goes on.
+    All ranks of a machine choose alike, and machines of one size do: what happens to be free at the
+    moment has no part in it. Part of a stream's state, so that it goes on alike elsewhere.
     """
-    fits = 4 * rows.dim * len(rows) <= available_memory() // 2
+    fits = 4 * rows.dim * len(rows) <= total_memory() // 2
     return "permutation" if fits else "windowed"

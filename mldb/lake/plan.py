@@ -100,7 +100,12 @@ class Plan:
         return self.batch(number).weights
 
     def batch(self, number: int) -> Batch:
-        """Return one global batch, whatever was read before. Raises InvalidValueError."""
+        """Return one global batch, whatever was read before.
+
+        Raises InvalidTypeError, InvalidValueError.
+        """
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise InvalidTypeError(f"the number of a batch is a {type(number).__name__}")
         if not 0 <= number < len(self):
             raise InvalidValueError(f"batch {number} is not one of the {len(self)} of this pass")
         return next(self._compute([number]))

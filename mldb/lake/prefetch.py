@@ -48,7 +48,8 @@ def prefetch(batches: Iterable[T], depth: int) -> Generator[T]:
     finally:
         stop.set()
         room.put(True)
-        thread.join()
+        if thread is not threading.current_thread():  # the collector may run in it
+            thread.join()
 
 
 def _work(

@@ -145,6 +145,7 @@ class Rows:
                 self._ids = np.empty(len(self), np.int64)
                 if len(self):
                     self.gather("id", slice(0, len(self)), self._ids.view(np.uint64))
+                self._ids.setflags(write=False)  # all who ask share it
             return self._ids
 
     def find(self, ids: npt.NDArray[np.int64]) -> Numbers:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeVar
 
+import numpy as np
+
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import AUGMENTATIONS_MAX, STEPS_MAX, Form, Method
 from mldb.gpu.select import check_spec
@@ -52,6 +54,11 @@ class Augmentation:
         _choice("mode", self.mode, ("isotropic", "walk", "langevin"))
         _choice("method", self.method, ("ula", "mala"))
         _choice("form", self.form, ("direct", "subspace"))
+        _number("strength", self.strength)
+        _number("h", self.h)
+        for name in ("keep", "gate"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidTypeError(f"{name}={getattr(self, name)!r} is not True or False")
         if not 0.0 < self.strength < 1.0:
             raise InvalidValueError(f"strength={self.strength}; it is a mean cosine in (0, 1)")
         if not 0.0 < self.h < 2.0:
@@ -107,9 +114,15 @@ class StreamOptions:
         """Raises InvalidValueError, InvalidTypeError."""
         check_spec(self.device)
         self._check_importance()
-        if isinstance(self.fields, str):
-            raise InvalidTypeError(
-                f"fields={self.fields!r} is a str; give names: ({self.fields!r},)"
+        if self.fields is not None:
+            object.__setattr__(self, "fields", names_of("fields", self.fields))
+        _count("hot_bytes", self.hot_bytes, 0, 1 << 50)
+        if self.warm_bytes is not None:
+            _count("warm_bytes", self.warm_bytes, 0, 1 << 50)
+        if self.importance is not None and self.order != "auto":
+            raise InvalidValueError(
+                f"order={self.order!r} (or shuffle=False) and importance_sampling do not fit: rows "
+                "that are drawn have no other order"
             )
         _count("batch_size", self.batch_size, 1, 1 << 24)
         _count("seed", self.seed, 0, SEED_MAX)
@@ -150,7 +163,7 @@ class StreamOptions:
         """
         salience = self.salience if isinstance(self.salience, str | None) else "a function"
         decides = (
-            *(self.importance, self.draws, salience, self.augmentation),
+            *(_plain(self.importance), self.draws, salience, _plain(self.augmentation)),
             *(self.drop_last, self.even_ranks, self.window_rows),
         )
         return digest128(repr(decides).encode()).hex()
@@ -164,6 +177,19 @@ class StreamOptions:
     def source_rows(self) -> int:
         """Rows of the lake that one batch takes."""
         return self.batch_size // self.group
+
+
+def names_of(what: str, names: Any) -> tuple[str, ...]:
+    """Return *names* as a tuple. Raises InvalidTypeError for anything but several str."""
+    if isinstance(names, str):
+        raise InvalidTypeError(f"{what}={names!r} is a str; give names: ({names!r},)")
+    try:
+        found = tuple(names)
+    except TypeError:
+        found = (None,)
+    if not all(isinstance(name, str) for name in found):
+        raise InvalidTypeError(f"{what}={names!r:.80} are no names; give a list of str")
+    return found
 
 
 def make_options(**given_fields: Any) -> StreamOptions:
@@ -192,6 +218,15 @@ def _known_fields(kind: type, given_fields: Mapping[str, Any], hint: str = "") -
             )
 
 
+def _plain(settings: Any) -> Any:
+    """The fields of settings, numbers as floats: equal settings are the same text."""
+    if settings is None:
+        return None
+    values = ((field.name, getattr(settings, field.name)) for field in fields(settings))
+    numbers = (int, float, np.integer, np.floating)
+    return [(k, float(v) if isinstance(v, numbers) else v) for k, v in values]
+
+
 def given(name: str, kind: type[T], value: bool | T) -> T | None:
     """Return None for False, the defaults for True, or the settings themselves."""
     if isinstance(value, bool):
@@ -206,6 +241,11 @@ def given(name: str, kind: type[T], value: bool | T) -> T | None:
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InvalidValueError(f"{name}={value!r}; it is one of {', '.join(map(repr, allowed))}")
+
+
+def _number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not a number")
 
 
 def _count(name: str, value: object, low: int, high: int) -> None:

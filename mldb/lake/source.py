@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from mldb.errors import InvalidValueError, MissingError
@@ -42,23 +43,22 @@ class LakeSource:
     def rows(self) -> Rows:
         """The rows, opened in this process if need be. Raises what opening a store raises."""
         if self._rows is None or self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._host = None
             database = self._reopen(self.path, mode="r", verify=self._verify)
             self._snapshot = database.lake(self.name).at(Lsn(self.lsn))
             self._rows = self._snapshot.rows()
+            self._host, self._pid = None, os.getpid()
         return self._rows
 
     def moved_to(self, lsn: int) -> LakeSource:
-        """The same lake at another commit. Raises InvalidValueError where only workers may read."""
+        """The same lake at another commit. Raises InvalidValueError when it cannot be read."""
         if lsn == self.lsn:
             return self
-        if self._host is None:
-            raise InvalidValueError(
-                f"this stream reads commit {self.lsn} of lake {self.name!r}, the state was saved "
-                f"at commit {lsn}: load the state before the workers start"
-            )
         try:
+            if self._host is None or self._pid != os.getpid():
+                other = copy(self)
+                other.lsn, other._host, other._rows, other._pid = lsn, None, None, -1
+                other.rows()
+                return other
             scope = self._host.scope(Lsn(lsn))
             return LakeSource(self._host, rows_in(scope, self.name, self._host.known), scope)
         except MissingError as error:

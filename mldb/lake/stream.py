@@ -52,11 +52,13 @@ class Stream:
         self._lender: Lender | None = None  # of the newest pass
         self._current: Pass | None = None
         self._batches = 0
-        self._pool = BatchPool((options.batch_size, rows.dim))
+        most = len(rows) if options.draws is None else options.draws
+        source_rows = min(options.source_rows, most)
+        self._pool = BatchPool((source_rows * options.group, rows.dim))
         self._source_pool = self._pool
         self._augmenter: Augmenter | None = None
         if options.augmentation is not None:
-            self._source_pool = BatchPool((options.source_rows, rows.dim))
+            self._source_pool = BatchPool((source_rows, rows.dim))
             self._augmenter = Augmenter(
                 rows, geometry, options.augmentation, seed=options.seed, device=options.device
             )

@@ -14,6 +14,7 @@ from mldb.lake.batch_input import to_host
 from mldb.lake.block import Numbers
 from mldb.lake.host import Host
 from mldb.lake.rows import Rows, rows_in
+from mldb.lake.settings import names_of
 from mldb.log.address import Lsn
 from mldb.projections import splats as projection
 from mldb.reading import Scope
@@ -50,11 +51,10 @@ class LakeSurface(ABC):
         Fields are mu, norm, kappa, alpha, min_cos, id, label and user columns. Raises MissingError
         for an id without a live row.
         """
-        if isinstance(fields, str):
-            raise InvalidTypeError(f"fields={fields!r} is a str; give names: ({fields!r},)")
+        chosen_fields = names_of("fields", fields)
         rows = self.rows()
         chosen = slice(0, len(rows)) if ids is None else self.find_rows(rows, ids)
-        return {name: rows.gather(name, chosen) for name in fields}
+        return {name: rows.gather(name, chosen) for name in chosen_fields}
 
     def ids(self) -> Numbers:
         """The ids of the live rows, int64, in row order (a copy)."""
@@ -123,6 +123,8 @@ class LakeSnapshot(LakeSurface, Closing):
 def as_ids(values: Any) -> Numbers:
     """Return ids as int64 [n]. Raises InvalidTypeError."""
     array = np.atleast_1d(to_host(values))
+    if array.ndim > 1:
+        raise InvalidTypeError(f"ids have shape {array.shape}; give a list of them")
     if array.size and array.dtype.kind not in "iu":
         raise InvalidTypeError(f"ids have dtype {array.dtype}; they are integers")
     return array.astype(np.int64)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.lake.batch_input import to_host
 from mldb.lake.draws import Float64s
 
 Target = Literal["rows", "distinct"]
@@ -135,8 +136,10 @@ def _masses(alpha: npt.ArrayLike) -> Float64s:
         raise InvalidValueError(
             f"alpha has shape {mass.shape}; give one mass per row, for >= 1 row"
         )
-    if not (np.isfinite(mass).all() and (mass > 0).all()):
-        raise InvalidValueError("alpha holds a mass that is not a positive number")
+    if not (np.isfinite(mass.sum()) and (mass > 0).all()):
+        raise InvalidValueError(
+            "alpha holds a mass that is not a positive number, or their sum is beyond all numbers"
+        )
     return mass
 
 
@@ -154,7 +157,10 @@ def _preferences(
 def _log_salience(salience: npt.ArrayLike | None, rows: int) -> Float64s:
     if salience is None:
         raise InvalidValueError("gamma is not 0 and no salience was given; give one per row")
-    values = np.asarray(salience, np.float64)
+    try:
+        values = np.asarray(to_host(salience), np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"salience is not numeric: {error}") from None
     if values.shape != (rows,):
         raise InvalidValueError(f"salience has shape {values.shape} for {rows} rows")
     if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
