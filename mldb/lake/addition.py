@@ -55,9 +55,10 @@ class Addition:
         *create* makes the lake where there is none, once the rows were found to be good; *refuse*
         raises for ids that are taken.
         """
+        base = self._host.scope(None)
 
         def decide(view: View) -> None:
-            self._decide(head_scope(self._host.scope(None), view), refuse)
+            self._decide(head_scope(base, view), refuse)
 
         if self._info.nbytes <= _IN_MEMORY:
             self._write_in_memory()

@@ -41,8 +41,11 @@ class StreamPass:
         self._loader: Any = None
         maker, kind = task["maker"], task["kind"]
         if maker == "limit":
-            self._run = _LIMITS[kind](data.mapped(), task["batch"], self._sink.array)
-            self.ready: Result = {"how": _LIMIT_HOW[kind]}
+            made, how = _LIMITS[kind], _LIMIT_HOW[kind]
+            if task.get("copied"):
+                made, how = _gather_and_copy, _GATHER_AND_COPY_HOW
+            self._run = made(data.mapped(), task["batch"], self._sink.array)
+            self.ready: Result = {"how": how}
             return
         if task.get("noise"):
             self._loader = Noisy(self._loaders.make(maker, "sequential"), task["batch"], data.dim)
@@ -158,6 +161,22 @@ def _limit_gather(rows: Floats, batch: int, buffer: Floats) -> Callable[[], int]
     return run
 
 
+def _gather_and_copy(rows: Floats, batch: int, buffer: Floats) -> Callable[[], int]:
+    """What one thread does at least: gather a batch into memory it has, and copy it as all do."""
+    order = np.random.default_rng(0).permutation(len(rows))
+    held = np.empty_like(buffer)
+
+    def run() -> int:
+        for start in range(0, len(rows), batch):
+            chosen = order[start : start + batch]
+            part = held[: len(chosen)]
+            np.take(rows, chosen, 0, out=part, mode="clip")
+            np.copyto(buffer[: len(chosen)], part)
+        return len(rows)
+
+    return run
+
+
 def _limit_noise(rows: Floats, batch: int, buffer: Floats) -> Callable[[], int]:
     noisy = Noisy((), batch, rows.shape[1])
     x = torch.from_numpy(rows[:batch].copy())
@@ -176,6 +195,7 @@ _LIMITS: dict[Kind, Callable[[Floats, int, Floats], Callable[[], int]]] = {
     "weighted": _limit_gather,
     "augmented": _limit_noise,
 }
+_GATHER_AND_COPY_HOW = "one thread, order known: np.take, then the copy that all contenders make"
 _LIMIT_HOW: dict[Kind, str] = {
     "sequential": "np.copyto of every batch",
     "shuffled": "np.take of every batch, rows in random order",
