@@ -91,7 +91,7 @@ class Registration:
         Raises StorageIOError when an older registration cannot be changed; nothing is held then.
         """
         with self._lock:
-            self._take_back()
+            given_up = self._drop_given_up()
             if lsn < self._written:
                 with contextlib.suppress(MldbError):
                     # Read-only folder: no compactor can run there either. Full disk: what was made
@@ -100,12 +100,15 @@ class Registration:
                 if self._file is not None and lsn < self._written:
                     self._write(lsn)
             self._needs[lsn] = self._needs.get(lsn, 0) + 1
+            if given_up:
+                self._raise_lowest()
 
     def release(self, lsn: int) -> None:
         """Take one :meth:`hold` back; never raises, because at worst more is kept than needed."""
         self._given_up.append(lsn)
         with self._lock:
-            self._take_back()
+            self._drop_given_up()
+            self._raise_lowest()
 
     def give_up(self, lsn: int) -> None:
         """Take one :meth:`hold` back at the next call here: for finalizers, which may run anywhere.
@@ -114,15 +117,18 @@ class Registration:
         """
         self._given_up.append(lsn)
 
-    def _take_back(self) -> None:
-        """Drop the holds that were given up, and write the lowest commit that is still needed."""
-        if not self._given_up:
-            return
+    def _drop_given_up(self) -> bool:
+        """Forget the holds that were given up; return whether there were any."""
+        found = bool(self._given_up)
         while self._given_up:
             lsn = self._given_up.popleft()
             left = self._needs.pop(lsn, 0) - 1
             if left > 0:
                 self._needs[lsn] = left
+        return found
+
+    def _raise_lowest(self) -> None:
+        """Write the lowest commit that is still needed, if that is another one now."""
         if self._file is not None:
             lowest = min(self._needs, default=NEEDS_NOTHING)
             if lowest != self._written:

@@ -13,6 +13,7 @@ from tests.bench_lake.child import Group
 from tests.bench_lake.setting import Setting
 
 TORCH, OWN, STATEFUL = "torch DataLoader", "torch DataLoader, own sampler", "torchdata stateful"
+NO_LOADER = "no loader: gather, copy"
 EAGER, EAGER_ONE = "torch operations", "torch operations, Python threads"
 _NUMPY_BATCHES = 40  # the reference device is slow, and nobody's choice
 _RAW = ["limit: write, fresh file", "limit: write, early writeback"]
@@ -79,6 +80,8 @@ def _read(setting: Setting, workload: str, kind: str, title: str, limit: str) ->
         OWN: task("own", _OWN_HOW[kind]),
         STATEFUL: task("stateful", "BatchSampler over memmap"),
     }
+    if kind != "sequential":
+        tasks[NO_LOADER] = setting.task("stream", maker="limit", kind=kind, copied=True)
     table = _passes(setting, workload, title, tasks, limit)
     outcome = Outcome([table])
     key = workload.lower()
