@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from mldb.errors import GpuUnavailableError, InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Device
+from mldb.gpu.vk_instance import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT: Final = "MLDB_VK_DEVICE"
 NAMES: Final = ("auto", "vulkan", "vulkan:NAME", "cuda", "cuda:N", "torch", "cpu", "numpy")
 
 _warn_lock = Lock()

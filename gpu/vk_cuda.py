@@ -29,7 +29,7 @@ from typing import Any
 from mldb.errors import ClosedError, GpuUnavailableError, InvalidValueError
 from mldb.gpu import vk_errors, vk_instance
 from mldb.gpu.cuda_runtime import CudaRuntime
-from mldb.gpu.device import Pending
+from mldb.gpu.device import Chains, Pending
 from mldb.gpu.vk_device import VulkanDevice
 from mldb.gpu.vk_memory import Buffer
 from mldb.gpu.vk_pending import SlotRows, VulkanPending
@@ -115,14 +115,13 @@ class CudaOutput:
                 "a device that copies to the host has nothing to share; open "
                 "it with exported=True and copy=False"
             )
-        buffer = device.exported_memory()
-        self.ordinal = ordinal_of(runtime, buffer.context.info.uuid)
-        runtime.use(self.ordinal)
         self._maker = TensorMaker() if maker is None else maker
         with ExitStack() as undo:
-            device.share()
+            buffer = device.share()
             # The device is kept as well: it frees the memory when it goes.
             undo.callback(device.unshare)
+            self.ordinal = ordinal_of(runtime, buffer.context.info.uuid)
+            runtime.use(self.ordinal)
             memory = import_owned(
                 runtime.import_memory, partial(export_descriptor, buffer), buffer.allocated
             )
@@ -134,7 +133,11 @@ class CudaOutput:
             self._mapped: Mapped | None = Mapped(pointer, undo.pop_all())
 
     def tensor(self, pending: Pending, *, copy: bool = True) -> Any:
-        """Return the rows of a batch as a CUDA tensor, for the stream that is current.
+        """Return the rows of a batch as a CUDA tensor; see :meth:`chains`."""
+        return self.chains(pending, copy=copy).x
+
+    def chains(self, pending: Pending, *, copy: bool = True) -> Chains:
+        """Wait for a batch; its rows as a CUDA tensor, for the stream that is current.
 
         A copy is the caller's own. Without it the tensor is valid until ``slots`` further batches
         were started: what was put into that stream by then still reads these rows, and what other
@@ -155,7 +158,7 @@ class CudaOutput:
             self._turns.end(place.slot, stream)
         else:
             end_when_needed(self._turns, place.slot, stream)
-        return tensor
+        return Chains(tensor, place.accepted.copy())
 
     def _place(self, pending: Pending) -> SlotRows:
         if not isinstance(pending, VulkanPending):

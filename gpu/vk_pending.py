@@ -33,13 +33,17 @@ class Piece:
 
 
 class SlotRows(NamedTuple):
-    """Where the rows [rows, dim] of a finished batch are: at *offset* in the memory of the ends."""
+    """Where the rows [rows, dim] of a finished batch are: at *offset* in the memory of the ends.
+
+    ``accepted``, i32 [rows], lies in the slot as well: what outlives it is a copy.
+    """
 
     slot: Slot
     batch: int
     offset: int
     rows: int
     dim: int
+    accepted: npt.NDArray[np.int32]
 
 
 class VulkanPending:
@@ -90,7 +94,6 @@ class VulkanPending:
         elif self._chains is None:
             piece = self._pieces[0]
             if not piece.is_here:
-                self._ring.wait(piece.batch)
                 self._ring.fetch(piece.slot, 4 * (piece.end - piece.first) * padded_dim(self._dim))
                 piece.is_here = True
             self._chains = Chains(*self._finished(piece))
@@ -112,19 +115,10 @@ class VulkanPending:
                 "batch_rows, and use dimensions that are multiples of 4"
             )
         piece = self._pieces[0]
-        self._finished(piece)
+        _, accepted = self._finished(piece)
         self._check_rows()
-        rows = piece.end - piece.first
-        return SlotRows(piece.slot, piece.batch, piece.slot.offsets[ENDS], rows, self._dim)
-
-    def accepted(self) -> npt.NDArray[np.int32]:
-        """Wait, and return how many steps each row accepted; raises what ``result`` does."""
-        if self.copies:
-            return self.result().accepted  # type: ignore[no-any-return]
-        self._check_there()
-        accepted = self._finished(self._pieces[0])[1]
-        self._check_rows()
-        return accepted
+        offset = piece.slot.offsets[ENDS]
+        return SlotRows(piece.slot, piece.batch, offset, len(accepted), self._dim, accepted)
 
     def _check_there(self) -> None:
         if self._expired:

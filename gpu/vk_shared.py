@@ -103,11 +103,10 @@ class _SharedPending:
         """Wait for it; raises what the Vulkan device's batch does."""
         pending = self._pending
         if self._chains is not None and not self._copy and isinstance(pending, VulkanPending):
-            pending.accepted()  # refuses a view whose slot was used again
+            pending.place()  # refuses a view whose slot was used again
         if self._chains is None:
             if isinstance(pending, VulkanPending) and not pending.copies:
-                accepted = pending.accepted().copy()  # the slot has it only until it is used again
-                self._chains = Chains(self._output.tensor(pending, copy=self._copy), accepted)
+                self._chains = self._output.chains(pending, copy=self._copy)
             else:  # of several slots, out of which it was copied
                 host = pending.result()
                 x = self._to_device(host.x, self._output.ordinal)

@@ -11,6 +11,7 @@ import pytest
 
 import mldb
 from mldb.lake import passes
+from mldb.log import os_memory
 from tests.support.lakes import BATCH, DIM, ROWS, data, db, fill, raw, stream
 
 __all__ = ["data", "db"]
@@ -41,7 +42,10 @@ def test_ranks_choose_one_order(
     """They asked for the memory that was free, each at its own moment."""
     lake = fill(db, data)
     assert stream(lake, order="auto").dataset.options.order == "permutation"
-    monkeypatch.setattr("mldb.log.os_memory.available_memory", lambda: 1000)
+    lines = os_memory._lines
+    little = {"/proc/meminfo": ["MemAvailable: 1 kB"]}
+    monkeypatch.setattr(os_memory, "_lines", lambda path: little.get(path) or lines(path))
+    assert os_memory.available_memory() == 1024
     assert stream(lake, order="auto").dataset.options.order == "permutation"
     monkeypatch.setattr(passes, "total_memory", lambda: 1000)
     assert stream(lake, order="auto").dataset.options.order == "windowed"

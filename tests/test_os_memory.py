@@ -36,6 +36,13 @@ def test_the_least_of_what_the_system_says_counts(
         os_memory, "_lines", lambda path: files.get(path, "").splitlines(keepends=True)
     )
     assert available_memory() == expected
+    # What is free at the moment has no part in the whole.
+    limits = [
+        int(limit)
+        for name in (GROUP, OLD_GROUP)
+        if (limit := files.get(name, "").strip()).isdecimal()
+    ]
+    assert os_memory.total_memory() == min([MACHINE, *map(int, limits)])
 
 
 def test_a_file_that_cannot_be_read_says_nothing() -> None:

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from mldb.closing import Closing
 from mldb.database import MLDatabase
 from mldb.tools.demo_orders import IMAGES, LABELS, Order
 
@@ -76,7 +76,7 @@ class Kill:
     """The process that resumed."""
 
 
-class Worker:
+class Worker(Closing):
     """The process that forks trainings. A context manager for one thread."""
 
     def __init__(self) -> None:
@@ -107,16 +107,7 @@ class Worker:
             raise DemoError(f"the training ended with status {attempt.status}; see above")
         return attempt
 
-    def __enter__(self) -> Worker:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None

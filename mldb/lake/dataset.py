@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Final
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -235,14 +235,12 @@ class Reader:
         self.pid = os.getpid()
         self.passes = Passes(rows, options)
         self.stream = Stream(rows, geometry, options)
-        self._make_beside = partial(
-            Stream, rows, geometry, replace(options, warm_bytes=0, hot_bytes=0)
-        )
+        self._made_of = (rows, geometry, replace(options, warm_bytes=0, hot_bytes=0))
 
     @cached_property
     def beside(self) -> Stream:
-        """The stream for single batches, with no tier of its own."""
-        return self._make_beside()
+        """The stream for single batches, with no tier of its own; made when first needed."""
+        return Stream(*self._made_of)
 
 
 def process_rank(rank: int | None, world: int | None) -> tuple[int, int]:

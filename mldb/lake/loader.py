@@ -47,11 +47,9 @@ class LakeLoader(DataLoader[Any]):
         workers = options.get("num_workers", 0)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise InvalidValueError(f"num_workers={workers!r} is not a number of workers")
-        self.workers_asked = options.get("num_workers", 0)
-        if self.workers_asked and dataset.options.augmentation is None:
-            logger.info(
-                "rows are only read: a thread does that, not %d workers", self.workers_asked
-            )
+        self.workers_asked = workers
+        if workers and dataset.options.augmentation is None:
+            logger.info("rows are only read: a thread does that, not %d workers", workers)
             options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
         try:
             super().__init__(dataset, batch_size=None, **options)

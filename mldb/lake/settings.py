@@ -11,7 +11,7 @@ import numpy as np
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import AUGMENTATIONS_MAX, STEPS_MAX, Form, Method
 from mldb.gpu.select import check_spec
-from mldb.lake.weights import Importance
+from mldb.lake.weights import Importance, check_number
 from mldb.log.checksum import digest128
 
 T = TypeVar("T")
@@ -54,8 +54,8 @@ class Augmentation:
         _choice("mode", self.mode, ("isotropic", "walk", "langevin"))
         _choice("method", self.method, ("ula", "mala"))
         _choice("form", self.form, ("direct", "subspace"))
-        _number("strength", self.strength)
-        _number("h", self.h)
+        check_number("strength", self.strength)
+        check_number("h", self.h)
         for name in ("keep", "gate"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidTypeError(f"{name}={getattr(self, name)!r} is not True or False")
@@ -223,8 +223,7 @@ def _plain(settings: Any) -> Any:
     if settings is None:
         return None
     values = ((field.name, getattr(settings, field.name)) for field in fields(settings))
-    numbers = (int, float, np.integer, np.floating)
-    return [(k, float(v) if isinstance(v, numbers) else v) for k, v in values]
+    return [(k, float(v) if isinstance(v, int | float | np.number) else v) for k, v in values]
 
 
 def given(name: str, kind: type[T], value: bool | T) -> T | None:
@@ -241,11 +240,6 @@ def given(name: str, kind: type[T], value: bool | T) -> T | None:
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InvalidValueError(f"{name}={value!r}; it is one of {', '.join(map(repr, allowed))}")
-
-
-def _number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not a number")
 
 
 def _count(name: str, value: object, low: int, high: int) -> None:

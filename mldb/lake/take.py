@@ -16,8 +16,7 @@ def take_rows(table: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDA
 
     A copy of scattered rows waits for memory once a row, and for the page tables before that. So
     the first element of every row is read beforehand: those reads do not depend on each other, and
-    the processor waits for many of them at once. For rows of 2,560 bytes that took 20 to 25 % off
-    the whole.
+    the processor waits for many of them at once.
     """
     width = table.nbytes // len(table) if len(table) else 0
     if width >= _TOUCH_ROW_BYTES and len(rows) >= _TOUCH_ROWS:

@@ -17,7 +17,7 @@ Nothing here is random. Arrays are float64 [N]; N may be a lake of millions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -223,8 +223,13 @@ def _raised(
     return best
 
 
-def _check_within(name: str, value: object, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def check_number(name: str, value: object) -> None:
+    """Refuse what is no real number. Raises InvalidTypeError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise InvalidTypeError(f"{name} is a {type(value).__name__}, not a number")
+
+
+def _check_within(name: str, value: Any, most: float) -> None:
+    check_number(name, value)
     if not 0 <= value <= most:  # NaN is not
         raise InvalidValueError(f"{name}={value} is not between 0 and {most:g}")

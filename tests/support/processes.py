@@ -14,7 +14,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from types import TracebackType
+
+from mldb.closing import Closing
 
 PATIENCE_SECONDS = 60
 
@@ -55,7 +56,7 @@ class Line:
         os.close(self._writing)
 
 
-class Child(Line):
+class Child(Line, Closing):
     """A forked process that runs *action* with its end of the line. A context manager."""
 
     def __init__(self, action: Callable[[Line], None]) -> None:
@@ -84,15 +85,8 @@ class Child(Line):
             self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._status
 
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the process, if it still runs."""
         if self._status is None:
             self.kill()
             self.wait()
