@@ -7,6 +7,8 @@ import os
 import sys
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,18 @@ def test_descriptions_for_cuda_are_filled_in() -> None:
 # --- whose turn it is -----------------------------------------------------------------------------
 
 
+@contextmanager
+def late_stream(
+    failing: str = "", failing_at: int = 1, *, direct: bool | None = None
+) -> Iterator[tuple[VulkanDevice, FakeRuntime]]:
+    """A device whose timelines CUDA has, and a CUDA whose stream comes late; both end."""
+    with opened(exported=True, copy=False, batch_rows=64, direct=direct) as device:
+        runtime = with_timelines(device, failing, failing_at=failing_at)
+        yield device, runtime
+        assert runtime.stream is not None
+        runtime.stream.close()
+
+
 def _read_late(
     device: VulkanDevice, output: CudaOutput, runtime: FakeRuntime, *, copy: bool, batches: int = 40
 ) -> int:
@@ -245,8 +259,7 @@ def test_a_slot_is_not_written_before_the_stream_has_read_it(
     copy: bool, shared: bool, direct: bool | None
 ) -> None:
     """CUDA reads when its stream comes there; the shader used to write again before that."""
-    with opened(exported=True, copy=False, batch_rows=64, direct=direct) as device:
-        runtime = with_timelines(device)
+    with late_stream(direct=direct) as (device, runtime):
         output = CudaOutput(device, runtime, maker=maker(runtime), timelines=shared)
         assert _read_late(device, output, runtime, copy=copy) == 0
         waits = runtime.calls.count("synchronize_stream")
@@ -258,25 +271,21 @@ def test_a_slot_is_not_written_before_the_stream_has_read_it(
             assert waits >= 37
         assert device.stats()["fetches"] == 0  # nothing came to the host
         output.close()
-        runtime.stream.close()  # type: ignore[union-attr]
         assert device.isotropic(*_one_row(), 0.8).result().x.shape == (1, 32)
 
 
 def test_the_test_above_sees_a_slot_that_is_written_too_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime = with_timelines(device)
+    with late_stream() as (device, runtime):
         output = CudaOutput(device, runtime, maker=maker(runtime))
         monkeypatch.setattr(output._turns, "end", lambda slot, stream: None)
         assert _read_late(device, output, runtime, copy=True) > 5
         output.close()
-        runtime.stream.close()  # type: ignore[union-attr]
 
 
 def test_timelines_are_imported_and_given_back_in_order() -> None:
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime = with_timelines(device)
+    with late_stream() as (device, runtime):
         output = CudaOutput(device, runtime, maker=maker(runtime))
         assert runtime.calls == [
             *("uuids", "import_memory", "map_buffer", "import_timeline", "import_timeline")
@@ -288,7 +297,6 @@ def test_timelines_are_imported_and_given_back_in_order() -> None:
         for descriptor in runtime.descriptors:
             with pytest.raises(OSError, match="descriptor"):
                 os.fstat(descriptor)
-        runtime.stream.close()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -298,15 +306,13 @@ def test_timelines_are_imported_and_given_back_in_order() -> None:
 def test_a_timeline_that_is_refused_leaves_nothing_behind(
     failing_at: int, undone: list[str]
 ) -> None:
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime = with_timelines(device, "import_timeline", failing_at=failing_at)
+    with late_stream("import_timeline", failing_at) as (device, runtime):
         with pytest.raises(GpuUnavailableError, match="import_timeline"):
             CudaOutput(device, runtime, maker=maker(runtime))
         assert runtime.calls[3 + failing_at :] == undone
         for descriptor in runtime.descriptors:
             with pytest.raises(OSError, match="descriptor"):
                 os.fstat(descriptor)
-        runtime.stream.close()  # type: ignore[union-attr]
         assert device.isotropic(*_one_row(), 0.8).result().x.shape == (1, 32)
 
 
@@ -317,8 +323,8 @@ def _two_streams(runtime: FakeRuntime, stream: list[int]) -> Any:
 
 def test_signals_of_two_streams_come_in_order() -> None:
     """The timeline went backwards when the second stream was ahead of the first."""
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime, stream = with_timelines(device), [10]
+    with late_stream() as (device, runtime):
+        stream = [10]
         output = CudaOutput(device, runtime, maker=_two_streams(runtime, stream))
         calls: list[tuple[str, Any, int, int]] = []
         for name in ("wait", "signal"):
@@ -343,13 +349,12 @@ def test_signals_of_two_streams_come_in_order() -> None:
             ("signal", "freed", 3, 11),
         ]
         output.close()
-        runtime.stream.close()  # type: ignore[union-attr]
 
 
 def test_every_stream_that_reads_a_batch_is_waited_for() -> None:
     """Of two views of one batch only the second one's stream was."""
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime, stream = with_timelines(device), [10]
+    with late_stream() as (device, runtime):
+        stream = [10]
         output = CudaOutput(device, runtime, maker=_two_streams(runtime, stream))
         pending = device.isotropic(*_one_row(), 0.8)
         views = []
@@ -362,12 +367,10 @@ def test_every_stream_that_reads_a_batch_is_waited_for() -> None:
         assert runtime.calls.count("signal") == 2
         del views
         output.close()
-        runtime.stream.close()  # type: ignore[union-attr]
 
 
 def test_a_turn_that_could_not_be_ended_is_not_forgotten() -> None:
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime = with_timelines(device, "signal")
+    with late_stream("signal") as (device, runtime):
         output = CudaOutput(device, runtime, maker=maker(runtime))
         view = output.tensor(device.isotropic(*_one_row(), 0.8), copy=False)
         for _ in range(device.slots - 1):
@@ -378,13 +381,11 @@ def test_a_turn_that_could_not_be_ended_is_not_forgotten() -> None:
         assert runtime.calls.count("signal") == 2
         del view
         output.close()
-        runtime.stream.close()  # type: ignore[union-attr]
 
 
 def test_a_device_is_shared_once_at_a_time_and_its_timeline_goes_on() -> None:
     """The second output began to count at 1, below where the timeline stood."""
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime = with_timelines(device)
+    with late_stream() as (device, runtime):
         output = CudaOutput(device, runtime, maker=maker(runtime))
         assert _read_late(device, output, runtime, copy=True, batches=7) == 0
         with pytest.raises(InvalidValueError, match="shared already"):
@@ -395,7 +396,6 @@ def test_a_device_is_shared_once_at_a_time_and_its_timeline_goes_on() -> None:
         again = CudaOutput(device, runtime, maker=maker(runtime))
         assert _read_late(device, again, runtime, copy=True, batches=7) == 0
         again.close()
-        runtime.stream.close()  # type: ignore[union-attr]
 
 
 def test_memory_under_a_tensor_outlives_close(rng: np.random.Generator) -> None:
@@ -416,8 +416,7 @@ def test_memory_under_a_tensor_outlives_close(rng: np.random.Generator) -> None:
 
 def test_a_reader_that_takes_long_is_no_device_that_hangs() -> None:
     """A stream behind other work for longer than the time-out made the device dead."""
-    with opened(exported=True, copy=False, batch_rows=64) as device:
-        runtime = with_timelines(device)
+    with late_stream() as (device, runtime):
         device._ring.timeout_s = 0.05
         output = CudaOutput(device, runtime, maker=maker(runtime))
         assert runtime.stream is not None
@@ -425,7 +424,6 @@ def test_a_reader_that_takes_long_is_no_device_that_hangs() -> None:
         assert _read_late(device, output, runtime, copy=True, batches=8) == 0
         assert device.usable
         output.close()
-        runtime.stream.close()
 
 
 def test_a_forked_child_leaves_cuda_alone() -> None:
