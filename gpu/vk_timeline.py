@@ -33,10 +33,10 @@ class Timeline:
             self.handle: Any = api.vkCreateSemaphore(context.device, info, None)
 
     def reached(self, value: int) -> bool:
-        """Whether it stands at a value, or beyond."""
-        if not value:
-            return True
-        found = self.context.api.vkGetSemaphoreCounterValue(self.context.device, self.handle)
+        """Whether it stands at a value, or beyond. Raises DeviceLostError."""
+        context = self.context
+        with vk_errors.translated(context.api, "read a semaphore", device=context.info.label):
+            found = context.api.vkGetSemaphoreCounterValue(context.device, self.handle)
         return int(found) >= value
 
     def export_descriptor(self) -> int:

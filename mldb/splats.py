@@ -30,6 +30,8 @@ USER_COLUMNS_MAX: Final = 64
 _FIXED: Final[tuple[tuple[str, str], ...]] = (
     *(("norm", "<f4"), ("kappa", "<f4"), ("alpha", "<f8"), ("min_cos", "<f4"), ("id", "<u8")),
 )
+PROVENANCE: Final = ("lsn", "augmentation", "changed")
+"""What a stream tells of a row beside its columns."""
 RESERVED: Final = frozenset({"mu", "label", "weight", *(name for name, _ in _FIXED)})
 
 

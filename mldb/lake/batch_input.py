@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from mldb import vmf
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
-from mldb.splats import ID_MAX, ROWS_MAX, USER_COLUMNS_MAX, Geometry, check_column_name
+from mldb.splats import ID_MAX, PROVENANCE, ROWS_MAX, USER_COLUMNS_MAX, Geometry, check_column_name
 
 DEFAULT_MEAN_COS: Final = 0.9
 DEFAULT_KAPPA_EUCLID: Final = 1.0
 _NOTHING: Final = "Nothing was stored."
-_STREAM_FIELDS: Final = frozenset({"lsn", "augmentation", "changed"})
 _NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
@@ -78,7 +77,7 @@ def _named(columns: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InvalidTypeError(
             f"columns is a {type(columns).__name__}; give a dict of arrays. {_NOTHING}"
         )
-    taken = sorted(set(columns or ()) & _STREAM_FIELDS, key=str)
+    taken = [name for name in PROVENANCE if name in (columns or ())]
     if taken:
         raise InvalidValueError(
             f"a stream has fields of its own called {', '.join(map(repr, taken))}; choose other "

@@ -11,9 +11,8 @@ from typing import Final
 from mldb.gpu.device import Device, Table
 from mldb.gpu.select import open_device
 
-IDLE_MAX: Final = (
-    2  # of each kind, or a few more in a race; the rest are closed when they come back
-)
+IDLE_MAX: Final = 2
+"""Of each kind, or a few more in a race; the rest are closed when they come back."""
 
 # By process and spec. No lock: give_back runs in finalizers, which may start in the middle of
 # borrow, and a fork may leave a lock held for ever. Each operation on a deque is atomic.

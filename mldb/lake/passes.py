@@ -10,9 +10,10 @@ from mldb.gpu.torch_device import torch_device_of
 from mldb.lake.order import STRATUM_ROWS, Order, Sampler, Sequential, plain_order, prepare_sampler
 from mldb.lake.plan import Plan, shuffle_quality
 from mldb.lake.rows import Rows
-from mldb.lake.settings import PROVENANCE, StreamOptions
+from mldb.lake.settings import StreamOptions
 from mldb.lake.weights import Importance, chances
 from mldb.log.os_memory import total_memory
+from mldb.splats import PROVENANCE
 
 _SAMPLED_BATCHES: Final = 64
 

@@ -18,7 +18,6 @@ T = TypeVar("T")
 Mode = Literal["isotropic", "walk", "langevin"]
 Order = Literal["auto", "sequential", "permutation", "windowed"]
 
-PROVENANCE: Final = ("lsn", "augmentation", "changed")
 SEED_MAX: Final = (1 << 64) - 1
 
 
