@@ -14,17 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, LimitError
-from mldb.gpu.device import (
-    ROW_ID_BITS,
-    STEPS_MAX,
-    Dynamics,
-    Energy,
-    Keys,
-    MixtureEnergy,
-    SelfEnergy,
-    Table,
-)
-from mldb.gpu.philox import ACCEPT_BLOCK, DIM_MAX
+from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, SelfEnergy, Table
+from mldb.noise.keys import ROW_ID_BITS, STEPS_MAX, Keys
+from mldb.noise.philox import ACCEPT_BLOCK, DIM_MAX
 
 LENGTH_ERROR_MAX: Final = 1e-3
 """How far from 1 the length of a row may be; renormalising hides less than this."""

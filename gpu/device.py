@@ -2,7 +2,7 @@
 
 A device is a pure function of its arguments: the same keys, rows and settings give the same noise
 words on every device, the same bytes on one device, and floats within 1e-6 across devices. The
-noise of a row comes from its key alone (``mldb.gpu.philox``), never from its place in a batch.
+noise of a row comes from its key alone (``mldb.noise.philox``), never from its place in a batch.
 """
 
 from __future__ import annotations
@@ -13,33 +13,15 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mldb.noise.keys import Keys
+
 Method: TypeAlias = Literal["ula", "mala"]
 Form: TypeAlias = Literal["direct", "subspace"]
 
-ROW_ID_BITS: Final = 48
 AUGMENTATIONS_MAX: Final = 1 << 16
-STEPS_MAX: Final = (1 << 15) - 1  # the step's top bit tells the subspace form from the direct one
 
 Floats: TypeAlias = Any
 """float32, C-contiguous: a NumPy array, or on a torch device a tensor that lives there."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Keys:
-    """What the noise of a batch is a function of; one row id and augmentation number per row.
-
-    ``seed`` has 64 bits, ``pass_number`` 32. ``rows`` are u64 [B] below 2^48, ``augmentations``
-    u16 [B].
-    """
-
-    seed: int
-    pass_number: int
-    rows: npt.NDArray[np.uint64]
-    augmentations: npt.NDArray[np.uint16]
-
-    def __len__(self) -> int:
-        """The number of rows B."""
-        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)

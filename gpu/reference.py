@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.gpu import dynamics as formulas
-from mldb.gpu import philox, subspace
+from mldb.gpu import subspace
 from mldb.gpu.checks import (
     check_blocks,
     check_dim,
@@ -24,7 +24,9 @@ from mldb.gpu.checks import (
     check_strength,
     check_usable,
 )
-from mldb.gpu.device import Chains, Dynamics, Energy, Keys, Pending, SelfEnergy, Table
+from mldb.gpu.device import Chains, Dynamics, Energy, Pending, SelfEnergy, Table
+from mldb.noise import philox
+from mldb.noise.keys import Keys
 
 CHUNK_ROWS: Final = 256
 """Rows worked on at once: their 16 neighbours of 640 dimensions take 10 MiB."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mldb.errors import GpuUnavailableError, InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Device
-from mldb.gpu.vk_instance import ENVIRONMENT
+from mldb.gpu.vulkan.instance import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +112,13 @@ def _warn_once(reasons: list[str]) -> None:
 
 
 def _shared(*, copy: bool) -> Device:
-    from mldb.gpu.vk_shared import open_shared
+    from mldb.gpu.vulkan.shared import open_shared
 
     return open_shared(copy=copy)
 
 
 def _vulkan(selector: str | None, *, copy: bool) -> Device:
-    from mldb.gpu.vk_device import open_vulkan
+    from mldb.gpu.vulkan.device import open_vulkan
 
     return open_vulkan(selector, copy=copy)
 

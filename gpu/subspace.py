@@ -40,7 +40,7 @@ import numpy as np
 
 from mldb.gpu.device import Dynamics
 from mldb.gpu.dynamics import Array, dot, mixture_forces, normalise, sine_quotient
-from mldb.gpu.philox import GAMMA_TRIES, SUBSPACE_STEP
+from mldb.noise.philox import GAMMA_TRIES, SUBSPACE_STEP
 
 PIVOT_MIN: Final = 1e-5
 """Squared distance from the span of the others below which a row of V counts as in the span."""

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import ClosedError, GpuUnavailableError, InvalidTypeError, LimitError
-from mldb.gpu.chains_compiled import load_chains
 from mldb.gpu.checks import (
     check_blocks,
     check_dim,
@@ -27,13 +26,15 @@ from mldb.gpu.checks import (
     check_strength,
     check_usable,
 )
-from mldb.gpu.compiled_engine import CompiledEngine
-from mldb.gpu.device import Chains, Dynamics, Energy, Form, Keys, Pending
-from mldb.gpu.philox import words as numpy_words
-from mldb.gpu.philox_compiled import load
+from mldb.gpu.cpu.chains import load_chains
+from mldb.gpu.cpu.engine import CompiledEngine
+from mldb.gpu.cuda.engine import EagerEngine
+from mldb.gpu.device import Chains, Dynamics, Energy, Form, Pending
 from mldb.gpu.reference import ArrayTable, check_table
-from mldb.gpu.torch_engine import EagerEngine
-from mldb.gpu.torch_philox import TorchDraws
+from mldb.noise.keys import Keys
+from mldb.noise.philox import words as numpy_words
+from mldb.noise.philox_compiled import load
+from mldb.noise.philox_torch import TorchDraws
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,6 @@ from typing import Any
 
 from mldb.errors import CorruptError, MldbError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow
 from mldb.log.checksum import digest128
 from mldb.log.frame import (
     DamagedFrame,
@@ -16,11 +15,12 @@ from mldb.log.frame import (
     decode_file_header,
     decode_header,
 )
-from mldb.log.fs import File, FileSystem
-from mldb.log.index import IndexPart, MemoryIndex
-from mldb.log.lineage import Jump, checked_jumps
+from mldb.log.fs.protocol import File, FileSystem
+from mldb.log.index.address import CommitRow
+from mldb.log.index.lineage import Jump, checked_jumps
+from mldb.log.index.mapped import MappedIndex
+from mldb.log.index.memory import IndexPart, MemoryIndex
 from mldb.log.manifest import Manifest, Mark
-from mldb.log.mapped_index import MappedIndex
 from mldb.log.scan import Cursor
 from mldb.log.segment import Segment, Verify, index_source, open_index
 

@@ -6,10 +6,10 @@ import os
 
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
-from mldb.log.columns import MetadataOf
-from mldb.log.footer import describe, index_frame
 from mldb.log.frame import encode_file_header
-from mldb.log.fs import Buffer, FileSystem
+from mldb.log.fs.protocol import Buffer, FileSystem
+from mldb.log.index.columns import MetadataOf
+from mldb.log.index.footer import describe, index_frame
 from mldb.log.log import FOLDERS, Log
 from mldb.log.manifest import Manifest, Mark, SegmentInfo, install_manifest
 from mldb.log.segment import SEGMENTS, segment_name

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry, make_row
 from mldb.log.checksum import digest128
 from mldb.log.frame import (
     Record,
@@ -23,7 +22,8 @@ from mldb.log.frame import (
     hash_record,
     make_entries,
 )
-from mldb.log.fs import Buffer, File
+from mldb.log.fs.protocol import Buffer, File
+from mldb.log.index.address import CommitRow, Entry, make_row
 
 OVERLAP_BYTES = 4 << 20  # from this payload size on, hashing and writing overlap
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest, xxh3_128, xxh3_128_digest
 
-from mldb.log.fs import Buffer
+from mldb.log.fs.protocol import Buffer
 
 check64 = xxh3_64_intdigest
 block_check = xxh3_64_digest

@@ -16,10 +16,10 @@ import msgpack
 
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry, make_entry
 from mldb.log.checksum import check64, checks_and_digest
-from mldb.log.entry_check import are_sound
-from mldb.log.fs import Buffer
+from mldb.log.fs.protocol import Buffer
+from mldb.log.index.address import CommitRow, Entry, make_entry
+from mldb.log.index.entry_check import are_sound
 
 # Packing plain values runs no Python code, so one packer may serve all threads under the GIL.
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)

@@ -19,7 +19,7 @@ from mldb.log.frame import (
     pack,
     unpack,
 )
-from mldb.log.fs import Buffer, FileSystem
+from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.manifest import PENDING
 
 _BYTES_MAX = 1 << 20

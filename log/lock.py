@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from mldb.errors import LockedError
-from mldb.log.fs import FileSystem, KernelLock
+from mldb.log.fs.protocol import FileSystem, KernelLock
 
 GATE = "GATE"
 LOCK = "LOCK"

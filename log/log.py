@@ -1,7 +1,7 @@
 """The log of one store: open or create it, take heads, commit, close. The face of ``mldb.log``.
 
 Everything above talks to this class. It hands out immutable views and raw entries; what they mean
-is decided in ``mldb.codec`` and ``mldb.events``.
+is decided in ``mldb.tensors.codec`` and ``mldb.history.events``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mldb.errors import (
 )
 from mldb.log import format as fmt
 from mldb.log.active import HINTS, chain_start
-from mldb.log.address import CommitRow, Entry
-from mldb.log.columns import MetadataOf
 from mldb.log.frame import Frame, Record, encode_file_header
-from mldb.log.fs import FileSystem
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.index.address import CommitRow, Entry
+from mldb.log.index.columns import MetadataOf
 from mldb.log.lock import CommitLock
 from mldb.log.manifest import (
     PENDING,
@@ -41,9 +41,9 @@ from mldb.log.pending import PendingSegment, sweep_pending
 from mldb.log.readers import READERS, Registration, live_readers
 from mldb.log.recovery import LOST, Recovery, refuse_corruption, refuse_lost_manifest
 from mldb.log.segment import SEGMENTS, Segment, Verify, segment_name
+from mldb.log.sequencer import Decide, Writer, WriterOptions
 from mldb.log.state import LogState, load_newest, open_announced
 from mldb.log.view import View
-from mldb.log.writer import Decide, Writer, WriterOptions
 
 FOLDERS = (SEGMENTS, PENDING, READERS, HINTS, LOST)
 _OWN_NAMES = frozenset({*FOLDERS, "LOCK", "GATE"})

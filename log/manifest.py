@@ -26,8 +26,8 @@ from mldb.log.frame import (
     pack,
     unpack,
 )
-from mldb.log.fs import FileSystem
-from mldb.log.lineage import Jump, checked_jumps
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.index.lineage import Jump, checked_jumps
 
 PENDING: Final = "pending"
 _NAME = re.compile(r"MANIFEST-([0-9]{10})\Z")

@@ -15,7 +15,7 @@ from mldb.errors import StorageError
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES, Placed, place, write_payloads
 from mldb.log.frame import Record, hash_record
-from mldb.log.fs import FileSystem
+from mldb.log.fs.protocol import FileSystem
 from mldb.log.manifest import PENDING
 
 _numbers = itertools.count(1)

@@ -25,7 +25,7 @@ from mldb.log.frame import (
     pack,
     unpack,
 )
-from mldb.log.fs import File, FileSystem, KernelLock
+from mldb.log.fs.protocol import File, FileSystem, KernelLock
 
 READERS = "readers"
 NEEDS_NOTHING = fmt.LSN_MAX

@@ -20,7 +20,7 @@ from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
 from mldb.log.frame import DamagedFrame, decode_file_header, encode_file_header, is_zero
-from mldb.log.fs import Buffer, FileSystem
+from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.scan import Cursor, durable_claim_after, lost_commits, scan
 from mldb.log.segment import segment_name
 from mldb.log.state import LogState

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.address import CommitRow, Entry
 from mldb.log.blocks import payload_checks
 from mldb.log.checksum import check64, digest128
 from mldb.log.frame import (
@@ -27,6 +26,7 @@ from mldb.log.frame import (
     make_entries,
     unpack,
 )
+from mldb.log.index.address import CommitRow, Entry
 
 
 @dataclass(slots=True)

@@ -14,12 +14,12 @@ from dataclasses import replace
 from mldb.errors import StorageError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start, hint_name
-from mldb.log.address import Entry
-from mldb.log.columns import MetadataOf
-from mldb.log.footer import describe, index_frame
 from mldb.log.frame import decode_commit, encode_file_header
-from mldb.log.fs import Buffer
-from mldb.log.index import MemoryIndex
+from mldb.log.fs.protocol import Buffer
+from mldb.log.index.address import Entry
+from mldb.log.index.columns import MetadataOf
+from mldb.log.index.footer import describe, index_frame
+from mldb.log.index.memory import MemoryIndex
 from mldb.log.manifest import PENDING, Manifest, Mark, SegmentInfo, install_manifest
 from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name

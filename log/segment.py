@@ -12,9 +12,7 @@ import numpy.typing as npt
 
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
-from mldb.log.address import Entry
 from mldb.log.blocks import Blocks, payload_checks
-from mldb.log.columns import ColumnReader
 from mldb.log.frame import (
     DamagedFrame,
     Frame,
@@ -23,8 +21,10 @@ from mldb.log.frame import (
     decode_header,
     unpack,
 )
-from mldb.log.fs import File, FileSystem
-from mldb.log.mapped_index import MappedIndex
+from mldb.log.fs.protocol import File, FileSystem
+from mldb.log.index.address import Entry
+from mldb.log.index.columns import ColumnReader
+from mldb.log.index.mapped import MappedIndex
 
 Verify = Literal["first", "always", "never"]
 

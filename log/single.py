@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Final
 
 from mldb.log import format as fmt
-from mldb.log.address import make_entry, make_row
 from mldb.log.checksum import block_check, digest128
 from mldb.log.frame import encode_commit, encode_head, pack
-from mldb.log.fs import Buffer
+from mldb.log.fs.protocol import Buffer
+from mldb.log.index.address import make_entry, make_row
+from mldb.log.sequencer import LSN_ROOM, Writer
 from mldb.log.view import View
-from mldb.log.writer import LSN_ROOM, Writer
 
 BYTES_MAX: Final = fmt.PAGE_ALIGN_FROM - 1
 """Larger payloads are aligned to pages and have more than one block."""

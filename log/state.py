@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log.active import HALF_DONE, Active, open_active
-from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry
-from mldb.log.fs import File, FileSystem
-from mldb.log.lineage import intervals_at
+from mldb.log.fs.protocol import File, FileSystem
+from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
+from mldb.log.index.lineage import intervals_at
+from mldb.log.index.pause import collection_paused
 from mldb.log.lock import LOCK
 from mldb.log.manifest import Manifest, load_manifest, manifest_name, manifest_numbers
 from mldb.log.mappings import MappingBudget
-from mldb.log.pause import collection_paused
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.segment import Verify, segment_name
 from mldb.log.view import EMPTY_VIEW, SealedPart, View, make_view

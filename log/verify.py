@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from mldb.errors import MldbError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
-from mldb.log.address import CommitRow
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
-from mldb.log.fs import FileSystem
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.index.address import CommitRow
 from mldb.log.log import Log
 from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Cursor, scan

@@ -9,12 +9,12 @@ from functools import partial
 from typing import NamedTuple
 
 from mldb.log import format as fmt
-from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
-from mldb.log.fs import FileSystem
-from mldb.log.index import CommitField, IndexPart
-from mldb.log.lineage import Jump
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
+from mldb.log.index.lineage import Jump
+from mldb.log.index.mapped import MappedIndex
+from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.manifest import SegmentInfo
-from mldb.log.mapped_index import MappedIndex
 from mldb.log.mappings import MappingBudget
 from mldb.log.segment import Segment, Verify, index_source, open_index
 

@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mldb.checkpointing import PendingCheckpoint
     from mldb.database import MLDatabase, open
     from mldb.errors import (
         ClosedError,
@@ -40,24 +39,26 @@ if TYPE_CHECKING:
         UsageError,
         VersionGoneError,
     )
-    from mldb.events import Event
-    from mldb.lake.dataset import M2MDataLake
+    from mldb.history.checkpoints import Checkpoint
+    from mldb.history.events import Event
+    from mldb.history.relationships import Relationship
+    from mldb.history.snapshot import Snapshot
+    from mldb.history.versions import Version
     from mldb.lake.lake import Lake
-    from mldb.lake.loader import LakeLoader
     from mldb.lake.m2m import M2M, M2MConfig, create_m2m
-    from mldb.lake.settings import Augmentation, StreamOptions
+    from mldb.lake.order.weights import Importance
+    from mldb.lake.stream.dataset import M2MDataLake
+    from mldb.lake.stream.loader import LakeLoader
+    from mldb.lake.stream.settings import Augmentation, StreamOptions
     from mldb.lake.surface import LakeSnapshot
-    from mldb.lake.weights import Importance
-    from mldb.log.address import Lsn
+    from mldb.log.index.address import Lsn
     from mldb.log.recovery import Recovery
     from mldb.log.verify import Problem, VerifyReport
     from mldb.options import Options
-    from mldb.projections.checkpoints import Checkpoint
-    from mldb.projections.relationships import Relationship
-    from mldb.snapshot import Snapshot
-    from mldb.tensor_writer import TensorWriter
-    from mldb.tensors import TensorHandle, Version
-    from mldb.transaction import Transaction
+    from mldb.state.checkpointing import PendingCheckpoint
+    from mldb.tensors.handle import TensorHandle
+    from mldb.write.tensor_writer import TensorWriter
+    from mldb.write.transaction import Transaction
 
 __version__ = "0.1.0"
 
@@ -72,26 +73,26 @@ _HOMES = {
     "MLDatabase": "mldb.database",
     "open": "mldb.database",
     "Options": "mldb.options",
-    "Lsn": "mldb.log.address",
-    "Event": "mldb.events",
-    "Snapshot": "mldb.snapshot",
-    "Transaction": "mldb.transaction",
-    "TensorHandle": "mldb.tensors",
-    "TensorWriter": "mldb.tensor_writer",
-    "Version": "mldb.tensors",
-    "Checkpoint": "mldb.projections.checkpoints",
-    "PendingCheckpoint": "mldb.checkpointing",
-    "Relationship": "mldb.projections.relationships",
+    "Lsn": "mldb.log.index.address",
+    "Event": "mldb.history.events",
+    "Snapshot": "mldb.history.snapshot",
+    "Transaction": "mldb.write.transaction",
+    "TensorHandle": "mldb.tensors.handle",
+    "TensorWriter": "mldb.write.tensor_writer",
+    "Version": "mldb.history.versions",
+    "Checkpoint": "mldb.history.checkpoints",
+    "PendingCheckpoint": "mldb.state.checkpointing",
+    "Relationship": "mldb.history.relationships",
     "Recovery": "mldb.log.recovery",
     "Problem": "mldb.log.verify",
     "VerifyReport": "mldb.log.verify",
     "Lake": "mldb.lake.lake",
     "LakeSnapshot": "mldb.lake.surface",
-    "LakeLoader": "mldb.lake.loader",
-    "M2MDataLake": "mldb.lake.dataset",
-    "Augmentation": "mldb.lake.settings",
-    "StreamOptions": "mldb.lake.settings",
-    "Importance": "mldb.lake.weights",
+    "LakeLoader": "mldb.lake.stream.loader",
+    "M2MDataLake": "mldb.lake.stream.dataset",
+    "Augmentation": "mldb.lake.stream.settings",
+    "StreamOptions": "mldb.lake.stream.settings",
+    "Importance": "mldb.lake.order.weights",
     "M2M": "mldb.lake.m2m",
     "M2MConfig": "mldb.lake.m2m",
     "create_m2m": "mldb.lake.m2m",

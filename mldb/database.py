@@ -8,28 +8,28 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from mldb import keys
-from mldb.checkpointing import PendingCheckpoint, checkpoint_of, make_job
 from mldb.closing import Closing
-from mldb.codec import unpack_metadata
-from mldb.commit import check_epoch
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.log.address import Lsn
-from mldb.log.fs import FileSystem
-from mldb.log.os_fs import OsFileSystem
+from mldb.history.as_of import AsOf
+from mldb.history.checkpoints import Checkpoint
+from mldb.log.fs.posix import OsFileSystem
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.index.address import Lsn
 from mldb.log.recovery import Recovery
-from mldb.ops import Operations
 from mldb.options import Durability, Mode, Options, Verify
-from mldb.projections.checkpoints import Checkpoint
-from mldb.resolve import AsOf
-from mldb.staging import PACK_BELOW
-from mldb.timeline import Timeline
-from mldb.verbs import WriteVerbs
+from mldb.state.checkpointing import PendingCheckpoint, checkpoint_of, make_job
+from mldb.tensors.codec import unpack_metadata
+from mldb.write.ops import Operations
+from mldb.write.rules import check_epoch
+from mldb.write.staging import PACK_BELOW
+from mldb.write.timeline import Timeline
+from mldb.write.verbs import WriteVerbs
 
 if TYPE_CHECKING:
+    from mldb.history.splats import Geometry
     from mldb.lake.host import Host
     from mldb.lake.lake import Lake
     from mldb.log.verify import VerifyReport
-    from mldb.splats import Geometry
 
 DEFAULT_PATH = "ml_storage"
 
@@ -107,7 +107,7 @@ class MLDatabase(WriteVerbs, Timeline, Closing, MutableMapping[str, Any]):
 
     def lakes(self, *, as_of: AsOf = None) -> list[str]:
         """Return the names of the splat lakes."""
-        from mldb.projections import splats
+        from mldb.lake import projection as splats
 
         return splats.names(self._scope(as_of))
 

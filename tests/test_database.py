@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
-from mldb.log.memory_fs import MemoryFileSystem
+from mldb.log.fs.memory import MemoryFileSystem
 
 NAMES = ("a", "b", "b/c", "é", "layer.0.weight")
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import mldb
-from mldb.events import TensorStored
-from mldb.log.os_fs import OsFileSystem
+from mldb.history.events import TensorStored
+from mldb.log.fs.posix import OsFileSystem
 from mldb.log.readers import Reader, live_readers
 from mldb.log.recovery import Recovery
 from tests.support.logs import open_log

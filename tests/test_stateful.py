@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mldb
-from mldb.log.memory_fs import MemoryFileSystem
+from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.model import Commit, Content, Model, Verbs, content_of, differences, value_of
 
 EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", "450"))

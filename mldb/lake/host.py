@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mldb.buffers import BufferPool
-from mldb.log.address import CommitRow
+from mldb.history.as_of import AsOf
+from mldb.history.snapshot import Snapshot
 from mldb.log.frame import Record
+from mldb.log.index.address import CommitRow
 from mldb.log.pending import PendingSegment
 from mldb.log.view import View
-from mldb.reading import Scope
-from mldb.resolve import AsOf
-from mldb.snapshot import Snapshot
+from mldb.tensors.scope import Scope
+from mldb.write.buffers import BufferPool
 
 Validate = Callable[[View], None]
 Commit = Callable[[list[Record], int | None, Validate | None, PendingSegment | None], CommitRow]

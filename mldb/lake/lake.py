@@ -9,34 +9,35 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mldb import keys, kinds
-from mldb.commit import check_epoch
+from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
-from mldb.lake.addition import Addition, lake_draft
-from mldb.lake.batch_input import check_rows
+from mldb.history import kinds
+from mldb.history.as_of import AsOf
+from mldb.history.splats import DIM_MAX, Geometry, LakeInfo, RemovalInfo, pack_lake, pack_removal
+from mldb.lake import projection
 from mldb.lake.host import Host, head_scope
-from mldb.lake.settings import (
+from mldb.lake.order.weights import Importance
+from mldb.lake.rows.source import LakeSource
+from mldb.lake.stream.settings import (
     Augmentation,
     Mode,
     given,
     make_augmentation,
     make_options,
 )
-from mldb.lake.source import LakeSource
 from mldb.lake.surface import LakeSnapshot, LakeSurface, as_ids
-from mldb.lake.weights import Importance
-from mldb.log.address import Lsn
+from mldb.lake.write.addition import Addition, lake_draft
+from mldb.lake.write.batch_input import check_rows
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.index.address import Lsn
 from mldb.log.view import View
 from mldb.names import check_name
-from mldb.projections import splats as projection
-from mldb.reading import Scope
-from mldb.resolve import AsOf
-from mldb.splats import DIM_MAX, Geometry, LakeInfo, RemovalInfo, pack_lake, pack_removal
+from mldb.tensors.scope import Scope
+from mldb.write.rules import check_epoch
 
 if TYPE_CHECKING:
-    from mldb.lake.dataset import M2MDataLake
-    from mldb.lake.loader import LakeLoader
+    from mldb.lake.stream.dataset import M2MDataLake
+    from mldb.lake.stream.loader import LakeLoader
 
 DEFAULT_DIM: Final = 640
 
@@ -96,7 +97,7 @@ class Lake(LakeSurface):
         InvalidValueError, MissingError.
         """
         try:
-            from mldb.lake.dataset import M2MDataLake, process_rank
+            from mldb.lake.stream.dataset import M2MDataLake, process_rank
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"a stream feeds PyTorch, which is not installed ({error}): pip install "
@@ -148,7 +149,7 @@ class Lake(LakeSurface):
             fields=fields,
             **options,
         )
-        from mldb.lake.loader import LakeLoader
+        from mldb.lake.stream.loader import LakeLoader
 
         if not isinstance(loader, Mapping | None):
             raise InvalidTypeError(f"loader is a {type(loader).__name__}; give a dict of options")
@@ -171,7 +172,7 @@ class Lake(LakeSurface):
         "langevin" start at the row of the lake nearest to x. *settings*: fields of
         :class:`Augmentation`. Raises InvalidValueError, GpuUnavailableError.
         """
-        from mldb.lake.augment import augment_rows
+        from mldb.lake.augment.augment import augment_rows
 
         chosen = make_augmentation(mode=mode, strength=strength, **settings)
         return augment_rows(self.rows, self.geometry, self.dim, x, chosen, seed=seed, device=device)

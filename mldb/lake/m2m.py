@@ -9,14 +9,14 @@ from mldb.closing import Closing
 from mldb.database import MLDatabase
 from mldb.errors import InvalidTypeError
 from mldb.gpu.select import check_spec
+from mldb.history.splats import Geometry
 from mldb.lake.lake import Lake
-from mldb.lake.settings import Augmentation
-from mldb.lake.weights import Importance
+from mldb.lake.order.weights import Importance
+from mldb.lake.stream.settings import Augmentation
 from mldb.options import Durability
-from mldb.splats import Geometry
 
 if TYPE_CHECKING:
-    from mldb.lake.loader import LakeLoader
+    from mldb.lake.stream.loader import LakeLoader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,15 @@ import numpy as np
 
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError, MissingError
-from mldb.lake.batch_input import to_host
-from mldb.lake.block import Numbers
+from mldb.history.snapshot import Snapshot
+from mldb.lake import projection
 from mldb.lake.host import Host
-from mldb.lake.rows import Rows, rows_in
-from mldb.lake.settings import names_of
-from mldb.log.address import Lsn
-from mldb.projections import splats as projection
-from mldb.reading import Scope
-from mldb.snapshot import Snapshot
+from mldb.lake.rows.block import Numbers
+from mldb.lake.rows.rows import Rows, rows_in
+from mldb.lake.stream.settings import names_of
+from mldb.lake.write.batch_input import to_host
+from mldb.log.index.address import Lsn
+from mldb.tensors.scope import Scope
 
 
 class LakeSurface(ABC):

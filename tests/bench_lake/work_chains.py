@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mldb import vmf_sampling
 from mldb.errors import GpuUnavailableError
-from mldb.gpu.device import Dynamics, Energy, Keys, MixtureEnergy, Pending, SelfEnergy
+from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, Pending, SelfEnergy
 from mldb.gpu.select import open_device
+from mldb.noise.keys import Keys
+from mldb.sphere import vmf_sampling
 from tests.bench.children import Result, Task
 from tests.bench.workloads import generator
 from tests.bench_lake.loaders import Sink

@@ -24,7 +24,7 @@ class Start:
         self._loaders = Loaders(task)
         self._maker, self._kind = task["maker"], task["kind"]
         if self._maker == "mldb":
-            import mldb.lake.loader  # noqa: F401 - imports are not what is measured
+            import mldb.lake.stream.loader  # noqa: F401 - imports are not what is measured
 
             self._loaders.lake()
         self.ready: Result = {}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mldb.errors import GpuUnavailableError
-from mldb.lake.plan import shuffle_quality
+from mldb.lake.order.plan import shuffle_quality
 from tests.bench.children import Result, Task
 from tests.bench.workloads import touch
 from tests.bench_lake.loaders import Kind, Loaders, Sink, parts, row_numbers

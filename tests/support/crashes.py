@@ -14,9 +14,9 @@ import numpy as np
 
 import mldb
 from mldb.log.checksum import digest128
-from mldb.log.crash_states import Model as Persistence
-from mldb.log.crash_states import crash_states
-from mldb.log.memory_fs import MemoryFileSystem
+from mldb.log.fs.crash_states import Model as Persistence
+from mldb.log.fs.crash_states import crash_states
+from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.model import Change, Content, Model, content_of, differences
 
 PERSISTENCE: tuple[Persistence, ...] = get_args(Persistence)

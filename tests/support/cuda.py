@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from mldb.errors import GpuUnavailableError
-from mldb.gpu.vk_cuda import CudaOutput, CudaRows, TensorMaker
-from mldb.gpu.vk_device import VulkanDevice
-from mldb.gpu.vk_timeline import Timeline
+from mldb.gpu.vulkan.cuda import CudaOutput, CudaRows, TensorMaker
+from mldb.gpu.vulkan.device import VulkanDevice
+from mldb.gpu.vulkan.timeline import Timeline
 from tests.support.vulkan import keys_of, unit_rows
 
 PAYLOAD = 4096

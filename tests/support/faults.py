@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mldb.log.fs import Buffer, File, FileSystem, KernelLock, OpenMode, translate
+from mldb.log.fs.protocol import Buffer, File, FileSystem, KernelLock, OpenMode, translate
 
 Effect: TypeAlias = Literal["nothing", "half", "drop"]
 

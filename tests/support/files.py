@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mldb.log.fs import FileSystem
-from mldb.log.memory_fs import MemoryFileSystem
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.protocol import FileSystem
 
 
 def read_file(fs: FileSystem, name: str) -> bytes:

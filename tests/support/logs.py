@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
-from mldb.log.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.batch import Place, Written, place_all, write_batch, write_small
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, encode_file_header
-from mldb.log.fs import FileSystem
-from mldb.log.index import MemoryIndex
-from mldb.log.lineage import Jump, intervals_at
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
+from mldb.log.index.lineage import Jump, intervals_at
+from mldb.log.index.memory import MemoryIndex
 from mldb.log.log import Log, LogOptions
-from mldb.log.memory_fs import MemoryFileSystem
 from mldb.log.scan import Batch, Cursor, scan
-from mldb.log.writer import WriterOptions
+from mldb.log.sequencer import WriterOptions
 
 STORE_ID = bytes(range(16))
 CLOCK = 1_700_000_000_000_000_000

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 import mldb
-from mldb.snapshot import StateSurface
+from mldb.history.snapshot import StateSurface
 
 Value: TypeAlias = tuple[str, tuple[int, ...], bytes]
 """A tensor: dtype with its byte order, shape, bytes."""

@@ -1,4 +1,4 @@
-"""Reference values for mldb.vmf and mldb.vmf_energy, from formulas that the package does not use.
+"""Reference values for the modules of mldb.sphere, from formulas that the package does not use.
 
 The tables were computed with 60 digits and rounded once, to float64. Run as a script (mpmath is
 needed), this file prints them again::
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mldb.vmf_energy import Geometry
+from mldb.sphere.energy import Geometry
 
 DIGITS = 60  # 1 - A^2 - (d-1) A / kappa cancels up to 20 of them
 LAW_DIMS = (2, 3, 16, 39, 64, 640, 4096)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from mldb.errors import GpuUnavailableError
-from mldb.gpu.device import Device, Dynamics, Energy, Keys, Method, MixtureEnergy, SelfEnergy
-from mldb.gpu.vk_device import VulkanDevice, open_vulkan
+from mldb.gpu.device import Device, Dynamics, Energy, Method, MixtureEnergy, SelfEnergy
+from mldb.gpu.vulkan.device import VulkanDevice, open_vulkan
+from mldb.noise.keys import Keys
 
 Floats = npt.NDArray[np.float32]
 METHODS: tuple[Method, ...] = ("ula", "mala")

@@ -1,0 +1,1 @@
+"""CUDA: its runtime, and batches as torch operations."""

@@ -1,0 +1,1 @@
+"""``python -m mldb.gpu.selftest``: what the Vulkan device of this machine can do, item by item."""

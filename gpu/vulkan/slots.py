@@ -1,0 +1,278 @@
+"""The memory of the ring: equal slots, each with its regions for one batch.
+
+A slot has input regions (parameters, keys, rows, extra) and output regions (ends, accepted). Where
+host and device share memory the shader works in what the host sees. Elsewhere each region exists
+twice, and the recorded commands copy between the two; the results are the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import GpuUnavailableError, LimitError
+from mldb.gpu.vulkan.context import Context
+from mldb.gpu.vulkan.instance import MEMORY_FD
+from mldb.gpu.vulkan.memory import Buffer, Place, aligned, allocate
+from mldb.gpu.vulkan.pipeline import (
+    ACCEPTED,
+    ENDS,
+    EXTRA,
+    KEYS,
+    PARAMETERS,
+    ROWS,
+    STORAGE,
+    TABLE,
+    TEXELS,
+    UNIFORM,
+    WINDOWS,
+    Pipelines,
+    descriptor_type,
+)
+
+PARAMETER_BYTES: Final = 64
+ROW_BYTES: Final = 2560
+"""A row of 640 float32. Slots are made for rows of this size; others fill the same bytes."""
+EXTRA_BYTES: Final = 384
+"""Room for index, kappa and log weight of 32 neighbours of a row."""
+
+OPTION: Final = "batch_rows or slots"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The regions of one slot in bytes. ``rows`` counts rows whatever their dimension."""
+
+    rows: int
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Return the bytes of each region by binding; rows have room for x and for mu."""
+        return {
+            PARAMETERS: PARAMETER_BYTES,
+            KEYS: 8 * self.rows,
+            ROWS: 2 * ROW_BYTES * self.rows,
+            EXTRA: EXTRA_BYTES * self.rows,
+            ENDS: ROW_BYTES * self.rows,
+            ACCEPTED: 4 * self.rows,
+        }
+
+    def rows_of(self, row_bytes: int, extra_bytes: int, *, inputs: int = 1) -> int:
+        """Return how many rows of a request fit in one slot; 0 if not even one does."""
+        sizes = self.sizes
+        fit = min(self.rows, sizes[ENDS] // row_bytes, sizes[ROWS] // (inputs * row_bytes))
+        return min(fit, sizes[EXTRA] // extra_bytes) if extra_bytes else fit
+
+
+INPUTS: Final = (PARAMETERS, KEYS, ROWS, EXTRA)
+OUTPUTS: Final = (ENDS, ACCEPTED)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One place of the ring; its arrays are views of mapped memory."""
+
+    number: int
+    offsets: dict[int, int]
+    """Where each region starts, in bytes, in the buffer of the inputs or of the outputs."""
+    parameters: memoryview
+    keys: npt.NDArray[np.uint64]
+    rows: npt.NDArray[np.float32]
+    extra: npt.NDArray[np.uint32]
+    ends: npt.NDArray[np.float32]
+    accepted: npt.NDArray[np.int32]
+    descriptors: Any
+    commands: Any
+    row_texels: Any = None
+    """The view of its rows."""
+    table: object = None
+    """What its table binding points at; None for the rows."""
+    recorded: object = None
+    """What the command buffer was recorded for."""
+    batch: int = 0
+    """The last batch that used the slot; 0 for none."""
+    owner: Any = field(default=None)
+    """Who has to collect that batch before the slot is used again."""
+    readers: dict[int, Callable[[], None]] = field(default_factory=dict)
+    """By stream, what ends its turn of reading the rows; called before the slot is used again."""
+    freed: int = 0
+    """What the ring's second timeline must reach before the slot is written; 0 for nothing."""
+
+
+class Arena:
+    """The buffers behind all slots, and the pools of their descriptor sets and command buffers.
+
+    Raises DeviceMemoryError, LimitError. ``exported`` makes the memory of the ends exportable.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        pipelines: Pipelines,
+        capacity: Capacity,
+        slots: int,
+        *,
+        direct: bool,
+        exported: bool = False,
+    ) -> None:
+        self.context, self.capacity = context, capacity
+        self.direct, self.exported = direct, exported
+        _check_range(context, capacity)
+        self._buffers: list[Buffer] = []
+        self._pools: list[tuple[Any, Any]] = []
+        self.slots: list[Slot] = []
+        try:
+            self._allocate(slots, exported)
+            self.pool = self._command_pool()
+            descriptors = self._descriptor_sets(pipelines, slots)
+            *commands, self.spare = self._command_buffers(slots + 1)
+            self.slots = [self._slot(i, descriptors[i], commands[i]) for i in range(slots)]
+            for slot in self.slots:
+                self._write_descriptors(slot)
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, slots: int, exported: bool) -> None:
+        """Make the buffers; ``inputs`` and ``outputs`` are what the shader uses."""
+        if exported and MEMORY_FD not in self.context.info.extensions:
+            raise GpuUnavailableError(f"{self.context.info.label} cannot export memory")
+        in_size, out_size = (slots * self._stride(group) for group in (INPUTS, OUTPUTS))
+        if self.direct:
+            self.inputs = self.host_inputs = self._new(in_size, Place.SHARED)
+            self.outputs = self.host_outputs = self._new(out_size, Place.SHARED, exported)
+            return
+        self.inputs = self._new(in_size, Place.DEVICE)
+        self.outputs = self._new(out_size, Place.DEVICE, exported)
+        self.host_inputs = self._new(in_size, Place.UPLOAD)
+        self.host_outputs = self._new(out_size, Place.READBACK)
+
+    def _new(self, size: int, place: Place, exported: bool = False) -> Buffer:
+        buffer = allocate(self.context, size, place, option=OPTION, exported=exported)
+        self._buffers.append(buffer)
+        return buffer
+
+    def _stride(self, group: tuple[int, ...]) -> int:
+        return sum(aligned(self.capacity.sizes[region]) for region in group)
+
+    def _slot(self, number: int, descriptors: Any, commands: Any) -> Slot:
+        offsets: dict[int, int] = {}
+        for group in (INPUTS, OUTPUTS):
+            position = number * self._stride(group)
+            for region in group:
+                offsets[region] = position
+                position += aligned(self.capacity.sizes[region])
+        inputs, outputs = self.host_inputs.view, self.host_outputs.view
+        if inputs is None or outputs is None:
+            raise LimitError("the ring was made of memory that the host does not see")
+
+        def part(view: npt.NDArray[np.uint8], region: int) -> npt.NDArray[np.uint8]:
+            return view[offsets[region] : offsets[region] + self.capacity.sizes[region]]
+
+        return Slot(
+            number=number,
+            offsets=offsets,
+            parameters=part(inputs, PARAMETERS).data,
+            keys=part(inputs, KEYS).view(np.uint64),
+            rows=part(inputs, ROWS).view(np.float32),
+            extra=part(inputs, EXTRA).view(np.uint32),
+            ends=part(outputs, ENDS).view(np.float32),
+            accepted=part(outputs, ACCEPTED).view(np.int32),
+            descriptors=descriptors,
+            commands=commands,
+        )
+
+    def _command_pool(self) -> Any:
+        api, device = self.context.api, self.context.device
+        flags = api.VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT
+        info = api.VkCommandPoolCreateInfo(flags=flags, queueFamilyIndex=self.context.family)
+        pool = api.vkCreateCommandPool(device, info, None)
+        self._pools.append((api.vkDestroyCommandPool, pool))
+        return pool
+
+    def _command_buffers(self, count: int) -> Any:
+        api = self.context.api
+        info = api.VkCommandBufferAllocateInfo(
+            commandPool=self.pool,
+            level=api.VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+            commandBufferCount=count,
+        )
+        return api.vkAllocateCommandBuffers(self.context.device, info)
+
+    def _descriptor_sets(self, pipelines: Pipelines, count: int) -> Any:
+        api, device = self.context.api, self.context.device
+        sizes = [
+            api.VkDescriptorPoolSize(
+                type=descriptor_type(api, binding),
+                descriptorCount=count * (WINDOWS if binding == TABLE else 1),
+            )
+            for binding in (*UNIFORM, *STORAGE, *TEXELS)
+        ]
+        info = api.VkDescriptorPoolCreateInfo(maxSets=count, pPoolSizes=sizes)
+        pool = api.vkCreateDescriptorPool(device, info, None)
+        self._pools.append((api.vkDestroyDescriptorPool, pool))
+        layouts = [pipelines.set_layout] * count
+        ask = api.VkDescriptorSetAllocateInfo(descriptorPool=pool, pSetLayouts=layouts)
+        return api.vkAllocateDescriptorSets(device, ask)
+
+    def _write_descriptors(self, slot: Slot) -> None:
+        """Point a slot's set at its regions, and its table at the rows.
+
+        What the shader names has to be bound, also where this batch does not look at it. A closed
+        table must not stay bound: lavapipe follows the pointer.
+        """
+        for region in (*UNIFORM, *STORAGE):
+            buffer = self.inputs if region in INPUTS else self.outputs
+            info = self.context.api.VkDescriptorBufferInfo(
+                buffer=buffer.handle,
+                offset=slot.offsets[region],
+                range=self.capacity.sizes[region],
+            )
+            self._write(slot, region, pBufferInfo=[info])
+        slot.row_texels = self.inputs.texels(slot.offsets[ROWS], self.capacity.sizes[ROWS])
+        self.bind_texels(slot, ROWS, [slot.row_texels])
+        self.bind_texels(slot, TABLE, [slot.row_texels] * WINDOWS)
+
+    def bind_texels(self, slot: Slot, binding: int, views: list[Any]) -> None:
+        """Point a texel binding of a slot at views; the slot must not be in use."""
+        self._write(slot, binding, descriptorCount=len(views), pTexelBufferView=views)
+
+    def _write(self, slot: Slot, binding: int, **what: Any) -> None:
+        """Update one binding of a slot's descriptor set."""
+        api = self.context.api
+        fields = {"descriptorCount": 1, **what}
+        write = api.VkWriteDescriptorSet(
+            dstSet=slot.descriptors,
+            dstBinding=binding,
+            descriptorType=descriptor_type(api, binding),
+            **fields,
+        )
+        api.vkUpdateDescriptorSets(self.context.device, 1, [write], 0, None)
+
+    def close(self) -> None:
+        """Free everything; the device must be idle."""
+        # The slots' views would keep the memory alive.
+        self.slots = []
+        for destroy, pool in reversed(self._pools):
+            destroy(self.context.device, pool, None)
+        self._pools.clear()
+        for buffer in reversed(self._buffers):
+            buffer.close()
+        self._buffers.clear()
+
+
+def _check_range(context: Context, capacity: Capacity) -> None:
+    """Refuse slots that no binding can span: Vulkan does not say what happens beyond its range."""
+    limits, sizes = context.info.limits, capacity.sizes
+    for region in (*STORAGE, ROWS):
+        limit = limits.texel_range if region in TEXELS else limits.storage_range
+        if sizes[region] > limit:
+            raise LimitError(
+                f"batch_rows={capacity.rows} needs a buffer of {sizes[region]:,} bytes and "
+                f"{context.info.label} binds at most {limit:,}; use at most "
+                f"{capacity.rows * limit // sizes[region]:,} rows"
+            )

@@ -1,0 +1,161 @@
+"""The only door to the operating system: files of one store, named relative to its folder.
+
+Everything in ``mldb.log`` and above reaches the disk through a :class:`FileSystem`. Production uses
+:class:`~mldb.log.fs.posix.OsFileSystem`; tests use an in-memory one that enumerates crash states.
+Implementations raise ``mldb.errors`` only, never a bare ``OSError``.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias
+
+from mldb.errors import MldbError, ReadOnlyError, StorageFullError, StorageIOError
+
+# Anything that exports a C-contiguous buffer: bytes, memoryview, mmap, NumPy array.
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+OpenMode: TypeAlias = Literal["r", "rw", "create"]
+
+_SYNC_CALLS = frozenset({"fdatasync", "fsync of the folder"})
+_FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT, _errno.EFBIG})
+
+
+class File(Protocol):
+    """One open file. Thread-safe: every call names its offset; there is no shared position."""
+
+    name: str
+
+    def size(self) -> int:
+        """Return the current length in bytes."""
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Return up to *count* bytes from *offset*; shorter only at the end of the file."""
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write all *buffers* one after another at *offset*; return the bytes written.
+
+        Short writes are continued; on an error some prefix may have reached the file.
+        """
+
+    def start_writeback(self, offset: int, count: int) -> None:
+        """Ask the kernel to start writing this range to disk; promises nothing."""
+
+    def sync(self) -> None:
+        """Make content and length durable (fdatasync). A failure is final for this file."""
+
+    def map(self, count: int) -> memoryview:
+        """Return a read-only view of the first *count* bytes (count <= size()).
+
+        The view stays valid as long as it lives, also after ``close`` and after an unlink.
+        """
+
+    def map_private(self, offset: int, count: int) -> memoryview:
+        """Return a writable view of a range; writes stay private to the view (copy-on-write)."""
+
+    def close(self) -> None:
+        """Release the descriptor; views stay valid. Closing twice is harmless."""
+
+
+class KernelLock(Protocol):
+    """An advisory lock owned by the kernel: a dead process holds none.
+
+    Not reentrant, not thread-safe.
+    """
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free; never wait."""
+
+    def release(self) -> None:
+        """Give the lock back."""
+
+    def holder(self) -> str:
+        """Describe who holds the lock, for messages only; may be out of date."""
+
+    def close(self) -> None:
+        """Release and forget the lock."""
+
+
+class FileSystem(Protocol):
+    """The files of one store. Names are relative, use ``/``, and never leave the folder.
+
+    Thread-safe. ``root`` describes the folder for messages.
+    """
+
+    root: str
+
+    def open(self, name: str, mode: OpenMode) -> File:
+        """Open an existing file ("r", "rw"), or make a new one ("create", refused if it exists)."""
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file or folder of this name exists."""
+
+    def list(self, folder: str) -> list[str]:
+        """Return the sorted names in *folder* ("" is the root); an absent folder is empty."""
+
+    def mkdir(self, folder: str) -> None:
+        """Make *folder* and its parents; an existing one is fine."""
+
+    def link(self, source: str, target: str) -> bool:
+        """Publish *source* under *target* as well if no such name exists (put-if-absent).
+
+        Returns False, changing nothing, when *target* exists.
+        """
+
+    def link_from(self, other: FileSystem, source: str, target: str) -> bool:
+        """Hard-link *source* of another store to *target*; False when they cannot share files."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename *source* to *target* atomically, replacing it."""
+
+    def unlink(self, name: str) -> None:
+        """Remove a name; an absent one is fine. Open files and views stay valid."""
+
+    def sync_dir(self, folder: str) -> None:
+        """Make the names in *folder* durable."""
+
+    def lock(self, name: str) -> KernelLock:
+        """Return a kernel lock on file *name*, made when absent; not yet acquired."""
+
+    def free_bytes(self) -> int:
+        """Return the bytes free for this user on the file system of the store."""
+
+    def time_ns(self) -> int:
+        """Return the wall clock in nanoseconds since 1970 (UTC)."""
+
+
+def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
+    """Turn an OSError of *call* on *name* into the typed error that a user gets.
+
+    The caller raises it ``from error``.
+    """
+    typed = _typed(error, call, root, name)
+    typed.failed_sync = call in _SYNC_CALLS
+    return typed
+
+
+def _typed(error: OSError, call: str, root: str, name: str) -> MldbError:
+    code = error.errno
+    label = _errno.errorcode.get(code or 0, str(code))
+    where = f"{root}/{name}" if name else root
+    if code in _FULL:
+        return StorageFullError(
+            f"{call} failed with {label} on {where}: the disk or quota is full. The commit was "
+            "rolled back; everything stored before is safe and readable. Free space and try "
+            "again.",
+            errno=code,
+        )
+    if code == _errno.EROFS:
+        return ReadOnlyError(
+            f"{call} failed with {label} on {where}: the file system is read-only. Open the store "
+            "with mode='r'."
+        )
+    if code in (_errno.EMFILE, _errno.ENFILE):
+        return StorageIOError(
+            f"{call} failed with {label} on {where}: too many open files. Every mapped segment "
+            "holds one, also through arrays that are still held. Nothing is lost: drop arrays, "
+            "open the store with a lower max_mapped, or raise the limit (ulimit -n).",
+            errno=code,
+        )
+    return StorageIOError(f"{call} failed with {label} on {where}: {error.strerror}.", errno=code)

@@ -1,0 +1,324 @@
+"""The mapped index: sorted columns in a footer, a side index or a hint. FORMAT.md section 6.
+
+Building turns lists into NumPy columns once; reading maps them and searches in place, so opening a
+segment costs the same for ten records and ten million. Every page (16 KiB block) is verified when
+it is first touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import CorruptError
+from mldb.log import format as fmt
+from mldb.log.checksum import check64
+from mldb.log.fs.protocol import Buffer
+from mldb.log.index.address import CommitRow, Entry
+
+Column = npt.NDArray[Any]
+
+ROW_COLUMNS: Final = {
+    "row_commit": "<u8",
+    "row_frame": "<u8",
+    "row_offset": "<u8",
+    "row_length": "<u8",
+    "row_base": "<u8",
+    "row_attr": "<u4",
+    "row_flags": "u1",
+    "row_encoding": "u1",
+    "row_digest": "V16",
+}
+KEY_COLUMNS: Final = {
+    "key_offset": "<u8",
+    "key_heap": "u1",
+    "key_row": "<u4",
+    "hash": "<u8",
+    "hash_key": "<u4",
+}
+ATTR_COLUMNS: Final = {"attr_offset": "<u8", "attr_heap": "u1"}
+COMMIT_COLUMNS: Final = {
+    "commit_lsn": "<u8",
+    "commit_parent": "<u8",
+    "commit_epoch": "<i8",
+    "commit_time": "<i8",
+    "commit_clock": "<i8",
+    "commit_start": "<u8",
+    "commit_end": "<u8",
+}
+META_PREFIX: Final = "meta:"
+COLUMN_TYPES: Final = {**ROW_COLUMNS, **KEY_COLUMNS, **ATTR_COLUMNS, **COMMIT_COLUMNS}
+
+MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
+"""Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexImage:
+    """A built index: the directory for the frame body, the payload, and its length."""
+
+    directory: dict[str, list[object]]
+    payload: list[Buffer]
+    length: int
+
+
+def build_index(
+    entries: Mapping[bytes, Sequence[Entry]],
+    commits: Sequence[CommitRow],
+    metadata_of: MetadataOf | None = None,
+) -> IndexImage:
+    """Build the columns for these keys, each with its versions (oldest first), and these commits.
+
+    *commits* ascend by LSN. *metadata_of* names the metadata that gets columns; None for none.
+    """
+    keys = sorted(entries)
+    rows = [entry for key in keys for entry in entries[key]]
+    attr_ids: dict[bytes, int] = {}
+    columns: dict[str, Column] = {}
+    _put_keys(columns, keys, [len(entries[key]) for key in keys])
+    _put_rows(columns, rows, attr_ids)
+    columns["attr_offset"], columns["attr_heap"] = _heap(list(attr_ids))
+    names = list(COMMIT_COLUMNS)
+    table = list(zip(*commits, strict=True)) or [()] * len(names)
+    for name, values in zip(names, table, strict=True):
+        columns[name] = np.array(values, dtype=COLUMN_TYPES[name])
+    if metadata_of is not None:
+        columns.update(_metadata_columns(keys, entries, attr_ids, metadata_of))
+    return _image(columns)
+
+
+def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) -> None:
+    columns["key_offset"], columns["key_heap"] = _heap(keys)
+    starts = np.zeros(len(keys) + 1, dtype="<u4")
+    np.cumsum(counts, out=starts[1:], dtype="<u4")
+    columns["key_row"] = starts
+    hashes = np.array([check64(key) for key in keys], dtype="<u8")
+    order = np.argsort(hashes, kind="stable")
+    columns["hash"] = hashes[order]
+    columns["hash_key"] = order.astype("<u4")
+
+
+def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]) -> None:
+    fields = zip(*rows, strict=True) if rows else iter([()] * len(Entry._fields))
+    commit, _, frame, offset, length, attr, flags, encoding, base, digest = fields
+    for name, values in (
+        ("row_commit", commit),
+        ("row_frame", frame),
+        ("row_offset", offset),
+        ("row_length", length),
+        ("row_base", base),
+        ("row_flags", flags),
+        ("row_encoding", encoding),
+    ):
+        columns[name] = np.array(values, dtype=ROW_COLUMNS[name])
+    ids = [attr_ids.setdefault(value, len(attr_ids)) for value in attr]
+    columns["row_attr"] = np.array(ids, dtype="<u4")
+    blank = bytes(fmt.DIGEST_SIZE)
+    columns["row_digest"] = np.frombuffer(
+        b"".join([value or blank for value in digest]), dtype="V16"
+    )
+
+
+def _heap(parts: list[bytes]) -> tuple[Column, Column]:
+    offsets = np.zeros(len(parts) + 1, dtype="<u8")
+    np.cumsum([len(part) for part in parts], out=offsets[1:], dtype="<u8")
+    return offsets, np.frombuffer(b"".join(parts), dtype="u1")
+
+
+def _metadata_columns(
+    keys: list[bytes],
+    entries: Mapping[bytes, Sequence[Entry]],
+    attr_ids: dict[bytes, int],
+    metadata_of: MetadataOf,
+) -> dict[str, Column]:
+    """Dictionary-code the metadata fields that most attrs have: 0 is absent, n the n-th value."""
+    codes: dict[str, dict[int, int]] = {}
+    values: dict[str, dict[bytes, int]] = {}
+    seen: set[int] = set()
+    for key in keys:
+        for entry in entries[key]:
+            attr = attr_ids[entry.attr]
+            metadata = None if attr in seen else metadata_of(key, entry.attr)
+            if metadata is None:
+                continue
+            seen.add(attr)
+            for field, value in metadata.items():
+                packed: bytes = msgpack.packb(value, use_bin_type=True, datetime=True)
+                known = values.setdefault(field, {})
+                codes.setdefault(field, {})[attr] = known.setdefault(packed, len(known) + 1)
+    columns: dict[str, Column] = {}
+    for field in _frequent(codes):
+        column = np.zeros(len(attr_ids), dtype="<u4")
+        column[list(codes[field])] = list(codes[field].values())
+        columns[f"{META_PREFIX}{field}:code"] = column
+        columns[f"{META_PREFIX}{field}:values"] = np.frombuffer(b"".join(values[field]), dtype="u1")
+    return columns
+
+
+def _frequent(codes: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """Return the fields that get columns, in the order met.
+
+    A column is as long as the list of attrs, so a field in each of them would cost the square.
+    """
+    short = [field for field in codes if len(field.encode()) <= fmt.KEY_BYTES_MAX]
+    kept = set(sorted(short, key=lambda field: -len(codes[field]))[: fmt.META_COLUMNS_MAX])
+    return [field for field in short if field in kept]
+
+
+def _image(columns: Mapping[str, Column]) -> IndexImage:
+    """Lay the columns out one after another, each aligned to 64 bytes."""
+    directory: dict[str, list[object]] = {}
+    payload: list[Buffer] = []
+    place = 0
+    for name, column in columns.items():
+        start = fmt.align_up(place, fmt.PAYLOAD_ALIGN_LOG2)
+        if start > place:
+            payload.append(bytes(start - place))
+        directory[name] = [start, len(column), column.dtype.str]
+        if column.nbytes:
+            payload.append(np.ascontiguousarray(column).view("u1").data)
+        place = start + column.nbytes
+    return IndexImage(directory, payload, place)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+_OFFSETS: Final = struct.Struct("<QQ")
+
+
+class Place(NamedTuple):
+    """Where a column lies in the payload: its first byte, its rows, their size and type."""
+
+    start: int
+    rows: int
+    size: int
+    dtype: np.dtype[Any]
+
+
+def _kind(code: str) -> tuple[np.dtype[Any], str, int]:
+    """A dtype, its code as the directory has it, and its size."""
+    dtype = np.dtype(code)
+    return dtype, dtype.str, dtype.itemsize
+
+
+_KINDS: Final = {name: _kind(code) for name, code in COLUMN_TYPES.items()}
+_CODES: Final = _kind("<u4")
+_VALUES: Final = _kind("u1")
+
+
+make_place: Callable[[tuple[int, int, int, np.dtype[Any]]], Place] = partial(tuple.__new__, Place)
+"""Make a Place of its fields in order, at half the cost of a call: once per column of an index."""
+
+
+def _places(directory: Mapping[Any, object], length: int, file: str) -> dict[str, Place]:
+    """Check the directory of an index, all at once, since each opening needs most of it."""
+    places: dict[str, Place] = {}
+    for name, place in directory.items():
+        dtype, code, size = _KINDS.get(name) or (_CODES if str(name).endswith(":code") else _VALUES)
+        if not isinstance(place, list) or len(place) != 3:  # `match` takes ten times as long
+            raise _impossible(name, place, file)
+        start, rows, found = place
+        whole = type(start) is int and type(rows) is int and found == code
+        if not whole or min(start, rows) < 0 or start + rows * size > length:
+            raise _impossible(name, place, file)
+        places[name] = make_place((start, rows, size, dtype))
+    missing = COLUMN_TYPES.keys() - places.keys()
+    if missing:
+        raise CorruptError(f"the index lacks the columns {sorted(missing)}", file=file)
+    return places
+
+
+def _impossible(name: object, place: object, file: str) -> CorruptError:
+    return CorruptError(
+        f"the index column {name!r:.80} has an impossible place {place!r:.80}", file=file
+    )
+
+
+class ColumnReader:
+    """Bounds-checked, verify-on-touch access to the columns of one index payload.
+
+    Any thread. ``touch(low, high)`` is told the payload range about to be read.
+    """
+
+    __slots__ = ("_payload", "_places", "file", "touch")
+
+    def __init__(
+        self,
+        payload: memoryview,
+        directory: Mapping[Any, object],
+        file: str,
+        touch: Callable[[int, int], None],
+    ) -> None:
+        self.file = file
+        self.touch = touch
+        self._payload = payload
+        self._places = _places(directory, len(payload), file)
+
+    def names(self) -> list[str]:
+        """The columns present."""
+        return list(self._places)
+
+    def count(self, name: str) -> int:
+        """How many values a column has."""
+        return self._places[name].rows
+
+    def _touched(self, name: str, low: int, high: int) -> memoryview:
+        """Return the verified bytes of rows low..high. Raises CorruptError out of range."""
+        start, count, size, _ = self._places[name]
+        if not 0 <= low <= high <= count:
+            raise CorruptError(
+                f"the index column {name!r} is asked for rows {low}..{high} of {count}",
+                file=self.file,
+            )
+        begin, end = start + low * size, start + high * size
+        self.touch(begin, end)
+        return self._payload[begin:end]
+
+    def span(self, name: str, low: int, high: int) -> Column:
+        """Return the verified values low..high of a column. Raises CorruptError out of range."""
+        return np.frombuffer(self._touched(name, low, high), self._places[name].dtype)
+
+    def value(self, name: str, row: int) -> int:
+        """Return one verified integer; without NumPy, which costs more than the value."""
+        data = self._touched(name, row, row + 1)
+        return int.from_bytes(data, "little", signed=self._places[name].dtype.kind == "i")
+
+    def heap(self, name: str, item: int) -> bytes:
+        """Return item number *item* of a heap column (``key`` or ``attr``)."""
+        low, high = _OFFSETS.unpack(self._touched(f"{name}_offset", item, item + 2))
+        return bytes(self._touched(f"{name}_heap", low, high))
+
+    def search_right(self, name: str, value: int, low: int, high: int) -> int:
+        """Return the first of the rows low..high of an ascending column that is above *value*.
+
+        As ``bisect.bisect_right``, but only the pages on the way are touched.
+        """
+        step = (1 << fmt.INDEX_BLOCK_LOG2) // self._places[name].size
+        while high - low > step:
+            middle = (low + high) // 2
+            if self.value(name, middle) <= value:
+                low = middle + 1
+            else:
+                high = middle
+        return low + bisect_right(self.span(name, low, high), value)
+
+
+def iterate_heap(reader: ColumnReader, name: str, start: int) -> Iterator[bytes]:
+    """Yield heap items from *start* on, reading 256 at a time."""
+    total = reader.count(f"{name}_offset") - 1
+    while start < total:
+        stop = min(start + 256, total)
+        offsets = reader.span(f"{name}_offset", start, stop + 1).tolist()
+        data = reader.span(f"{name}_heap", offsets[0], offsets[-1]).tobytes()
+        for low, high in itertools.pairwise(offsets):
+            yield data[low - offsets[0] : high - offsets[0]]
+        start = stop

@@ -1,0 +1,180 @@
+"""The index of the active segment, in memory and append-only; and what every index part answers.
+
+The index maps a key (one byte of key space, then the name) to the entries of its versions. It knows
+neither events nor files. The mapped index of a sealed segment (``mldb.log.index.mapped``) answers
+the same questions from its footer.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from operator import attrgetter, itemgetter
+from typing import Literal, Protocol
+
+from sortedcontainers import SortedList
+
+from mldb.log.index.address import CommitRow, Entry, Intervals
+
+_LSN = itemgetter(0)
+
+CommitField = Literal["epoch", "time"]
+
+
+class IndexPart(Protocol):
+    """What one segment, or a part of the active one, knows.
+
+    Thread-safe for readers; versions outside a snapshot's intervals are ignored.
+    """
+
+    @property
+    def first_lsn(self) -> int:
+        """LSN of the first commit, or 0 when there is none."""
+
+    @property
+    def last_lsn(self) -> int:
+        """LSN of the last commit, or 0 when there is none."""
+
+    def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
+        """Return the newest version of *key* inside *intervals*; a tombstone is a version too."""
+
+    def versions(self, key: bytes) -> Sequence[Entry]:
+        """Return all versions of *key*, oldest first."""
+
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys that start with *prefix*, in byte order."""
+
+    def commit_at(self, lsn: int) -> CommitRow | None:
+        """Return the commit *lsn*."""
+
+    def commits(self, low: int, high: int) -> Iterator[CommitRow]:
+        """Yield the commits with low <= lsn <= high, ascending."""
+
+    def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
+        """Return the last commit with low <= lsn <= high and *field* <= *limit*.
+
+        Inside [low, high] the field must not decrease, as it does not along a lineage.
+        """
+
+    def entry_count(self) -> int:
+        """How many versions this part holds."""
+
+    def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
+        """Return everything, to be merged into a larger index; nobody may add meanwhile."""
+
+
+class MemoryIndex:
+    """The index of commits not yet in any mapped index.
+
+    ``add`` is called by the thread that holds the commit lock (or by the opening thread); every
+    other method from any thread. Lists only grow, so a reader sees a prefix; what it must not see
+    it ignores by LSN. ``_names_lock`` guards the sorted names, which are brought up to date by the
+    first ordered read.
+    """
+
+    __slots__ = ("_commits", "_count", "_entries", "_fresh", "_names", "_names_lock")
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, list[Entry]] = {}
+        self._commits: list[CommitRow] = []
+        self._count = 0
+        self._fresh: list[bytes] = []  # keys not yet in _names; guarded by _names_lock when drained
+        self._names: SortedList[bytes] = SortedList()  # guarded by _names_lock
+        self._names_lock = threading.Lock()
+
+    @property
+    def first_lsn(self) -> int:
+        """LSN of the first commit, or 0."""
+        return self._commits[0].lsn if self._commits else 0
+
+    @property
+    def last_lsn(self) -> int:
+        """LSN of the last commit, or 0."""
+        return self._commits[-1].lsn if self._commits else 0
+
+    def add(self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]]) -> None:
+        """Append one commit and the versions it stored."""
+        table = self._entries
+        for key, entry in entries:
+            versions = table.get(key)
+            if versions is None:
+                table[key] = [entry]
+                self._fresh.append(key)
+            else:
+                versions.append(entry)
+        self._count += len(entries)
+        self._commits.append(row)
+
+    def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
+        """Return the newest version inside the intervals."""
+        versions = self._entries.get(key)
+        if versions is None:
+            return None
+        last = versions[-1]
+        if intervals:
+            low, high = intervals[-1]
+            if low <= last[0] <= high:
+                return last
+        for low, high in reversed(intervals):
+            index = bisect_right(versions, high, key=_LSN) - 1
+            if index >= 0 and versions[index][0] >= low:
+                return versions[index]
+        return None
+
+    def versions(self, key: bytes) -> Sequence[Entry]:
+        """Return all versions, oldest first."""
+        return tuple(self._entries.get(key, ()))
+
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield keys with this prefix in order; the names are those present at the call."""
+        with self._names_lock:
+            fresh, self._fresh = self._fresh, []
+            self._names.update(fresh)
+            stop = _after_prefix(prefix)
+            found = list(self._names.irange(prefix, stop, inclusive=(True, False)))
+        return iter(found)
+
+    def commit_at(self, lsn: int) -> CommitRow | None:
+        """Return the commit with this LSN."""
+        index = bisect_left(self._commits, lsn, key=_LSN)
+        if index < len(self._commits) and self._commits[index].lsn == lsn:
+            return self._commits[index]
+        return None
+
+    def commits(self, low: int, high: int) -> Iterator[CommitRow]:
+        """Yield the commits in this range."""
+        start = bisect_left(self._commits, low, key=_LSN)
+        stop = bisect_right(self._commits, high, key=_LSN)
+        return iter(self._commits[start:stop])
+
+    def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
+        """Return the last commit in the range with field <= limit."""
+        start = bisect_left(self._commits, low, key=_LSN)
+        stop = bisect_right(self._commits, high, key=_LSN)
+        index = bisect_right(self._commits, limit, start, stop, key=attrgetter(field)) - 1
+        return self._commits[index] if index >= start else None
+
+    def entry_count(self) -> int:
+        """How many versions are held."""
+        return self._count
+
+    def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
+        """Hand the content to the builder of a mapped index; the caller holds the commit lock."""
+        return self._entries, self._commits
+
+    def check(self) -> None:
+        """Assert the invariants; for tests."""
+        assert self._count == sum(map(len, self._entries.values()))
+        lsns = [row.lsn for row in self._commits]
+        assert lsns == sorted(set(lsns)), lsns
+        for key, versions in self._entries.items():
+            own = [entry.commit_lsn for entry in versions]
+            assert own == sorted(set(own)), (key, own)
+            assert set(own) <= set(lsns), (key, own)
+
+
+def _after_prefix(prefix: bytes) -> bytes | None:
+    """Return the smallest key greater than every key that starts with *prefix*."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None

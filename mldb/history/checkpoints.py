@@ -1,0 +1,154 @@
+"""Model checkpoints: which were taken, and their states put together again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from mldb import keys
+from mldb.errors import CorruptError, InvalidTypeError, MissingError
+from mldb.history.as_of import snapshot_intervals
+from mldb.log import format as fmt
+from mldb.log.index.address import Entry, Lsn, to_time
+from mldb.state.skeleton import parse_skeleton
+from mldb.state.tree import unflatten
+from mldb.tensors.codec import rebuild, unpack_descriptor, unpack_metadata, view_numpy, view_torch
+from mldb.tensors.scope import Scope, read_array, stored_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One model checkpoint: a single commit.
+
+    ``stall_ms`` is how long the training thread waited for it; 0 in what is read back from a store.
+    ``nbytes`` counts the bytes of its tensors.
+    """
+
+    name: str
+    lsn: Lsn
+    epoch: int
+    step: int | None
+    time: datetime
+    metrics: dict[str, Any] = field(default_factory=dict)
+    tensors: int = 0
+    nbytes: int = 0
+    stall_ms: float = 0.0
+
+
+def listed(scope: Scope) -> list[Checkpoint]:
+    """Return the checkpoints of this lineage, the newest of each name, oldest first."""
+    found = [
+        _checkpoint(scope, key, entry)
+        for key, entry in scope.view.live(keys.CHECKPOINTS, scope.intervals)
+        if key != keys.LATEST_CHECKPOINT
+    ]
+    return sorted(found, key=lambda item: item.lsn)
+
+
+def _checkpoint(scope: Scope, key: bytes, entry: Entry) -> Checkpoint:
+    row = scope.view.commit_at(entry.commit_lsn)
+    fields = unpack_metadata(entry.attr)
+    epoch, time = (0, 0) if row is None else (row.epoch, row.time)
+    try:
+        return Checkpoint(
+            fields["name"],
+            Lsn(entry.commit_lsn),
+            epoch,
+            fields["step"],
+            to_time(time),
+            fields["metrics"],
+            fields["tensors"],
+            fields["nbytes"],
+        )
+    except KeyError as error:
+        raise CorruptError(
+            f"the checkpoint {keys.name_of(key)!r} lacks its {error}", key=keys.name_of(key)
+        ) from None
+
+
+def latest(scope: Scope) -> Entry | None:
+    """Return the newest checkpoint of any name, or None."""
+    return scope.find(keys.LATEST_CHECKPOINT)
+
+
+def at_checkpoint(scope: Scope, entry: Entry) -> Scope:
+    """The snapshot at the checkpoint's own commit, so that its tensors belong together."""
+    row = scope.view.commit_at(entry.commit_lsn)
+    assert row is not None
+    return scope._replace(commit=row, intervals=snapshot_intervals(scope.view, row))
+
+
+def skeleton_of(scope: Scope, entry: Entry) -> bytes:
+    """Return the packed skeleton of a checkpoint."""
+    return bytes(scope.source.log.payload(scope.view, entry, 0, entry.length, "checkpoint"))
+
+
+def state_of(scope: Scope) -> Any:
+    """Return the whole state of the newest checkpoint, typed as it was given.
+
+    Every tensor is the caller's own: writing to one reaches neither the store nor another reader.
+    Raises MissingError.
+    """
+    entry = latest(scope)
+    if entry is None:
+        raise MissingError(
+            f"there is no checkpoint at commit {scope.commit.lsn} (epoch {scope.commit.epoch}). "
+            "db.checkpoint(state, epoch=...) takes one; single tensors are read with db[name]."
+        )
+    fixed = at_checkpoint(scope, entry)
+    return unflatten(skeleton_of(scope, entry), lambda name: own_tensor(fixed, name))
+
+
+def own_tensor(scope: Scope, name: str) -> Any:
+    """Return a tensor in the framework and layout it was given in, writable and private."""
+    entry = scope.tensor_entry(name)
+    what = unpack_descriptor(entry.attr)
+    if what.layout != "dense":
+        return rebuild(what, stored_bytes(scope, entry, name))
+    view = view_torch if what.framework == "torch" else view_numpy
+    return view(what, _own_bytes(scope, entry, name))
+
+
+def _own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
+    if entry.encoding == fmt.ENCODING_RAW and scope.source.is_mapped(scope.view, entry):
+        return scope.source.log.private(scope.view, entry, name)
+    return bytearray(stored_bytes(scope, entry, name))
+
+
+def state_dict(scope: Scope, prefix: str, device: str | torch.device | None) -> dict[str, Any]:
+    """Return tensors by name, ready for ``load_state_dict``; *prefix* is cut off.
+
+    The names are those of the newest checkpoint, or all tensors when there is none.
+    """
+    if not isinstance(prefix, str):
+        raise InvalidTypeError(f"prefix is a {type(prefix).__name__}, not a str")
+    entry = latest(scope)
+    if entry is None:
+        found = list(scope.names(prefix))
+        fixed = scope
+    else:
+        fixed = at_checkpoint(scope, entry)
+        found = [name for name in _names_in(skeleton_of(scope, entry)) if name.startswith(prefix)]
+    return {name[len(prefix) :]: _torch_tensor(fixed, name, device) for name in found}
+
+
+def _names_in(skeleton: bytes) -> list[str]:
+    """The tensor names that a skeleton mentions, in order."""
+    names: list[str] = []
+    parsed = parse_skeleton(skeleton)
+    unflatten(skeleton, names.append)
+    return names + [alias for alias in parsed.aliases if alias not in names]
+
+
+def _torch_tensor(scope: Scope, name: str, device: str | torch.device | None) -> Any:
+    entry = scope.tensor_entry(name)
+    what = unpack_descriptor(entry.attr)
+    if what.layout != "dense":
+        tensor = read_array(scope, entry, name)
+    else:
+        tensor = view_torch(what, _own_bytes(scope, entry, name))
+    return tensor if device is None or not hasattr(tensor, "to") else tensor.to(device)

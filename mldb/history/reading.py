@@ -1,0 +1,67 @@
+"""The read surface: what can be asked of the head, of a snapshot and of a transaction alike.
+
+Each of them says what it sees (:class:`~mldb.tensors.scope.Scope`); everything else is here once.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from mldb import keys
+from mldb.history.as_of import AsOf
+from mldb.names import check_name
+from mldb.tensors.scope import Scope, read_array
+
+
+class ReadSurface:
+    """Everything that reads. Subclasses say what is seen."""
+
+    @abstractmethod
+    def _scope(self, as_of: AsOf = None) -> Scope:
+        """The snapshot that *as_of* means, seen from here."""
+
+    def query_tensor(self, name: str, *, as_of: AsOf = None) -> Any:
+        """Return tensor *name* as of *as_of* (epoch, Lsn, datetime, tag, checkpoint; None is now).
+
+        A dense tensor comes as a read-only NumPy array: a zero-copy view of the mapped log when it
+        is large, a copy when small; bfloat16 and fp8 as ml_dtypes arrays. A sparse one comes in the
+        layout given. Any thread; the array lives as long as it is held, also after close. Raises
+        TensorNotFoundError (a KeyError), CorruptError, VersionGoneError, ClosedError.
+        """
+        scope = self._scope(as_of)
+        return read_array(scope, scope.tensor_entry(name), name)
+
+    def __getitem__(self, name: str) -> Any:
+        """``db[name]`` is :meth:`query_tensor`."""
+        scope = self._scope()
+        return read_array(scope, scope.tensor_entry(name), name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a tensor of this name exists; a name that is not allowed does not."""
+        if not isinstance(name, str):
+            return False
+        try:
+            key = check_name(name)
+        except ValueError:
+            return False
+        return self._scope().find(keys.TENSORS + key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of tensors in byte order, of the snapshot at the call."""
+        return self._scope().names()
+
+    def __len__(self) -> int:
+        """How many tensors exist; walks the names."""
+        return sum(1 for _ in self._scope().names())
+
+    def names(self, prefix: str = "", *, as_of: AsOf = None) -> list[str]:
+        """Return the names of tensors that start with *prefix*, in byte order."""
+        return list(self._scope(as_of).names(prefix))
+
+    def metadata(self, name: str, *, as_of: AsOf = None) -> dict[str, Any]:
+        """Return the metadata of tensor *name*, {} when it has none. Raises TensorNotFoundError."""
+        scope = self._scope(as_of)
+        scope.tensor_entry(name)
+        return scope.metadata(name)

@@ -1,0 +1,1 @@
+"""Augmented rows: isotropic noise, walks on the neighbour graph, Langevin chains."""

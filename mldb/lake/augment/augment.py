@@ -1,0 +1,194 @@
+"""Augment rows of a lake on a device: isotropic noise, walks on the graph, Langevin chains.
+
+What a row becomes is a function of its id, its augmentation number, the seed, the pass and the
+settings: never of the batch it stands in, nor of the device but for the last bits of floats.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.gpu.device import Device, Table
+from mldb.lake.augment.devices import borrow, give_back
+from mldb.lake.augment.landscape import Landscape, Moved
+from mldb.lake.rows.block import Numbers
+from mldb.lake.rows.rows import Rows
+from mldb.lake.stream.settings import Augmentation
+from mldb.lake.write.batch_input import to_host
+from mldb.lake.write.ingest import normalise
+from mldb.noise.draws import check_seed
+from mldb.noise.keys import Keys
+from mldb.sphere.neighbours import nearest
+
+Augmented: TypeAlias = tuple[Any, npt.NDArray[np.bool_]]
+Finish: TypeAlias = Callable[[], Augmented]
+
+
+class Augmenter:
+    """Augments the rows of one stream. One thread at a time; its device is opened when first used.
+
+    Results are in memory of their own, or in the *out* that was passed.
+    """
+
+    def __init__(
+        self, rows: Rows | None, geometry: str, chosen: Augmentation, *, seed: int, device: str
+    ) -> None:
+        if geometry != "sphere":
+            raise InvalidValueError(
+                f"the lake's geometry is {geometry!r}; augmentation is defined on the sphere"
+            )
+        self._rows = rows
+        self._chosen = chosen
+        self._seed = seed
+        self._spec = device
+        self._device: Device | None = None
+        self._tables: list[Table] = []  # what was loaded to it: the rows of the landscape, or none
+        self._landscape: Landscape | None = None
+        self._made = 0
+        self._kept = 0
+
+    @property
+    def device(self) -> Device:
+        """The device, borrowed until this goes. Raises GpuUnavailableError."""
+        if self._device is None:
+            device = self._device = borrow(self._spec)
+            weakref.finalize(self, give_back, self._spec, device, os.getpid(), self._tables)
+        return self._device
+
+    @property
+    def device_name(self) -> str | None:
+        """What runs, for people; None before the first batch."""
+        return None if self._device is None else self._device.name
+
+    def stats(self) -> dict[str, Any]:
+        """Rows made, and how many of them the gate took back."""
+        return {"rows": self._made, "taken_back": self._kept, "device": self.device_name}
+
+    @property
+    def ahead(self) -> int:
+        """How many batches may be started before the first of them is asked for."""
+        return self.device.slots - 1 if self._chosen.mode == "isotropic" else 0
+
+    def start(
+        self, x: Any, rows: Numbers, ids: npt.NDArray[np.int64], pass_number: int, *, out: Any
+    ) -> Finish:
+        """Start to augment unit rows *x* [S, d]; walks and chains start at *rows* of the lake.
+
+        Their noise is that of *ids*. What is returned waits, and returns [S * group, d] and which
+        of them are no longer the row itself: *out* with the rows in it, or a tensor where the
+        device has memory of its own. *x* must not change until then.
+        """
+        chosen = self._chosen
+        copies = chosen.copies
+        numbers = np.tile(np.arange(1, copies + 1, dtype=np.uint16), len(rows))
+        keys = Keys(self._seed, pass_number, np.repeat(ids.astype(np.uint64), copies), numbers)
+        if chosen.mode != "isotropic" or self.device.kind not in ("torch", "cuda"):
+            x = to_host(x)
+        started = self._move(_repeated(x, copies), np.repeat(rows, copies), keys)
+
+        def finish() -> Augmented:
+            moved, changed, taken_back = started()
+            if _on_device(moved) and self.device.kind == "vulkan":
+                moved = moved.clone()  # it lies in a slot that is used again
+            self._made += len(keys)
+            self._kept += int(taken_back.sum())
+            if not chosen.keep:
+                return _collected(moved, out), changed
+            both = np.ones((len(rows), chosen.group), np.bool_)
+            both[:, 0] = False
+            both[:, 1:] = changed.reshape(len(rows), copies)
+            return _interleave(x, moved, copies, out), both.reshape(-1)
+
+        return finish
+
+    def _move(self, x: Any, rows: Numbers, keys: Keys) -> Callable[[], Moved]:
+        chosen = self._chosen
+        if chosen.mode == "isotropic":
+            pending = self.device.isotropic(x, keys, chosen.strength)
+            return lambda: Moved.freely(pending.result().x)
+        if self._landscape is None:
+            assert self._rows is not None
+            self._landscape = Landscape(self._rows, chosen)
+        if chosen.mode == "walk":
+            done = self._landscape.walk(x, rows, keys)
+        else:
+            if not self._tables:
+                self._tables.append(self.device.load(self._landscape.mu))
+            done = self._landscape.chains(self.device, self._tables[0], x, rows, keys)
+        return lambda: done
+
+
+def _repeated(x: Any, copies: int) -> Any:
+    if copies == 1:
+        return x
+    return x.repeat_interleave(copies, 0) if _is_tensor(x) else np.repeat(x, copies, axis=0)
+
+
+def _is_tensor(x: Any) -> bool:
+    return hasattr(x, "detach")
+
+
+def _on_device(x: Any) -> bool:
+    return _is_tensor(x) and x.device.type != "cpu"
+
+
+def _collected(moved: Any, out: Any) -> Any:
+    """Rows that nobody else writes: on the host a copy in *out*."""
+    if _on_device(moved):
+        return moved
+    np.copyto(out, to_host(moved))
+    return out
+
+
+def _interleave(x: Any, moved: Any, copies: int, out: Any) -> Any:
+    """Every row, then its augmentations."""
+    if _on_device(moved):
+        import torch
+
+        first = torch.as_tensor(x).to(moved.device)[:, None]
+        return torch.cat([first, moved.view(len(x), copies, -1)], 1).reshape(-1, x.shape[1])
+    view = out.reshape(len(x), copies + 1, -1)
+    view[:, 0] = to_host(x)
+    view[:, 1:] = to_host(moved).reshape(len(x), copies, -1)
+    return out
+
+
+def augment_rows(
+    rows_of: Callable[[], Rows],
+    geometry: str,
+    dim: int,
+    x: Any,
+    chosen: Augmentation,
+    *,
+    seed: int,
+    device: str,
+) -> Any:
+    """Augment rows of any origin; see ``Lake.augment``."""
+    check_seed(seed, 0)
+    given = to_host(x)
+    if given.dtype.kind not in "fiu":
+        raise InvalidTypeError(f"x has dtype {given.dtype}; rows are real numbers")
+    if given.ndim != 2 or given.shape[1] != dim:
+        raise InvalidValueError(f"x has shape {given.shape}; this lake augments rows [n, {dim}]")
+    unit = np.empty(given.shape, np.float32)
+    normalise(given, unit, what="x", safe="Nothing was augmented")
+    numbers = np.arange(len(unit), dtype=np.int64)
+    rows = None if chosen.mode == "isotropic" else rows_of()
+    augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device)
+    start = numbers if rows is None else nearest(unit, rows.table(), 1).rows[:, 0].astype(np.int64)
+    out = np.empty((len(unit) * chosen.group, dim), np.float32)
+    moved: Any = out
+    if len(unit):
+        moved, _ = augmenter.start(unit, start, numbers, 0, out=out)()
+    if not _is_tensor(x):
+        return to_host(moved)
+    import torch
+
+    return torch.as_tensor(moved)

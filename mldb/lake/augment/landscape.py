@@ -1,0 +1,149 @@
+"""What walks and chains need to know of a lake: its rows as one table, its graph, its labels."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import InvalidValueError
+from mldb.gpu.device import Device, Dynamics, MixtureEnergy, Table
+from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
+from mldb.lake.augment.graph import Graph, bandwidth, walk
+from mldb.lake.augment.graph_store import lake_graph
+from mldb.lake.rows.block import Numbers
+from mldb.lake.rows.rows import Rows
+from mldb.lake.stream.settings import Augmentation
+from mldb.noise.keys import Keys
+from mldb.sphere import vmf_sampling
+
+WALK_K: Final = 10
+CHAIN_K: Final = 16
+
+Floats = npt.NDArray[np.float32]
+Changed = npt.NDArray[np.bool_]
+
+
+class Moved(NamedTuple):
+    """Rows that were augmented [n, d], which of them changed, and which the gate took back."""
+
+    rows: Any
+    changed: Changed
+    taken_back: Changed
+
+    @classmethod
+    def freely(cls, rows: Any) -> Moved:
+        """Rows that no gate stood before."""
+        return cls(rows, np.ones(len(rows), np.bool_), np.zeros(len(rows), np.bool_))
+
+
+class Landscape:
+    """The rows of one lake at one commit as a landscape. One thread at a time.
+
+    What is derived (the graph, the bandwidth) is computed when first needed. A label below 0 means
+    that the row has none.
+    """
+
+    def __init__(self, rows: Rows, chosen: Augmentation) -> None:
+        if len(rows) < 2:
+            raise InvalidValueError(
+                f"lake {rows.name!r} has {len(rows)} rows; walks and chains need neighbours"
+            )
+        self._rows = rows
+        self._chosen = chosen
+
+    @cached_property
+    def mu(self) -> Floats:
+        """All rows [N, d]: the mapped block itself where the lake is one, else a copy."""
+        return self._rows.table()
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The neighbours of every row."""
+        return lake_graph(self._rows, self.mu)
+
+    @cached_property
+    def kappa(self) -> float:
+        """The bandwidth of the energy: a perplexity of 10 over 30 neighbours, or over all."""
+        width = self.graph.neighbours.shape[1]
+        return bandwidth(self.graph, perplexity=min(10.0, max(1.01, width / 2)))
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """The label of every row, or None when no row has one."""
+        if "label" not in self._rows.columns:
+            return None
+        labels = self._rows.gather("label", slice(0, len(self._rows)))
+        return labels if (labels >= 0).any() else None
+
+    @cached_property
+    def _labelled(self) -> Numbers:
+        assert self.labels is not None
+        return np.flatnonzero(self.labels >= 0)
+
+    @cached_property
+    def _labels_around(self) -> npt.NDArray[np.int64]:
+        """The label of the labelled row nearest to each row, itself included."""
+        assert self.labels is not None
+        if len(self._labelled) == len(self.labels):
+            return self.labels
+        near = self.labels.copy()
+        bare = np.flatnonzero(self.labels < 0)
+        labelled = self._labelled
+        near[bare] = nearest_labels(self.mu[bare], self.mu[labelled], self.labels[labelled])
+        return near
+
+    def walk(self, x: Floats, rows: Numbers, keys: Keys) -> Moved:
+        """Walk from *rows*, whose vectors are *x*; see :class:`Moved`."""
+        chosen, labels = self._chosen, self.labels
+        ends = walk(self.graph, rows, chosen.hops, keys, k=chosen.k or WALK_K)
+        out: Floats = self.mu[ends]
+        back = np.zeros(len(rows), np.bool_)
+        if chosen.gate and labels is not None:
+            own = labels[rows]
+            back = gate_walk(rows, ends, own, self._labels_around).taken_back & (own >= 0)
+            out[back] = x[back]
+        return Moved(out, (ends != rows) & ~back, back)
+
+    def chains(self, device: Device, table: Table, x: Floats, rows: Numbers, keys: Keys) -> Moved:
+        """Run a Langevin chain from every row under the energy of the row and its neighbours.
+
+        *table* is :attr:`mu` on *device*.
+        """
+        chosen, labels = self._chosen, self.labels
+        moved = device.langevin(x, keys, self._energy(table, rows), self.dynamics()).result().x
+        if not chosen.gate or labels is None:
+            return Moved.freely(moved)
+        host = moved if isinstance(moved, np.ndarray) else moved.cpu().numpy()
+        own = labels[rows]
+        passed = gate(x, host, own, self.mu[self._labelled], labels[self._labelled])
+        back = passed.taken_back & (own >= 0)
+        return Moved(np.where(back[:, None], x, host), ~back, back)
+
+    def _energy(self, table: Table, rows: Numbers) -> MixtureEnergy:
+        width = min(self._chosen.k or CHAIN_K, self.graph.neighbours.shape[1] + 1)
+        index = np.empty((len(rows), width), np.int32)
+        index[:, 0] = rows
+        index[:, 1:] = self.graph.neighbours[rows, : width - 1]
+        kappa = np.full(index.shape, self.kappa, np.float32)
+        mass = self._log_alpha[index]
+        return MixtureEnergy(table, index, kappa, mass)
+
+    @cached_property
+    def _log_alpha(self) -> Floats:
+        alpha = self._rows.gather("alpha", slice(0, len(self._rows)))
+        return np.asarray(np.log(alpha), np.float32)
+
+    def dynamics(self) -> Dynamics:
+        """The chain whose stationary cosine to a lone row is the strength asked for."""
+        chosen, dim = self._chosen, self._rows.dim
+        temperature = vmf_sampling.temperature_for(chosen.strength, self.kappa, dim)
+        return Dynamics(
+            steps=chosen.steps,
+            step_size=vmf_sampling.step_size(chosen.h, self.kappa, dim, temperature),
+            temperature=temperature,
+            method=chosen.method,
+            form=chosen.form,
+        )

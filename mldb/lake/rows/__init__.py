@@ -1,0 +1,1 @@
+"""The rows of a lake: mapped blocks, gathers, tiers."""

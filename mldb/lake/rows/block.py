@@ -1,0 +1,108 @@
+"""One block of a lake, as the segment that holds it is mapped: gathers, checks, private copies."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import MissingError
+from mldb.history.splats import Column
+from mldb.lake.projection import Block
+from mldb.lake.rows.take import take_rows
+from mldb.tensors.scope import Scope
+
+Numbers: TypeAlias = npt.NDArray[np.int64]
+UNLABELLED: Final = -1
+"""The label of a row that was added without one; labels below 0 are none."""
+
+Selection: TypeAlias = slice | Numbers
+"""Row numbers 0..N-1: a slice of step 1, or an array in any order."""
+
+
+class MappedBlock:
+    """One block, mapped. Any thread; arrays are read-only views made when first asked for."""
+
+    def __init__(self, scope: Scope, block: Block, lake: str) -> None:
+        self.entry = block.entry
+        self.info = block.info
+        self.start = block.start
+        self.stop = block.start + block.info.rows
+        self._scope = scope
+        self._lake = lake
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        self._places = {c.name: (c.offset, c.row_bytes) for c in block.info.columns}
+        self._verify = scope.source.verify
+        self._verified: set[str] = set()  # columns that need no further check
+
+    def column(self, name: str) -> Column:
+        """The place of a column. Raises MissingError."""
+        column = self.info.column(name)
+        if column is None:
+            raise MissingError(f"a block of lake {self._lake!r} has no column {name!r}")
+        return column
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """A column as it is stored, not verified."""
+        array = self._arrays.get(name)
+        if array is None:
+            column = self.column(name)
+            segment = self._scope.view.segments[self.entry.segment]
+            high = column.offset + self.info.rows * column.row_bytes
+            data = segment.payload(self.entry, column.offset, high, "never", self._lake)
+            array = np.frombuffer(data, column.dtype).reshape(self.info.rows, *column.shape)
+            self._arrays[name] = array
+        return array
+
+    def gather(self, name: str, rows: Selection, out: npt.NDArray[Any]) -> None:
+        """Copy rows of a column to *out*, which has its dtype."""
+        array = self._arrays.get(name)
+        if array is None:
+            if name == "label" and self.info.column(name) is None:
+                out.fill(UNLABELLED)
+                return
+            array = self.array(name)
+        if name not in self._verified:
+            self.verify(name, rows)
+        if isinstance(rows, slice):
+            np.copyto(out, array[rows])
+        else:
+            take_rows(array, rows, out)
+        if name == "id" and self.info.base:
+            np.add(out, self.info.base, out=out, casting="unsafe")
+
+    def verify(self, name: str, rows: Selection) -> None:
+        """Check the stored blocks that hold these rows of a column, each once."""
+        log = self._scope.source.log
+        place, row_bytes = self._places[name]
+        if isinstance(rows, slice):
+            low, high = place + rows.start * row_bytes, place + rows.stop * row_bytes
+            log.payload(self._scope.view, self.entry, low, high, self._lake)
+        elif row_bytes:
+            log.touch_rows(self._scope.view, self.entry, place, row_bytes, rows, self._lake)
+        if self._verify == "always":
+            return
+        segment = self._scope.view.segments[self.entry.segment]
+        end = place + self.info.rows * row_bytes
+        if self._verify == "never" or segment.is_verified(self.entry, place, end):
+            self._verified.add(name)
+
+    def is_verified(self, name: str) -> bool:
+        """Whether a column needs no further check."""
+        return name in self._verified
+
+    def private_mu(self) -> npt.NDArray[np.float32]:
+        """The rows in a new private mapping: writable, and no write reaches the file."""
+        segment = self._scope.view.segments[self.entry.segment]
+        data = segment.private(self.entry, "never", self._lake)
+        rows, (dim,) = self.info.rows, self.column("mu").shape
+        return np.frombuffer(data, np.float32, rows * dim).reshape(rows, dim)
+
+    def holds(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which rows have one of these ids, ascending."""
+        have = np.empty(self.info.rows, np.uint64)
+        self.gather("id", slice(0, self.info.rows), have)
+        place = np.minimum(np.searchsorted(ids, have), len(ids) - 1)
+        found: npt.NDArray[np.bool_] = ids[place] == have
+        return found

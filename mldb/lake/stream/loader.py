@@ -1,0 +1,88 @@
+"""The DataLoader over a lake: a plain torch loader that knows where its dataset is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Final
+
+from torch.utils.data import DataLoader
+
+from mldb.errors import InvalidValueError
+from mldb.lake.stream.dataset import M2MDataLake
+
+logger = logging.getLogger(__name__)
+
+WORKER_OPTIONS: Final = frozenset(
+    {
+        *("num_workers", "multiprocessing_context", "persistent_workers", "prefetch_factor"),
+        *("worker_init_fn", "timeout"),
+    }
+)
+
+_OF_THE_STREAM: Final = frozenset(
+    {"batch_size", "sampler", "batch_sampler", "shuffle", "drop_last"}
+)
+
+
+class LakeLoader(DataLoader[Any]):
+    """A torch DataLoader over :class:`mldb.M2MDataLake`, with ``state_dict``.
+
+    Its state is exact with workers too, and may be loaded under another number of workers or ranks.
+    Without workers (the default) a thread makes batches ahead. A worker has to send every batch
+    through fresh shared memory, which takes longer than reading it; so workers are started where
+    they have something to compute, which is augmentation, and otherwise the thread reads.
+    """
+
+    dataset: M2MDataLake
+
+    def __init__(self, dataset: M2MDataLake, **options: Any) -> None:
+        """*options* are those of DataLoader but for batch_size, which the dataset has."""
+        refused = sorted(options.keys() & _OF_THE_STREAM)
+        if refused:
+            raise InvalidValueError(
+                f"{', '.join(refused)}: the lake's stream decides this, not its DataLoader; pass "
+                "batch_size, shuffle and drop_last to export_to_dataloader"
+            )
+        workers = options.get("num_workers", 0)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise InvalidValueError(f"num_workers={workers!r} is not a number of workers")
+        self.workers_asked = workers
+        if workers and dataset.options.augmentation is None:
+            logger.info("rows are only read: a thread does that, not %d workers", workers)
+            options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
+        try:
+            super().__init__(dataset, batch_size=None, **options)
+        except (TypeError, ValueError) as error:
+            raise InvalidValueError(f"the options of the DataLoader do not fit: {error}") from error
+        self._wraps = self.pin_memory or options.get("collate_fn") is not None
+        self._workers_at = dataset.position()  # where workers that persist will begin
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the batches of a pass."""
+        if not self.num_workers:
+            # What DataLoader would put around each batch costs as much as reading it.
+            yield from super().__iter__() if self._wraps else self.dataset
+            return
+        self.dataset.leave()
+        if self._workers_at != self.dataset.position():
+            self._iterator = None  # persistent workers, who think they are somewhere else
+        self._workers_at = (self.dataset.pass_number + 1, 0, 0)
+        # The workers take the dataset as it is now.
+        yield from self.dataset.run(batch for batch in super().__iter__())
+
+    def __len__(self) -> int:
+        """Batches of one pass of this rank."""
+        return self.dataset.batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is after the last batch that was handed out; plain values."""
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where *state* was taken. Call it before iterating. Raises InvalidValueError."""
+        self.dataset.load_state_dict(state)
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the stream in this process; workers have their own."""
+        return self.dataset.stats()

@@ -1,0 +1,249 @@
+"""How a stream reads a lake: frozen settings, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+
+from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.gpu.device import AUGMENTATIONS_MAX, Form, Method
+from mldb.gpu.select import check_spec
+from mldb.lake.order.weights import Importance, check_number
+from mldb.log.checksum import digest128
+from mldb.noise.keys import STEPS_MAX
+
+T = TypeVar("T")
+Mode = Literal["isotropic", "walk", "langevin"]
+Order = Literal["auto", "sequential", "permutation", "windowed"]
+
+SEED_MAX: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How rows are augmented (lake.md section 5 of the design; README, "Augmentation").
+
+    mode:        "isotropic": one exact draw around the row. "walk": a real row, *hops* uniform
+                 steps away on the k-NN graph. "langevin": a chain under the energy of the lake.
+    strength:    the mean cosine rho between a row and its augmentation (isotropic, langevin).
+    copies:      augmentations of every streamed row, one behind the other in the batch.
+    keep:        the row itself stands in front of its augmentations.
+    gate:        a result whose nearest labelled row has another label is dropped for the row
+                 itself (walk and langevin, where rows have labels).
+    hops, k:     length of a walk, neighbours of a row (10 for walks, 16 for chains when None).
+    steps, h:    length of a chain and its dimensionless step; *method* "mala" makes its law exact.
+    """
+
+    mode: Mode = "isotropic"
+    strength: float = 0.9
+    copies: int = 1
+    keep: bool = False
+    gate: bool = True
+    hops: int = 2
+    k: int | None = None
+    steps: int = 20
+    h: float = 0.3
+    method: Method = "ula"
+    form: Form = "direct"
+
+    def __post_init__(self) -> None:
+        """Raises InvalidValueError, InvalidTypeError."""
+        _choice("mode", self.mode, ("isotropic", "walk", "langevin"))
+        _choice("method", self.method, ("ula", "mala"))
+        _choice("form", self.form, ("direct", "subspace"))
+        check_number("strength", self.strength)
+        check_number("h", self.h)
+        for name in ("keep", "gate"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidTypeError(f"{name}={getattr(self, name)!r} is not True or False")
+        if not 0.0 < self.strength < 1.0:
+            raise InvalidValueError(f"strength={self.strength}; it is a mean cosine in (0, 1)")
+        if not 0.0 < self.h < 2.0:
+            raise InvalidValueError(f"h={self.h}; chains are stable for 0 < h < 2")
+        _count("copies", self.copies, 1, AUGMENTATIONS_MAX)
+        _count("hops", self.hops, 1, 1000)
+        _count("steps", self.steps, 1, STEPS_MAX)
+        if self.k is not None:
+            _count("k", self.k, 1, 1024)
+
+    @property
+    def group(self) -> int:
+        """How many rows of a batch one streamed row makes."""
+        return self.copies + self.keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """What a stream yields, and in which order. Sizes in bytes.
+
+    batch_size:   rows of a batch, augmentations included.
+    seed:         everything random is a function of (seed, pass).
+    order:        "auto": a permutation when the rows fit in memory, windows of strata when not.
+    importance:   how rows are drawn; None takes every row once.
+    even_ranks:   all ranks get equally many batches: fewer than world at the end are left out.
+    draws:        rows of one pass under *importance*; None is as many as the lake has.
+    salience:     a column, or a function of the ids (int64 [N]) that returns values >= 0 [N]; it is
+                  asked once a pass and must return the same when a pass is resumed.
+    fields:       None yields plain tensors [B, dim]; names yield named tuples.
+    prefetch:     batches made ahead by a thread; 0 makes them in the caller's.
+    warm_bytes:   budget of the RAM tier; None: as large as the lake where it lies in many blocks.
+    hot_bytes:    budget of the device tier, on devices with memory of their own.
+    window_rows:  rows of a window of the windowed order.
+    """
+
+    batch_size: int = 256
+    seed: int = 0
+    order: Order = "auto"
+    drop_last: bool = False
+    even_ranks: bool = False
+    importance: Importance | None = None
+    draws: int | None = None
+    salience: str | Callable[[Any], Any] | None = None
+    augmentation: Augmentation | None = None
+    fields: tuple[str, ...] | None = None
+    device: str = "auto"
+    prefetch: int = 8
+    warm_bytes: int | None = None
+    hot_bytes: int = 0
+    window_rows: int = 1 << 18
+
+    def __post_init__(self) -> None:
+        """Raises InvalidValueError, InvalidTypeError."""
+        check_spec(self.device)
+        self._check_importance()
+        if self.fields is not None:
+            object.__setattr__(self, "fields", names_of("fields", self.fields))
+        _count("hot_bytes", self.hot_bytes, 0, 1 << 50)
+        if self.warm_bytes is not None:
+            _count("warm_bytes", self.warm_bytes, 0, 1 << 50)
+        if self.importance is not None and self.order != "auto":
+            raise InvalidValueError(
+                f"order={self.order!r} (or shuffle=False) and importance_sampling do not fit: rows "
+                "that are drawn have no other order"
+            )
+        _count("batch_size", self.batch_size, 1, 1 << 24)
+        _count("seed", self.seed, 0, SEED_MAX)
+        _count("prefetch", self.prefetch, 0, 1024)
+        if self.draws is not None:
+            _count("draws", self.draws, 1, 1 << 47)
+        _count("window_rows", self.window_rows, 1, 1 << 40)
+        _choice("order", self.order, ("auto", "sequential", "permutation", "windowed"))
+        if self.batch_size % self.group:
+            raise InvalidValueError(
+                f"batch_size={self.batch_size} is no multiple of the {self.group} rows that one "
+                "streamed row makes (copies, and itself when keep=True)"
+            )
+        if self.fields is not None and (
+            not self.fields or len(set(self.fields)) != len(self.fields)
+        ):
+            raise InvalidValueError(f"fields={self.fields!r}; name each field once")
+
+    def _check_importance(self) -> None:
+        """Refuse what would be ignored in silence."""
+        chosen = self.importance
+        for name in ("draws", "salience"):
+            if chosen is None and getattr(self, name) is not None:
+                raise InvalidValueError(
+                    f"{name} is given and rows are not drawn by importance; pass "
+                    "importance_sampling as well"
+                )
+        if chosen is not None and bool(chosen.gamma) != (self.salience is not None):
+            raise InvalidValueError(
+                f"gamma={chosen.gamma} and salience={self.salience!r:.80} do not fit: chances have "
+                "salience^gamma, so give both or neither"
+            )
+
+    def settings_digest(self) -> str:
+        """A name for all that decides what is in a batch, beside seed, order and batch size.
+
+        A function of the user counts as "a function": what it returns cannot be compared.
+        """
+        salience = self.salience if isinstance(self.salience, str | None) else "a function"
+        decides = (
+            *(_plain(self.importance), self.draws, salience, _plain(self.augmentation)),
+            *(self.drop_last, self.even_ranks, self.window_rows),
+        )
+        return digest128(repr(decides).encode()).hex()
+
+    @property
+    def group(self) -> int:
+        """How many rows of a batch one row of the lake makes."""
+        return 1 if self.augmentation is None else self.augmentation.group
+
+    @property
+    def source_rows(self) -> int:
+        """Rows of the lake that one batch takes."""
+        return self.batch_size // self.group
+
+
+def names_of(what: str, names: Any) -> tuple[str, ...]:
+    """Return *names* as a tuple. Raises InvalidTypeError for anything but several str."""
+    if isinstance(names, str):
+        raise InvalidTypeError(f"{what}={names!r} is a str; give names: ({names!r},)")
+    try:
+        found = tuple(names)
+    except TypeError:
+        found = (None,)
+    if not all(isinstance(name, str) for name in found):
+        raise InvalidTypeError(f"{what}={names!r:.80} are no names; give a list of str")
+    return found
+
+
+def make_options(**given_fields: Any) -> StreamOptions:
+    """Return StreamOptions. Raises InvalidTypeError for an unknown field, InvalidValueError."""
+    _known_fields(
+        StreamOptions,
+        given_fields,
+        " Those of augmentation go into generate_samples=mldb.Augmentation(...), those of sampling "
+        "into importance_sampling=mldb.Importance(...).",
+    )
+    return StreamOptions(**given_fields)
+
+
+def make_augmentation(**given_fields: Any) -> Augmentation:
+    """Return Augmentation. Raises InvalidTypeError for an unknown field, InvalidValueError."""
+    _known_fields(Augmentation, given_fields)
+    return Augmentation(**given_fields)
+
+
+def _known_fields(kind: type, given_fields: Mapping[str, Any], hint: str = "") -> None:
+    known = [field.name for field in fields(kind)]
+    for name in given_fields:
+        if name not in known:
+            raise InvalidTypeError(
+                f"{name!r} is no option of {kind.__name__}; they are {', '.join(known)}.{hint}"
+            )
+
+
+def _plain(settings: Any) -> Any:
+    """The fields of settings, numbers as floats: equal settings are the same text."""
+    if settings is None:
+        return None
+    values = ((field.name, getattr(settings, field.name)) for field in fields(settings))
+    return [(k, float(v) if isinstance(v, int | float | np.number) else v) for k, v in values]
+
+
+def given(name: str, kind: type[T], value: bool | T) -> T | None:
+    """Return None for False, the defaults for True, or the settings themselves."""
+    if isinstance(value, bool):
+        return kind() if value else None
+    if not isinstance(value, kind):
+        raise InvalidTypeError(
+            f"{name} is a {type(value).__name__}, not a bool or mldb.{kind.__name__}(...)"
+        )
+    return value
+
+
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidValueError(f"{name}={value!r}; it is one of {', '.join(map(repr, allowed))}")
+
+
+def _count(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
+    if not low <= value <= high:
+        raise InvalidValueError(f"{name}={value} is outside {low} .. {high}")

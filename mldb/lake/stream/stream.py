@@ -1,0 +1,244 @@
+"""One process's stream over a lake: from the number of a batch to its tensors.
+
+A batch is a pure function of (rows at a commit, options, pass, number). It is gathered as a whole
+into reused memory, augmented on the device, and handed out as torch tensors that belong to whoever
+holds them.
+"""
+
+from __future__ import annotations
+
+from collections import deque, namedtuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from mldb.gpu.select import check_spec
+from mldb.lake.augment.augment import Augmenter
+from mldb.lake.order.passes import Pass
+from mldb.lake.order.plan import Batch
+from mldb.lake.rows.block import Numbers, Selection
+from mldb.lake.rows.lent import Lender
+from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.tiers import CHUNK_ROWS, Segments, Tier, hot_tier, warm_tier
+from mldb.lake.stream.pool import BatchPool
+from mldb.lake.stream.settings import StreamOptions
+from mldb.noise.philox import LAYOUT_VERSION
+
+_SCATTERED_BLOCKS: Final = 4  # a lake in more blocks is gathered faster from RAM of its own
+_WARM_MAX: Final = 1 << 30
+
+
+class Stream:
+    """Makes the batches of a lake in one process. One thread at a time; never pickled.
+
+    Tensors it returns belong to who holds them: their memory is used again once they are dropped.
+    """
+
+    def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
+        self.options = options
+        self._rows = rows
+        self._segments = Segments(rows)
+        self._warm: Tier | None = warm_tier(rows, _warm_bytes(rows, options), self._segments.gather)
+        self._gather = self._segments.gather if self._warm is None else self._warm.gather
+        self._torch_device = output_device(options)
+        self._hot: Tier | None = None
+        if self._torch_device is not None and options.hot_bytes:
+            self._hot = hot_tier(rows, options.hot_bytes, self._gather, self._torch_device)
+        self._lender: Lender | None = None  # of the newest pass
+        self._current: Pass | None = None
+        self._batches = 0
+        most = len(rows) if options.draws is None else options.draws
+        source_rows = min(options.source_rows, most)
+        self._pool = BatchPool((source_rows * options.group, rows.dim))
+        self._source_pool = self._pool
+        self._augmenter: Augmenter | None = None
+        if options.augmentation is not None:
+            self._source_pool = BatchPool((source_rows, rows.dim))
+            self._augmenter = Augmenter(
+                rows, geometry, options.augmentation, seed=options.seed, device=options.device
+            )
+        self._type = None if options.fields is None else batch_type(options.fields)
+
+    # --- batches ----------------------------------------------------------------------------------
+
+    def flow(self, current: Pass, batches: Iterable[Batch]) -> Iterator[Any]:
+        """Make batches of a pass in order; the device works on the next while one is handed out.
+
+        Rows in their order are lent from a mapping of this pass, where that is possible.
+        """
+        started: deque[Callable[[], Any]] = deque()
+        ahead = 0  # grows to what the device takes: the first batch waits for no other
+        self._current = current
+        self._lender = Lender(self._rows) if self._is_lending(current) else None
+        for batch in batches:
+            started.append(self._start(current, batch, self._lender))
+            if len(started) > ahead:
+                yield started.popleft()()
+                ahead = 0 if self._augmenter is None else min(ahead + 1, self._augmenter.ahead)
+        while started:
+            yield started.popleft()()
+
+    def _is_lending(self, current: Pass) -> bool:
+        """Whether batches are views of the mapped segments: rows in order, read by the host."""
+        tiers = (self._warm, self._hot, self._torch_device)
+        return current.is_in_row_order and all(tier is None for tier in tiers)
+
+    def is_ready(self, current: Pass) -> bool:
+        """Whether batches cost nothing to make, so that no thread need work ahead."""
+        lends = self._is_lending(current) and self._augmenter is None
+        return lends and all(block.is_verified("mu") for block in self._rows.blocks)
+
+    def make(self, current: Pass, number: int) -> Any:
+        """Return one batch of a pass: a tensor [B, dim], or a named tuple of the fields asked for.
+
+        Raises InvalidValueError for a number outside the pass.
+        """
+        return self._start(current, current.plan.batch(number))()
+
+    def _start(
+        self, current: Pass, batch: Batch, lender: Lender | None = None
+    ) -> Callable[[], Any]:
+        """Read a batch and start to augment it; what is returned hands it out."""
+        self._batches += 1
+        rows: Selection = batch.rows
+        if current.is_in_row_order:
+            rows = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
+        x = lender.take(rows) if lender is not None and isinstance(rows, slice) else None
+        if x is None:
+            x = self._read(rows, len(batch.rows))
+        if self._augmenter is None:
+            return lambda: self._handed_out(batch, x, None)
+        out = self._pool.take()[: self._size(batch)]
+        ids = self._rows.gather("id", batch.rows)
+        finish = self._augmenter.start(x, batch.rows, ids, current.number, out=out)
+        return lambda: self._handed_out(batch, *finish())
+
+    def _handed_out(self, batch: Batch, rows: Any, changed: Any) -> Any:
+        mu = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+        if self._type is None:
+            return mu
+        return self._type(*(self._field(name, batch, mu, changed) for name in self._type._fields))
+
+    def _size(self, batch: Batch) -> int:
+        return len(batch.rows) * self.options.group
+
+    def _read(self, rows: Selection, count: int) -> Any:
+        """Rows of mu: a tensor of the device out of the hot tier, or an array of reused memory."""
+        if self._hot is not None:
+            on_device = torch.empty((count, self._rows.dim), device=self._torch_device)
+            self._hot.gather(rows, on_device)
+            return on_device
+        x = self._source_pool.take()[:count]
+        self._gather(rows, x)
+        if self._torch_device is None or self._augmenter is not None:
+            return x
+        return torch.from_numpy(x).to(self._torch_device)
+
+    def _field(self, name: str, batch: Batch, mu: torch.Tensor, changed: Any) -> torch.Tensor:
+        if name == "mu":
+            return mu
+        if name == "augmentation":
+            column: Any = self._numbers(len(batch.rows))
+        elif name == "changed":
+            column = np.zeros(self._size(batch), np.bool_) if changed is None else changed
+        else:
+            column, group = self._column(name, batch), self.options.group
+            column = np.repeat(column, group, axis=0) if group > 1 else column
+        return torch.from_numpy(column).to(mu.device)
+
+    def _column(self, name: str, batch: Batch) -> Any:
+        """A field of the rows that a batch takes from the lake, an array of its own."""
+        if name == "weight":
+            weights = np.ones(len(batch.rows)) if batch.weights is None else batch.weights
+            return weights.astype(np.float32)
+        if name == "lsn":
+            return self._rows.lsns(batch.rows)
+        return self._rows.gather(name, batch.rows)
+
+    def _numbers(self, count: int) -> Numbers:
+        """The augmentation number of every row of a batch of *count* source rows; 0 is none."""
+        chosen = self.options.augmentation
+        if chosen is None:
+            return np.zeros(count, np.int64)
+        one = np.arange(0 if chosen.keep else 1, chosen.copies + 1)
+        return np.tile(one, count)
+
+    # --- what is known ----------------------------------------------------------------------------
+
+    def provenance(self, current: Pass, number: int) -> dict[str, Any]:
+        """Where every row of a batch of a pass comes from. Raises InvalidValueError."""
+        batch = current.plan.batch(number)
+        chosen, group = self.options.augmentation, self.options.group
+        return {
+            "id": np.repeat(self._rows.gather("id", batch.rows), group),
+            "lsn": np.repeat(self._rows.lsns(batch.rows), group),
+            "augmentation": self._numbers(len(batch.rows)),
+            "seed": self.options.seed,
+            "pass": current.number,
+            "step": 0,
+            "layout": LAYOUT_VERSION,
+            "mode": None if chosen is None else chosen.mode,
+            "form": None if chosen is None else chosen.form,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of this process."""
+        warm, hot, augmenter = self._warm, self._hot, self._augmenter
+        drawn = self.options.importance
+        return {
+            "rows": len(self._rows),
+            "batches": self._batches,
+            "pass": None if self._current is None else self._current.number,
+            "order": self.options.order if drawn is None else f"importance, {drawn.replacement}",
+            "device": None if augmenter is None else augmenter.device_name,
+            "cold": {
+                "moved_bytes": self._segments.moved_bytes,
+                "lent_bytes": 0 if self._lender is None else self._lender.lent_bytes,
+            },
+            "warm": None if warm is None else asdict(warm.stats),
+            "hot": None if hot is None else asdict(hot.stats),
+            "buffers": self._pool.made,
+            "augmented": None if augmenter is None else augmenter.stats(),
+        }
+
+
+def output_device(options: StreamOptions) -> Any:
+    """The torch device that batches end on; None is the host.
+
+    CUDA when it was named, or is there and "auto" was said. A hot tier may be asked for on the
+    CPU as well, where it is RAM: the same code without the device.
+    """
+    name, _ = check_spec(options.device)
+    if get_worker_info() is not None:
+        return None  # a worker sends its batches through shared memory
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        return torch.device(options.device if name == "cuda" else "cuda")
+    return torch.device("cpu") if options.hot_bytes and name in ("torch", "cpu") else None
+
+
+def _warm_bytes(rows: Rows, options: StreamOptions) -> int:
+    if options.warm_bytes is not None:
+        return options.warm_bytes
+    whole = 4 * rows.dim * (len(rows) + CHUNK_ROWS)
+    scattered = len(rows.state.blocks) > _SCATTERED_BLOCKS
+    return whole if scattered and whole <= _WARM_MAX else 0
+
+
+@cache
+def batch_type(fields: tuple[str, ...]) -> Any:
+    """The named tuple of these fields. It is pickled by its fields, so workers can send it."""
+    base = namedtuple("SplatBatch", fields)  # type: ignore[misc]
+
+    def reduce(self: Any) -> Any:
+        return _rebuild, (fields, tuple(self))
+
+    return type("SplatBatch", (base,), {"__slots__": (), "__reduce__": reduce})
+
+
+def _rebuild(fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return batch_type(fields)(*values)

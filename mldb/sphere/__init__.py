@@ -1,0 +1,1 @@
+"""Mathematics on the sphere: the von Mises-Fisher law, mixtures, nearest rows. No I/O."""

@@ -1,0 +1,1 @@
+"""Nested training states: taken apart, put together, checkpointed, loaded."""

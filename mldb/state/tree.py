@@ -1,0 +1,267 @@
+"""A nested training state as a typed skeleton and named tensors, and back.
+
+Taken apart are modules, optimizers, schedulers and whatever else has ``state_dict()``; ``dict``,
+``OrderedDict``, ``Counter``, ``list``, ``tuple`` and ``torch.Size``; None, bool, integers of any
+size, float, complex, str, bytes and NumPy scalars; tensors of NumPy, SciPy and torch, dense and
+sparse; ``torch.Generator``. Types come back exactly, values bit for bit, with these exceptions: a
+namedtuple comes back as a tuple, a ``Parameter`` as a tensor, and a live object (module, optimizer,
+generator) as its state, which :func:`restore_into` loads into a live object again.
+
+Names. The tensors of a bare module or a flat dict are named by their keys as they are. Elsewhere
+the keys on the way down are escaped and joined by ``/``: ``optimizer/state/0/exp_avg``. Keys are
+str, int, bool, None and tuples of these. The skeleton holds every name; none is parsed back.
+
+Shared memory. Two torch tensors with the same storage, offset, shape and stride (tied weights), or
+one NumPy array met twice, are stored once; the later names are *aliases*, and restoring gives one
+object for all of them. Torch tensors that are *different* views of one storage are stored each
+under its own name, and their places are recorded: restoring allocates one storage and puts them
+back in it, so a write through one shows in the others; bytes of it that no view covers come back as
+zero. Views that lie so far apart that the storage is beyond 16 times their bytes plus 1 MiB come
+back independent, and so do views of one NumPy array and memory shared by NumPy and torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+
+from mldb.errors import InvalidNameError, InvalidTypeError, LimitError
+from mldb.names import check_name
+from mldb.state.leaves import (
+    advice,
+    component,
+    component_as_is,
+    integer_node,
+    key_node,
+    scalar_node,
+    text_node,
+)
+from mldb.state.load import restore_into
+from mldb.state.restore import unflatten
+from mldb.state.skeleton import (
+    COMPLEX,
+    COUNTER,
+    DICT,
+    FORMAT,
+    GENERATOR,
+    LIST,
+    MAX_DEPTH,
+    MAX_SKELETON_BYTES,
+    MODULE,
+    ORDERED_DICT,
+    SIZE,
+    STATE_DICT,
+    STATEFUL,
+    STORAGE_ALIGNMENT,
+    STORAGE_UNIT,
+    TENSOR,
+    TUPLE,
+    StorageView,
+    is_affordable,
+)
+from mldb.tensors.sparse import is_scipy_sparse
+
+__all__ = ["FlatState", "flatten", "restore_into", "unflatten"]
+
+_AS_THEY_ARE: Final = frozenset({type(None), bool, float, bytes})
+_DICT_TAGS: Final[dict[type, int]] = {dict: DICT, OrderedDict: ORDERED_DICT, Counter: COUNTER}
+_ROOT_NAME = "value"  # of a state that is nothing but one tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FlatState:
+    """A state taken apart; ``tensors`` (name to value, in order) alias the memory of the state.
+
+    ``aliases`` maps each further name of a tensor met before to the name that holds its bytes.
+    """
+
+    skeleton: bytes
+    tensors: dict[str, Any] = field(repr=False)
+    aliases: dict[str, str]
+
+
+def flatten(state: object, *, prefix: str = "") -> FlatState:
+    """Return *state* as a skeleton and its tensors, without copying one; see the module docstring.
+
+    Every name starts with *prefix* and ``/`` when a prefix is given. Raises InvalidTypeError naming
+    the path of what cannot be stored, InvalidNameError for a path that gives no name (over 255
+    bytes), LimitError for a state deeper than 64, one that holds itself, or more than 64 MiB of
+    plain values. The state must not be changed by others meanwhile.
+    """
+    walk = _Walk()
+    root = walk.root(state, prefix)
+    groups = walk.storage_groups()
+    try:
+        skeleton = bytes(msgpack.packb([FORMAT, root, walk.aliases, groups]))
+    except ValueError as error:
+        raise _too_large(str(error)) from error
+    if len(skeleton) > MAX_SKELETON_BYTES:
+        raise _too_large(f"{len(skeleton)} bytes")
+    return FlatState(skeleton, walk.tensors, walk.aliases)
+
+
+class _Walk:
+    """One pass over a state. Every tensor met stays referenced, so no address is met twice."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Any] = {}
+        self.aliases: dict[str, str] = {}
+        self._torch: Any = sys.modules.get("torch")
+        self._tensor_type: Any = self._torch.Tensor if self._torch else ()
+        self._seen: dict[object, str] = {}
+        self._storages: dict[int, list[tuple[str, Any]]] = {}
+
+    def root(self, state: Any, prefix: str) -> Any:
+        """Return the node of the whole state."""
+        if self._torch and isinstance(state, self._torch.nn.Module):
+            return [MODULE, self._dict(state.state_dict(), prefix, 1, as_is=True)]
+        flat = type(state) in _DICT_TAGS and not any(map(self._is_nested, state.values()))
+        if flat:
+            return self._dict(state, prefix, 1, as_is=True)
+        return self.node(state, prefix, 0)
+
+    def node(self, value: Any, path: str, depth: int) -> Any:
+        """Return the node of *value*; *path* is the name of it so far."""
+        kind = type(value)
+        if kind in _AS_THEY_ARE:
+            return value
+        if kind is str:
+            return value if value.isascii() else text_node(value)
+        if kind is int:
+            return integer_node(value)
+        if isinstance(value, self._tensor_type):
+            return self._tensor(value, path, self._identity(value))
+        if depth >= MAX_DEPTH:
+            raise LimitError(
+                f"the state at {path[:200]!r} is nested deeper than {MAX_DEPTH}, or holds itself."
+            )
+        if kind in _DICT_TAGS:
+            return self._dict(value, path, depth + 1)
+        if kind is list:
+            return self._sequence(LIST, value, path, depth + 1)
+        if kind is tuple:
+            return self._sequence(TUPLE, value, path, depth + 1)
+        return self._other(value, path, depth + 1)
+
+    def storage_groups(self) -> list[Any]:
+        """Return the packed groups of tensors that are different views of one storage."""
+        groups: list[Any] = []
+        for members in self._storages.values():
+            if len(members) > 1:
+                groups.extend(_pack_group(members))
+        return groups
+
+    def _dict(self, value: Any, path: str, depth: int, *, as_is: bool = False) -> list[Any]:
+        node: list[Any] = [_DICT_TAGS.get(type(value), DICT)]
+        metadata = getattr(value, "_metadata", None) if node[0] == ORDERED_DICT else None
+        if metadata is not None:
+            node = [STATE_DICT, self.node(metadata, f"{path}/_metadata", depth)]
+        start = f"{path}/" if path else ""
+        for key, item in value.items():
+            node.append(key if type(key) is str and key.isascii() else key_node(key, path))
+            if type(item) in _AS_THEY_ARE:
+                node.append(item)
+            else:
+                name = start + (component_as_is(key) if as_is else component(key))
+                node.append(self.node(item, name, depth))
+        return node
+
+    def _sequence(self, tag: int, value: Any, path: str, depth: int) -> list[Any]:
+        start = f"{path}/" if path else ""
+        return [
+            tag,
+            *(self.node(item, f"{start}{index}", depth) for index, item in enumerate(value)),
+        ]
+
+    def _tensor(self, value: Any, path: str, identity: object) -> list[Any]:
+        name = self._free_name(path or _ROOT_NAME)
+        holder = self._seen.get(identity)
+        if holder is not None:
+            self.aliases[name] = holder
+            return [TENSOR, name]
+        self._seen[identity] = name
+        self.tensors[name] = value
+        if type(identity) is tuple:
+            self._storages.setdefault(identity[0], []).append((name, value))
+        return [TENSOR, name]
+
+    def _identity(self, tensor: Any) -> object:
+        """Return what two torch tensors share when they are one: storage, place, shape, stride."""
+        if tensor.layout is not self._torch.strided or not tensor.numel():
+            return id(tensor)
+        if tensor.is_neg() or tensor.is_conj():
+            return id(tensor)  # the same memory stands for other values
+        try:
+            storage = tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):
+            return id(tensor)  # tensors without memory; preparing them gives the reason
+        place = tensor.storage_offset()
+        return (storage, place, tensor.dtype, tensor.shape, tensor.stride())
+
+    def _free_name(self, name: str) -> str:
+        try:
+            check_name(name)
+        except InvalidNameError as error:
+            raise InvalidNameError(f"a tensor of the state gets no name: {error}") from error
+        wanted = name
+        count = 1
+        # 1 and "1" are two keys with one name.
+        while name in self.tensors or name in self.aliases:
+            count += 1
+            name = f"{wanted}~{count}"
+        return name
+
+    def _is_nested(self, value: Any) -> bool:
+        if isinstance(value, (self._tensor_type, np.ndarray, np.generic)):
+            return False
+        return isinstance(value, dict | list | tuple) or hasattr(value, "state_dict")
+
+    def _other(self, value: Any, path: str, depth: int) -> Any:
+        if isinstance(value, np.generic):
+            return scalar_node(value, path)
+        if isinstance(value, np.ndarray) or is_scipy_sparse(value):
+            return self._tensor(value, path, id(value))
+        if type(value) is complex:
+            return [COMPLEX, value.real, value.imag]
+        if self._torch:
+            if isinstance(value, self._torch.nn.Module):
+                return [MODULE, self._dict(value.state_dict(), path, depth)]
+            if isinstance(value, self._torch.Size):
+                return [SIZE, *value]
+            if isinstance(value, self._torch.Generator):
+                state = value.get_state()
+                return [GENERATOR, str(value.device), self._tensor(state, path, id(state))]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return self._sequence(TUPLE, value, path, depth)
+        if not isinstance(value, type) and callable(getattr(value, "state_dict", None)):
+            return [STATEFUL, self.node(value.state_dict(), path, depth)]
+        raise InvalidTypeError(
+            f"the state holds a {type(value).__name__} at {path[:200]!r}, which is not stored. "
+            f"{advice(value)} Nothing was stored."
+        )
+
+
+def _pack_group(members: list[tuple[str, Any]]) -> list[Any]:
+    starts = [tensor.storage_offset() * tensor.itemsize for _, tensor in members]
+    base = min(starts) // STORAGE_ALIGNMENT * STORAGE_ALIGNMENT
+    views = [
+        StorageView(name, start - base, tuple(tensor.shape), tensor.stride())
+        for start, (name, tensor) in zip(starts, members, strict=True)
+    ]
+    end = max(view.end(tensor.itemsize) for view, (_, tensor) in zip(views, members, strict=True))
+    nbytes = -(-end // STORAGE_UNIT) * STORAGE_UNIT
+    if not is_affordable(nbytes, sum(tensor.nbytes for _, tensor in members)):
+        return []
+    return [[nbytes, views]]
+
+
+def _too_large(what: str) -> LimitError:
+    return LimitError(
+        f"the plain values of the state are too large: {what}, at most {MAX_SKELETON_BYTES} "
+        "bytes. Pass large bytes as np.frombuffer(value, np.uint8). Nothing was stored."
+    )

@@ -1,0 +1,216 @@
+"""Tensor handles, which read lazily, and the versions of a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import CorruptError, InvalidTypeError
+from mldb.log import format as fmt
+from mldb.log.index.address import Entry, Lsn, to_time
+from mldb.log.segment import segment_name
+from mldb.tensors.codec import (
+    index_array,
+    rebuild,
+    slice_bytes,
+    unpack_descriptor,
+    view_numpy,
+    view_torch,
+)
+from mldb.tensors.dtypes import dtype_of
+from mldb.tensors.scope import Scope, read_array, stored_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+
+
+class TensorHandle:
+    """One version of a tensor, read when asked. Made by ``db.tensor(name)``.
+
+    Any thread. The version is fixed when the handle is made and stays readable as long as the
+    handle lives, whatever is stored later. ``np.asarray``, ``torch.as_tensor`` and ``from_dlpack``
+    take it.
+    """
+
+    __slots__ = ("_descriptor", "_dtype", "_entry", "_row_bytes", "_scope", "name")
+
+    def __init__(self, scope: Scope, name: str, entry: Entry) -> None:
+        self._scope = scope
+        self._entry = entry
+        what = self._descriptor = unpack_descriptor(entry.attr)
+        self.name = name
+        if entry.encoding == fmt.ENCODING_RAW and entry.length != what.nbytes:
+            raise CorruptError(
+                f"the descriptor of this version means {what.nbytes} bytes, stored are "
+                f"{entry.length}. Other names and versions stay readable.",
+                file=segment_name(entry.segment),
+                offset=entry.frame,
+                key=name,
+            )
+        # Bytes of one step of the first axis, when a slice of it may be read in place; otherwise 0.
+        sliceable = what.layout == "dense" and what.nbytes and entry.encoding == fmt.ENCODING_RAW
+        self._row_bytes = what.nbytes // what.shape[0] if sliceable and what.shape else 0
+        self._dtype = dtype_of(what.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self._descriptor.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy (or ml_dtypes) dtype."""
+        return self._dtype
+
+    @property
+    def layout(self) -> str:
+        """The layout: "dense", or the sparse one stored ("coo", "csr", ...)."""
+        return self._descriptor.layout
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded size in bytes."""
+        return self._descriptor.nbytes
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of the name at this snapshot."""
+        return self._scope.metadata(self.name)
+
+    @property
+    def lsn(self) -> Lsn:
+        """The commit that stored this version."""
+        return Lsn(self._entry.commit_lsn)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of that commit."""
+        row = self._scope.view.commit_at(self._entry.commit_lsn)
+        return 0 if row is None else row.epoch
+
+    @property
+    def time(self) -> datetime:
+        """The time of that commit (UTC)."""
+        row = self._scope.view.commit_at(self._entry.commit_lsn)
+        return to_time(0 if row is None else row.time)
+
+    def numpy(self) -> Any:
+        """Return what ``query_tensor`` returns: a read-only array, or the sparse layout stored."""
+        return read_array(self._scope, self._entry, self.name)
+
+    def torch(self, device: str | Device | None = None) -> Tensor:
+        """Return a torch tensor that may be written to; what is written reaches no other reader.
+
+        Dense tensors are private copy-on-write mappings of the log (copies when small), moved to
+        *device* if given. Raises InvalidTypeError for a dtype torch lacks, UsageError without
+        torch.
+        """
+        what = self._descriptor
+        if what.layout != "dense":
+            tensor: Tensor = self._sparse()
+        else:
+            tensor = view_torch(what, self._writable())
+        return tensor if device is None else tensor.to(device)
+
+    def _sparse(self) -> Tensor:
+        if self._descriptor.framework == "torch":
+            data = stored_bytes(self._scope, self._entry, self.name)
+            tensor: Tensor = rebuild(self._descriptor, data)
+            return tensor
+        import torch
+
+        return torch.from_numpy(np.array(self.numpy().todense()))
+
+    def _writable(self) -> memoryview | bytearray:
+        """Writable bytes that belong to the caller alone."""
+        scope, entry = self._scope, self._entry
+        if entry.encoding == fmt.ENCODING_RAW and scope.source.is_mapped(scope.view, entry):
+            return scope.source.log.private(scope.view, entry, self.name)
+        return bytearray(stored_bytes(scope, entry, self.name))
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return ``array[key]``, reading only the bytes that the leading indices pick.
+
+        Read-only; a view of the log when the part is large. Raises InvalidValueError for an index
+        that does not fit.
+        """
+        if type(key) is slice and self._row_bytes and (key.step is None or key.step == 1):
+            return self._rows(key)
+        scope, entry = self._scope, self._entry
+        part = None
+        if entry.encoding == fmt.ENCODING_RAW:
+            part = slice_bytes(self._descriptor, key)
+        if part is None:
+            return index_array(self.numpy(), key)
+        data = scope.source.log.payload(scope.view, entry, part.start, part.stop, self.name)
+        if part.stop - part.start < scope.source.border.value and not scope.source.is_mapped(
+            scope.view, entry
+        ):
+            data = memoryview(bytes(data))
+        return index_array(view_numpy(part.descriptor, data), part.residual)
+
+    def _rows(self, key: slice) -> Any:
+        """The common case, rows a:b: straight from the mapping."""
+        scope, entry, shape = self._scope, self._entry, self._descriptor.shape
+        try:
+            start, stop, _ = key.indices(shape[0])
+        except TypeError as error:
+            raise InvalidTypeError(f"{key!r:.80} is no slice of integers: {error}") from None
+        count = max(stop - start, 0)
+        low = start * self._row_bytes
+        size = count * self._row_bytes
+        source = scope.source
+        segment = scope.view.segments[entry.segment]
+        data = segment.payload(entry, low, low + size, source.verify, self.name)
+        if size < source.border.value and not source.is_mapped(scope.view, entry):
+            data = memoryview(bytes(data))
+        return np.ndarray((count, *shape[1:]), self._dtype, data)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the steps of the first axis, each read when it is reached."""
+        for index in range(len(self)):
+            yield self[index]
+
+    def __len__(self) -> int:
+        """Length of the first axis."""
+        if not self.shape:
+            raise InvalidTypeError(f"{self.name!r} has no axes, so it has no len()")
+        return self.shape[0]
+
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray[Any, Any]:
+        """NumPy's protocol. Raises InvalidTypeError for a sparse tensor."""
+        if self._descriptor.layout != "dense":
+            raise InvalidTypeError(
+                f"{self.name!r} is sparse ({self.layout}), which no array can hold; take "
+                ".numpy(), which gives it in its layout, and convert that."
+            )
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """DLPack, over private memory: a consumer may write without reaching the file."""
+        return self.torch().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        """DLPack: always host memory."""
+        return (1, 0)
+
+    def __reduce__(self) -> NoReturn:
+        """A handle belongs to an open store, which does not travel between processes."""
+        raise InvalidTypeError(
+            f"the handle of {self.name!r} is not pickled; send the path of the store, the name and "
+            f"as_of={self.lsn!r}, and open the store where they are used"
+        )
+
+    def __repr__(self) -> str:
+        """One line: name, shape, dtype and commit."""
+        return (
+            f"<TensorHandle {self.name!r} shape={self.shape} dtype={self._descriptor.dtype} "
+            f"epoch={self.epoch} lsn={self.lsn}>"
+        )

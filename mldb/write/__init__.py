@@ -1,0 +1,1 @@
+"""Writing: transactions, staging, the verbs, and the rules of a commit."""

@@ -1,0 +1,172 @@
+"""A handle on one store: what every verb stands on. Guards, scopes, and the one way to commit."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mldb.errors import ClosedError
+from mldb.history import kinds
+from mldb.history.as_of import AsOf, resolve_scope
+from mldb.history.snapshot import StateSurface
+from mldb.log import format as fmt
+from mldb.log.frame import Record
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.index.address import CommitRow
+from mldb.log.index.columns import MetadataOf
+from mldb.log.log import Log, LogOptions
+from mldb.log.pending import PendingSegment
+from mldb.log.sequencer import WriterOptions
+from mldb.log.single import SingleLane
+from mldb.log.view import View
+from mldb.options import Options
+from mldb.state.checkpointing import Background, CheckpointJob, stage
+from mldb.tensors.border import MapBorder
+from mldb.tensors.cache import DecodedCache
+from mldb.tensors.scope import Scope, Source, make_scope
+from mldb.write.buffers import BufferPool
+from mldb.write.rules import EpochRule, check_epoch
+from mldb.write.staging import Staging
+
+# The id of this process, kept current over forks: asking the system costs every read 0.2 µs.
+_process = [os.getpid()]
+
+
+def _note_fork() -> None:
+    _process[0] = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+class Handle(StateSurface):
+    """The state of one open store. Any thread; refuses use after close and in a forked child."""
+
+    def __init__(self, fs: FileSystem, options: Options, metadata_of: MetadataOf) -> None:
+        self.options = options
+        self.path = fs.root
+        self._pid = _process[0]
+        self._closed = False
+        writer = WriterOptions(options.durability, options.segment_bytes, options.segment_entries)
+        self._log = Log(
+            fs,
+            LogOptions(
+                options.mode,
+                options.verify,
+                writer,
+                options.lock_timeout,
+                kinds.KNOWN_KINDS,
+                options.max_mapped,
+            ),
+            metadata_of,
+        )
+        self._state = self._log.state
+        plain = options.mode == "rw" and options.compression is None
+        self._single = SingleLane(self._log.writer) if plain else None
+        border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
+        self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
+        self._buffers = BufferPool()
+        self._lake_rows: dict[str, Any] = {}  # see mldb.lake.host; belongs to the lakes
+        self._epochs = EpochRule()
+        self._background = Background(options.pending_checkpoints)
+
+    def _is_forked(self) -> bool:
+        """Whether this is a forked child of the process that opened the store."""
+        return _process[0] != self._pid
+
+    def _guard(self) -> None:
+        """Refuse use after close and in a forked child."""
+        if self._closed:
+            raise ClosedError(
+                f"the store {self.path} was closed; mldb.open({self.path!r}) opens it again"
+            )
+        if self._is_forked():
+            raise ClosedError(
+                f"opened in process {self._pid}, used in its forked child {_process[0]}: call "
+                f"mldb.open({self.path!r}) in the child (in a DataLoader worker, in "
+                "worker_init_fn or lazily)"
+            )
+
+    def _scope(self, as_of: AsOf = None) -> Scope:
+        if self._closed or _process[0] != self._pid:
+            self._guard()
+        view = self._state.head()
+        if as_of is None:
+            return make_scope((self._source, view, view.commit, view.intervals))
+        found = view.epochs.get(as_of) if type(as_of) is int else None
+        row, intervals = found or resolve_scope(view, as_of)
+        return make_scope((self._source, view, row, intervals))
+
+    def begin(self) -> Scope:
+        """Return the newest head, behind our own checkpoints; a transaction begins on it."""
+        self._settle_background()
+        return self._scope()
+
+    def new_staging(self, *, fix: bool) -> Staging:
+        """Return an empty staging area for one transaction."""
+        self._guard()
+        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
+        spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
+        return Staging(
+            self._log.pending_segment,
+            spill,
+            fix=fix,
+            compression=self.options.compression,
+            buffers=self._buffers,
+        )
+
+    def commit_staging(
+        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None = None
+    ) -> CommitRow:
+        """Commit what is staged as one batch."""
+        self._settle_background()
+        return self._commit_staging(staging, epoch, validate)
+
+    def _commit_staging(
+        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None
+    ) -> CommitRow:
+        records = staging.records()
+        if (
+            staging.pending is None
+            and sum(record.payload_length for record in records) > self.options.segment_bytes
+        ):
+            staging.open_pending()
+        if staging.pending is not None:
+            # Outside the commit lock: other writers go on while the payloads are written.
+            staging.pending.add(records)
+            records = []
+        return self._commit(records, epoch, validate, staging.pending)
+
+    def _commit(
+        self,
+        records: list[Record],
+        epoch: int | None,
+        validate: Callable[[View], None] | None = None,
+        pending: PendingSegment | None = None,
+    ) -> CommitRow:
+        self._guard()
+        epoch = check_epoch(epoch)
+        rule = self._epochs
+
+        def decide(view: View) -> tuple[int, CommitRow]:
+            if validate is not None:
+                validate(view)
+            return rule.choose(view, epoch), view.commit
+
+        return self._log.commit(records, decide, pending)
+
+    def _settle_background(self) -> None:
+        """Wait for checkpoints that are still on their way: commits come in the order of calls."""
+        background = self._background
+        if background.busy() and threading.current_thread() is not background.thread:
+            background.drain()
+
+    def _write_job(self, job: CheckpointJob) -> CommitRow:
+        staging = self.new_staging(fix=False)
+        try:
+            stage(job, staging)
+            return self._commit_staging(staging, job.epoch, None)
+        finally:
+            staging.discard()

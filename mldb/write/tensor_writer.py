@@ -1,0 +1,176 @@
+"""Write one tensor piece by piece, for tensors that do not fit in RAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb import keys
+from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
+from mldb.history.kinds import TENSOR_STORED
+from mldb.log import format as fmt
+from mldb.log.checksum import checks_and_digest
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.index.address import Lsn
+from mldb.log.pending import PendingSegment
+from mldb.names import check_name
+from mldb.tensors.codec import (
+    describe,
+    pack_descriptor,
+    prepare,
+    slice_bytes,
+    view_numpy,
+)
+from mldb.tensors.dtypes import code_of_torch, dtype_code, dtype_of
+
+Publish = Callable[[PendingSegment], Lsn]
+
+
+class TensorWriter:
+    """Writes one tensor piece by piece, for arrays larger than RAM. Made by ``db.create_tensor``.
+
+    A context manager for one thread: ``with db.create_tensor("x", (n, d), "float32") as w: w[0:10]
+    = rows``. Rows never written are zero. Leaving the block commits; an exception in it stores
+    nothing. ``lsn`` is set afterwards.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        *,
+        metadata: bytes | None,
+        open_pending: Callable[[], PendingSegment],
+        publish: Publish,
+    ) -> None:
+        self.name = name
+        self.lsn: Lsn | None = None
+        self._key = check_name(name)
+        self._descriptor = describe(shape, _code_of(dtype))
+        self._metadata = metadata
+        self._open_pending = open_pending
+        self._publish = publish
+        self._pending: PendingSegment | None = None
+
+    def __enter__(self) -> TensorWriter:
+        """Reserve the place."""
+        what = self._descriptor
+        attr = pack_descriptor(what)
+        drafts = [
+            Draft(
+                keys.TENSORS + self._key, 0, fmt.ENCODING_RAW, 0, what.nbytes, TO_BE_HASHED, 0, attr
+            )
+        ]
+        if self._metadata is not None:
+            drafts.append(Draft(keys.METADATA + self._key, 0, 0, 0, 0, b"", 0, self._metadata))
+        record = Record(
+            TENSOR_STORED, drafts, (), what.nbytes, align_log2=fmt.payload_align_log2(what.nbytes)
+        )
+        pending = self._open_pending()
+        try:
+            pending.reserve(record)
+        except BaseException:
+            pending.discard()
+            raise
+        self._pending = pending
+        return self
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        """Write a contiguous run of leading rows.
+
+        *key* is an int, a slice of step 1, ``...``, or leading ints and a slice. *values* are cast
+        to the tensor's dtype and broadcast to the rows, as NumPy does. Raises InvalidValueError.
+        """
+        if self._pending is None:
+            raise ClosedError(f"the writer of {self.name!r} is used outside its with block")
+        what = self._descriptor
+        part = slice_bytes(what, key)
+        if part is None:
+            if not self._is_whole(key):
+                raise self._not_rows(key)
+            target, start = what, 0
+        elif part.residual:
+            raise self._not_rows(key)
+        else:
+            target, start = part.descriptor, part.start
+        array = self._rows(values, target.shape)
+        if target.nbytes:
+            buffers = prepare(array).buffers
+            self._pending.file.pwritev(buffers, self._pending.placed[0].payload + start)
+
+    def _is_whole(self, key: Any) -> bool:
+        """Whether an index that no run of rows describes means the whole tensor."""
+        shape = self._descriptor.shape
+        if shape == ():
+            return key is Ellipsis or key == ()
+        return key is Ellipsis or (
+            isinstance(key, slice) and key.indices(shape[0]) == (0, shape[0], 1)
+        )
+
+    def _rows(self, values: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return *values*, anything that ``store_tensor`` takes, as rows of the tensor's dtype."""
+        given = prepare(values)
+        if given.descriptor.layout != "dense":
+            raise InvalidTypeError(f"sparse values are not rows of {self.name!r}; pass them dense")
+        array = view_numpy(given.descriptor, given.buffers[0])
+        try:
+            rows = np.broadcast_to(array, shape)
+            return np.ascontiguousarray(rows, dtype=dtype_of(self._descriptor.dtype)).reshape(shape)
+        except (ValueError, TypeError) as error:
+            raise InvalidValueError(
+                f"values of shape {array.shape} and dtype {array.dtype} do not fit rows of shape "
+                f"{shape} of {self.name!r}: {error}. These rows were not written."
+            ) from error
+
+    def _not_rows(self, key: Any) -> InvalidValueError:
+        return InvalidValueError(
+            f"index {key!r:.80} is not one run of leading rows of shape {self._descriptor.shape}. "
+            "Write with w[a:b] = rows, w[i] = row or w[i, a:b] = part."
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Commit, or drop everything when the block raised."""
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        try:
+            if kind is None:
+                self._finish(pending)
+                self.lsn = self._publish(pending)
+        finally:
+            pending.discard()
+
+    def _finish(self, pending: PendingSegment) -> None:
+        """Hash what was written, page by page through the mapping."""
+        placed = pending.placed[0]
+        record = placed.record
+        end = placed.payload + record.payload_length
+        if pending.file.size() < placed.end:
+            pending.file.pwritev([bytes(1)], placed.end - 1)
+        data = pending.file.map(end)[placed.payload : end]
+        record.checks, digest = checks_and_digest([data] if len(data) else [], record.block_log2)
+        record.drafts = [
+            draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft
+            for draft in record.drafts
+        ]
+        placed.written = True
+
+
+def _code_of(dtype: Any) -> str:
+    if type(dtype).__module__ == "torch":
+        return code_of_torch(dtype)
+    try:
+        return dtype_code(np.dtype(dtype))
+    except TypeError as error:
+        if isinstance(error, InvalidTypeError):
+            raise
+        raise InvalidTypeError(f"{dtype!r} is no dtype: {error}") from None

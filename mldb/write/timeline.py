@@ -1,0 +1,188 @@
+"""Moving through time: snapshots, events, tags, pins and rewinding."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from mldb import keys
+from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
+from mldb.history import kinds, tags
+from mldb.history.as_of import AsOf, resolve
+from mldb.history.snapshot import Snapshot
+from mldb.log.frame import Record
+from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Lsn
+from mldb.log.view import View
+from mldb.names import check_name
+from mldb.write.handle import Handle
+
+if TYPE_CHECKING:
+    from mldb.history.events import Event
+
+
+class Timeline(Handle):
+    """What names, visits and moves the head along the history. Any thread."""
+
+    @overload
+    def at(self, as_of: AsOf = None) -> Snapshot: ...
+    @overload
+    def at(self, *, epoch: int) -> Snapshot: ...
+    @overload
+    def at(self, *, lsn: int) -> Snapshot: ...
+    @overload
+    def at(self, *, time: datetime) -> Snapshot: ...
+    @overload
+    def at(self, *, tag: str) -> Snapshot: ...
+
+    def at(
+        self,
+        as_of: AsOf = None,
+        *,
+        epoch: int | None = None,
+        lsn: int | None = None,
+        time: datetime | None = None,
+        tag: str | None = None,
+    ) -> Snapshot:
+        """Return the snapshot at *as_of*, or at exactly one of epoch, lsn, time or tag.
+
+        It is a context manager: until it is closed, compaction keeps what it reads. Raises
+        MissingError, VersionGoneError, InvalidTypeError, InvalidValueError.
+        """
+        number = _checked("lsn", lsn, int)
+        points: tuple[AsOf, ...] = (
+            as_of,
+            _checked("epoch", epoch, int),
+            None if number is None else Lsn(number),
+            _checked("time", time, datetime),
+            _checked("tag", tag, str),
+        )
+        asked = [point for point in points if point is not None]
+        if len(asked) > 1:
+            raise InvalidValueError("at() takes one of as_of, epoch, lsn, time, tag")
+        return Snapshot(self._scope(asked[0] if asked else None), self._guard)
+
+    def tags(self) -> dict[str, Lsn]:
+        """Return the tags and the commits that they name."""
+        return tags.tags(self._scope().view)
+
+    def pins(self) -> list[Lsn]:
+        """Return the pinned commits, ascending."""
+        return tags.pins(self._scope().view)
+
+    def events(self, start: AsOf = None, stop: AsOf = None) -> Iterator[Event]:
+        """Yield the events from commit *start* to commit *stop*, both included, in log order.
+
+        They are those of every lineage; ``Rewound`` events say where the lineage jumps. The range
+        is fixed at the call. Raises CorruptError.
+        """
+        scope = self._scope()
+        low = 1 if start is None else resolve(scope.view, scope.intervals, start).lsn
+        high = scope.commit.lsn if stop is None else resolve(scope.view, scope.intervals, stop).lsn
+        return self._events(scope.view, max(low, 1), high)
+
+    def _events(self, view: View, low: int, high: int) -> Iterator[Event]:
+        from mldb.history.events import events_of  # a training loop that only saves never needs it
+
+        for row, frames in self._log.batches(view, low, high):
+            yield from events_of(row, frames, "segments")
+
+    def follow(
+        self, start: AsOf = None, *, poll_seconds: float = 0.05, timeout: float | None = None
+    ) -> Iterator[Event]:
+        """Yield events as they are committed, by this process or another.
+
+        They are those after commit *start*, or from now on. Waits for more until *timeout* seconds
+        pass without any (None: for ever, until the store is closed).
+        """
+        seen = self._scope(start).commit.lsn
+        return self._follow(seen, poll_seconds, timeout)
+
+    def _follow(self, seen: int, poll_seconds: float, timeout: float | None) -> Iterator[Event]:
+        last = clock.monotonic()
+        while True:
+            view = self._scope().view
+            if view.commit.lsn > seen:
+                yield from self._events(view, seen + 1, view.commit.lsn)
+                seen = view.commit.lsn
+                last = clock.monotonic()
+            elif timeout is not None and clock.monotonic() - last > timeout:
+                return
+            else:
+                clock.sleep(poll_seconds)
+
+    def tag(self, name: str, as_of: AsOf = None) -> Lsn:
+        """Name a commit (the head by default) and return its LSN; an existing tag moves."""
+        key = check_name(name)
+        target = self._existing(as_of)
+        self._mark(kinds.TAG_SET, keys.TAGS + key, kinds.pack_plain([int(target)]))
+        return target
+
+    def untag(self, name: str) -> None:
+        """Remove a tag. Raises MissingError."""
+        key = check_name(name)
+        if name not in self.tags():
+            raise MissingError(
+                f"there is no tag {name[:80]!r}; db.tags() lists them. Nothing was stored."
+            )
+        self._mark(kinds.TAG_DELETED, keys.TAGS + key, None)
+
+    def pin(self, as_of: AsOf) -> Lsn:
+        """Keep a commit readable whatever retention says; return its LSN."""
+        target = self._existing(as_of)
+        self._mark(kinds.PIN_SET, keys.pin_key(target), b"")
+        return target
+
+    def unpin(self, as_of: AsOf) -> None:
+        """Take a pin back. Raises MissingError."""
+        target = self._existing(as_of)
+        if target not in self.pins():
+            raise MissingError(
+                f"commit {target} is not pinned; db.pins() lists the pins. Nothing was stored."
+            )
+        self._mark(kinds.PIN_CLEARED, keys.pin_key(target), None)
+
+    def _existing(self, as_of: AsOf) -> Lsn:
+        row = self._scope(as_of).commit
+        if row == EMPTY_COMMIT:
+            raise MissingError("there is no commit yet at that point; store something first")
+        return Lsn(row.lsn)
+
+    def _mark(self, kind: int, key: bytes, attr: bytes | None) -> CommitRow:
+        self._settle_background()
+        record = kinds.tombstones(kind, [key]) if attr is None else kinds.marks(kind, [(key, attr)])
+        return self._commit([record], None)
+
+    def rewind(self, as_of: AsOf) -> Lsn:
+        """Make the state at *as_of* the head state and return the LSN of the rewind.
+
+        Later commits build on it. Nothing is lost: the commits that are left behind stay readable
+        by LSN, and tags, pins and retention are not rewound. The head's epoch becomes that of
+        *as_of*. Raises MissingError, VersionGoneError.
+        """
+        self._guard()
+        self._settle_background()
+        rule = self._epochs
+
+        def decide(view: View) -> tuple[int, CommitRow]:
+            target = resolve(view, view.intervals, as_of)
+            record.extra = [target.lsn]
+            rule.highest = target.epoch
+            return target.epoch, target
+
+        record = Record(kinds.REWOUND, [], extra=[0])
+        return Lsn(self._log.commit([record], decide).lsn)
+
+
+def _checked(option: str, value: object, kind: type) -> Any:
+    """Return what was given for *option* of ``at``, or None. Raises InvalidTypeError."""
+    if isinstance(value, np.integer):
+        value = int(value)
+    # A bool is an int, and so is an Lsn, which as an epoch would mean something else.
+    other = isinstance(value, bool) or (option == "epoch" and isinstance(value, Lsn))
+    if value is not None and (other or not isinstance(value, kind)):
+        raise InvalidTypeError(f"{option} is a {type(value).__name__}; give {kind.__name__}")
+    return value

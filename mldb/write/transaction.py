@@ -1,0 +1,285 @@
+"""Transactions: staged writes over one snapshot, committed all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from types import TracebackType
+from typing import Any, Protocol
+
+from mldb import keys
+from mldb.errors import ClosedError, TensorNotFoundError
+from mldb.history import kinds, relationships
+from mldb.history.relationships import Relationship
+from mldb.log.index.address import CommitRow, Lsn
+from mldb.log.view import View
+from mldb.names import check_name
+from mldb.tensors.codec import (
+    Prepared,
+    pack_metadata,
+    prepare,
+    rebuild,
+    unpack_descriptor,
+    unpack_metadata,
+    view_numpy,
+)
+from mldb.tensors.scope import Scope, read_array
+from mldb.write.rules import ReadSet, check_reads
+from mldb.write.staging import Staged, Staging
+
+
+class Store(Protocol):
+    """What a transaction needs of the database that made it."""
+
+    def begin(self) -> Scope:
+        """Return the newest head."""
+
+    def new_staging(self, *, fix: bool) -> Staging:
+        """Return an empty staging area."""
+
+    def commit_staging(
+        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None
+    ) -> CommitRow:
+        """Commit what is staged, calling *validate* with the newest head first."""
+
+
+class Transaction(MutableMapping[str, Any]):
+    """The verbs of a database, staged; for one thread. Made by ``with db.transaction() as txn``.
+
+    Reads see the newest commit at the beginning plus the transaction's own writes. Values are fixed
+    at the call. Leaving the block commits and sets ``lsn``; an exception rolls back and is
+    re-raised. Raises ConflictError at the end when another commit changed a name that was read
+    here.
+    """
+
+    def __init__(self, store: Store, epoch: int | None) -> None:
+        self.lsn: Lsn | None = None
+        self._store = store
+        self._epoch = epoch
+        self._base = store.begin()
+        self._staging = store.new_staging(fix=True)
+        self._reads = ReadSet()
+        self._open = False
+        self._entered = False
+        self._held = False
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Transaction:
+        """Begin. Raises ClosedError the second time."""
+        if self._entered:
+            raise ClosedError("a transaction is entered once; db.transaction() begins another")
+        self._open = self._entered = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Commit, or roll back when the block raised."""
+        self._open = False
+        try:
+            if kind is not None:
+                return
+            if not self._staging:
+                self.lsn = Lsn(self._base.commit.lsn)
+                return
+            begin = self._base.commit
+            row = self._store.commit_staging(
+                self._staging, self._epoch, lambda view: check_reads(view, begin, self._reads)
+            )
+            self.lsn = Lsn(row.lsn)
+        finally:
+            self._staging.discard()
+            if self._held:
+                self._base.source.log.registration.release(self._base.commit.lsn)
+
+    def _check(self) -> Staging:
+        if not self._open:
+            raise ClosedError(
+                "this transaction is over, or was not entered; use it inside: with "
+                "db.transaction() as txn"
+            )
+        return self._staging
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def store_tensor(self, name: str, data: Any, metadata: dict[str, Any] | None = None) -> None:
+        """Stage a new version of *name*; see ``MLDatabase.store_tensor``."""
+        staging = self._check()
+        key = check_name(name)
+        prepared: Prepared = prepare(data)
+        packed = None if metadata is None else pack_metadata(metadata)
+        staging.put_tensor(key, prepared)
+        if packed is not None:
+            staging.mark(kinds.METADATA_SET, keys.METADATA + key, packed)
+
+    def store_model_layer(self, layer_id: str, weights: Any, biases: Any) -> None:
+        """Stage a layer; see ``MLDatabase.store_model_layer``."""
+        stage_layer(self, layer_id, weights, biases)
+
+    def set_metadata(self, name: str, metadata: dict[str, Any]) -> None:
+        """Stage new metadata of an existing tensor. Raises TensorNotFoundError."""
+        staging = self._check()
+        packed = pack_metadata(metadata)
+        self._require(name)
+        staging.mark(kinds.METADATA_SET, keys.METADATA + check_name(name), packed)
+
+    def delete_tensor(self, name: str) -> None:
+        """Stage the end of *name* and its metadata. Raises TensorNotFoundError."""
+        self._require(name)
+        key = check_name(name)
+        for space in (keys.TENSORS, keys.METADATA):
+            self._staging.mark(kinds.TENSOR_DELETED, space + key, None)
+
+    def create_relationship(
+        self, source: str, target: str, kind: str, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Stage source -> target of this kind, replacing its metadata when it exists."""
+        staging = self._check()
+        attr = pack_metadata(metadata or {})
+        parts = check_name(source), check_name(kind), check_name(target)
+        staging.mark(kinds.RELATIONSHIP_CREATED, keys.relation_key(*parts), attr)
+        staging.mark(kinds.RELATIONSHIP_CREATED, keys.reverse_key(*parts), attr)
+
+    def delete_relationship(self, source: str, target: str, kind: str) -> None:
+        """Stage the end of a relationship. Raises MissingError."""
+        staging = self._check()
+        parts = check_name(source), check_name(kind), check_name(target)
+        key = keys.relation_key(*parts)
+        relationships.require(self._exists(key), source, target, kind)
+        staging.mark(kinds.RELATIONSHIP_DELETED, key, None)
+        staging.mark(kinds.RELATIONSHIP_DELETED, keys.reverse_key(*parts), None)
+
+    def __setitem__(self, name: str, data: Any) -> None:
+        """``txn[name] = data`` is :meth:`store_tensor`."""
+        self.store_tensor(name, data)
+
+    def __delitem__(self, name: str) -> None:
+        """``del txn[name]`` is :meth:`delete_tensor`."""
+        self.delete_tensor(name)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Register the snapshot at the first read, so that compaction keeps it."""
+        if not self._held:
+            self._base.source.log.registration.hold(self._base.commit.lsn)
+            self._held = True
+
+    def _read(self, key: bytes) -> Staged | None:
+        """Return what is staged for *key*; otherwise note that the base is read."""
+        staged = self._check().read(key)
+        if staged is None and key not in self._reads.keys:
+            self._hold()
+            entry = self._base.find(key)
+            self._reads.keys[key] = 0 if entry is None else entry.commit_lsn
+        return staged
+
+    def _exists(self, key: bytes) -> bool:
+        staged = self._read(key)
+        return self._reads.keys[key] > 0 if staged is None else not staged.deleted
+
+    def _require(self, name: str) -> None:
+        if not self._exists(keys.TENSORS + check_name(name)):
+            self._base.tensor_entry(name)  # raises with a suggestion when the base lacks it too
+            raise TensorNotFoundError(f"tensor {name!r} was deleted in this transaction")
+
+    def query_tensor(self, name: str) -> Any:
+        """Return the staged or base version of *name*, read-only; raises TensorNotFoundError."""
+        key = keys.TENSORS + check_name(name)
+        staged = self._read(key)
+        if staged is None:
+            return read_array(self._base, self._base.tensor_entry(name), name)
+        if staged.deleted:
+            raise TensorNotFoundError(f"tensor {name!r} was deleted in this transaction")
+        what = unpack_descriptor(staged.attr)
+        data = self._staging.staged_bytes(staged)
+        return view_numpy(what, data) if what.layout == "dense" else rebuild(what, data)
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """Return the metadata of *name* as this transaction sees it. Raises TensorNotFoundError."""
+        self._require(name)
+        key = keys.METADATA + check_name(name)
+        staged = self._read(key)
+        if staged is not None:
+            return {} if staged.deleted else unpack_metadata(staged.attr)
+        return self._base.metadata(name)
+
+    def __getitem__(self, name: str) -> Any:
+        """``txn[name]`` is :meth:`query_tensor`."""
+        return self.query_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the tensor exists in this transaction."""
+        try:
+            return isinstance(name, str) and self._exists(keys.TENSORS + check_name(name))
+        except ValueError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of tensors in byte order; the set of names counts as read."""
+        return iter([keys.name_of(key) for key in sorted(self._listed(keys.TENSORS))])
+
+    def __len__(self) -> int:
+        """How many tensors exist in this transaction."""
+        return len(self._listed(keys.TENSORS))
+
+    def __eq__(self, other: object) -> bool:
+        """A transaction equals itself only."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """By identity."""
+        return id(self)
+
+    def relationships(
+        self, source: str | None = None, target: str | None = None, kind: str | None = None
+    ) -> list[Relationship]:
+        """Return the matching relationships as this transaction sees them."""
+        prefix = relationships.prefix_of(source, target, kind)
+        found: list[Relationship] = []
+        for key, lsn in self._listed(prefix).items():
+            if relationships.matches(key, source, target, kind):
+                staged = self._staging.read(key)
+                entry = None if staged is not None else self._base.find(key)
+                attr = staged.attr if staged is not None else b"" if entry is None else entry.attr
+                found.append(relationships.relationship(key, attr, lsn))
+        return sorted(found, key=lambda item: (item.source, item.kind, item.target))
+
+    def _listed(self, prefix: bytes) -> dict[bytes, int]:
+        """Return the keys under *prefix* with the commit that wrote them (0: this transaction)."""
+        staging = self._check()
+        self._hold()
+        base = {
+            key: entry.commit_lsn
+            for key, entry in self._base.view.live(prefix, self._base.intervals)
+        }
+        by_name = prefix[:1] == keys.TENSORS
+        self._reads.listings[prefix] = dict.fromkeys(base, 0) if by_name else dict(base)
+        for key, exists in staging.keys(prefix):
+            if exists:
+                base[key] = 0
+            else:
+                base.pop(key, None)
+        return base
+
+
+def stage_layer(txn: Transaction, layer_id: str, weights: Any, biases: Any) -> None:
+    """Stage ``{layer}_weights`` and ``{layer}_biases``, their metadata and their relationship.
+
+    The metadata are type, layer and position: the one that the layer has, or the number of layers
+    before it.
+    """
+    names = f"{layer_id}_weights", f"{layer_id}_biases"
+    position = txn.metadata(names[0]).get("position") if names[0] in txn else None
+    if position is None:
+        position = len(txn.relationships(kind=LAYER_PARAMS))
+    common = {"layer": layer_id, "position": position}
+    txn.store_tensor(names[0], weights, {"type": "weights", **common})
+    txn.store_tensor(names[1], biases, {"type": "biases", **common})
+    txn.create_relationship(*names, LAYER_PARAMS)
+
+
+LAYER_PARAMS = "layer_params"

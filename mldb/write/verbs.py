@@ -1,0 +1,209 @@
+"""The writing verbs: tensors, metadata, layers, relationships, and the transactions they run in."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from mldb import keys
+from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
+from mldb.history import kinds
+from mldb.log.index.address import Lsn
+from mldb.log.pending import PendingSegment
+from mldb.log.single import BYTES_MAX as SINGLE_BYTES
+from mldb.names import check_name
+from mldb.tensors.codec import pack_metadata, prepare
+from mldb.write.handle import Handle
+from mldb.write.rules import check_epoch
+from mldb.write.staging import metadata_draft, tensor_record
+from mldb.write.tensor_writer import TensorWriter
+from mldb.write.transaction import Transaction
+
+T = TypeVar("T")
+
+
+class WriteVerbs(Handle):
+    """What changes tensors and relationships. Any thread; commits queue at the commit lock."""
+
+    def transaction(self, epoch: int | None = None) -> Transaction:
+        """Return a transaction: ``with db.transaction() as txn``; all or nothing.
+
+        *epoch* labels the commit; None takes the head's epoch. Raises EpochOrderError,
+        ConflictError, LockedError, StorageFullError at the end of the block; then nothing is
+        stored.
+        """
+        self._guard()
+        return Transaction(self, check_epoch(epoch))
+
+    def transact(
+        self, fn: Callable[[Transaction], T], *, retries: int = 10, epoch: int | None = None
+    ) -> T:
+        """Run ``fn(txn)`` in a transaction, again after a ConflictError, and return its result.
+
+        The last of *retries* further attempts lets the ConflictError through. *fn* must have no
+        effects of its own that may not happen twice. Raises what *fn* and the commit raise.
+        """
+        if isinstance(retries, bool) or not isinstance(retries, int):
+            raise InvalidTypeError(f"retries is a {type(retries).__name__}, not an int")
+        if retries < 0:
+            raise InvalidValueError(f"retries={retries} is below 0")
+        for attempt in range(retries + 1):
+            try:
+                with self.transaction(epoch) as txn:
+                    return fn(txn)
+            except ConflictError:
+                if attempt == retries:
+                    raise
+                # Spread the retries of competing writers; the pid makes processes differ.
+                time.sleep(
+                    0.0005 * (1 + (os.getpid() + threading.get_ident()) % 7) * min(attempt + 1, 8)
+                )
+        raise AssertionError("unreachable")
+
+    def store_tensor(
+        self,
+        name: str,
+        data: Any,
+        metadata: dict[str, Any] | None = None,
+        *,
+        epoch: int | None = None,
+    ) -> Lsn:
+        """Store a new version of tensor *name*; return the LSN of its commit.
+
+        *data*: NumPy array or scalar, torch tensor (any device), SciPy or torch sparse, ml_dtypes
+        array, list of numbers; dtype, byte order, shape and layout are kept. *metadata*: a dict of
+        plain values; None leaves it as it is, {} clears it. Raises InvalidNameError,
+        InvalidTypeError, LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError,
+        ClosedError; then nothing is stored.
+        """
+        self._settle_background()
+        key = check_name(name)
+        prepared = prepare(data)
+        single = self._single
+        if single is not None and metadata is None and prepared.nbytes <= SINGLE_BYTES:
+            self._guard()
+            lsn = single.commit(
+                kinds.TENSOR_STORED,
+                keys.TENSORS + key,
+                prepared.attr,
+                prepared.buffers,
+                check_epoch(epoch),
+                self._epochs.choose,
+            )
+            if lsn is not None:
+                return Lsn(lsn)
+        packed = None if metadata is None else pack_metadata(metadata)
+        if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
+            return self._store_staged(key, prepared, packed, epoch)
+        record = tensor_record(keys.TENSORS + key, prepared)
+        if packed is not None:
+            record.drafts.append(metadata_draft(keys.METADATA + key, packed))
+        return Lsn(self._commit([record], epoch).lsn)
+
+    def _store_staged(
+        self, key: bytes, prepared: Any, packed: bytes | None, epoch: int | None
+    ) -> Lsn:
+        staging = self.new_staging(fix=False)
+        try:
+            staging.put_tensor(key, prepared)
+            if packed is not None:
+                staging.mark(kinds.METADATA_SET, keys.METADATA + key, packed)
+            return Lsn(self.commit_staging(staging, epoch).lsn)
+        finally:
+            staging.discard()
+
+    def __setitem__(self, name: str, data: Any) -> None:
+        """``db[name] = data`` is :meth:`store_tensor`."""
+        self.store_tensor(name, data)
+
+    def create_tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        metadata: dict[str, Any] | None = None,
+        *,
+        epoch: int | None = None,
+    ) -> TensorWriter:
+        """Return a writer of a tensor that may exceed RAM: ``with ... as w: w[a:b] = rows``.
+
+        It is committed when the block ends. Raises LimitError, InvalidTypeError, ReadOnlyError.
+        """
+        self._guard()
+        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
+        epoch = check_epoch(epoch)
+
+        def publish(pending: PendingSegment) -> Lsn:
+            self._settle_background()
+            return Lsn(self._commit([], epoch, None, pending).lsn)
+
+        return TensorWriter(
+            name,
+            shape,
+            dtype,
+            metadata=None if metadata is None else pack_metadata(metadata),
+            open_pending=self._log.pending_segment,
+            publish=publish,
+        )
+
+    def delete_tensor(self, name: str, *, epoch: int | None = None) -> Lsn:
+        """End *name* and its metadata from here on.
+
+        Earlier versions stay readable. Raises TensorNotFoundError.
+        """
+        return self._transact(lambda txn: txn.delete_tensor(name), epoch)
+
+    def __delitem__(self, name: str) -> None:
+        """``del db[name]`` is :meth:`delete_tensor`."""
+        self.delete_tensor(name)
+
+    def set_metadata(self, name: str, metadata: dict[str, Any], *, epoch: int | None = None) -> Lsn:
+        """Replace the metadata of an existing tensor.
+
+        Raises TensorNotFoundError, InvalidTypeError, LimitError.
+        """
+        return self._transact(lambda txn: txn.set_metadata(name, metadata), epoch)
+
+    def store_model_layer(
+        self, layer_id: str, weights: Any, biases: Any, *, epoch: int | None = None
+    ) -> Lsn:
+        """Store ``{layer}_weights`` and ``{layer}_biases`` as one transaction.
+
+        Their metadata are type ("weights", "biases"), layer and position; the relationship
+        ``layer_params`` leads from the weights to the biases.
+        """
+        return self._transact(lambda txn: txn.store_model_layer(layer_id, weights, biases), epoch)
+
+    def _transact(self, fn: Callable[[Transaction], None], epoch: int | None) -> Lsn:
+        def run(txn: Transaction) -> Transaction:
+            fn(txn)
+            return txn
+
+        done = self.transact(run, epoch=epoch)
+        assert done.lsn is not None
+        return done.lsn
+
+    def create_relationship(
+        self,
+        source: str,
+        target: str,
+        kind: str,
+        metadata: dict[str, Any] | None = None,
+        *,
+        epoch: int | None = None,
+    ) -> Lsn:
+        """Relate two names, tensors or not; an existing relationship gets the new metadata."""
+        return self._transact(
+            lambda txn: txn.create_relationship(source, target, kind, metadata), epoch
+        )
+
+    def delete_relationship(
+        self, source: str, target: str, kind: str, *, epoch: int | None = None
+    ) -> Lsn:
+        """End a relationship from here on. Raises MissingError."""
+        return self._transact(lambda txn: txn.delete_relationship(source, target, kind), epoch)

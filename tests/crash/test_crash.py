@@ -1,0 +1,446 @@
+"""Crashes at any point of a store's life: what was promised is there, and nothing else.
+
+Workloads run on a recorded disk in memory. Every disk that a power loss or a kill could leave is
+opened again: a prefix of the history, every acknowledged commit, each read of the past to the last
+byte. The second half leaves steps out and shows that this finds it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+import mldb
+from mldb.log import state as log_state
+from mldb.log.active import Active, open_active
+from mldb.log.fs.crash_states import Model as Persistence
+from mldb.log.fs.crash_states import crash_states
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.memory_disk import MemoryFile, Names, Operation, Sync, SyncFolder, Write
+from mldb.log.fs.protocol import OpenMode
+from mldb.log.sealing import Sealer
+from tests.support.crashes import (
+    PERSISTENCE,
+    Promise,
+    Recorder,
+    Seen,
+    add_one,
+    bounds,
+    disk_digest,
+    violation_in,
+    violation_of,
+)
+from tests.support.model import Change, Model, Verbs
+
+Durability = Literal["commit", "os"]
+SPILL = 66_000  # a little above the size from which a tensor is not packed with others
+
+
+@pytest.fixture(autouse=True)
+def _repeatable(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store ids and temporary names are random; here they follow the seed, as the states do."""
+    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Recovery warns; thousands of warnings would hide the failure that matters."""
+    caplog.set_level(logging.ERROR, "mldb")
+
+
+# --- workloads ------------------------------------------------------------------------------------
+
+
+def small(number: int) -> Change:
+    """A few small tensors of several types; some names come and go."""
+
+    def change(target: Verbs) -> None:
+        target.store_tensor("counter", np.int64(number))
+        target.store_tensor(f"t{number % 3}", np.full((2, 3), number, ">f4"), {"n": number})
+        if number % 4 == 3:
+            target.delete_tensor("t0")
+            target.create_relationship("t1", f"t{number}", "next", {"n": number})
+        elif number % 4 == 2:
+            target.store_tensor(f"only{number}", np.array([], bool))
+
+    return change
+
+
+def sized(number: int, size: int) -> Change:
+    """One tensor of so many bytes beside a counter."""
+
+    def change(target: Verbs) -> None:
+        target.store_tensor("counter", np.int64(number))
+        body = np.arange(size, dtype=np.int64).astype(np.uint8)
+        target.store_tensor("big", body + np.uint8(number), {"size": size})
+
+    return change
+
+
+def create(run: Recorder) -> None:
+    """Make a store and close it; make the first commits of its life; close it again."""
+    run.reopen()
+    run.commit(small(0))
+    run.close()
+
+
+def commits(run: Recorder) -> None:
+    for number in range(6):
+        run.commit(small(number), epoch=number // 2)
+        if number == 3:
+            run.sync()
+        elif number % 2:
+            run.put("single", np.full(70, number, np.int16))
+    run.close()
+
+
+def seals(run: Recorder) -> None:
+    """Some segments close because of their size, the last one for good."""
+    for number in range(7):
+        run.commit(sized(number, 700 + 50 * number), epoch=number)
+        if number == 4:
+            run.sync()
+    run.close()
+
+
+def spills(run: Recorder) -> None:
+    """Batches too large for a segment, and a tensor written at the call, between small ones."""
+    for number, size in enumerate((100, 5000, 30, SPILL, 6000, 40)):
+        run.commit(sized(number, size), epoch=number)
+    run.sync()
+    run.commit(small(6))
+
+
+def rewinds(run: Recorder) -> None:
+    for number in range(4):
+        run.commit(small(number), epoch=number)
+    run.tag("best", 2)
+    run.pin(3)
+    run.rewind(2)
+    run.sync()
+    run.commit(small(4), epoch=1)
+    run.tag("best", 4)
+    run.rewind(7)
+    run.commit(sized(5, 900), epoch=9)
+    run.close()
+
+
+def reopenings(run: Recorder) -> None:
+    """Clean closes, kills, and a close with nothing to say."""
+    for number in range(3):
+        run.commit(small(number), epoch=number)
+        run.reopen(kill=number == 1)
+    run.reopen()
+    run.commit(sized(3, 1200), epoch=3)
+    run.commit(sized(4, 1200))
+    run.reopen(kill=True)
+    run.commit(small(5))
+    run.close()
+
+
+def two_handles(run: Recorder) -> None:
+    """Two handles take turns, as two processes do; each syncs what the other wrote."""
+    other = run.open()
+    for number in range(7):
+        run.commit(small(number), epoch=number // 3)
+        run.db, other = other, run.db
+        if number % 3 == 1:
+            run.put("single", np.full(70, number, np.int16))
+        if number in {2, 5}:
+            run.sync()
+    run.close()
+    other.close()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload, how its store is opened, how many states are drawn, how many must differ."""
+
+    play: Callable[[Recorder], None]
+    least: int
+    options: dict[str, Any] = field(default_factory=dict)
+    limit: int = 90
+    whole: bool = False
+    """The creation of the store is part of it."""
+
+    def run(self, durability: Durability, fs: MemoryFileSystem | None = None) -> Recorder:
+        """Play the workload on a recorded disk."""
+        options = {"durability": durability, "map_bytes": 256, **self.options}
+        run = Recorder(options, MemoryFileSystem(record=True) if fs is None else fs)
+        self.play(run)
+        return run
+
+
+CASES = {
+    "create": Case(create, 170, whole=True),
+    "commits": Case(commits, 160),
+    "seals": Case(seals, 140, {"segment_bytes": 2000}),
+    "entries": Case(commits, 140, {"segment_entries": 7}),
+    "spills": Case(spills, 115, {"segment_bytes": 2000, "spill_bytes": SPILL}),
+    "rewinds": Case(rewinds, 120, {"segment_bytes": 1200}),
+    "reopenings": Case(reopenings, 115, {"segment_bytes": 2000}),
+    "two handles": Case(two_handles, 135, {"segment_bytes": 1500}),
+}
+
+
+def test_the_cases_are_at_least_two_thousand_states() -> None:
+    assert 2 * sum(case.least for case in CASES.values()) >= 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["commit", "os"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_crash_leaves_a_prefix_with_all_that_was_promised(
+    name: str, durability: Durability, seed: int
+) -> None:
+    """The states of the three models together; alike disks count once."""
+    case = CASES[name]
+    run = case.run(durability)
+    seen: set[Seen] = set()
+    since = 0 if case.whole else run.created
+    for persistence in PERSISTENCE:
+        wrong = violation_in(run, persistence, seed=seed, limit=case.limit, since=since, seen=seen)
+        assert not wrong, wrong
+    distinct = len({digest for digest, _, _ in seen})
+    print(f"{name}, {durability}: {distinct} distinct disks, {len(seen)} checks")
+    assert distinct >= case.least
+
+
+# --- crashes of crashed disks ---------------------------------------------------------------------
+
+LOSSES: tuple[tuple[Persistence, Persistence], ...] = (
+    ("posix", "posix"),
+    ("process", "posix"),
+    ("posix", "process"),
+    ("process", "process"),
+    ("ordered", "ordered"),
+)
+NESTED_LEAST = 30  # for each pair and durability
+
+
+def crash_twice(
+    run: Recorder,
+    losses: tuple[Persistence, Persistence],
+    at: Iterable[int],
+    *,
+    seed: int,
+    limit: int,
+    nested: int = 6,
+) -> set[bytes]:
+    """Open each crashed disk, commit, and crash at any point of that; return the distinct disks."""
+    first, second = losses
+    told: Persistence = "process" if losses == ("process", "process") else "posix"
+    distinct: set[bytes] = set()
+    for disk in crash_states(run.fs, at=at, model=first, seed=seed, limit=limit, record=True):
+        low, _ = bounds(disk.marks, told)
+        journal, marks = disk.journal, len(disk.marks)
+        assert journal is not None
+        start = len(journal.operations)
+        db = mldb.MLDatabase.on(disk, **run.options)
+        index = run.model.index_of(int(db.lsn))
+        assert index is not None
+        # Of what recovery has dropped nothing comes back, whatever happens then.
+        model = Model(run.model.commits[: index + 1])
+        content = model.head.content.draft()
+        disk.mark(Promise("begun", index + 1))
+        model.add(add_one(db, content), None, content)
+        disk.mark(Promise(run.acknowledges or "told", index + 1))
+        later = range(start + 1, len(journal.operations) + 1)
+        for again in crash_states(disk, at=later, model=second, seed=seed, limit=nested):
+            distinct.add(disk_digest(again))
+            told_now, begun = bounds(again.marks[marks:], second)
+            bottom, top = max(low, told_now), max(index, begun)
+            wrong = violation_of(again, model, bottom, top, run.options)
+            assert not wrong, f"{losses}: {disk.description}; then {again.description}: {wrong}"
+    return distinct
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["commit", "os"])
+@pytest.mark.parametrize("losses", LOSSES)
+def test_a_crash_during_recovery_loses_nothing_either(
+    losses: tuple[Persistence, Persistence], durability: Durability, seed: int
+) -> None:
+    run = CASES["seals"].run(durability)
+    points = range(run.created, run.operations() + 1)
+    distinct = crash_twice(run, losses, points, seed=seed, limit=14)
+    print(f"{losses}, {durability}: {len(distinct)} distinct nested disks")
+    assert len(distinct) >= NESTED_LEAST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("done", [Write, Names])
+def test_who_goes_on_after_a_kill_syncs_what_the_dead_did_not(
+    done: type[Operation], seed: int
+) -> None:
+    """A process is killed between a change and its sync, the next one goes on, and power fails.
+
+    Two things used to be trusted because they could be seen. A footer: the manifest that sealed its
+    segment was installed without a sync of the segment, which then was shorter than the manifest
+    says. The name of a manifest: commits were acknowledged in the segment that it started, and were
+    gone when the name was.
+    """
+    run = CASES["seals"].run("commit")
+    assert run.fs.journal is not None
+    steps = list(pairwise(run.fs.journal.operations))
+    points = [
+        place
+        for place, (step, following) in enumerate(steps, 1)
+        if place > run.created
+        and isinstance(step, done)
+        and isinstance(following, Sync | SyncFolder)
+    ]
+    assert len(points) >= 10
+    for point in points:
+        crash_twice(run, ("process", "posix"), [point], seed=seed, limit=1, nested=9)
+
+
+# --- what the tests would find --------------------------------------------------------------------
+
+Step = Callable[[str, str], bool]
+"""Given a call and the name it is about: whether it is left out."""
+
+
+class Unsynced(MemoryFile):
+    """A file whose sync does nothing."""
+
+    __slots__ = ()
+
+    def sync(self) -> None:
+        """Only say so."""
+
+
+class Forgetful(MemoryFileSystem):
+    """A recorded disk on which a step is left out, or a manifest gets its name too early."""
+
+    def __init__(self, forgets: Step) -> None:
+        super().__init__(record=True)
+        self.forgets = forgets
+
+    def open(self, name: str, mode: OpenMode) -> MemoryFile:
+        file = super().open(name, mode)
+        if mode == "create" and name.startswith("pending/MANIFEST") and self.forgets("order", name):
+            super().link(name, name.removeprefix("pending/")[: len("MANIFEST-0000000001")])
+        if mode != "r" and self.forgets("sync", name):
+            return Unsynced(self._disk, name, self._find("open", name), True)
+        return file
+
+    def link(self, source: str, target: str) -> bool:
+        named = source.startswith("pending/MANIFEST") and self.forgets("order", source)
+        return named or super().link(source, target)
+
+    def sync_dir(self, folder: str) -> None:
+        if not self.forgets("sync_dir", folder):
+            super().sync_dir(folder)
+
+
+def expect_found(run: Recorder, models: set[Persistence], seed: int) -> None:
+    """Something is wrong under these models and, as far as a look tells, nothing under others."""
+    for persistence in PERSISTENCE:
+        limit = 400 if persistence in models else 30
+        wrong = violation_in(run, persistence, seed=seed, limit=limit, since=run.created)
+        assert bool(wrong) == (persistence in models), f"{persistence}: {wrong}"
+
+
+LEFT_OUT: dict[str, tuple[str, Durability, Step, set[Persistence]]] = {
+    "the sync of a commit": (
+        "commits",
+        "commit",
+        lambda call, name: call == "sync" and name.startswith("segments/"),
+        {"posix", "ordered"},
+    ),
+    "the sync of a segment that is sealed": (
+        "seals",
+        "os",
+        lambda call, name: call == "sync" and name.endswith(".seg"),
+        {"posix", "ordered"},
+    ),
+    "the sync of a new segment's header": (
+        "seals",
+        "os",
+        lambda call, name: call == "sync" and name.endswith("-0.seg"),
+        {"posix", "ordered"},
+    ),
+    "the sync of a spilled segment": (
+        "spills",
+        "commit",
+        lambda call, name: call == "sync" and name.endswith(".seg") and name[:3] == "pen",
+        {"posix", "ordered"},
+    ),
+    "the sync of a manifest": (
+        "seals",
+        "commit",
+        lambda call, name: call == "sync" and "MANIFEST" in name,
+        {"posix", "ordered"},
+    ),
+    "the sync of the folder of the manifests": (
+        "seals",
+        "commit",
+        lambda call, name: call == "sync_dir" and not name,
+        {"posix"},
+    ),
+    "the sync of the folder of the segments": (
+        "seals",
+        "commit",
+        lambda call, name: call == "sync_dir" and name == "segments",
+        {"posix"},
+    ),
+    "writing a manifest before it has its name": (
+        "seals",
+        "commit",
+        lambda call, name: call == "order",
+        {"posix", "ordered", "process"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", LEFT_OUT)
+def test_a_step_left_out_is_found(step: str, seed: int) -> None:
+    name, durability, forgets, models = LEFT_OUT[step]
+    expect_found(CASES[name].run(durability, Forgetful(forgets)), models, seed)
+
+
+def test_an_early_acknowledgement_is_found(seed: int) -> None:
+    """The store syncs later than it says, as with durability="os"."""
+    run = Recorder({"durability": "os"}, MemoryFileSystem(record=True), acknowledges="durable")
+    commits(run)
+    expect_found(run, {"posix", "ordered"}, seed)
+
+
+def test_a_commit_whose_payload_is_trusted_is_found(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power loss may keep a commit frame and lose what lies in front of it."""
+
+    def trusting(*arguments: Any, **options: Any) -> Active:
+        active = open_active(*arguments, **options)
+        active.verify_until = 0
+        return active
+
+    run = Case(seals, 0).run("os")
+    monkeypatch.setattr(log_state, "open_active", trusting)
+    expect_found(run, {"posix"}, seed)
+
+
+def test_a_recovery_that_drops_too_much_is_found(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One commit too many goes with the torn tail."""
+    close_at = Sealer.close_at
+
+    def greedy(self: Sealer, last_lsn: int, durable: int) -> None:
+        rows = list(self._state.view.commits(1, last_lsn - 1))
+        last_lsn = rows[-1][1].lsn if rows else last_lsn
+        close_at(self, last_lsn, min(durable, last_lsn))
+
+    run = CASES["commits"].run("commit")
+    monkeypatch.setattr(Sealer, "close_at", greedy)
+    expect_found(run, set(PERSISTENCE), seed)

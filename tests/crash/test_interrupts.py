@@ -1,0 +1,167 @@
+"""Ctrl-C at every place where Python can deliver it: the outcome is told, and nothing is left half.
+
+Python raises KeyboardInterrupt at the beginning of a function and behind a call. A profile function
+is called at the same places, so it can raise at each of them in turn; test_processes.py does the
+same with real signals at random moments.
+
+The story behind this file: an interrupt between the write of a batch and its entry in the index in
+memory left the handle without a commit that every other process had. Its next commit then continued
+from the one before, which took the lost one out of the lineage, and the footer that it wrote lacked
+it: verify() found a damaged store. An interrupt while a segment was sealed ended in a KeyError.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mldb
+from mldb.log.fs.memory import MemoryFileSystem
+
+ROOT = str(Path(__file__).resolve().parents[2])
+Act = Callable[[mldb.MLDatabase], object]
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the *number*-th place inside mldb; ``place`` says where."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.place = ""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event not in ("call", "c_return") or self.place:
+            return
+        name = frame.f_code.co_filename
+        if name.startswith((f"{ROOT}/mldb", f"{ROOT}/log")) and self.counts(frame):
+            self.left -= 1
+            if self.left == 0:
+                self.place = f"{name.removeprefix(ROOT)}:{frame.f_lineno} {event}"
+                raise KeyboardInterrupt
+
+    @staticmethod
+    def counts(frame: FrameType) -> bool:
+        """Whether a real store can be interrupted here.
+
+        The disk in memory is no part of one. In a generator expression that nobody
+        finishes the interrupt would be printed instead of raised.
+        """
+        code = frame.f_code
+        return not ("memory_" in code.co_filename or code.co_name == "<genexpr>")
+
+
+def run(act: Act, db: mldb.MLDatabase, number: int) -> Interrupt:
+    """Run *act* with an interrupt at the *number*-th place."""
+    interrupt = Interrupt(number)
+    before = sys.getprofile()
+    try:
+        sys.setprofile(interrupt)
+        try:
+            act(db)
+        finally:
+            sys.setprofile(before)
+    except KeyboardInterrupt:
+        assert interrupt.place, "a real Ctrl-C"
+    return interrupt
+
+
+def contents(db: mldb.MLDatabase) -> dict[str, Any]:
+    return {name: array.tolist() for name, array in db.items()}
+
+
+def check_handle(db: mldb.MLDatabase, fs: MemoryFileSystem, known: dict[str, Any]) -> None:
+    """The handle that was interrupted, others, and later ones agree, and all of them go on."""
+    with mldb.MLDatabase.on(fs, lock_timeout=0.05) as other:
+        assert contents(db) == contents(other) == known
+        assert db.last_commit == other.lsn
+        other["from another"] = 1
+        known = known | {"from another": 1}
+        assert contents(db) == known
+        db["later"] = 2
+        known |= {"later": 2}
+        assert contents(db) == contents(other) == known
+        assert db.verify().problems == ()
+        other["last"] = 3
+        known |= {"last": 3}
+        assert contents(db) == known
+    db.close()
+    with mldb.MLDatabase.on(fs) as again:
+        assert contents(again) == known
+        assert again.recovery.dropped_transactions == 0
+        assert again.verify().problems == ()
+
+
+def store_one(db: mldb.MLDatabase) -> None:
+    db.store_tensor("b", [7, 7], epoch=5)
+
+
+def store_both(db: mldb.MLDatabase) -> None:
+    with db.transaction(epoch=5) as txn:
+        txn["a"] = [7, 7]
+        txn["b"] = np.full(3000, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "options", "least", "step"),
+    [
+        (store_one, {}, 40, 1),
+        (store_one, {"durability": "os"}, 40, 1),
+        (store_one, {"segment_entries": 1}, 800, 7),
+        (store_both, {}, 80, 1),
+        (store_both, {"segment_entries": 2}, 800, 7),
+        (store_both, {"segment_bytes": 20_000}, 100, 4),
+    ],
+    ids=["one", "one unsynced", "one sealed", "two", "two sealed", "two spilled"],
+)
+def test_an_interrupted_commit_is_there_as_a_whole_or_not_at_all(
+    act: Act, options: dict[str, Any], least: int, step: int
+) -> None:
+    old = {"a": [1]}
+    new = {"a": [7, 7], "b": [7] * 3000} if act is store_both else {"a": [1], "b": [7, 7]}
+    outcomes = set()
+    number = 1
+    while True:
+        fs = MemoryFileSystem()
+        db = mldb.MLDatabase.on(fs, lock_timeout=0.05, **options)
+        db["a"] = [1]
+        before = db.last_commit
+        interrupt = run(act, db, number)
+        stored = db.last_commit > before
+        try:
+            check_handle(db, fs, new if stored else old)
+        except Exception as error:
+            raise AssertionError(f"interrupted at {interrupt.place or 'no place'}") from error
+        if not interrupt.place:
+            assert stored
+            break
+        outcomes.add(stored)
+        number += step
+    assert number > least, "hardly anything was interrupted"
+    assert outcomes == {False, True}
+
+
+def test_an_interrupted_read_leaves_nothing_out_of_what_others_commit() -> None:
+    """A handle that takes in other commits when the interrupt comes takes them in again."""
+    number = 1
+    while True:
+        fs = MemoryFileSystem()
+        db = mldb.MLDatabase.on(fs, lock_timeout=0.05)
+        with mldb.MLDatabase.on(fs, segment_entries=2) as writer:
+            for value in range(4):
+                writer.store_tensor("a", [value])
+        interrupt = run(lambda db: db["a"], db, number)
+        try:
+            check_handle(db, fs, {"a": [3]})
+        except Exception as error:
+            raise AssertionError(f"interrupted at {interrupt.place or 'no place'}") from error
+        if not interrupt.place:
+            break
+        number += 4
+    assert number > 200, "hardly anything was interrupted"

@@ -1,0 +1,82 @@
+"""Crashes while a lake grows: an addition or removal is there as a whole, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mldb
+from mldb.lake.write import addition
+from mldb.log.fs.crash_states import Model as Persistence
+from mldb.log.fs.crash_states import crash_states
+from mldb.log.fs.memory import MemoryFileSystem
+
+DIM = 24
+State = dict[int, bytes]
+"""A lake: the bytes of its rows by id."""
+
+
+@pytest.fixture(autouse=True)
+def _repeatable(
+    seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
+    monkeypatch.setattr(addition, "_IN_MEMORY", 4000)  # so that some blocks are written ahead
+    caplog.set_level(logging.ERROR, "mldb")
+
+
+def state_of(lake: Any) -> State:
+    if not len(lake):
+        return {}
+    got = lake.get(fields=("id", "mu"))
+    return {int(i): row.tobytes() for i, row in zip(got["id"], got["mu"], strict=True)}
+
+
+def grow(fs: MemoryFileSystem, rng: np.random.Generator, durability: str) -> list[State]:
+    """Add and remove; return the states in order. A mark is set when a change was acknowledged."""
+    db = mldb.MLDatabase.on(fs, durability=durability, segment_bytes=9000)
+    lake = db.lake(dim=DIM)
+    states: list[State] = [{}]
+
+    def note() -> None:
+        states.append(state_of(lake))
+        fs.mark(len(states) - 1)
+
+    for rows in (3, 60, 5, 80):
+        lake.add_splats(rng.standard_normal((rows, DIM)))
+        note()
+        lake.remove(rng.choice(lake.ids(), 2, replace=False))
+        note()
+    lake.add_splats(rng.standard_normal((2, DIM)), ids=[900, 901])
+    note()
+    db.close()
+    return states
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["commit", "os"])
+@pytest.mark.parametrize("persistence", ["posix", "ordered", "process"])
+def test_every_crash_leaves_whole_additions(
+    durability: str, persistence: Persistence, seed: int, rng: np.random.Generator
+) -> None:
+    fs = MemoryFileSystem(record=True)
+    states = grow(fs, rng, durability)
+    promised = durability == "commit" or persistence == "process"
+    checked = 0
+    for disk in crash_states(fs, model=persistence, seed=seed, limit=120):
+        checked += 1
+        least = max((int(str(mark)) for mark in disk.marks), default=0) if promised else 0
+        with mldb.MLDatabase.on(disk, durability=durability) as db:
+            lake = db.lake(dim=DIM)
+            found = state_of(lake)
+            assert found in states[least:], disk.description
+            before = len(found)
+            ids = lake.add_splats(rng.standard_normal((3, DIM)))
+            assert not set(ids.tolist()) & set(found)
+            assert len(lake) == before + 3
+            assert db.verify().ok
+    assert checked >= 100

@@ -1,0 +1,85 @@
+"""The scripts in examples/ run as they stand, and the one about resuming does resume."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mldb
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def load(name: str) -> Callable[..., Any]:
+    """Return ``main`` of an example."""
+    main: Callable[..., Any] = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+    return main
+
+
+def test_every_example_is_run_here() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    names = [path.stem for path in EXAMPLES.glob("*.py")]
+    assert names
+    assert [name for name in names if f'load("{name}")' not in source] == []
+
+
+def test_training_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one order of summation
+    try:
+        main = load("train_and_resume")
+        straight = main(str(tmp_path / "straight"), 4)
+        for epochs in (1, 3, 4):
+            resumed = main(str(tmp_path / "resumed"), epochs)
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_time_travel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("time_travel")(str(tmp_path / "store"))
+    printed = capsys.readouterr().out
+    assert "changed between epochs 2 and 5: ['layer/bias', 'layer/weight']" in printed
+    assert "Rewound" in printed
+
+
+def test_larger_than_memory(tmp_path: Path) -> None:
+    load("larger_than_memory")(str(tmp_path / "store"), 3000)
+    with mldb.open(tmp_path / "store", mode="r") as db:
+        assert sorted(db) == ["projected", "projection", "x", "x_mean"]
+        assert abs(db["x"].mean(0) - db["x_mean"]).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_lake_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("lake_training")(str(tmp_path / "store"), 1000, "numpy")
+    printed = capsys.readouterr().out
+    assert printed.count("rows/s") == 5
+    assert "1000 rows; samples were made by numpy" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_lake_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    load("lake_validation")(1500, "numpy")
+    printed = capsys.readouterr().out
+    for what in ("ingest", "past", "norms", "plain", "generated", "strength", "labels", "resume"):
+        assert re.search(f"^{what}", printed, re.MULTILINE), what
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_lake_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs; what it shows is held to in test_lake_value."""
+    path = EXAMPLES / "lake_value.py"
+    tables = load("lake_value")(runpy.run_path(str(path))["QUICK"])
+    assert [len(lines) for lines in tables.values()] == [6, 6, 5]
+    assert capsys.readouterr().out.count("±") == 2 * 17

@@ -1,0 +1,81 @@
+"""Batches made ahead: in order, never too many, errors where they belong, no thread left."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mldb.lake.stream.pool import BatchPool
+from mldb.lake.stream.prefetch import prefetch
+
+
+def threads() -> int:
+    return sum(thread.name == "mldb-stream" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 50])
+def test_results_come_in_order(depth: int) -> None:
+    assert list(prefetch((n * n for n in range(40)), depth)) == [n * n for n in range(40)]
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_error_comes_where_its_batch_would(depth: int) -> None:
+    def make() -> Iterator[int]:
+        yield from range(3)
+        raise RuntimeError("job 3")
+
+    got: list[int] = []
+    with pytest.raises(RuntimeError, match="job 3"):
+        got.extend(prefetch(make(), depth))
+    assert got == [0, 1, 2]
+    assert threads() == 0
+
+
+def test_no_more_is_made_than_may_be() -> None:
+    made: list[int] = []
+
+    def make() -> Iterator[int]:
+        for number in itertools.count():
+            made.append(number)
+            yield number
+
+    batches = prefetch(make(), 3)
+    assert next(batches) == 0
+    time.sleep(0.05)
+    assert made == [0, 1, 2]  # the one that was handed out and two ahead
+    next(batches)
+    time.sleep(0.05)
+    assert made == [0, 1, 2, 3]
+    batches.close()
+    assert len(made) == 4
+    assert threads() == 0
+
+
+def test_memory_is_used_again_when_nobody_holds_it() -> None:
+    pool = BatchPool((4, 2))
+    kept = [pool.take() for _ in range(3)]
+    assert pool.made == 3
+    assert len({id(array) for array in kept}) == 3
+    view = kept[1][1:]
+    kept.clear()
+    again = [pool.take() for _ in range(2)]
+    assert pool.made == 3
+    assert not any(array is view.base for array in again)  # the view still holds that one
+
+
+def test_a_tensor_holds_its_memory() -> None:
+    torch = pytest.importorskip("torch")
+    pool = BatchPool((4, 2))
+    tensor = torch.from_numpy(pool.take())[1:]
+    other = pool.take()
+    assert other.ctypes.data != tensor.data_ptr() - 8
+    assert pool.made == 2
+    address = tensor.data_ptr() - 8
+    del tensor
+    del other
+    assert pool.take().ctypes.data == address

@@ -1,0 +1,286 @@
+"""What only a real folder can show: links, forks, descriptors. The rest is in log/fs/test_fs.py."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mldb.errors import StorageFullError, StorageIOError
+from mldb.log.fs import posix as os_fs
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.posix import OsFileSystem
+
+
+@pytest.fixture
+def fs(tmp_path: Path) -> OsFileSystem:
+    return OsFileSystem(tmp_path / "store")
+
+
+@pytest.fixture
+def outside(tmp_path: Path, fs: OsFileSystem) -> Path:
+    """A folder beside the store, with a file in it; the store links to both."""
+    fs.mkdir("")
+    path = tmp_path / "outside"
+    path.mkdir()
+    (path / "file").write_bytes(b"precious")
+    os.symlink(path, f"{fs.root}/folder")
+    os.symlink(path / "file", f"{fs.root}/link")
+    os.symlink(path / "none", f"{fs.root}/dangling")
+    return path
+
+
+def in_child(action: Callable[[], int]) -> int:
+    """Run *action* in a forked child and return its exit status."""
+    with warnings.catch_warnings():
+        # Other tests may have left threads; this child touches nothing that they hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            status = action()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_the_root_may_be_relative_or_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fs = OsFileSystem("new/store")
+    assert (fs.list(""), fs.exists("a")) == ([], False)
+    fs.mkdir("")
+    monkeypatch.chdir("/")
+    fs.mkdir("segments")
+    assert os.listdir(tmp_path / "new" / "store") == ["segments"]
+
+
+def test_links_are_never_followed(fs: OsFileSystem, outside: Path) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: fs.open("link", "r"),
+        lambda: fs.open("link", "rw"),
+        lambda: fs.open("dangling", "create"),
+        lambda: fs.open("folder", "r"),
+        lambda: fs.open("folder/file", "rw"),
+        lambda: fs.open("folder/new", "create"),
+        lambda: fs.list("folder"),
+        lambda: fs.mkdir("folder"),
+        lambda: fs.mkdir("folder/below"),
+        lambda: fs.link("folder/file", "copy"),
+        lambda: fs.rename("folder/file", "copy"),
+        lambda: fs.unlink("folder/file"),
+        lambda: fs.sync_dir("folder"),
+        lambda: fs.lock("folder/LOCK"),
+        lambda: fs.lock("link"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageIOError) as info:
+            call()
+        assert info.value.errno in {errno.ELOOP, errno.EEXIST, errno.ENOTDIR}
+    assert os.listdir(outside) == ["file"]
+    assert (outside / "file").read_bytes() == b"precious"
+
+
+def test_unlink_and_rename_touch_a_link_not_its_target(fs: OsFileSystem, outside: Path) -> None:
+    fs.unlink("link")
+    fs.open("new", "create").close()
+    fs.rename("new", "dangling")
+    assert sorted(fs.list("")) == ["dangling", "folder"]
+    assert sorted(os.listdir(outside)) == ["file"]
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "store")
+    fs = OsFileSystem(tmp_path / "store")
+    fs.mkdir("segments")
+    fs.open("segments/1", "create").close()
+    fs.sync_dir("")
+    assert fs.list("segments") == ["1"]
+
+
+def test_link_from_shares_a_file_of_another_store(
+    tmp_path: Path, fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs.mkdir("")
+    other = OsFileSystem(tmp_path / "other")
+    other.mkdir("segments")
+    file = other.open("segments/1", "create")
+    assert fs.link_from(other, "segments/1", "copy")
+    file.pwritev([b"shared"], 0)
+    assert fs.open("copy", "r").pread(9, 0) == b"shared"
+    with pytest.raises(StorageIOError) as info:
+        fs.link_from(other, "segments/1", "copy")
+    assert info.value.errno == errno.EEXIST
+    assert not fs.link_from(MemoryFileSystem(), "segments/1", "new")
+    assert not MemoryFileSystem().link_from(fs, "copy", "new")
+
+    def across(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", across)
+    assert not fs.link_from(other, "segments/1", "new")
+    assert fs.list("") == ["copy"]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    OsFileSystem.prepare_root(str(tmp_path), create=create)
+    with pytest.raises(StorageIOError) as info:
+        OsFileSystem.prepare_root(str(tmp_path / "file"), create=create)
+    assert info.value.errno == errno.ENOTDIR
+    assert (tmp_path / "file").read_bytes() == b"precious"
+    if create:
+        OsFileSystem.prepare_root(str(tmp_path / "new/store"), create=True)
+        assert (tmp_path / "new/store").is_dir()
+    else:
+        with pytest.raises(StorageIOError) as info:
+            OsFileSystem.prepare_root(str(tmp_path / "new"), create=False)
+        assert info.value.errno == errno.ENOENT
+
+
+def test_a_pipe_is_refused_without_waiting(fs: OsFileSystem) -> None:
+    fs.mkdir("")
+    os.mkfifo(f"{fs.root}/pipe")
+    signal.alarm(5)
+    try:
+        for mode in ("r", "rw"):
+            with pytest.raises(StorageIOError, match="not a regular file"):
+                fs.open("pipe", mode)
+    finally:
+        signal.alarm(0)
+
+
+def test_nothing_is_leaked(fs: OsFileSystem) -> None:
+    fs.mkdir("")
+    fs.open("a", "create").pwritev([b"abc"], 0)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        with pytest.raises(StorageIOError):
+            fs.open("", "r")
+        file = fs.open("a", "r")
+        view = file.map(3)
+        lock = fs.lock("LOCK")
+        assert lock.try_acquire()
+        del file, lock
+        assert bytes(view) == b"abc"
+        del view
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_short_write_is_continued(fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs.mkdir("")
+    file = fs.open("a", "create")
+    sizes: list[int] = []
+    real = os.pwritev
+
+    def one_byte_less(fd: int, buffers: list[bytes], offset: int) -> int:
+        data = b"".join(buffers)
+        sizes.append(len(data))
+        return real(fd, [data[: max(1, len(data) - 700)]], offset)
+
+    monkeypatch.setattr(os, "pwritev", one_byte_less)
+    data = bytes(range(256)) * 10
+    assert file.pwritev([data[:300], data[300:301], data[301:]], 5) == len(data)
+    assert len(sizes) > 3
+    assert file.pread(5000, 5) == data
+
+
+def test_a_file_size_limit_is_a_full_store(fs: OsFileSystem) -> None:
+    fs.mkdir("")
+
+    def write_beyond_the_limit() -> int:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        file = fs.open("a", "create")
+        file.pwritev([bytes(9_000)], 0)
+        try:
+            file.pwritev([bytes(500), bytes(5_000)], 9_000)
+        except StorageFullError as error:
+            return 0 if error.errno == errno.EFBIG else 1
+        return 2
+
+    assert in_child(write_beyond_the_limit) == 0
+    assert fs.open("a", "r").size() == 10_000
+
+
+def test_a_forked_child_holds_no_lock(fs: OsFileSystem) -> None:
+    fs.mkdir("")
+    lock, idle = fs.lock("LOCK"), fs.lock("LOCK")
+    assert lock.try_acquire()
+
+    def child() -> int:
+        lock.release()
+        lock.close()
+        mine = fs.lock("LOCK")
+        if mine.try_acquire():
+            return 1  # the parent's lock was lost
+        with pytest.raises(StorageIOError):
+            lock.try_acquire()
+        return 0
+
+    assert in_child(child) == 0
+    assert not idle.try_acquire()
+    lock.close()
+    assert idle.try_acquire()
+    idle.close()
+
+
+def test_a_child_outliving_its_parent_does_not_keep_the_lock(fs: OsFileSystem) -> None:
+    fs.mkdir("")
+    ready, done = os.pipe(), os.pipe()
+
+    def parent() -> int:
+        lock = fs.lock("LOCK")
+        if not lock.try_acquire():
+            return 1
+        if os.fork() == 0:
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 2
+
+    assert in_child(parent) == -signal.SIGKILL
+    after = fs.lock("LOCK")
+    assert after.try_acquire()
+    after.close()
+    os.write(done[1], b"x")
+    for fd in (*ready, *done):
+        os.close(fd)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="Linux only")
+def test_the_holder_is_named(fs: OsFileSystem) -> None:
+    fs.mkdir("")
+    first, second = fs.lock("LOCK"), fs.lock("LOCK")
+    assert second.holder() == "an unknown process"
+    assert first.try_acquire()
+    assert second.holder().startswith(f"process {os.getpid()} on ")
+    first.close()
+    second.close()
+    assert second.holder() == "an unknown process"
+
+
+def test_writeback_is_optional(fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs.mkdir("")
+    file = fs.open("a", "create")
+    file.pwritev([bytes(10_000)], 0)
+    file.start_writeback(0, 10_000)
+    monkeypatch.setattr(os_fs, "_sync_file_range", lambda: None)
+    file.start_writeback(0, 10_000)
+    file.sync()
+    assert file.size() == 10_000

@@ -1,0 +1,248 @@
+"""The commit lock: one at a time, nobody starves, and a wait that is too long names who is in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+
+import pytest
+
+from mldb.errors import LockedError, StorageIOError
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.posix import OsFileSystem
+from mldb.log.fs.protocol import FileSystem, KernelLock
+from mldb.log.lock import GATE, LOCK, CommitLock
+from tests.support.faults import FaultFileSystem
+
+
+@pytest.fixture(params=["memory", "os"])
+def fs(request: pytest.FixtureRequest, tmp_path: object) -> FileSystem:
+    return MemoryFileSystem() if request.param == "memory" else OsFileSystem(str(tmp_path))
+
+
+def free(fs: FileSystem) -> bool:
+    """Whether a newcomer gets both locks at once."""
+    taken = []
+    for name in (GATE, LOCK):
+        lock = fs.lock(name)
+        taken.append(lock.try_acquire())
+        lock.close()
+    return all(taken)
+
+
+def test_one_at_a_time_over_threads_and_handles(fs: FileSystem) -> None:
+    """Threads share a lock as those of one process do; each lock is one process."""
+    locks = [CommitLock(fs, 30) for _ in range(3)]
+    inside: list[int] = []
+    total = 0
+
+    def work(lock: CommitLock, who: int) -> None:
+        nonlocal total
+        for _ in range(60):
+            with lock:
+                inside.append(who)
+                seen = total
+                time.sleep(0)
+                assert inside == [who]
+                total = seen + 1
+                inside.pop()
+
+    threads = [
+        threading.Thread(target=work, args=(lock, 10 * number + turn))
+        for number, lock in enumerate(locks)
+        for turn in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert total == 60 * len(threads)
+    for lock in locks:
+        lock.close()
+    assert free(fs)
+
+
+def test_a_wait_that_is_too_long_names_the_holder_and_the_time(fs: FileSystem) -> None:
+    holder, waiter = CommitLock(fs, 1), CommitLock(fs, 0.02)
+    with holder:
+        began = time.monotonic()
+        with pytest.raises(LockedError) as info, waiter:
+            pytest.fail("two are in")
+        assert time.monotonic() - began >= 0.02
+        for part in (f"process {os.getpid()}", fs.root, "0.02 s", "Nothing was stored"):
+            assert part in str(info.value)
+    with waiter:
+        assert not free(fs)
+    assert free(fs), "the wait in vain left something locked"
+
+
+def test_a_thread_that_waits_for_another_of_its_process_is_told_so(fs: FileSystem) -> None:
+    lock = CommitLock(fs, 0.02)
+    errors: list[str] = []
+
+    def wait() -> None:
+        with pytest.raises(LockedError) as info, lock:
+            pytest.fail("two are in")
+        errors.append(str(info.value))
+
+    with lock:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+    assert "another thread of this process" in errors[0]
+    with lock:
+        pass
+    assert free(fs)
+
+
+def test_an_error_inside_frees_the_lock(fs: FileSystem) -> None:
+    lock = CommitLock(fs, 1)
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), lock:
+            raise error
+        assert free(fs)
+
+
+# --- fairness -------------------------------------------------------------------------------------
+
+
+def test_every_few_commits_a_writer_passes_the_gate(fs: FileSystem) -> None:
+    """Who stands in the gate therefore waits for a handful of commits, however fast they come."""
+    lock, waiting = CommitLock(fs, 0.01), fs.lock(GATE)
+    assert waiting.try_acquire()
+    turns = 0
+    while turns < 100:
+        try:
+            with lock:
+                turns += 1
+        except LockedError:
+            break
+    assert turns < 10
+    waiting.release()
+    with lock:
+        pass
+    assert free(fs)
+
+
+def test_a_loop_of_commits_starves_nobody(fs: FileSystem) -> None:
+    greedy, polite = CommitLock(fs, 30), CommitLock(fs, 30)
+    stop = threading.Event()
+    turns = 0
+
+    def hurry() -> None:
+        nonlocal turns
+        while not stop.is_set():
+            with greedy:
+                turns += 1
+
+    thread = threading.Thread(target=hurry)
+    thread.start()
+    try:
+        for _ in range(30):
+            with polite:
+                pass
+            # Long enough for some more turns of the other.
+            time.sleep(0.0005)
+    finally:
+        stop.set()
+        thread.join()
+    assert turns > 30, "nobody was in a hurry"
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lock", "try_acquire"])
+@pytest.mark.parametrize("contended", [False, True])
+def test_a_call_that_fails_leaves_nothing_locked(kind: str, contended: bool) -> None:
+    inner = MemoryFileSystem()
+    for number in range(1, 5):
+        fault = FaultFileSystem(inner)
+        lock, other = CommitLock(fault, 0.01), CommitLock(inner, 1)
+        fault.fail(kind, at=number, code=errno.EIO)
+        if contended:
+            with other, pytest.raises((StorageIOError, LockedError)), lock:
+                pytest.fail("two are in")
+        else:
+            for _ in range(10):
+                try:
+                    with lock:
+                        assert not free(inner)
+                except StorageIOError:
+                    break
+            else:
+                assert kind == "lock", "the fault did not happen"
+        fault.heal()
+        assert free(inner)
+        with lock:
+            pass
+        with other:
+            pass
+
+
+class Interrupting(MemoryFileSystem):
+    """Ctrl-C comes right behind the call that takes a lock, once."""
+
+    armed = False
+
+    def lock(self, name: str) -> InterruptingLock:  # type: ignore[override]
+        """Return a lock that raises when it was taken."""
+        return InterruptingLock(self, super().lock(name))
+
+
+class InterruptingLock:
+    """Passes on, and raises KeyboardInterrupt behind a call that took the lock."""
+
+    def __init__(self, fs: Interrupting, inner: KernelLock) -> None:
+        self._fs = fs
+        self._inner = inner
+        self.release, self.holder, self.close = inner.release, inner.holder, inner.close
+
+    def try_acquire(self) -> bool:
+        """Take the lock, and raise if that is armed."""
+        taken = self._inner.try_acquire()
+        if taken and self._fs.armed:
+            self._fs.armed = False
+            raise KeyboardInterrupt
+        return taken
+
+
+def test_ctrl_c_behind_the_call_that_took_the_lock_gives_it_back() -> None:
+    """The process kept the kernel's lock until its next commit; all others waited for it."""
+    fs = Interrupting()
+    lock = CommitLock(fs, 1)
+    for turns in range(10):  # some of them at the gate
+        fs.armed = True
+        with pytest.raises(KeyboardInterrupt), lock:
+            pytest.fail("not interrupted")
+        assert free(fs)
+        for _ in range(turns):
+            with lock:
+                pass
+
+
+def test_the_lock_file_is_made_where_a_copy_lost_it(fs: FileSystem) -> None:
+    lock = CommitLock(fs, 1)
+    assert not fs.exists(LOCK)
+    lock.make_file()
+    assert fs.exists(LOCK)
+    assert free(fs)
+    with lock:
+        lock_again = fs.lock(LOCK)
+        assert not lock_again.try_acquire()
+        lock_again.close()
+
+
+def test_closing_waits_for_the_commit_in_progress(fs: FileSystem) -> None:
+    lock = CommitLock(fs, 1)
+    thread = threading.Thread(target=lock.close)
+    with lock:
+        thread.start()
+        thread.join(0.02)
+        assert thread.is_alive()
+        assert not free(fs)
+    thread.join()
+    lock.close()
+    assert free(fs)

@@ -1,0 +1,262 @@
+"""The log as a whole: making and opening a store, what it refuses, what it says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mldb
+from mldb.errors import CorruptError, FormatVersionError, LockedError, ReadOnlyError
+from mldb.log import format as fmt
+from mldb.log.frame import TO_BE_HASHED, Draft, Record, encode_file_header
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.index.address import CommitRow
+from mldb.log.lock import CommitLock
+from mldb.log.log import FOLDERS, Log, LogOptions
+from mldb.log.manifest import manifest_name, manifest_numbers
+from mldb.log.segment import segment_name
+from mldb.log.sequencer import WriterOptions
+from mldb.log.view import View
+from tests.support.files import append_to, contents_of, replace_file
+from tests.support.logs import CLOCK, STORE_ID, content, open_log, store
+
+KIND = 16 | fmt.MUST_UNDERSTAND
+
+
+def record(key: bytes, data: bytes) -> Record:
+    return Record(KIND, [Draft(key, 0, 0, 0, len(data), TO_BE_HASHED, 0, b"")], [data], len(data))
+
+
+# --- making and opening ---------------------------------------------------------------------------
+
+
+def test_a_store_is_made_in_an_empty_folder_and_found_there_again() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    assert set(fs.list("")) == {*FOLDERS, "LOCK", manifest_name(1)}
+    assert fs.list("segments") == ["0000000001.seg"]
+    view = log.head()
+    assert (view.commit.lsn, view.number, list(view.keys(b""))) == (0, 1, [])
+    log.close()
+    again = open_log(fs)
+    assert again.store_id == log.store_id
+    assert len(log.store_id) == 16
+    assert open_log(MemoryFileSystem()).store_id != log.store_id
+
+
+def test_two_that_make_a_store_at_once_make_one() -> None:
+    fs = MemoryFileSystem()
+    for folder in FOLDERS:
+        fs.mkdir(folder)
+    with CommitLock(fs, 1), pytest.raises(LockedError):
+        Log(fs, LogOptions(lock_timeout=0.01))
+    one, two = open_log(fs), open_log(fs)
+    assert one.store_id == two.store_id
+    store(one, b"\x01a", b"1")
+    assert content(two) == {b"\x01a": b"1"}
+
+
+@pytest.mark.parametrize("size", [0, 50, fmt.FILE_HEADER_SIZE])
+def test_a_creation_that_did_not_finish_is_started_again(size: int) -> None:
+    fs = MemoryFileSystem()
+    fs.mkdir("segments")
+    header = encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK)
+    replace_file(fs, segment_name(1), header[:size])
+    log = open_log(fs)
+    store(log, b"\x01a", b"1")
+    assert log.store_id != STORE_ID
+    assert content(open_log(fs, "r")) == {b"\x01a": b"1"}
+
+
+def test_segments_that_hold_anything_are_never_made_anew() -> None:
+    fs = MemoryFileSystem()
+    fs.mkdir("segments")
+    header = encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK)
+    replace_file(fs, segment_name(1), header + b"x")
+    with pytest.raises(CorruptError, match="manifests were deleted") as info:
+        open_log(fs)
+    assert info.value.file == segment_name(1)
+    assert contents_of(fs)[segment_name(1)] == header + b"x"
+
+
+@pytest.mark.parametrize("mode", ["r", "rw"])
+def test_a_folder_of_something_else_is_refused_by_name_and_not_touched(mode: str) -> None:
+    fs = MemoryFileSystem()
+    for name in ("data.csv", "segments.txt", "MANIFEST"):
+        replace_file(fs, name, b"precious")
+    before = contents_of(fs)
+    with pytest.raises(FormatVersionError, match=r"'MANIFEST', 'data\.csv', 'segments\.txt'"):
+        open_log(fs, "r" if mode == "r" else "rw")
+    assert contents_of(fs) == before
+    assert fs.list("") == sorted(before)
+
+
+def test_reading_makes_no_store() -> None:
+    fs = MemoryFileSystem()
+    with pytest.raises(FormatVersionError, match="holds nothing"):
+        open_log(fs, "r")
+    assert fs.list("") == []
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_every_commit_comes_back_with_its_frames_in_log_order_on_every_lineage() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs, segment_entries=4)
+    expected: list[tuple[int, list[bytes]]] = []
+    for number in range(9):
+        keys = [b"\x01%d/%d" % (number, place) for place in range(number % 3)]
+        parent = log.head().commit_at(expected[2][0]) if number == 6 else None
+
+        def decide(
+            view: View, number: int = number, parent: CommitRow | None = parent
+        ) -> tuple[int, CommitRow]:
+            return number, parent or view.commit
+
+        row = log.commit([record(key, b"x") for key in keys], decide)
+        expected.append((row.lsn, keys))
+    for handle in (log, open_log(fs, "r")):
+        view = handle.head()
+        found = []
+        for row, frames in handle.batches(view, 0, fmt.LSN_MAX):
+            head = [frame.header for frame, _ in frames]
+            lsns = [header.lsn for header in head]
+            assert lsns == list(range(row.lsn - len(frames), row.lsn))
+            assert all(header.commit_lsn == row.lsn for header in head)
+            found.append((row.lsn, bodies(frames)))
+        assert found == expected
+        some = [row.lsn for row, _ in handle.batches(view, expected[3][0], expected[5][0])]
+        assert some == [lsn for lsn, _ in expected[3:6]]
+
+
+def bodies(frames: Sequence[tuple[object, bytes]]) -> list[bytes]:
+    """The key in each body of one entry; MessagePack puts it in front."""
+    found = []
+    for _, body in frames:
+        start = body.index(b"\x01")
+        found.append(body[start : start + 4])
+    return found
+
+
+def test_handles_see_each_other_and_a_closed_one_can_be_closed_again() -> None:
+    fs = MemoryFileSystem()
+    one, two, reader = open_log(fs), open_log(fs), open_log(fs, "r")
+    for number in range(6):
+        store((one, two)[number % 2], b"\x01%d" % number, b"x")
+        assert len(content(reader)) == len(content(one)) == len(content(two)) == number + 1
+    name = one.registration.ensure()
+    one.close()
+    one.close()
+    assert name not in fs.list("readers")
+    store(two, b"\x01more", b"x")
+    assert len(content(reader)) == 7
+
+
+def test_reading_refuses_to_write_and_says_how() -> None:
+    fs = MemoryFileSystem()
+    open_log(fs).close()
+    before = contents_of(fs)
+    reader = open_log(fs, "r")
+    calls: list[Callable[[], object]] = [
+        lambda: store(reader, b"\x01a", b"1"),
+        lambda: reader.writer,
+        reader.pending_segment,
+        reader.sync,
+    ]
+    for call in calls:
+        with pytest.raises(ReadOnlyError, match="mode='rw'"):
+            call()
+    reader.close()
+    assert contents_of(fs) == before
+
+
+def test_closing_while_another_process_holds_the_lock_gives_up_the_mark_and_nothing_else() -> None:
+    fs = MemoryFileSystem()
+    log = Log(fs, LogOptions(writer=WriterOptions("os"), lock_timeout=0.01, known=frozenset({16})))
+    store(log, b"\x01a", b"1")
+    numbers = manifest_numbers(fs)
+    with CommitLock(fs, 1):
+        log.close()
+    assert manifest_numbers(fs) == numbers
+    assert content(open_log(fs)) == {b"\x01a": b"1"}
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_the_figures_count_what_is_there_and_what_this_handle_did() -> None:
+    fs = MemoryFileSystem()
+    fs.free = 12345
+    log = open_log(fs, segment_entries=3, durability="os")
+    assert (log.stats()["lsn"], log.stats()["versions"], log.stats()["commits"]) == (0, 0, 0)
+    for number in range(8):
+        last = store(log, b"\x01%d" % (number % 5), b"x" * 100, number)
+    other = open_log(fs, "r")
+    other.registration.hold(last)
+    stats = log.stats()
+    sizes = [len(contents_of(fs)[segment_name(number)]) for number in (1, 2, 3)]
+    assert stats["store_id"] == log.store_id.hex()
+    assert (stats["epoch"], stats["lsn"]) == (7, last)
+    assert (stats["segments"], stats["manifest"]) == (3, 3)
+    assert (stats["bytes"], stats["active_bytes"]) == (sum(sizes), sizes[2])
+    assert (stats["versions"], stats["active_versions"]) == (8, 2)
+    assert stats["durable_lsn"] < last, "the last two were not synced"
+    assert (stats["commits"], stats["readers"]) == (8, 1)
+    assert (stats["free_bytes"], stats["distrusted"]) == (12345, [])
+    assert 0 < stats["mapped_bytes"] <= sum(sizes)
+    assert stats["mapped_segments"] <= stats["max_mapped"]
+    log.sync()
+    assert log.stats()["durable_lsn"] == last
+    same = ("epoch", "lsn", "segments", "bytes", "versions", "active_versions")
+    seen = other.stats()
+    assert {name: seen[name] for name in same} == {name: stats[name] for name in same}
+    assert (seen["commits"], seen["readers"]) == (0, 0)
+
+
+def test_what_was_distrusted_is_told_by_the_figures_and_by_the_recovery() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    store(log, b"\x01a", b"1")
+    log.close()
+    replace_file(fs, "hints/0000000001.idx", b"nothing of a hint")
+    append_to(fs, segment_name(1), b"torn")
+    for mode in ("r", "rw"):
+        log = open_log(fs, "r" if mode == "r" else "rw")
+        [report] = log.stats()["distrusted"]
+        assert report.startswith("hints/0000000001.idx")
+        assert log.recovery.distrusted == (report,)
+
+
+@pytest.mark.parametrize("more", [-9, -1, 0, 1, 9])
+def test_a_lock_file_of_any_length_leads_to_the_newest_manifest(
+    store_path: Path, more: int
+) -> None:
+    """Opening trusts its length only where the manifest of that number is there and the last."""
+    with mldb.open(store_path, segment_entries=2) as db:
+        for epoch in range(7):
+            db.store_tensor("x", np.full(3, epoch), epoch=epoch)
+    newest = max(int(path.name[-10:]) for path in store_path.glob("MANIFEST-*"))
+    assert (store_path / "LOCK").stat().st_size == newest
+    os.truncate(store_path / "LOCK", max(newest + more, 0))
+    modes: tuple[Any, ...] = ("r", "rw")
+    for mode in modes:
+        with mldb.open(store_path, mode=mode) as db:
+            assert db.epoch == 6
+            assert [int(db.query_tensor("x", as_of=epoch)[0]) for epoch in range(7)] == [*range(7)]
+            assert db.verify().ok
+
+
+def test_a_damaged_newest_manifest_is_stepped_over_and_reported(store_path: Path) -> None:
+    with mldb.open(store_path) as db:
+        db["x"] = np.arange(3)
+    newest = max(store_path.glob("MANIFEST-*"))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    with mldb.open(store_path) as db:
+        assert db["x"].tolist() == [0, 1, 2]
+        assert any(newest.name in text for text in db.recovery.distrusted)

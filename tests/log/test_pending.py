@@ -1,0 +1,200 @@
+"""Spilled segments: published as they were written, or swept when nobody alive owns them."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mldb.errors import StorageFullError
+from mldb.log import format as fmt
+from mldb.log.frame import TO_BE_HASHED, Draft, Record, decode_entries
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.log import Log, LogOptions
+from mldb.log.manifest import PENDING
+from mldb.log.pending import PendingSegment, sweep_pending
+from mldb.log.segment import segment_name
+from mldb.log.sequencer import WriterOptions
+from mldb.log.verify import verify
+from tests.support.faults import FaultFileSystem
+from tests.support.files import contents_of, replace_file
+from tests.support.logs import content, open_log, records, store
+
+STORED = 16 | fmt.MUST_UNDERSTAND
+
+
+def record(key: bytes, data: bytes | bytearray) -> Record:
+    return Record(
+        STORED, [Draft(key, 0, 0, 0, len(data), TO_BE_HASHED, 0, b"attr")], [data], len(data)
+    )
+
+
+def publish(log: Log, pending: PendingSegment, *more: Record) -> int:
+    return log.commit(list(more), lambda view: (view.commit.epoch, view.commit), pending).lsn
+
+
+def events(log: Log) -> list[tuple[object, ...]]:
+    """The last commit's frames: kinds, entries and payloads."""
+    view = log.head()
+    found: list[tuple[object, ...]] = []
+    number, row = next(view.commits(view.commit.lsn, view.commit.lsn))
+    segment = view.segments[number]
+    for frame, body in log.batch_frames(segment, row):
+        head = frame.header
+        data = segment.view(frame.end)[frame.payload_offset :][: head.payload_length]
+        entries = decode_entries(body, frame) if head.flags & fmt.FLAG_KEYED else None
+        found.append((head.kind, head.lsn - row.lsn, entries, bytes(data)))
+    return found
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(records(), st.booleans()), max_size=5))
+def test_a_published_segment_holds_what_a_plain_commit_would(
+    parts: list[tuple[Record, bool]],
+) -> None:
+    """Spilled records come first, those that were not spilled behind them."""
+    fs = MemoryFileSystem()
+    every_kind = frozenset(range(fmt.MUST_UNDERSTAND))
+    log = Log(fs, LogOptions(writer=WriterOptions("os"), known=every_kind))
+    store(log, b"\x01a", b"before")
+    for number, (part, _) in enumerate(parts):  # a key has one version in a batch
+        for place, draft in enumerate(part.drafts):
+            part.drafts[place] = draft._replace(key=draft.key + b"%d/%d" % (number, place))
+    spilled = [part for part, spills in parts if spills]
+    others = [part for part, spills in parts if not spills]
+    before = log.head().commit
+    plain = [replace(part, drafts=list(part.drafts)) for part in [*spilled, *others]]
+    log.commit(plain, lambda view: (1, view.commit))
+    expected = events(log)
+    pending = log.pending_segment()
+    for part in spilled:
+        pending.add([part])
+    publish(log, pending, *others)
+    assert events(log) == expected
+    assert log.head().commit.parent > before.lsn
+    assert fs.list(PENDING) == []
+    assert verify(log).ok
+    log.close()
+    assert verify(Log(fs, LogOptions("r", known=every_kind))).ok
+
+
+def test_the_buffers_may_change_once_they_are_added() -> None:
+    log = open_log(MemoryFileSystem())
+    small, large = bytearray(b"small"), bytearray(b"large" * 1_000_000)
+    pending = log.pending_segment()
+    pending.add([record(b"\x01small", small), record(b"\x01large", large)])
+    small[:], large[:5] = b"later", b"later"
+    publish(log, pending)
+    assert content(log) == {b"\x01small": b"small", b"\x01large": b"large" * 1_000_000}
+
+
+def test_nobody_sees_a_spilled_segment_before_it_is_published() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    store(log, b"\x01a", b"1")
+    pending = log.pending_segment()
+    pending.add([record(b"\x01b", b"2" * 5000)])
+    reader = open_log(fs, "r")
+    assert content(reader) == {b"\x01a": b"1"}
+    assert fs.list(PENDING) == [pending.name.removeprefix("pending/")]
+    assert fs.list("segments") == ["0000000001.seg"]
+    store(log, b"\x01c", b"3")  # others go on meanwhile
+    publish(log, pending)
+    assert content(reader) == content(log)
+    assert sorted(content(log)) == [b"\x01a", b"\x01b", b"\x01c"]
+
+
+def test_a_discarded_one_leaves_nothing_and_may_be_discarded_again() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    before = contents_of(fs)
+    pending = log.pending_segment()
+    pending.add([record(b"\x01b", b"2" * 5000)])
+    pending.discard()
+    pending.discard()
+    left = contents_of(fs).keys() - before.keys()
+    assert left == {f"readers/{log.registration.name}"}
+
+
+def test_discarding_behind_the_publication_takes_nothing_back() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    pending = log.pending_segment()
+    pending.add([record(b"\x01b", b"2" * 5000)])
+    publish(log, pending)
+    pending.discard()
+    assert content(open_log(fs, "r")) == {b"\x01b": b"2" * 5000}
+    assert fs.exists(segment_name(2))
+
+
+def test_a_file_that_cannot_be_removed_is_no_error() -> None:
+    fs = MemoryFileSystem()
+    fault = FaultFileSystem(fs)
+    log = open_log(fault)
+    pending = log.pending_segment()
+    fault.fail("unlink")
+    pending.discard()
+    assert len(fs.list(PENDING)) == 1
+
+
+def test_a_commit_that_is_refused_leaves_the_store_as_it_was() -> None:
+    fs = MemoryFileSystem()
+    fault = FaultFileSystem(fs)
+    log = open_log(fault)
+    store(log, b"\x01a", b"1")
+    pending = log.pending_segment()
+    pending.add([record(b"\x01b", b"2" * 5000)])
+    fault.fail("link", code=errno.ENOSPC)
+    with pytest.raises(StorageFullError):
+        publish(log, pending)
+    pending.discard()
+    assert content(log) == {b"\x01a": b"1"}
+    assert fs.list(PENDING) == []
+    store(log, b"\x01c", b"3")
+    assert content(open_log(fs, "r")) == content(log) == {b"\x01a": b"1", b"\x01c": b"3"}
+
+
+def test_sweeping_removes_all_but_the_segments_of_the_living() -> None:
+    fs = MemoryFileSystem()
+    fs.mkdir(PENDING)
+    alive, dead = "a" * 32, "b" * 32
+    keep = [f"{alive}-1.seg", f"{alive}-12.seg"]
+    gone = [f"{dead}-1.seg", f"{alive}.idx", f"{alive}-1.idx", "MANIFEST-0000000009-x", "x.seg"]
+    for name in [*keep, *gone]:
+        replace_file(fs, f"{PENDING}/{name}", b"data")
+    sweep_pending(fs, frozenset({alive}))
+    assert fs.list(PENDING) == sorted(keep)
+    sweep_pending(fs, frozenset())
+    assert fs.list(PENDING) == []
+
+
+def test_a_handle_sweeps_before_it_spills_and_when_it_closes() -> None:
+    """What a dead process left is gone then; what a living one spilled is not."""
+    fs = MemoryFileSystem()
+    open_log(fs).close()
+    living = open_log(fs)
+    kept = living.pending_segment()
+    dead = f"{PENDING}/{'b' * 32}-1.seg"
+    for closes in (False, True):
+        replace_file(fs, dead, b"half")
+        log = open_log(fs)
+        assert fs.exists(dead)
+        if closes:
+            store(log, b"\x01a", b"1")
+            log.close()
+        else:
+            log.pending_segment().discard()
+        assert fs.list(PENDING) == [kept.name.removeprefix("pending/")]
+    publish(living, kept)
+
+
+def test_names_are_never_used_twice() -> None:
+    fs = MemoryFileSystem()
+    one, two = open_log(fs), open_log(fs)
+    pending = [log.pending_segment().name for log in (one, two) for _ in range(3)]
+    assert len(set(pending)) == 6
+    for log, names in ((one, pending[:3]), (two, pending[3:])):
+        assert all(name.startswith(f"{PENDING}/{log.registration.name}-") for name in names)

@@ -1,0 +1,352 @@
+"""The writer: what a commit costs and promises, when a segment is full, and how an fsync fails."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mldb.errors import ClosedError, LimitError, MldbError, StorageFullError, StorageIOError
+from mldb.log import format as fmt
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.memory_disk import Sync
+from mldb.log.log import Log
+from mldb.log.segment import segment_name
+from mldb.log.verify import verify
+from mldb.log.view import View
+from tests.support.faults import FaultFileSystem
+from tests.support.files import contents_of
+from tests.support.logs import content, open_log, store
+
+KIND = 16 | fmt.MUST_UNDERSTAND
+
+
+def record(*keys: bytes, size: int = 10) -> Record:
+    """One record that stores *size* bytes under each key."""
+    drafts = [Draft(key, 0, 0, 0, size, TO_BE_HASHED, 0, b"") for key in keys]
+    return Record(KIND, drafts, [bytes(size)], size)
+
+
+def on_head(view: View) -> tuple[int, Any]:
+    return view.commit.epoch, view.commit
+
+
+# --- when a segment is full -----------------------------------------------------------------------
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3000)), max_size=12),
+    st.integers(1, 4000),
+    st.integers(1, 8),
+)
+def test_a_segment_is_sealed_in_front_of_what_no_longer_fits(
+    batches: list[tuple[int, int]], most_bytes: int, most_entries: int
+) -> None:
+    """No segment has more than it may, but one that holds a single batch; nor one too little."""
+    log = open_log(
+        MemoryFileSystem(),
+        durability="os",
+        segment_bytes=most_bytes,
+        segment_entries=most_entries,
+    )
+    for number, (keys, size) in enumerate(batches):
+        names = [b"\x01%d/%d" % (number, key) for key in range(keys)]
+        log.commit([record(*names, size=size)], on_head)
+    view = log.head()
+    held: dict[int, list[tuple[int, int]]] = {number: [] for number in view.segments}
+    commits = list(view.commits(0, fmt.LSN_MAX))
+    assert len(commits) == len(batches)
+    for (number, _), batch in zip(commits, batches, strict=True):
+        held[number].append(batch)
+    numbers = sorted(held)
+    assert numbers == list(range(1, len(numbers) + 1))
+    for number in numbers:
+        own = held[number]
+        payload = sum(size for _, size in own)
+        entries = sum(keys for keys, _ in own)
+        assert len(own) <= 1 or (payload <= most_bytes and entries <= most_entries)
+        if number < numbers[-1]:
+            keys, size = held[number + 1][0]
+            end = (
+                max(row.end for where, row in commits if where == number) + 2 * fmt.FILE_HEADER_SIZE
+            )
+            assert end + size > most_bytes or entries + keys > most_entries, "sealed too early"
+    assert verify(log).ok
+
+
+def test_a_batch_larger_than_a_segment_gets_one_of_its_own() -> None:
+    log = open_log(MemoryFileSystem(), segment_bytes=1000, segment_entries=3)
+    store(log, b"\x01a", b"1")
+    log.commit([record(*(b"\x01%d" % key for key in range(9)), size=50_000)], on_head)
+    store(log, b"\x01b", b"2")
+    assert [number for number, _ in log.head().commits(0, fmt.LSN_MAX)] == [1, 2, 3]
+    assert len(content(log)) == 11
+
+
+# --- what a commit costs --------------------------------------------------------------------------
+
+
+def test_a_commit_is_one_write_and_one_sync_and_without_durability_no_sync() -> None:
+    for durability, syncs in (("commit", 1), ("os", 0)):
+        fault = FaultFileSystem(MemoryFileSystem())
+        log = open_log(fault, durability=durability)
+        store(log, b"\x01a", b"1")
+        fault.calls.clear()
+        store(log, b"\x01b", b"2")
+        assert (fault.calls["pwritev"], fault.calls["sync"]) == (1, syncs)
+        fault.calls.clear()
+        log.sync()
+        log.sync()
+        assert fault.calls["sync"] == 1 - syncs, "what is durable is not synced again"
+        assert log.writer.durable_lsn == log.head().commit.lsn
+
+
+class SlowSync(MemoryFileSystem):
+    """Syncs take a while, and are counted."""
+
+    syncs = 0
+
+    def open(self, name: str, mode: Any) -> Any:
+        """Open a file whose sync is slow."""
+        file = super().open(name, mode)
+        if not name.startswith("segments/") or mode == "create":
+            return file
+        outer = self
+
+        class Slow:
+            def __getattr__(self, attribute: str) -> Any:
+                return getattr(file, attribute)
+
+            def sync(self) -> None:
+                outer.syncs += 1
+                time.sleep(0.05)
+                file.sync()
+
+        return Slow()
+
+
+def test_threads_that_commit_at_once_share_a_sync() -> None:
+    fs = SlowSync()
+    log = open_log(fs)
+    fs.syncs = 0
+    threads = [
+        threading.Thread(target=store, args=(log, b"\x01%d" % number, b"x")) for number in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(content(log)) == 12
+    assert 1 <= fs.syncs < 10
+
+
+# --- what a commit that is given up leaves --------------------------------------------------------
+
+
+class Refused(Exception):
+    """What a decision raises here."""
+
+
+def test_a_decision_that_raises_stores_nothing() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    store(log, b"\x01a", b"1")
+    before = contents_of(fs)
+
+    def refuse(view: View) -> Any:
+        assert view.commit == log.head().commit
+        raise Refused
+
+    for _ in range(3):
+        with pytest.raises(Refused):
+            log.commit([record(b"\x01b")], refuse)
+    assert contents_of(fs) == before
+    assert log.stats()["commits"] == 1
+    store(log, b"\x01b", b"2")
+    assert content(log) == {b"\x01a": b"1", b"\x01b": b"2"}
+
+
+def test_the_decision_sees_what_other_handles_committed() -> None:
+    fs = MemoryFileSystem()
+    one, two = open_log(fs), open_log(fs)
+    for number in range(6):
+        lsn = store(one, b"\x01a", b"%d" % number, epoch=number)
+        seen: list[View] = []
+
+        def look(view: View, seen: list[View] = seen) -> tuple[int, Any]:
+            seen.append(view)
+            return on_head(view)
+
+        two.commit([], look)
+        assert [view.commit.lsn for view in seen] == [lsn]
+    assert one.head().commit.epoch == 5
+
+
+def test_too_many_records_are_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fmt, "FRAMES_MAX", 4)
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    log.commit([record(b"\x01%d" % number) for number in range(4)], on_head)
+    before = contents_of(fs)
+    with pytest.raises(LimitError, match="5 records exceeds the limit of 4"):
+        log.commit([record(b"\x01%d" % number) for number in range(5)], on_head)
+    assert contents_of(fs) == before
+
+
+@pytest.mark.parametrize("effect", ["nothing", "half"])
+@pytest.mark.parametrize("size", [10, 5 << 20])
+def test_a_write_that_fails_is_rolled_back_and_the_next_one_works(effect: Any, size: int) -> None:
+    """Half a batch stays in the file. It is a torn tail for whoever writes next."""
+    fs = MemoryFileSystem()
+    fault = FaultFileSystem(fs)
+    log = open_log(fault, durability="os")
+    store(log, b"\x01a", b"1")
+    fault.fail("pwritev", code=errno.ENOSPC, effect=effect)
+    with pytest.raises(StorageFullError, match="rolled back"):
+        store(log, b"\x01b", b"2" * size)
+    other = open_log(fs, "r")
+    assert content(log) == content(other) == {b"\x01a": b"1"}
+    store(log, b"\x01c", b"3")
+    assert content(log) == content(other) == {b"\x01a": b"1", b"\x01c": b"3"}
+    assert log.recovery.clean == (effect == "nothing")
+    log.close()
+    again = open_log(fs)
+    assert content(again) == {b"\x01a": b"1", b"\x01c": b"3"}
+    assert again.recovery.dropped_bytes == 0
+
+
+# --- a failed fsync -------------------------------------------------------------------------------
+
+
+def failed(effect: Any = "nothing") -> tuple[MemoryFileSystem, FaultFileSystem, Log]:
+    """A store with a durable and a later commit, whose next sync fails."""
+    fs = MemoryFileSystem()
+    fault = FaultFileSystem(fs)
+    log = open_log(fault, durability="os")
+    store(log, b"\x01durable", b"1", epoch=1)
+    log.sync()
+    store(log, b"\x01later", b"2", epoch=2)
+    fault.fail("sync", effect=effect)
+    return fs, fault, log
+
+
+def test_a_failed_fsync_is_never_retried_and_closes_the_handle_for_writing() -> None:
+    fs, fault, log = failed()
+    known = log.writer.durable_lsn
+    with pytest.raises(StorageIOError, match=f"behind commit {known},.*closed for writing") as info:
+        log.sync()
+    assert info.value.errno == errno.EIO
+    # Making the next segment and its manifest durable is another file's business.
+    synced = fault.calls["sync"]
+    for _ in range(2):
+        with pytest.raises(ClosedError, match="closed for writing since an fsync failed"):
+            store(log, b"\x01more", b"3")
+    assert fault.calls["sync"] == synced
+    assert content(log) == {b"\x01durable": b"1"}
+    log.close()
+    assert fault.calls["sync"] == synced, "nor does closing try again"
+    assert content(open_log(fs)) == {b"\x01durable": b"1"}
+
+
+@pytest.mark.parametrize("effect", ["nothing", "drop"])
+def test_every_process_gives_the_segment_up_at_the_same_commit(effect: Any) -> None:
+    """Whatever the kernel kept of the pages: memory may still show what the disk never got."""
+    fs, _, log = failed(effect)
+    reader, writer = open_log(fs, "r"), open_log(fs)
+    lost = log.head().commit.lsn
+    with pytest.raises(StorageIOError):
+        log.sync()
+    assert content(reader) == content(writer) == content(log) == {b"\x01durable": b"1"}
+    assert store(writer, b"\x01new", b"3", epoch=1) > lost + fmt.LSN_JUMP
+    expected = {b"\x01durable": b"1", b"\x01new": b"3"}
+    assert content(reader) == content(log) == expected
+    writer.close()
+    again = open_log(fs)
+    assert content(again) == expected
+    assert verify(again).ok
+
+
+def test_a_commit_whose_fsync_fails_says_so_to_every_thread_that_waits() -> None:
+    fs = MemoryFileSystem()
+    fault = FaultFileSystem(fs)
+    log = open_log(fault)
+    store(log, b"\x01durable", b"1")
+    fault.fail("sync", forever=True)
+    errors: list[MldbError] = []
+
+    def work(number: int) -> None:
+        try:
+            store(log, b"\x01%d" % number, b"2")
+        except MldbError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 5
+    assert {type(error) for error in errors} <= {StorageIOError, ClosedError}
+    fault.heal()
+    fs.kill()
+    assert set(content(open_log(fs))) >= {b"\x01durable"}
+
+
+def test_a_full_disk_at_an_fsync_is_as_final_as_any_other_failure() -> None:
+    fs, fault, log = failed()
+    fault.heal()
+    fault.fail("sync", code=errno.ENOSPC)
+    with pytest.raises(StorageIOError, match="later commits are not stored"):
+        log.sync()
+    with pytest.raises(ClosedError):
+        store(log, b"\x01more", b"3")
+    assert content(open_log(fs)) == {b"\x01durable": b"1"}
+
+
+# --- closing --------------------------------------------------------------------------------------
+
+
+def test_a_clean_close_records_a_mark_so_that_the_next_opening_scans_nothing() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs, durability="os")
+    for number in range(5):
+        last = store(log, b"\x01%d" % number, b"x")
+    assert log.writer.durable_lsn < last
+    log.close()
+    again = open_log(fs, "r")
+    mark = again.state.manifest.mark
+    assert (mark.lsn, mark.offset) == (last, again.state.active.cursor.offset)
+    assert again.state.active.memory.entry_count() == 0
+    assert again.state.active.cursor.durable == last
+    assert len(content(again)) == 5
+
+
+def test_closing_without_a_commit_changes_no_file() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs)
+    store(log, b"\x01a", b"1")
+    log.close()
+    before = contents_of(fs)
+    for _ in range(2):
+        open_log(fs).close()
+    assert contents_of(fs) == before
+
+
+def test_a_sync_covers_commits_of_other_handles_too() -> None:
+    fs = MemoryFileSystem(record=True)
+    one, two = open_log(fs, durability="os"), open_log(fs, durability="os")
+    lsn = store(one, b"\x01a", b"1")
+    assert fs.journal is not None
+    done = len(fs.journal.operations)
+    two.sync()
+    assert two.writer.durable_lsn == lsn
+    assert Sync(fs.image().files[segment_name(1)]) in fs.journal.operations[done:]

@@ -1,0 +1,204 @@
+"""Verification finds damage anywhere, says where, and changes nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from mldb.errors import MldbError
+from mldb.log import format as fmt
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.index.memory import MemoryIndex
+from mldb.log.log import Log
+from mldb.log.manifest import manifest_name, manifest_numbers
+from mldb.log.segment import segment_name
+from mldb.log.verify import VerifyReport, verify
+from tests.support.files import append_to, contents_of, read_file, replace_file
+from tests.support.logs import content, flip, open_log, store
+
+
+def several_segments() -> MemoryFileSystem:
+    """Two segments with footers, one closed behind a torn tail, an active one with a mark."""
+    fs = MemoryFileSystem()
+    log = open_log(fs, durability="os", segment_entries=4)
+    for number in range(10):
+        store(log, b"\x01%d" % (number % 7), b"value %d" % number * 30, number)
+    log.close()
+    append_to(fs, segment_name(3), b"torn")
+    log = open_log(fs, durability="os")
+    assert log.recovery.dropped_bytes == 4
+    for number in range(3):
+        store(log, b"\x01more %d" % number, b"value %d" % number * 30, 20 + number)
+    log.close()
+    return fs
+
+
+def checked(fs: MemoryFileSystem) -> VerifyReport:
+    """Verify, and see that nothing is changed by it."""
+    before = contents_of(fs)
+    report = verify(open_log(fs, "r"))
+    assert contents_of(fs) == before
+    return report
+
+
+def test_a_whole_store_has_no_problem_and_every_byte_and_commit_is_counted() -> None:
+    fs = several_segments()
+    log = open_log(fs, "r")
+    seen: list[tuple[int, int]] = []
+    report = verify(log, lambda done, total: seen.append((done, total)))
+    sizes = [info.length for info in log.state.manifest.segments]
+    total = sum(sizes) + len(read_file(fs, segment_name(4)))
+    assert report == VerifyReport(4, 13, total, ())
+    assert report.ok
+    assert seen == [(sum(sizes[: n + 1]), total) for n in range(3)] + [(total, total)]
+    assert verify(open_log(MemoryFileSystem())) == VerifyReport(1, 0, fmt.FILE_HEADER_SIZE)
+
+
+def places(fs: MemoryFileSystem, seed: int) -> Iterator[tuple[str, int]]:
+    """Every file that verification covers with places in it, every byte of which counts.
+
+    What is behind the valid length of a closed segment does not count, and hints do not.
+    """
+    rng = random.Random(seed)
+    manifest = open_log(fs, "r").state.manifest
+    lengths = {segment_name(info.number): info.length for info in manifest.segments}
+    names = [name for name in contents_of(fs) if name.startswith(("segments/", "MANIFEST"))]
+    for name in sorted(names):
+        length = lengths.get(name, len(read_file(fs, name)))
+        for place in range(rng.randrange(13), length, 13):
+            yield name, place
+
+
+def test_every_flipped_bit_is_found_in_its_file_near_its_place(seed: int) -> None:
+    """Headers, bodies, padding, payloads, checksums, footers, side indexes and manifests."""
+    fs = several_segments()
+    log = open_log(fs, "r")
+    rows: dict[int, list[tuple[int, int, int]]] = {}
+    for number, row in log.head().commits(0, fmt.LSN_MAX):
+        rows.setdefault(number, []).append((row.start, row.end, row.lsn))
+    found = 0
+    hint = next(name for name in contents_of(fs) if name.startswith("hints/"))
+    fs.unlink(hint)
+    for name, place in places(fs, seed):
+        data = read_file(fs, name)
+        replace_file(fs, name, flip(data, 8 * place + seed % 8))
+        try:
+            report = checked(fs)
+        except MldbError as error:  # the newest manifest and the active segment are read at once
+            assert name in str(error), (name, place)
+            assert name in (segment_name(4), manifest_name(manifest_numbers(fs)[-1]))
+        else:
+            assert not report.ok, (name, place)
+            problem = report.problems[0]
+            assert problem.file == name, place
+            assert 0 <= problem.offset <= place, name
+            assert problem.message
+            number = int(name[9:19]) if name.endswith(".seg") else 0
+            for start, end, lsn in rows.get(number, []):
+                if start <= place < end and problem.lsns:
+                    assert problem.lsns == (lsn,), (name, place)
+        found += 1
+        replace_file(fs, name, data)
+    assert found > 500
+    assert checked(fs).ok
+
+
+def test_behind_damage_it_goes_on_and_finds_the_rest() -> None:
+    """A damaged footer once kept the batches in front of it from being checked."""
+    fs = several_segments()
+    log = open_log(fs, "r")
+    own = [row for number, row in log.head().commits(0, fmt.LSN_MAX) if number == 1]
+    data = read_file(fs, segment_name(1))
+    for row in (own[0], own[2]):
+        data = flip(data, 8 * (row.start + 10))
+    replace_file(fs, segment_name(1), data)
+    other = read_file(fs, segment_name(2))
+    replace_file(fs, segment_name(2), flip(other, 8 * (len(other) - 100)))
+    report = checked(fs)
+    assert [problem.lsns for problem in report.problems[:2]] == [(own[0].lsn,), (own[2].lsn,)]
+    assert [problem.offset for problem in report.problems[:2]] == [own[0].start, own[2].start]
+    assert {problem.file for problem in report.problems} == {segment_name(1), segment_name(2)}
+    assert report.commits == 13
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "swapped"])
+def test_a_segment_that_is_not_there_as_a_whole_is_reported_and_the_others_are_checked(
+    damage: str,
+) -> None:
+    fs = several_segments()
+    name, data = segment_name(1), read_file(fs, segment_name(1))
+    fs.unlink(name)
+    if damage == "cut":
+        replace_file(fs, name, data[:-1])
+    elif damage == "swapped":
+        replace_file(fs, name, read_file(fs, segment_name(2)) + bytes(len(data)))
+    last = read_file(fs, segment_name(3))
+    replace_file(fs, segment_name(3), flip(last, 8 * 200))
+    report = checked(fs)
+    assert [problem.file for problem in report.problems] == [name, segment_name(3)]
+    assert report.problems[0].offset == (len(data) - 1 if damage == "cut" else 0)
+
+
+def test_a_missing_side_index_is_reported() -> None:
+    fs = several_segments()
+    name = segment_name(3).replace(".seg", ".idx")
+    fs.unlink(name)
+    [problem] = checked(fs).problems
+    assert name in problem.message
+
+
+def test_a_manifest_that_opening_stepped_over_is_reported() -> None:
+    fs = several_segments()
+    older, newest = (manifest_name(number) for number in manifest_numbers(fs))
+    for name in (older, newest):
+        data = read_file(fs, name)
+        replace_file(fs, name, flip(data, 8 * 150))
+        [problem] = checked(fs).problems
+        assert problem.file == name
+        replace_file(fs, name, data)
+
+
+def test_what_is_not_valid_is_not_verified() -> None:
+    """The torn tail of a closed segment, hints, and what recovery kept are nobody's data."""
+    fs = several_segments()
+    append_to(fs, segment_name(3), b"more")
+    for name in list(contents_of(fs)):
+        if name.startswith(("hints/", "lost+found/")):
+            replace_file(fs, name, b"nothing")
+    assert checked(fs).ok
+
+
+def test_a_live_writer_is_no_problem() -> None:
+    fs = several_segments()
+    log: Log = open_log(fs, durability="os")
+    reader = open_log(fs, "r")
+    for number in range(5):
+        store(log, b"\x01live", b"%d" % number, 30)
+        assert verify(reader).problems == verify(log).problems == ()
+        assert verify(reader).commits == 14 + number
+    assert content(reader) == content(log)
+
+
+@pytest.mark.parametrize("wrong", ["less", "twice"])
+def test_an_index_that_is_whole_and_wrong_is_found(wrong: str) -> None:
+    """Its checksums are right: whoever wrote it did not know what the segment holds."""
+    fs = MemoryFileSystem()
+    log = open_log(fs, segment_entries=3)
+    for number in range(3):
+        store(log, b"\x01a", b"%d" % number, number)
+    active = log.state.active
+    entries, rows = active.memory.dump()
+    own = entries[b"\x01a"]
+    memory = MemoryIndex()
+    for row, entry in zip(rows, own, strict=True):
+        if wrong == "less" and row is rows[1]:
+            continue
+        times = 2 if wrong == "twice" and row is rows[1] else 1
+        memory.add(row, [(b"\x01a", entry)] * times)
+    active.memory = memory
+    store(log, b"\x01b", b"next segment", 9)
+    [problem] = checked(fs).problems
+    assert problem.file == segment_name(1)
+    assert ("lists 2 commits" if wrong == "less" else "contradicts itself") in problem.message
