@@ -7,9 +7,11 @@
     │   ├── CorruptError             stored bytes are damaged; .file .offset .key
     │   ├── StorageFullError         no space; nothing was stored; retry after freeing space
     │   ├── StorageIOError           the OS refused; .errno, __cause__ is the OSError
+    │   │   └── StoreMovedError      the folder was moved, replaced or deleted under the handle
     │   └── FormatVersionError       not an mldb store, or one written by a newer mldb
     ├── UsageError                   the call cannot be right, whatever the disk says
     │   ├── ClosedError              used after close() or in a forked child
+    │   ├── ReentryError             a write inside a write of the same thread
     │   ├── ReadOnlyError            a write on a read-only handle
     │   ├── LimitError               a size, count or number beyond a limit   (ValueError)
     │   ├── InvalidNameError         a name or path that is not allowed       (ValueError)
@@ -87,6 +89,14 @@ class StorageIOError(StorageError):
         self.errno = errno
 
 
+class StoreMovedError(StorageIOError):
+    """The folder at the store's path is no longer the one that was opened.
+
+    It was renamed, deleted, or another one stands in its place. Nothing was written to what stands
+    there now; what was read before stays readable.
+    """
+
+
 class FormatVersionError(StorageError):
     """The folder is no mldb store, or was written by a newer version of mldb."""
 
@@ -97,6 +107,14 @@ class UsageError(MldbError):
 
 class ClosedError(UsageError):
     """The handle was closed, or belongs to the parent of this forked process."""
+
+
+class ReentryError(UsageError):
+    """A write was begun inside a write of the same thread.
+
+    That happens in a signal handler, a finalizer or a callback. Nothing was stored by the inner
+    call; the outer one goes on. ``db.save_on_signal`` is the way to save when a signal comes.
+    """
 
 
 class ReadOnlyError(UsageError):

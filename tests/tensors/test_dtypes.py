@@ -186,7 +186,7 @@ def test_the_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plain_codes_import_neither_torch_nor_ml_dtypes() -> None:
     script = (
         "import sys, numpy as np\n"
-        "from mldb import dtypes\n"
+        "from mldb.tensors import dtypes\n"
         "dtypes.dtype_of(dtypes.dtype_code(np.dtype('f4')))\n"
         "dtypes.itemsize_of('bfloat16')\n"
         "sys.exit(sum(name in sys.modules for name in ('torch', 'ml_dtypes', 'scipy')))\n"
