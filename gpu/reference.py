@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Floats
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.gpu import dynamics as formulas
 from mldb.gpu import subspace
@@ -95,17 +96,17 @@ class KeyDraws:
         self._keys = keys
         self._dtype = dtype
 
-    def normals(self, step: int, dim: int) -> philox.Real:
+    def normals(self, step: int, dim: int) -> Floats:
         """Return the normals [B, dim]; in float64 they are not rounded to float32 first."""
         exact = self._dtype == np.float64
         source = philox.normals_float64 if exact else philox.normals
         return source(self._keys, step, dim)
 
-    def uniforms(self, step: int) -> philox.Real:
+    def uniforms(self, step: int) -> Floats:
         """Return the uniforms [B] of MALA."""
         return philox.accept_uniforms(self._keys, step).astype(self._dtype)
 
-    def trial(self, step: int, number: int) -> tuple[philox.Real, philox.Real]:
+    def trial(self, step: int, number: int) -> tuple[Floats, Floats]:
         """Return the normal [B] and the uniform [B] of a try of the gamma draw."""
         raw = philox.words(self._keys, step, 1, first=philox.GAMMA_BLOCK + number)[:, 0]
         normal = philox.box_muller(raw)[:, 0].astype(self._dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s
 from mldb.gpu.checks import check_lengths
 from mldb.gpu.cpu.chains import Batch, load_chains
 from mldb.gpu.cpu.threads import RowThreads, Running
@@ -15,8 +16,6 @@ from mldb.gpu.device import Chains, Dynamics, Energy, Pending, SelfEnergy
 from mldb.gpu.reference import table_array
 from mldb.noise.keys import Keys
 from mldb.noise.philox_compiled import Kernels, first_words, kernel_input, stream_arguments
-
-Rows = npt.NDArray[np.float32]
 
 
 class CompiledEngine:
@@ -37,7 +36,7 @@ class CompiledEngine:
         self._under_way: deque[Running] = deque()
         self._buffers = None if copy else deque([np.empty(0, np.float32)] * (slots + 1))
 
-    def normals(self, keys: Keys, step: int, dim: int) -> Rows:
+    def normals(self, keys: Keys, step: int, dim: int) -> Float32s:
         """Return the normals [B, dim] of a step."""
         out = np.empty((len(keys), dim), np.float32)
         arguments = stream_arguments(keys, first_words(step, dim))
@@ -49,7 +48,7 @@ class CompiledEngine:
             future.result()
         return out
 
-    def isotropic(self, x: Rows, keys: Keys, strength: float) -> Pending:
+    def isotropic(self, x: Float32s, keys: Keys, strength: float) -> Pending:
         """Start the isotropic step of rows x [B, d]."""
         out, squares = self._output(x.shape), np.empty(len(x), np.float32)
         arguments = stream_arguments(keys, first_words(0, x.shape[1]))
@@ -66,7 +65,7 @@ class CompiledEngine:
 
         return self._start(Running(self._turn(run, len(x)), finish))
 
-    def langevin(self, x: Rows, keys: Keys, energy: Energy, dynamics: Dynamics) -> Pending:
+    def langevin(self, x: Float32s, keys: Keys, energy: Energy, dynamics: Dynamics) -> Pending:
         """Start chains at rows x [B, d]; the first call compiles the kernels of chains."""
         kernels = load_chains(dynamics.form)
         if kernels is None:
@@ -88,7 +87,7 @@ class CompiledEngine:
         self.threads.close()
         self._under_way.clear()
 
-    def _output(self, shape: tuple[int, ...]) -> Rows:
+    def _output(self, shape: tuple[int, ...]) -> Float32s:
         """Return memory for the results of a batch that is about to start."""
         if self._buffers is None:
             return np.empty(shape, np.float32)
@@ -110,7 +109,7 @@ class CompiledEngine:
         return running
 
 
-def _neighbours(energy: Energy) -> tuple[Rows, npt.NDArray[np.int32], Rows, Rows]:
+def _neighbours(energy: Energy) -> tuple[Float32s, npt.NDArray[np.int32], Float32s, Float32s]:
     """Return table, index, kappas and log weights; its own splat is a row's only neighbour."""
     if isinstance(energy, SelfEnergy):
         mu, kappa = _host(energy.mu), _host(energy.kappa)[:, None]
@@ -119,7 +118,7 @@ def _neighbours(energy: Energy) -> tuple[Rows, npt.NDArray[np.int32], Rows, Rows
     return table, energy.index, _host(energy.kappa), _host(energy.log_weight)
 
 
-def _host(values: Any) -> Rows:
+def _host(values: Any) -> Float32s:
     """Return a NumPy view of an array, or of a tensor on the CPU."""
-    host: Rows = values.detach().numpy() if hasattr(values, "detach") else values
+    host: Float32s = values.detach().numpy() if hasattr(values, "detach") else values
     return host

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s
 from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, SelfEnergy
 from mldb.gpu.vulkan.device import VulkanDevice, open_vulkan
 from mldb.noise.keys import Keys
@@ -22,19 +23,18 @@ TABLE_ROWS: Final = 20_000
 PAGE: Final = 4096
 ROUNDS: Final = 5
 
-Floats = npt.NDArray[np.float32]
 Figure = tuple[str, float, str]
 T = TypeVar("T")
 
 
-def unit_rows(count: int, dim: int) -> Floats:
+def unit_rows(count: int, dim: int) -> Float32s:
     """Return rows [count, dim] of length 1; the same ones each time."""
     x = np.random.default_rng(count).standard_normal((count, dim), np.float32)
-    rows: Floats = x / np.linalg.norm(x, axis=1, keepdims=True)
+    rows: Float32s = x / np.linalg.norm(x, axis=1, keepdims=True)
     return rows
 
 
-def aligned_rows(count: int, dim: int) -> Floats:
+def aligned_rows(count: int, dim: int) -> Float32s:
     """Return such rows in memory that starts at a page."""
     raw = np.empty(4 * count * dim + PAGE, np.uint8)
     start = -raw.ctypes.data % PAGE
@@ -96,7 +96,7 @@ def batch(device: VulkanDevice, kind: str, rows: int) -> Callable[[], Any]:
     return lambda: device.langevin(x, keys, energy, dynamics).result()
 
 
-def neighbours(rows: int) -> tuple[npt.NDArray[np.int32], Floats, Floats]:
+def neighbours(rows: int) -> tuple[npt.NDArray[np.int32], Float32s, Float32s]:
     """Return index, kappa and log weight [rows, 16]."""
     rng, shape = np.random.default_rng(4), (rows, NEIGHBOURS)
     index = rng.integers(0, TABLE_ROWS, shape).astype(np.int32)

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s
 from mldb.errors import InvalidValueError, LimitError
 from mldb.gpu import checks
 from mldb.gpu.device import Chains, Dynamics, Energy, Method, Pending
@@ -42,7 +43,6 @@ WORK_MAX_GPU: Final = 400_000_000
 So a device that does not answer for 30 s hangs, and is not at work on very long chains.
 """
 
-Rows = npt.NDArray[np.float32]
 Kind = Literal["isotropic", "self", "mixture"]
 
 
@@ -69,7 +69,7 @@ class VulkanDevice:
         self._counts = {"imports": 0, "imports_refused": 0, "copies": 0}
         self._finalizer = weakref.finalize(self, _close, context, pipelines, ring)
 
-    def load(self, rows: Rows) -> VulkanTable:
+    def load(self, rows: Float32s) -> VulkanTable:
         """Make rows [N, d] available to ``MixtureEnergy``.
 
         Memory that starts at a page is read in place where the driver allows it (NVIDIA may refuse
@@ -101,7 +101,7 @@ class VulkanDevice:
             before_close=self._ring.drain,
         )
 
-    def _import(self, rows: Rows, per_window: int) -> Any:
+    def _import(self, rows: Float32s, per_window: int) -> Any:
         """Return windows over the rows' own memory, or None."""
         if self._counts["imports_refused"] or not vk_table.can_import(self._context, rows):
             return None
@@ -117,13 +117,13 @@ class VulkanDevice:
         request = Request(variant=Variant(Mode.WORDS, 4 * blocks), keys=keys, step=step)
         return as_words(self._start(request, copy=True).result().x, blocks)
 
-    def normals(self, keys: Keys, step: int, dim: int) -> Rows:
+    def normals(self, keys: Keys, step: int, dim: int) -> Float32s:
         """Return the standard normals of one step, float32 [B, dim]."""
         self._context.check()
         checks.check_keys(keys, step)
         checks.check_dim(dim)
         request = Request(variant=Variant(Mode.NORMALS, dim), keys=keys, step=step)
-        normals: Rows = self._start(request, copy=True).result().x
+        normals: Float32s = self._start(request, copy=True).result().x
         return normals
 
     def isotropic(self, x: Any, keys: Keys, strength: float) -> Pending:

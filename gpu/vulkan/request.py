@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.gpu.checks import LENGTH_ERROR_MAX
 from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, SelfEnergy
@@ -39,8 +40,6 @@ them after 65,535 (LP_MAX_TGSI_LOOP_ITERATIONS), without an error."""
 UNROLLED_MAX: Final = 32
 """Loops over the quads of a lane up to here are unrolled by drivers, and count for nothing."""
 
-Rows = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extra:
@@ -69,8 +68,8 @@ class Request:
 
     variant: Variant
     keys: Keys
-    x: Rows | None = None
-    mu: Rows | None = None
+    x: Float32s | None = None
+    mu: Float32s | None = None
     extra: Extra = field(default_factory=Extra)
     table: VulkanTable | None = None
     step: int = 0
@@ -150,7 +149,7 @@ class Request:
         )
 
 
-def isotropic_request(x: Rows, keys: Keys, strength: float) -> Request:
+def isotropic_request(x: Float32s, keys: Keys, strength: float) -> Request:
     """Return the request of ``Device.isotropic``; arguments were checked."""
     rest = sqrt(1 - strength * strength)
     return Request(
@@ -163,7 +162,12 @@ def isotropic_request(x: Rows, keys: Keys, strength: float) -> Request:
 
 
 def langevin_request(
-    context: Context, x: Rows, keys: Keys, energy: Energy, dynamics: Dynamics, first_step: int = 0
+    context: Context,
+    x: Float32s,
+    keys: Keys,
+    energy: Energy,
+    dynamics: Dynamics,
+    first_step: int = 0,
 ) -> Request:
     """Return the request of ``Device.langevin``; arguments were checked but for the table.
 

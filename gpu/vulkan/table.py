@@ -13,8 +13,8 @@ from math import gcd
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from mldb.arrays import Float32s
 from mldb.errors import GpuUnavailableError, LimitError
 from mldb.gpu.vulkan import errors as vk_errors
 from mldb.gpu.vulkan.context import Context
@@ -22,8 +22,6 @@ from mldb.gpu.vulkan.memory import Buffer, Place, allocate, import_host, importa
 
 STAGING_BYTES: Final = 16 << 20
 OPTION: Final = "the number of rows of the table"
-
-Rows = npt.NDArray[np.float32]
 
 
 class VulkanTable:
@@ -73,7 +71,7 @@ def _give_back(windows: list[Buffer], before_close: Callable[[], None]) -> None:
         window.close()
 
 
-def can_import(context: Context, rows: Rows) -> bool:
+def can_import(context: Context, rows: Float32s) -> bool:
     """Whether the memory of *rows* [N, d] is of the form that can be read in place."""
     if not rows.flags.c_contiguous or rows.shape[1] % 4:
         return False
@@ -114,7 +112,7 @@ def check_windows(context: Context, rows: int, row_bytes: int, per_window: int, 
         )
 
 
-def import_windows(context: Context, rows: Rows, per_window: int) -> list[Buffer] | None:
+def import_windows(context: Context, rows: Float32s, per_window: int) -> list[Buffer] | None:
     """Return the windows of *rows* [N, d] read in place, or None where any part is refused."""
     raw = rows.reshape(-1).view(np.uint8)
     row_bytes = rows.shape[1] * 4
@@ -129,7 +127,9 @@ def import_windows(context: Context, rows: Rows, per_window: int) -> list[Buffer
     return made
 
 
-def copy_windows(context: Context, rows: Rows, per_window: int, *, direct: bool) -> list[Buffer]:
+def copy_windows(
+    context: Context, rows: Float32s, per_window: int, *, direct: bool
+) -> list[Buffer]:
     """Return the windows of a copy of *rows*, each row padded to a multiple of 16 bytes.
 
     Raises DeviceMemoryError; what was allocated by then is freed.
@@ -158,7 +158,7 @@ def padded_dim(dim: int) -> int:
     return -(-dim // 4) * 4
 
 
-def fill(target: Rows, rows: Rows) -> None:
+def fill(target: Float32s, rows: Float32s) -> None:
     """Write *rows* [n, d] to the start of flat memory, each row padded with zeros."""
     count, dim = rows.shape
     wide = padded_dim(dim)
@@ -168,7 +168,7 @@ def fill(target: Rows, rows: Rows) -> None:
         place[:, dim:] = 0
 
 
-def _upload(context: Context, window: Buffer, rows: Rows) -> None:
+def _upload(context: Context, window: Buffer, rows: Float32s) -> None:
     """Copy rows into memory that the host does not see, through a staging buffer of its own."""
     row_bytes = padded_dim(rows.shape[1]) * 4
     step = max(1, STAGING_BYTES // row_bytes)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from mldb.errors import InvalidNameError
-from mldb.log import format as fmt
 from mldb.log.frame import pack, unpack
 
 Geometry = Literal["sphere", "euclid"]
@@ -22,17 +22,22 @@ Geometry = Literal["sphere", "euclid"]
 PAGE_LOG2: Final = 12
 CHECK_LOG2: Final = 14  # a row read at random has 16 KiB verified, not a MiB
 COLUMN_ALIGN: Final = 64
-DIM_MAX: Final = 1 << 18  # what the noise counter addresses
+LAKE_DIM_MAX: Final = 1 << 18  # what the noise counter addresses
 ID_MAX: Final = (1 << 48) - 1
-ROWS_MAX: Final = 1 << 40
+BLOCK_ROWS_MAX: Final = 1 << 40
 USER_COLUMNS_MAX: Final = 64
 
-_FIXED: Final[tuple[tuple[str, str], ...]] = (
-    *(("norm", "<f4"), ("kappa", "<f4"), ("alpha", "<f8"), ("min_cos", "<f4"), ("id", "<u8")),
+_FIXED: Final[tuple[tuple[str, str, tuple[int, ...]], ...]] = (
+    ("norm", "<f4", ()),
+    ("kappa", "<f4", ()),
+    ("alpha", "<f8", ()),
+    ("min_cos", "<f4", ()),
+    ("id", "<u8", ()),
 )
+_FIXED_NAMES: Final = tuple(name for name, _, _ in _FIXED)
 PROVENANCE: Final = ("lsn", "augmentation", "changed")
 """What a stream tells of a row beside its columns."""
-RESERVED: Final = frozenset({"mu", "label", "weight", *(name for name, _ in _FIXED)})
+RESERVED: Final = frozenset({"mu", "label", "weight", *_FIXED_NAMES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class LakeInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class BlockColumn:
     """One column of a block: its dtype, the shape of one value, and its place in the payload."""
 
     name: str
@@ -57,7 +62,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return np.dtype(self.dtype).itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return np.dtype(self.dtype).itemsize * prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +74,13 @@ class BlockInfo:
 
     rows: int
     base: int
-    columns: tuple[Column, ...]
+    columns: tuple[BlockColumn, ...]
     alpha_sum: float
     alpha_max: float
     kappa_min: float
     kappa_max: float
 
-    def column(self, name: str) -> Column | None:
+    def column(self, name: str) -> BlockColumn | None:
         """The column of this name, or None."""
         return next((column for column in self.columns if column.name == name), None)
 
@@ -95,18 +100,15 @@ class RemovalInfo:
 
 def lay_out(
     rows: int, dim: int, *, labels: bool, user: Sequence[tuple[str, str, tuple[int, ...]]] = ()
-) -> tuple[Column, ...]:
+) -> tuple[BlockColumn, ...]:
     """Place the columns of a block: mu, the fixed ones, labels, then those of the user."""
-    wanted = [("mu", "<f4", (dim,)), *((name, dtype, ()) for name, dtype in _FIXED)]
-    if labels:
-        wanted.append(("label", "<i8", ()))
-    wanted += user
-    columns: list[Column] = []
+    labelled = (("label", "<i8", ()),) if labels else ()
+    columns: list[BlockColumn] = []
     offset = 0
-    for name, dtype, shape in wanted:
-        column = Column(name, dtype, shape, offset)
-        columns.append(column)
-        offset = fmt.align_up(offset + rows * column.row_bytes, 6)
+    for name, dtype, shape in (("mu", "<f4", (dim,)), *_FIXED, *labelled, *user):
+        columns.append(BlockColumn(name, dtype, shape, offset))
+        end = offset + rows * np.dtype(dtype).itemsize * prod(shape)
+        offset = -(-end // COLUMN_ALIGN) * COLUMN_ALIGN
     return tuple(columns)
 
 
@@ -139,7 +141,7 @@ def unpack_lake(attr: bytes) -> LakeInfo:
     if version != 1 or geometry not in ("sphere", "euclid") or len(lake_id) != 16:
         raise ValueError(f"a lake of version {version!r} and geometry {geometry!r}")
     number = int.from_bytes(next_id, "little")
-    if type(dim) is not int or not 0 < dim <= DIM_MAX or number > ID_MAX + 1:
+    if type(dim) is not int or not 0 < dim <= LAKE_DIM_MAX or number > ID_MAX + 1:
         raise ValueError(f"a lake of dimension {dim!r} whose next id is {number}")
     return LakeInfo(lake_id, dim, geometry, number)
 
@@ -170,11 +172,11 @@ def unpack_splats(attr: bytes, length: int) -> BlockInfo | RemovalInfo:
     if len(fields) != 6 or fields[:2] != [1, 0]:
         raise ValueError("neither added nor removed rows of version 1")
     rows, base, raw, stats = fields[2:]
-    if type(rows) is not int or not 0 < rows <= ROWS_MAX or len(raw) > USER_COLUMNS_MAX + 8:
+    if type(rows) is not int or not 0 < rows <= BLOCK_ROWS_MAX or len(raw) > USER_COLUMNS_MAX + 8:
         raise ValueError(f"a block of {rows!r} rows")
     columns = tuple(_column(item, rows, length) for item in raw)
     names = [column.name for column in columns]
-    if names[:6] != ["mu", *(name for name, _ in _FIXED)] or len(set(names)) != len(names):
+    if names[:6] != ["mu", *_FIXED_NAMES] or len(set(names)) != len(names):
         raise ValueError(f"a block of the columns {names}")
     info = BlockInfo(rows, int.from_bytes(base, "little"), columns, *map(float, stats))
     if info.nbytes != length:
@@ -182,14 +184,14 @@ def unpack_splats(attr: bytes, length: int) -> BlockInfo | RemovalInfo:
     return info
 
 
-def _column(item: Any, rows: int, length: int) -> Column:
+def _column(item: Any, rows: int, length: int) -> BlockColumn:
     name, code, shape, offset = item
     dtype = np.dtype(code)
     if dtype.kind not in "biuf" or any(type(axis) is not int or axis < 0 for axis in shape):
         raise ValueError(f"a column of dtype {code!r} and shape {shape!r}")
     if type(name) is not str or type(offset) is not int or offset < 0 or offset % COLUMN_ALIGN:
         raise ValueError(f"column {name!r} at offset {offset!r}")
-    column = Column(name, code, tuple(shape), offset)
+    column = BlockColumn(name, code, tuple(shape), offset)
     if offset + rows * column.row_bytes > length:
         raise ValueError(f"column {name!r} ends behind its payload")
     return column

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from mldb import keys
+from mldb.arrays import Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
-from mldb.history import kinds
 from mldb.history.as_of import AsOf
-from mldb.history.splats import DIM_MAX, Geometry, LakeInfo, RemovalInfo, pack_lake, pack_removal
+from mldb.history.splats import LAKE_DIM_MAX, Geometry
 from mldb.lake import projection
-from mldb.lake.host import Host, head_scope
+from mldb.lake.host import Host
+from mldb.lake.on_host import as_ids
 from mldb.lake.order.weights import Importance
 from mldb.lake.rows.source import LakeSource
 from mldb.lake.stream.settings import (
@@ -25,12 +23,11 @@ from mldb.lake.stream.settings import (
     make_augmentation,
     make_options,
 )
-from mldb.lake.surface import LakeSnapshot, LakeSurface, as_ids
-from mldb.lake.write.addition import Addition, lake_draft
-from mldb.lake.write.batch_input import check_rows
-from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.lake.surface import LakeSnapshot, LakeSurface
+from mldb.lake.write.addition import add_rows
+from mldb.lake.write.given import check_given
+from mldb.lake.write.removal import remove_rows
 from mldb.log.index.address import Lsn
-from mldb.log.view import View
 from mldb.names import check_name
 from mldb.tensors.scope import Scope
 from mldb.write.rules import check_epoch
@@ -181,7 +178,7 @@ class Lake(LakeSurface):
         """One line."""
         return f"<Lake {self.name!r} dim={self.dim} {self.geometry} rows={len(self)}>"
 
-    # --- adding -----------------------------------------------------------------------------------
+    # --- changing ---------------------------------------------------------------------------------
 
     def add_splats(
         self,
@@ -193,7 +190,7 @@ class Lake(LakeSurface):
         labels: Any = None,
         columns: Mapping[str, Any] | None = None,
         epoch: int | None = None,
-    ) -> npt.NDArray[np.int64]:
+    ) -> Numbers:
         """Append rows as one commit; return their ids, int64 [N]. The first rows make the lake.
 
         *mu*: float [N, dim], NumPy or torch, any device. On the sphere rows are divided by their
@@ -203,7 +200,7 @@ class Lake(LakeSurface):
         -1. *columns*: further arrays [N, ...] by name. Raises InvalidValueError naming the row,
         InvalidTypeError, LimitError, and what a commit raises; then nothing was stored.
         """
-        given = check_rows(
+        given = check_given(
             mu,
             self.dim,
             self.geometry,
@@ -214,51 +211,9 @@ class Lake(LakeSurface):
             columns=columns,
         )
         epoch = check_epoch(epoch)
-        if not given.rows:
+        if not given.count:
             return np.empty(0, np.int64)
-        self._host.settle()
-        scope = self._host.scope(None)
-        if given.ids is not None and projection.find(scope, self.name) is not None:
-            # Before the rows are written as well: what it reads under the lock is then known.
-            self._refuse_known(scope, given.ids)
-        info = LakeInfo(bytes(16), self.dim, self.geometry, 0)
-        addition = Addition(self._host, self.name, info, given)
-        return addition.commit(epoch, lambda: self._create(epoch), self._refuse_known)
-
-    def _create(self, epoch: int | None) -> None:
-        """Make the lake, unless it exists, in a commit of its own before that of its first rows."""
-        base = self._host.scope(None)
-        if projection.find(base, self.name) is not None:
-            return
-        info = LakeInfo(os.urandom(16), self.dim, self.geometry, 0)
-        key = keys.LAKES + check_name(self.name)
-
-        def under_lock(view: View) -> None:
-            if projection.find(head_scope(base, view), self.name) is not None:
-                raise _ExistsAlready
-
-        try:
-            self._host.commit(
-                [kinds.marks(kinds.LAKE_CREATED, [(key, pack_lake(info))])], epoch, under_lock, None
-            )
-        except _ExistsAlready:
-            return
-
-    def _refuse_known(self, scope: Scope, ids: npt.NDArray[np.uint64]) -> None:
-        """Raise InvalidValueError when a live row has one of these ids."""
-        info, _ = projection.require(scope, self.name)
-        if not len(ids) or int(ids.min()) >= info.next_id:
-            return
-        taken = np.flatnonzero(self.rows_at(scope).find(ids.astype(np.int64)) >= 0)
-        if taken.size:
-            row = int(taken[0])
-            raise InvalidValueError(
-                f"id {int(ids[row])} at row {row} is taken by a row of lake {self.name!r} "
-                f"({taken.size} of {len(ids)} ids are). Nothing was stored; remove() that row "
-                "first, or leave ids out."
-            )
-
-    # --- removing ---------------------------------------------------------------------------------
+        return add_rows(self._host, self.name, self.dim, self.geometry, given, epoch)
 
     def remove(self, ids: Any, *, epoch: int | None = None) -> Lsn:
         """End rows from here on; earlier commits still have them. Returns the commit.
@@ -269,28 +224,7 @@ class Lake(LakeSurface):
         epoch = check_epoch(epoch)
         if not len(wanted):
             raise InvalidValueError("no ids to remove. Nothing was changed.")
-        self._host.settle()
-        self.find_rows(self.rows(), wanted)  # what it reads is then known under the lock
-        payload = wanted.astype("<u8").view(np.uint8).data
-        prefix = keys.splats_key(check_name(self.name), 0)
-        attr = pack_removal(RemovalInfo(len(wanted)))
-        draft = Draft(prefix, 0, 0, 0, len(payload), TO_BE_HASHED, 0, attr)
-        record = Record(kinds.SPLATS_DELETED, [draft], (payload,), len(payload))
-
-        base = self._host.scope(None)
-
-        def under_lock(view: View) -> None:
-            scope = head_scope(base, view)
-            rows = self.rows_at(scope)
-            self.find_rows(rows, wanted)
-            key = keys.splats_key(check_name(self.name), view.commit.lsn)
-            record.drafts = [draft._replace(key=key), lake_draft(self.name, rows.state.info)]
-
-        return Lsn(self._host.commit([record], epoch, under_lock, None).lsn)
-
-
-class _ExistsAlready(Exception):
-    """Another commit made the lake first. Internal."""
+        return remove_rows(self._host, self.name, wanted, epoch)
 
 
 def _check_dim(dim: object) -> int | None:
@@ -298,8 +232,8 @@ def _check_dim(dim: object) -> int | None:
         return None
     if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
         raise InvalidTypeError(f"dim is a {type(dim).__name__}, not an int")
-    if not 2 <= dim <= DIM_MAX:
-        raise LimitError(f"dim={dim} is outside 2 .. {DIM_MAX}")
+    if not 2 <= dim <= LAKE_DIM_MAX:
+        raise LimitError(f"dim={dim} is outside 2 .. {LAKE_DIM_MAX}")
     return int(dim)
 
 

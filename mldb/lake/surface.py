@@ -6,17 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import numpy as np
-
+from mldb.arrays import Numbers
 from mldb.closing import Closing
-from mldb.errors import InvalidTypeError, MissingError
+from mldb.errors import InvalidTypeError
 from mldb.history.snapshot import Snapshot
 from mldb.lake import projection
 from mldb.lake.host import Host
-from mldb.lake.rows.block import Numbers
-from mldb.lake.rows.rows import Rows, rows_in
+from mldb.lake.on_host import as_ids
+from mldb.lake.rows.rows import Rows, found_rows, rows_in
 from mldb.lake.stream.settings import names_of
-from mldb.lake.write.batch_input import to_host
 from mldb.log.index.address import Lsn
 from mldb.tensors.scope import Scope
 
@@ -53,25 +51,12 @@ class LakeSurface(ABC):
         """
         chosen_fields = names_of("fields", fields)
         rows = self.rows()
-        chosen = slice(0, len(rows)) if ids is None else self.find_rows(rows, ids)
+        chosen = slice(0, len(rows)) if ids is None else found_rows(rows, as_ids(ids))
         return {name: rows.gather(name, chosen) for name in chosen_fields}
 
     def ids(self) -> Numbers:
         """The ids of the live rows, int64, in row order (a copy)."""
         return self.rows().ids().copy()
-
-    def find_rows(self, rows: Rows, ids: Any) -> Numbers:
-        """Return the row numbers of *ids*. Raises MissingError."""
-        wanted = as_ids(ids)
-        found = rows.find(wanted)
-        if (found < 0).any():
-            missing = wanted[found < 0]
-            raise MissingError(
-                f"lake {self.name!r} has no live row of id {int(missing[0])} at commit "
-                f"{rows.lsn} ({len(missing)} of {len(wanted)} ids are missing). Nothing "
-                "was changed."
-            )
-        return found
 
     def __reduce__(self) -> NoReturn:
         """A lake belongs to an open store."""
@@ -118,13 +103,3 @@ class LakeSnapshot(LakeSurface, Closing):
     def __repr__(self) -> str:
         """One line."""
         return f"<LakeSnapshot {self.name!r} epoch={self.epoch} lsn={self.lsn}>"
-
-
-def as_ids(values: Any) -> Numbers:
-    """Return ids as int64 [n]. Raises InvalidTypeError."""
-    array = np.atleast_1d(to_host(values))
-    if array.ndim > 1:
-        raise InvalidTypeError(f"ids have shape {array.shape}; give a list of them")
-    if array.size and array.dtype.kind not in "iu":
-        raise InvalidTypeError(f"ids have dtype {array.dtype}; they are integers")
-    return array.astype(np.int64)

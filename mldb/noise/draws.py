@@ -11,11 +11,12 @@ Layout, kept for as long as ``philox.LAYOUT_VERSION`` stays 1: ``SAMPLING_STEP``
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float64s
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.noise.keys import ROW_ID_BITS, STEPS_MAX, Keys
 from mldb.noise.philox import Words, words
@@ -26,9 +27,6 @@ SAMPLING_STEP: Final = STEPS_MAX
 SEED_BITS: Final = 64
 PASS_BITS: Final = 32
 _CHUNK: Final = 8192  # the generator's temporaries then stay in the second-level cache
-
-Numbers: TypeAlias = npt.NDArray[np.int64]
-Float64s: TypeAlias = npt.NDArray[np.float64]
 
 
 class Purpose(IntEnum):

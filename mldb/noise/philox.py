@@ -59,6 +59,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Floats
 from mldb.noise.keys import Keys
 
 LAYOUT_VERSION: Final = 1
@@ -74,7 +75,6 @@ DIM_MAX: Final = 4 * GAMMA_BLOCK
 """Most components of one row: what the blocks below the reserved ones give."""
 
 Words: TypeAlias = npt.NDArray[np.uint32]
-Real: TypeAlias = npt.NDArray[np.floating[Any]]
 
 MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 WEYL: Final = (0x9E3779B9, 0xBB67AE85)
@@ -179,7 +179,7 @@ def _quadrant_angle(raw: Words) -> npt.NDArray[np.float32]:
     return (signed.astype(np.float32) + np.float32(0.5)) * np.float32(ANGLE)
 
 
-def _series(z: Real, coefficients: tuple[float, ...]) -> Any:
+def _series(z: Floats, coefficients: tuple[float, ...]) -> Any:
     """Return z (a3 + z (a2 + z (a1 + z a0))) for coefficients (a0, a1, a2, a3), in float32."""
     total = z * np.float32(coefficients[0])
     for coefficient in coefficients[1:]:

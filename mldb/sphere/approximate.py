@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError, UsageError
-from mldb.sphere.neighbours import Neighbours, Numbers, Pairs, Rows, best_of, nearest, pair_cosines
+from mldb.sphere.neighbours import Neighbours, Pairs, best_of, nearest, pair_cosines
 
 _SAMPLE: Final = 256  # queries that recall is measured on
 _FIRST_PROBES: Final = 4
@@ -24,7 +25,7 @@ _ROWS_A_CENTRE: Final = 64  # k-means learns no better from more
 
 
 def approximate_nearest(
-    rows: Rows, k: int, *, recall: float = 0.95, seed: int = 0
+    rows: Float32s, k: int, *, recall: float = 0.95, seed: int = 0
 ) -> tuple[Neighbours, float]:
     """Return the k nearest others of each row [N, d] of unit length, and the recall measured.
 
@@ -50,7 +51,7 @@ def approximate_nearest(
     return out, measured
 
 
-def _index(rows: Rows, seed: int) -> tuple[Any, int]:
+def _index(rows: Float32s, seed: int) -> tuple[Any, int]:
     try:
         faiss: Any = import_module("faiss")
     except ImportError as error:
@@ -69,7 +70,7 @@ def _index(rows: Rows, seed: int) -> tuple[Any, int]:
     return index, lists
 
 
-def _search(index: Any, rows: Rows, numbers: Numbers, k: int) -> Numbers:
+def _search(index: Any, rows: Float32s, numbers: Numbers, k: int) -> Numbers:
     """Return k found rows for each, int64 [n, k], without the row itself; -1 where too few."""
     _, found = index.search(rows[numbers], k + 1)
     own = found == numbers[:, None]
@@ -78,7 +79,7 @@ def _search(index: Any, rows: Rows, numbers: Numbers, k: int) -> Numbers:
     return np.asarray(found[~own].reshape(len(numbers), k))
 
 
-def _share_as_near(found: Numbers, truth: Neighbours, rows: Rows, numbers: Numbers) -> float:
+def _share_as_near(found: Numbers, truth: Neighbours, rows: Float32s, numbers: Numbers) -> float:
     """The recall. By cosine: of many copies of a row, any is as good as those of smaller number."""
     if not found.size:
         return 1.0
@@ -88,7 +89,7 @@ def _share_as_near(found: Numbers, truth: Neighbours, rows: Rows, numbers: Numbe
     return float(near.mean())
 
 
-def _ranked(index: Any, rows: Rows, numbers: Numbers, k: int) -> Neighbours:
+def _ranked(index: Any, rows: Float32s, numbers: Numbers, k: int) -> Neighbours:
     found = _search(index, rows, numbers, k)
     short = np.flatnonzero((found < 0).any(axis=1))
     if len(short):  # lists of few rows: look through all of them

@@ -29,6 +29,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float64s, Floats
 from mldb.errors import InvalidValueError
 from mldb.sphere import vmf
 
@@ -39,13 +40,13 @@ Geometry: TypeAlias = Literal["sphere", "euclid"]
 class _Mixture:
     """Checked arguments in one dtype, and the scores z [..., N]."""
 
-    x: vmf.Floats
-    mu: vmf.Floats
-    kappa: vmf.Floats
-    scores: vmf.Floats
+    x: Floats
+    mu: Floats
+    kappa: Floats
+    scores: Floats
 
-    def responsibilities(self) -> vmf.Floats:
-        shares: vmf.Floats = np.exp(self.scores - self.scores.max(axis=-1, keepdims=True))
+    def responsibilities(self) -> Floats:
+        shares: Floats = np.exp(self.scores - self.scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         return shares
 
@@ -58,7 +59,7 @@ def energy(
     *,
     normalized: bool = True,
     geometry: Geometry = "sphere",
-) -> vmf.Floats:
+) -> Floats:
     """Return E [...] in nats at the points x [..., d] for splats mu [N, d], N >= 1.
 
     kappa and alpha are [N] or one number for all. On the sphere the rows of x and mu are unit
@@ -78,7 +79,7 @@ def responsibilities(
     *,
     normalized: bool = True,
     geometry: Geometry = "sphere",
-) -> vmf.Floats:
+) -> Floats:
     """Return softmax(z) [..., N], the share of each splat in each point. As ``energy``."""
     return _mixture(x, mu, kappa, alpha, normalized, geometry).responsibilities()
 
@@ -91,7 +92,7 @@ def gradient(
     *,
     normalized: bool = True,
     geometry: Geometry = "sphere",
-) -> vmf.Floats:
+) -> Floats:
     """Return grad E [..., d], on the sphere the Riemannian one, tangent at x. As ``energy``.
 
     With r = softmax(z), on the sphere g - x (x.g) where g = -sum_j r_j kappa_j mu_j; in Euclid's
@@ -106,7 +107,7 @@ def gradient(
     return _tangent(mixture.x, _tangent(mixture.x, -pull))
 
 
-def _tangent(x: vmf.Floats, vectors: vmf.Floats) -> vmf.Floats:
+def _tangent(x: Floats, vectors: Floats) -> Floats:
     along = (x * vectors).sum(axis=-1, keepdims=True) / (x * x).sum(axis=-1, keepdims=True)
     return np.asarray(vectors - x * along)
 
@@ -135,10 +136,10 @@ def _mixture(
 
 
 def _log_weights(
-    kappas: vmf.Float64s, alphas: vmf.Float64s, dim: int, normalized: bool, geometry: Geometry
-) -> vmf.Float64s:
+    kappas: Float64s, alphas: Float64s, dim: int, normalized: bool, geometry: Geometry
+) -> Float64s:
     """What is added to -kappa (1 - mu.x), or to -kappa |x - mu|^2 / 2, to give z."""
-    heights: vmf.Float64s = np.log(alphas)
+    heights: Float64s = np.log(alphas)
     if normalized:
         heights -= np.log(alphas.sum())
         if geometry == "sphere":
@@ -148,9 +149,7 @@ def _log_weights(
     return heights
 
 
-def _points(
-    x: npt.ArrayLike, mu: npt.ArrayLike, geometry: Geometry
-) -> tuple[vmf.Floats, vmf.Floats]:
+def _points(x: npt.ArrayLike, mu: npt.ArrayLike, geometry: Geometry) -> tuple[Floats, Floats]:
     if geometry not in ("sphere", "euclid"):
         raise InvalidValueError(f"geometry is {geometry!r}; give 'sphere' or 'euclid'")
     points, means = np.asarray(x), np.asarray(mu)
@@ -168,7 +167,7 @@ def _points(
     return points, means
 
 
-def _positive(name: str, values: vmf.Float64s, count: int) -> vmf.Float64s:
+def _positive(name: str, values: Float64s, count: int) -> Float64s:
     if not np.all((values > 0) & (values < np.inf)):
         raise InvalidValueError(f"{name} holds a number that is not above 0 and finite, or NaN")
     return vmf.one_per_row(name, values, count)

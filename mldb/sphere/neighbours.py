@@ -8,19 +8,17 @@ ranks them; ties go to the smaller row number. A query has one answer, alone or 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
 
 BLOCK_BYTES: Final = 32 << 20  # of the float32 products; their copies take twice as much again
 _PAIRS: Final = 2048  # candidates computed again at once
 LEFT_OUT: Final = -2.0  # below every cosine
-
-Rows: TypeAlias = npt.NDArray[np.float32]
-Numbers: TypeAlias = npt.NDArray[np.int64]
 
 
 class Neighbours(NamedTuple):
@@ -38,7 +36,9 @@ class Pairs(NamedTuple):
     cosines: npt.NDArray[np.float32]
 
 
-def nearest(queries: Rows, base: Rows, k: int, *, exclude: Numbers | None = None) -> Neighbours:
+def nearest(
+    queries: Float32s, base: Float32s, k: int, *, exclude: Numbers | None = None
+) -> Neighbours:
     """Return the k rows of *base* [N, d] nearest to each of *queries* [Q, d], both of unit length.
 
     *exclude* [Q] names one row for each query that is not to be found. Raises InvalidValueError
@@ -63,7 +63,7 @@ def nearest(queries: Rows, base: Rows, k: int, *, exclude: Numbers | None = None
     return Neighbours(rows, cosines)
 
 
-def top(products: Rows, queries: Rows, base: Rows, k: int) -> Neighbours:
+def top(products: Float32s, queries: Float32s, base: Float32s, k: int) -> Neighbours:
     """Return the k nearest of *base* [N, d] by *products* [Q, N], queries @ base.T."""
     border = np.partition(products, products.shape[1] - k, axis=1)[:, -k]
     pairs = exact_pairs(products, border, queries, base)
@@ -74,14 +74,16 @@ def top(products: Rows, queries: Rows, base: Rows, k: int) -> Neighbours:
     )
 
 
-def exact_pairs(products: Rows, border: Rows, queries: Rows, base: Rows) -> Pairs:
+def exact_pairs(products: Float32s, border: Float32s, queries: Float32s, base: Float32s) -> Pairs:
     """Return the pairs (query, row of *base*) whose cosine may reach *border* [Q], or [Q, N]."""
     wanted = border - 2 * _rounding(base.shape[1])
     left, right = np.nonzero(products >= (wanted[:, None] if wanted.ndim == 1 else wanted))
     return Pairs(left, right, pair_cosines(queries, left, base, right))
 
 
-def pair_cosines(left: Rows, i: Numbers, right: Rows, j: Numbers) -> npt.NDArray[np.float32]:
+def pair_cosines(
+    left: Float32s, i: Numbers, right: Float32s, j: Numbers
+) -> npt.NDArray[np.float32]:
     """Return the cosine of left[i] and right[j] for each pair, float32 [n]: by rows alone."""
     out = np.empty(len(i), np.float32)
     for start in range(0, len(i), _PAIRS):
@@ -109,7 +111,7 @@ def blocks(queries: int, rows: int) -> list[slice]:
     return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
 
 
-def check_unit_rows(name: str, rows: Rows) -> None:
+def check_unit_rows(name: str, rows: Float32s) -> None:
     """Refuse what is no float32 matrix. Unit length is the caller's promise, not checked here."""
     if rows.ndim != 2 or rows.dtype != np.float32:
         raise InvalidValueError(

@@ -16,16 +16,14 @@ an array gives an array without axes.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numpy.polynomial import polynomial
 
+from mldb.arrays import Float64s, Floats
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
-
-Float64s: TypeAlias = npt.NDArray[np.float64]
-Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 KAPPA_MAX: Final = 1e30  # its multiples stay finite in float32, its square in float64
 MEAN_COS_CLAMP: Final = (0.02, 0.9995)

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float64s
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.sphere import vmf
-from mldb.sphere.vmf import Float64s
 
 ROUNDS_MAX: Final = 1000
 """A round accepts more than half of what is left, so 60 rounds are out of reach already."""

@@ -12,27 +12,27 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
+from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
-from mldb.lake.augment.gate import Labels, gate, gate_walk, nearest_labels
+from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
 from mldb.lake.augment.graph import build_graph, walk
 from mldb.noise.keys import Keys
 from mldb.noise.philox import normals
-from mldb.sphere.neighbours import Rows
 
 
-def unit(rows: npt.NDArray[Any]) -> Rows:
-    scaled: Rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+def unit(rows: npt.NDArray[Any]) -> Float32s:
+    scaled: Float32s = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return scaled
 
 
 class Case(NamedTuple):
     """Rows made from labelled ones, and the labelled ones."""
 
-    originals: Rows
-    augmented: Rows
-    own: Labels
-    labelled: Rows
-    labels: Labels
+    originals: Float32s
+    augmented: Float32s
+    own: Numbers
+    labelled: Float32s
+    labels: Numbers
 
 
 @st.composite
@@ -101,11 +101,11 @@ def test_what_does_not_fit_is_refused() -> None:
 class Digits(NamedTuple):
     """A pool whose first 100 rows are labelled, and a judge that knows all labels."""
 
-    pool: Rows
-    labels: Labels
+    pool: Float32s
+    labels: Numbers
     judge: KNeighborsClassifier
 
-    def preserved(self, rows: Rows, own: Labels) -> float:
+    def preserved(self, rows: Float32s, own: Numbers) -> float:
         return float((self.judge.predict(rows) == own).mean())
 
 
@@ -124,7 +124,7 @@ def keys(rows: npt.NDArray[np.int64], seed: int) -> Keys:
     return Keys(seed, 0, rows.astype(np.uint64), np.zeros(len(rows), np.uint16))
 
 
-def isotropic(x: Rows, strength: float, noise: npt.NDArray[np.float32]) -> Rows:
+def isotropic(x: Float32s, strength: float, noise: npt.NDArray[np.float32]) -> Float32s:
     """x' = rho x + sqrt(1 - rho^2) u, u uniform in the tangent sphere at x."""
     tangent = noise - x * (noise * x).sum(axis=1, keepdims=True)
     return unit(strength * x + np.sqrt(1 - strength**2) * unit(tangent))

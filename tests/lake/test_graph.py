@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from mldb.arrays import Float32s
 from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
 from mldb.lake.augment.graph import (
     Graph,
@@ -25,16 +26,16 @@ from mldb.lake.augment.graph import (
 )
 from mldb.noise.keys import Keys
 from mldb.sphere import neighbours as search
-from mldb.sphere.neighbours import Rows, nearest
+from mldb.sphere.neighbours import nearest
 
 
-def unit(rows: npt.NDArray[Any]) -> Rows:
-    scaled: Rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+def unit(rows: npt.NDArray[Any]) -> Float32s:
+    scaled: Float32s = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return scaled
 
 
 @st.composite
-def cloud(draw: st.DrawFn, least: int = 0) -> Rows:
+def cloud(draw: st.DrawFn, least: int = 0) -> Float32s:
     """Unit rows; among few directions, so that there are copies and ties."""
     rows, dim = draw(st.integers(least, 40)), draw(st.integers(2, 6))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
@@ -44,7 +45,7 @@ def cloud(draw: st.DrawFn, least: int = 0) -> Rows:
     return unit(whole) if rows else np.empty((0, dim), np.float32)
 
 
-def brute(rows: Rows, k: int) -> list[list[int]]:
+def brute(rows: Float32s, k: int) -> list[list[int]]:
     """Neighbours by definition, one pair at a time."""
     exact = rows.astype(np.float64)
     found = []
@@ -73,7 +74,7 @@ def keys(count: int, *, seed: int = 0, pass_number: int = 0, augmentation: int =
 
 
 @pytest.fixture(scope="module")
-def digits() -> Rows:
+def digits() -> Float32s:
     return unit(load_digits().data)
 
 
@@ -81,7 +82,7 @@ def digits() -> Rows:
 
 
 @given(cloud(), st.integers(1, 12))
-def test_neighbours_are_those_of_the_definition(rows: Rows, k: int) -> None:
+def test_neighbours_are_those_of_the_definition(rows: Float32s, k: int) -> None:
     graph = build_graph(rows, k)
     assert graph.neighbours.shape == (len(rows), max(min(k, len(rows) - 1), 0))
     assert graph.neighbours.tolist() == brute(rows, k)
@@ -91,7 +92,9 @@ def test_neighbours_are_those_of_the_definition(rows: Rows, k: int) -> None:
 
 
 @given(cloud(), st.integers(1, 12), st.data())
-def test_a_graph_that_grew_is_the_graph_built_anew(rows: Rows, k: int, data: st.DataObject) -> None:
+def test_a_graph_that_grew_is_the_graph_built_anew(
+    rows: Float32s, k: int, data: st.DataObject
+) -> None:
     graph = build_graph(rows[:0], k)
     steps = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=3)))
     for stop in [*steps, len(rows)]:
@@ -100,7 +103,7 @@ def test_a_graph_that_grew_is_the_graph_built_anew(rows: Rows, k: int, data: st.
 
 
 def test_blocks_and_growth_do_not_change_a_byte(
-    digits: Rows, monkeypatch: pytest.MonkeyPatch
+    digits: Float32s, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.concatenate([digits, digits[:100]])  # with copies
     whole = build_graph(rows, 10)
@@ -113,7 +116,7 @@ def test_blocks_and_growth_do_not_change_a_byte(
         assert same(extend_graph(build_graph(rows[:1890], 10), rows), whole)
 
 
-def test_what_is_given_is_not_written_to(digits: Rows) -> None:
+def test_what_is_given_is_not_written_to(digits: Float32s) -> None:
     graph = build_graph(digits[:200], 5)
     before = graph.neighbours.tobytes(), graph.cosines.tobytes()
     extend_graph(graph, digits[:300])
@@ -151,7 +154,7 @@ def test_faiss_of_many_copies_and_few_rows() -> None:
 
 
 def test_without_faiss_the_error_says_how_to_get_it(
-    digits: Rows, monkeypatch: pytest.MonkeyPatch
+    digits: Float32s, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UsageError, match="pip install faiss-cpu"):
@@ -165,14 +168,14 @@ def test_without_faiss_the_error_says_how_to_get_it(
 # --- concentrations -------------------------------------------------------------------------------
 
 
-def test_bandwidth_and_knn_kappa_of_digits(digits: Rows, rng: np.random.Generator) -> None:
+def test_bandwidth_and_knn_kappa_of_digits(digits: Float32s, rng: np.random.Generator) -> None:
     graph = build_graph(digits[rng.permutation(len(digits))[:1100]], 30)
     assert bandwidth(graph) == pytest.approx(78, rel=0.05)
     assert np.median(knn_kappa(graph, 64)) == pytest.approx(520, rel=0.05)
 
 
 @given(cloud(least=8), st.floats(1.5, 6))
-def test_bandwidth_gives_the_perplexity_asked_for(rows: Rows, perplexity: float) -> None:
+def test_bandwidth_gives_the_perplexity_asked_for(rows: Float32s, perplexity: float) -> None:
     cosines = build_graph(rows, 7).cosines
     for kappa, row in zip(
         row_bandwidths(cosines, perplexity=perplexity), cosines.astype(np.float64), strict=True
@@ -190,7 +193,7 @@ def test_bandwidth_gives_the_perplexity_asked_for(rows: Rows, perplexity: float)
 # --- walks ----------------------------------------------------------------------------------------
 
 
-def test_walks_step_to_neighbours_uniformly(digits: Rows, seed: int) -> None:
+def test_walks_step_to_neighbours_uniformly(digits: Float32s, seed: int) -> None:
     graph = build_graph(digits, 12)
     ends = walk(graph, np.full(20_000, 5), 1, keys(20_000, seed=seed))
     counts = np.array([np.count_nonzero(ends == row) for row in graph.neighbours[5, :10]])
@@ -198,7 +201,7 @@ def test_walks_step_to_neighbours_uniformly(digits: Rows, seed: int) -> None:
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000)
 
 
-def test_a_walk_is_a_function_of_its_key_alone(digits: Rows) -> None:
+def test_a_walk_is_a_function_of_its_key_alone(digits: Float32s) -> None:
     graph, start = build_graph(digits, 10), np.arange(300)
     base = walk(graph, start, 6, keys(300))
     assert np.array_equal(base, walk(graph, start, 6, keys(300)))

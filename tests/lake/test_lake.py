@@ -13,7 +13,7 @@ import pytest
 
 import mldb
 from mldb.history.events import LakeCreated, SplatsAdded, SplatsDeleted
-from mldb.lake.write import addition, ingest
+from mldb.lake.write import addition, block
 from mldb.log.fs.posix import OsFile
 
 DIM = 6
@@ -306,7 +306,7 @@ def test_buffers_come_back_only_after_the_last_write(
     store_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pieces of a large addition came back while the last one was still being written."""
-    monkeypatch.setattr(ingest, "PIECE_BYTES", 4 * DIM * 64)
+    monkeypatch.setattr(block, "PIECE_BYTES", 4 * DIM * 64)
     write = OsFile.pwritev
 
     def slow(self: OsFile, parts: Any, offset: int) -> int:

@@ -14,18 +14,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Device, Table
 from mldb.lake.augment.devices import borrow, give_back
 from mldb.lake.augment.landscape import Landscape, Moved
-from mldb.lake.rows.block import Numbers
+from mldb.lake.on_host import to_host
 from mldb.lake.rows.rows import Rows
 from mldb.lake.stream.settings import Augmentation
-from mldb.lake.write.batch_input import to_host
-from mldb.lake.write.ingest import normalise
 from mldb.noise.draws import check_seed
 from mldb.noise.keys import Keys
 from mldb.sphere.neighbours import nearest
+from mldb.sphere.norms import divide_by_norms
 
 Augmented: TypeAlias = tuple[Any, npt.NDArray[np.bool_]]
 Finish: TypeAlias = Callable[[], Augmented]
@@ -178,7 +178,7 @@ def augment_rows(
     if given.ndim != 2 or given.shape[1] != dim:
         raise InvalidValueError(f"x has shape {given.shape}; this lake augments rows [n, {dim}]")
     unit = np.empty(given.shape, np.float32)
-    normalise(given, unit, what="x", safe="Nothing was augmented")
+    divide_by_norms(given, unit, what="x", safe="Nothing was augmented")
     numbers = np.arange(len(unit), dtype=np.int64)
     rows = None if chosen.mode == "isotropic" else rows_of()
     augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device)

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
-from mldb.sphere.neighbours import Numbers, Rows, nearest
-
-Labels = npt.NDArray[np.int64]
+from mldb.sphere.neighbours import nearest
 
 
 class Gated(NamedTuple):
@@ -40,7 +39,11 @@ class Gated(NamedTuple):
 
 
 def gate(
-    originals: Rows, augmented: Rows, own_labels: Labels, labelled: Rows, labels: Labels
+    originals: Float32s,
+    augmented: Float32s,
+    own_labels: Numbers,
+    labelled: Float32s,
+    labels: Numbers,
 ) -> Gated:
     """Return *augmented* [B, d], with the original row where the gate takes one back.
 
@@ -56,7 +59,7 @@ def gate(
     return Gated(np.where(wrong[:, None], originals, augmented), wrong)
 
 
-def gate_walk(start: Numbers, end: Numbers, own_labels: Labels, pool_labels: Labels) -> Gated:
+def gate_walk(start: Numbers, end: Numbers, own_labels: Numbers, pool_labels: Numbers) -> Gated:
     """Return where walks end, int64 [B], and where they started if the gate takes them back.
 
     *pool_labels* [N] is :func:`nearest_labels` of the pool that was walked on.
@@ -69,7 +72,7 @@ def gate_walk(start: Numbers, end: Numbers, own_labels: Labels, pool_labels: Lab
     return Gated(np.where(wrong, start, end), wrong)
 
 
-def nearest_labels(x: Rows, labelled: Rows, labels: Labels) -> Labels:
+def nearest_labels(x: Float32s, labelled: Float32s, labels: Numbers) -> Numbers:
     """Return the label of the nearest of *labelled* [L, d] for each row of *x*, int64 [B].
 
     Raises InvalidValueError when there is no labelled row, or not one label for each.

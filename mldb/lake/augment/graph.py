@@ -13,9 +13,10 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s, Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.gpu.checks import check_keys
-from mldb.noise.draws import SAMPLING_STEP, Float64s, Numbers, Purpose
+from mldb.noise.draws import SAMPLING_STEP, Purpose
 from mldb.noise.keys import Keys
 from mldb.noise.philox import words
 from mldb.sphere import vmf
@@ -24,7 +25,6 @@ from mldb.sphere.neighbours import (
     LEFT_OUT,
     Neighbours,
     Pairs,
-    Rows,
     best_of,
     blocks,
     check_unit_rows,
@@ -65,7 +65,7 @@ class Graph:
 
 
 def build_graph(
-    rows: Rows, k: int, *, method: Method = "auto", recall: float = 0.95, seed: int = 0
+    rows: Float32s, k: int, *, method: Method = "auto", recall: float = 0.95, seed: int = 0
 ) -> Graph:
     """Return the graph of unit *rows*, float32 [N, d].
 
@@ -85,7 +85,7 @@ def build_graph(
     return Graph(k, found.rows, found.cosines)
 
 
-def extend_graph(graph: Graph, rows: Rows) -> Graph:
+def extend_graph(graph: Graph, rows: Float32s) -> Graph:
     """Return the graph of *rows* [N, d], the first of which are those of *graph*, unchanged.
 
     New rows are compared with all, and enter the lists of old rows that they are nearer to. For an

@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Bools, Float32s, Numbers
 from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Dynamics, MixtureEnergy, Table
 from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
 from mldb.lake.augment.graph import Graph, bandwidth, walk
 from mldb.lake.augment.graph_store import lake_graph
-from mldb.lake.rows.block import Numbers
 from mldb.lake.rows.rows import Rows
 from mldb.lake.stream.settings import Augmentation
 from mldb.noise.keys import Keys
@@ -22,16 +22,13 @@ from mldb.sphere import vmf_sampling
 WALK_K: Final = 10
 CHAIN_K: Final = 16
 
-Floats = npt.NDArray[np.float32]
-Changed = npt.NDArray[np.bool_]
-
 
 class Moved(NamedTuple):
     """Rows that were augmented [n, d], which of them changed, and which the gate took back."""
 
     rows: Any
-    changed: Changed
-    taken_back: Changed
+    changed: Bools
+    taken_back: Bools
 
     @classmethod
     def freely(cls, rows: Any) -> Moved:
@@ -55,7 +52,7 @@ class Landscape:
         self._chosen = chosen
 
     @cached_property
-    def mu(self) -> Floats:
+    def mu(self) -> Float32s:
         """All rows [N, d]: the mapped block itself where the lake is one, else a copy."""
         return self._rows.table()
 
@@ -95,11 +92,11 @@ class Landscape:
         near[bare] = nearest_labels(self.mu[bare], self.mu[labelled], self.labels[labelled])
         return near
 
-    def walk(self, x: Floats, rows: Numbers, keys: Keys) -> Moved:
+    def walk(self, x: Float32s, rows: Numbers, keys: Keys) -> Moved:
         """Walk from *rows*, whose vectors are *x*; see :class:`Moved`."""
         chosen, labels = self._chosen, self.labels
         ends = walk(self.graph, rows, chosen.hops, keys, k=chosen.k or WALK_K)
-        out: Floats = self.mu[ends]
+        out: Float32s = self.mu[ends]
         back = np.zeros(len(rows), np.bool_)
         if chosen.gate and labels is not None:
             own = labels[rows]
@@ -107,7 +104,7 @@ class Landscape:
             out[back] = x[back]
         return Moved(out, (ends != rows) & ~back, back)
 
-    def chains(self, device: Device, table: Table, x: Floats, rows: Numbers, keys: Keys) -> Moved:
+    def chains(self, device: Device, table: Table, x: Float32s, rows: Numbers, keys: Keys) -> Moved:
         """Run a Langevin chain from every row under the energy of the row and its neighbours.
 
         *table* is :attr:`mu` on *device*.
@@ -132,7 +129,7 @@ class Landscape:
         return MixtureEnergy(table, index, kappa, mass)
 
     @cached_property
-    def _log_alpha(self) -> Floats:
+    def _log_alpha(self) -> Float32s:
         alpha = self._rows.gather("alpha", slice(0, len(self._rows)))
         return np.asarray(np.log(alpha), np.float32)
 

@@ -25,11 +25,12 @@ from typing import Final, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.lake.order.permutation import WINDOW_BITS, WINDOWS_MAX, Permutation, permutation
 from mldb.lake.order.sampling import AliasTable, alias_table, bottom_k, inclusion, systematic
 from mldb.lake.order.weights import Chances, Importance, ratios
-from mldb.noise.draws import Float64s, Numbers, Purpose, check_seed
+from mldb.noise.draws import Purpose, check_seed
 from mldb.noise.keys import ROW_ID_BITS
 
 Kind = Literal["sequential", "permutation", "windowed"]

@@ -22,8 +22,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Numbers
 from mldb.errors import InvalidValueError, LimitError
-from mldb.noise.draws import Numbers, Purpose, sampling_words, wide
+from mldb.noise.draws import Purpose, sampling_words, wide
 from mldb.noise.keys import ROW_ID_BITS
 
 SORTED_MAX: Final = 1 << 14

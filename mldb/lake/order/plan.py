@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.lake.order.order import Order
-from mldb.noise.draws import Float64s, Numbers
 
 _AHEAD_ROWS: Final = 1 << 14  # positions computed at once: array operations cost as much for 256
 

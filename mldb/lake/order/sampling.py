@@ -22,15 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.noise.draws import (
-    Float64s,
-    Numbers,
-    Purpose,
-    check_numbers,
-    sampling_words,
-    uniforms,
-)
+from mldb.noise.draws import Purpose, check_numbers, sampling_words, uniforms
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,9 +22,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float64s
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.lake.write.batch_input import to_host
-from mldb.noise.draws import Float64s
+from mldb.lake.on_host import to_host
 
 Target = Literal["rows", "distinct"]
 Replacement = Literal["with", "systematic", "bottom_k"]

@@ -7,13 +7,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Numbers
 from mldb.errors import MissingError
-from mldb.history.splats import Column
+from mldb.history.splats import BlockColumn
 from mldb.lake.projection import Block
 from mldb.lake.rows.take import take_rows
 from mldb.tensors.scope import Scope
 
-Numbers: TypeAlias = npt.NDArray[np.int64]
 UNLABELLED: Final = -1
 """The label of a row that was added without one; labels below 0 are none."""
 
@@ -36,7 +36,7 @@ class MappedBlock:
         self._verify = scope.source.verify
         self._verified: set[str] = set()  # columns that need no further check
 
-    def column(self, name: str) -> Column:
+    def column(self, name: str) -> BlockColumn:
         """The place of a column. Raises MissingError."""
         column = self.info.column(name)
         if column is None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Numbers
 from mldb.errors import InvalidValueError, MissingError
 from mldb.lake.projection import LakeState, fold
-from mldb.lake.rows.block import MappedBlock, Numbers, Selection
+from mldb.lake.rows.block import MappedBlock, Selection
 from mldb.log.index.address import Entry
 from mldb.log.log import Log
 from mldb.tensors.scope import Scope
@@ -202,6 +203,18 @@ class Rows:
         """Verify every stored byte of mu now. Raises CorruptError."""
         for block in self.blocks:
             block.verify("mu", slice(0, block.info.rows))
+
+
+def found_rows(rows: Rows, ids: Numbers) -> Numbers:
+    """Return the row numbers of *ids*. Raises MissingError."""
+    found = rows.find(ids)
+    if (found < 0).any():
+        missing = ids[found < 0]
+        raise MissingError(
+            f"lake {rows.name!r} has no live row of id {int(missing[0])} at commit {rows.lsn} "
+            f"({len(missing)} of {len(ids)} ids are missing). Nothing was changed."
+        )
+    return found
 
 
 def rows_in(scope: Scope, name: str, known: dict[str, Any]) -> Rows:

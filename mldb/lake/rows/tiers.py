@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
-from mldb.lake.rows.block import Numbers, Selection
+from mldb.lake.rows.block import Selection
 from mldb.lake.rows.rows import Rows
 from mldb.lake.rows.take import take_rows
 
 CHUNK_ROWS: Final = 4096
 _REPLACE_FROM: Final = CHUNK_ROWS // 32  # a batch that asks for fewer rows pushes nothing out
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -36,20 +34,20 @@ class TierStats:
     evicted: int = 0
 
 
-Gather = Callable[[Selection, Floats], object]
+Gather = Callable[[Selection, Float32s], object]
 """Writes mu of rows to a host array: the segments, or the tier below."""
 
 
 class Slab(Protocol):
     """Memory for chunks, in RAM or on a device. What it writes to lives where it does."""
 
-    def fill(self, row: int, data: Floats) -> None:
+    def fill(self, row: int, data: Float32s) -> None:
         """Copy host rows in, from row number *row* of the slab on."""
 
     def take(self, rows: Numbers, out: Any, places: Numbers | None = None) -> None:
         """Write rows of the slab to *out*, or to *places* in it."""
 
-    def put(self, data: Floats, out: Any, places: Numbers) -> None:
+    def put(self, data: Float32s, out: Any, places: Numbers) -> None:
         """Write host rows to *places* in *out*."""
 
 
@@ -59,7 +57,7 @@ class RamSlab:
     def __init__(self, rows: int, dim: int) -> None:
         self._memory = np.empty((rows, dim), np.float32)
 
-    def fill(self, row: int, data: Floats) -> None:
+    def fill(self, row: int, data: Float32s) -> None:
         """Copy rows in."""
         self._memory[row : row + len(data)] = data
 
@@ -70,7 +68,7 @@ class RamSlab:
         else:
             out[places] = self._memory[rows]
 
-    def put(self, data: Floats, out: Any, places: Numbers) -> None:
+    def put(self, data: Float32s, out: Any, places: Numbers) -> None:
         """Write rows to *places*."""
         out[places] = data
 
@@ -115,7 +113,7 @@ class Tier:
         self.stats.misses += len(away)
         self._slab.put(self._read(rows[away], len(away)), out, away)
 
-    def _read(self, rows: Selection, count: int) -> Floats:
+    def _read(self, rows: Selection, count: int) -> Float32s:
         part = np.empty((count, self._rows.dim), np.float32)
         self._below(rows, part)
         return part
@@ -161,7 +159,7 @@ class Segments:
         self.moved_bytes = 0
         self._rows = rows
 
-    def gather(self, rows: Selection, out: Floats) -> None:
+    def gather(self, rows: Selection, out: Float32s) -> None:
         """Copy mu of these rows to *out*."""
         self._rows.gather("mu", rows, out)
         self.moved_bytes += out.nbytes

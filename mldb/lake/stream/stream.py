@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from mldb.arrays import Numbers
 from mldb.gpu.select import check_spec
 from mldb.lake.augment.augment import Augmenter
 from mldb.lake.order.passes import Pass
 from mldb.lake.order.plan import Batch
-from mldb.lake.rows.block import Numbers, Selection
+from mldb.lake.rows.block import Selection
 from mldb.lake.rows.lent import Lender
 from mldb.lake.rows.rows import Rows
 from mldb.lake.rows.tiers import CHUNK_ROWS, Segments, Tier, hot_tier, warm_tier

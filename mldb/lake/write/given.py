@@ -4,50 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Float32s, Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.history.splats import (
+    BLOCK_ROWS_MAX,
     ID_MAX,
     PROVENANCE,
-    ROWS_MAX,
     USER_COLUMNS_MAX,
     Geometry,
     check_column_name,
 )
+from mldb.lake.on_host import to_host
 from mldb.sphere import vmf
 
 DEFAULT_MEAN_COS: Final = 0.9
-DEFAULT_KAPPA_EUCLID: Final = 1.0
+DEFAULT_KAPPA_EUCLID: Final = np.float32(1)
+_DEFAULT_ALPHA: Final = np.ones(())
 _NOTHING: Final = "Nothing was stored."
-_NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GivenRows:
-    """Rows on their way into a lake. ``mu`` is an array or a tensor of any device, [N, d].
+    """Rows on their way into a lake, ``count`` of them. ``mu`` is an array or a tensor [N, d].
 
     The other columns are small and on the host already: kappa and alpha [N] or one value for all,
     ids sorted or not (None: assigned), labels or None, user columns by name.
     """
 
+    count: int
     mu: Any
-    kappa: npt.NDArray[np.float32]
-    alpha: npt.NDArray[np.float64]
+    kappa: Float32s
+    alpha: Float64s
     ids: npt.NDArray[np.uint64] | None
-    labels: npt.NDArray[np.int64] | None
+    labels: Numbers | None
     user: dict[str, npt.NDArray[Any]]
 
-    @property
-    def rows(self) -> int:
-        """How many rows."""
-        return int(self.mu.shape[0])
 
-
-def check_rows(
+def check_given(
     mu: Any,
     dim: int,
     geometry: Geometry,
@@ -62,52 +61,24 @@ def check_rows(
     mu = _matrix(mu, dim)
     rows = int(mu.shape[0])
     if kappa is None:
-        kappa = DEFAULT_KAPPA_EUCLID
-        if geometry == "sphere":
-            kappa = vmf.concentration(DEFAULT_MEAN_COS, dim)
-    user = _named(columns)
-    if len(user) > USER_COLUMNS_MAX:
-        raise LimitError(f"{len(user)} columns exceed the limit of {USER_COLUMNS_MAX}. {_NOTHING}")
+        kappa32 = default_kappa(dim) if geometry == "sphere" else np.asarray(DEFAULT_KAPPA_EUCLID)
+    else:
+        kappa32 = _positive("kappa", kappa, rows).astype(np.float32)
     return GivenRows(
+        rows,
         mu,
-        _positive("kappa", kappa, rows).astype(np.float32),
-        _positive("alpha", 1.0 if alpha is None else alpha, rows),
+        kappa32,
+        _DEFAULT_ALPHA if alpha is None else _positive("alpha", alpha, rows),
         None if ids is None else _ids(ids, rows),
         None if labels is None else _integers("labels", labels, rows).astype(np.int64),
-        {check_column_name(name): _user(name, values, rows) for name, values in user.items()},
+        {} if columns is None else _columns(columns, rows),
     )
 
 
-def _named(columns: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The user's columns. Raises InvalidTypeError, InvalidValueError for names that are taken."""
-    if not isinstance(columns, Mapping | None):
-        raise InvalidTypeError(
-            f"columns is a {type(columns).__name__}; give a dict of arrays. {_NOTHING}"
-        )
-    taken = [name for name in PROVENANCE if name in (columns or ())]
-    if taken:
-        raise InvalidValueError(
-            f"a stream has fields of its own called {', '.join(map(repr, taken))}; choose other "
-            f"names for these columns. {_NOTHING}"
-        )
-    return dict(columns or {})
-
-
-def to_host(values: Any) -> Any:
-    """Return a NumPy array of *values*, which may be a tensor on any device.
-
-    Floats that NumPy lacks (bfloat16, fp8) come as float32. Raises InvalidTypeError.
-    """
-    try:
-        if not hasattr(values, "detach"):
-            return np.asarray(values)
-        tensor = values.detach().cpu()
-        known = str(tensor.dtype) in _NUMPY_FLOATS or not tensor.is_floating_point()
-        return (tensor if known else tensor.float()).numpy()
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise InvalidTypeError(
-            f"a {type(values).__name__} cannot be taken as an array: {error}. {_NOTHING}"
-        ) from error
+@cache
+def default_kappa(dim: int) -> Float32s:
+    """The kappa, float32 [], of rows of a sphere that were given none."""
+    return vmf.concentration(DEFAULT_MEAN_COS, dim).astype(np.float32)
 
 
 def _matrix(mu: Any, dim: int) -> Any:
@@ -126,8 +97,8 @@ def _matrix(mu: Any, dim: int) -> Any:
         raise InvalidValueError(
             f"mu has shape {tuple(mu.shape)}; this lake takes [N, {dim}]. {_NOTHING}"
         )
-    if mu.shape[0] > ROWS_MAX:
-        raise LimitError(f"{mu.shape[0]} rows exceed the limit of {ROWS_MAX}. {_NOTHING}")
+    if mu.shape[0] > BLOCK_ROWS_MAX:
+        raise LimitError(f"{mu.shape[0]} rows exceed the limit of {BLOCK_ROWS_MAX}. {_NOTHING}")
     return mu
 
 
@@ -135,7 +106,7 @@ def _length(name: str, have: tuple[int, ...], rows: int) -> InvalidValueError:
     return InvalidValueError(f"{name} has shape {have} for {rows} rows. {_NOTHING}")
 
 
-def _positive(name: str, values: Any, rows: int) -> npt.NDArray[np.float64]:
+def _positive(name: str, values: Any, rows: int) -> Float64s:
     try:
         array = np.asarray(to_host(values), dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -183,7 +154,28 @@ def _ids(values: Any, rows: int) -> npt.NDArray[np.uint64]:
     return ids
 
 
-def _user(name: str, values: Any, rows: int) -> npt.NDArray[Any]:
+def _columns(columns: Mapping[str, Any], rows: int) -> dict[str, npt.NDArray[Any]]:
+    """The user's columns, as they are stored."""
+    if not isinstance(columns, Mapping):
+        raise InvalidTypeError(
+            f"columns is a {type(columns).__name__}; give a dict of arrays. {_NOTHING}"
+        )
+    taken = [name for name in PROVENANCE if name in columns]
+    if taken:
+        raise InvalidValueError(
+            f"a stream has fields of its own called {', '.join(map(repr, taken))}; choose other "
+            f"names for these columns. {_NOTHING}"
+        )
+    if len(columns) > USER_COLUMNS_MAX:
+        raise LimitError(
+            f"{len(columns)} columns exceed the limit of {USER_COLUMNS_MAX}. {_NOTHING}"
+        )
+    return {
+        check_column_name(name): _column(name, values, rows) for name, values in columns.items()
+    }
+
+
+def _column(name: str, values: Any, rows: int) -> npt.NDArray[Any]:
     array = np.ascontiguousarray(to_host(values))
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise InvalidTypeError(
