@@ -1,34 +1,79 @@
-"""What files and locks have in common: a descriptor that is closed once, by whoever comes first."""
+"""What files, folders and locks have in common: a descriptor whose number is never used too late.
+
+The system gives the number of a closed descriptor to the next file that is opened, so a call that
+is late by a moment would reach that file. Here a number is an object that closes itself when the
+last reference goes, and a call that is under way holds one.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
+
+from mldb.errors import MldbError
+from mldb.log.fs.process import CURRENT, forked
+from mldb.log.fs.protocol import FileSystem, only_reading, translate
 
 CLOSED: Final = 0x7FFFFFFF
 """A descriptor that no process can have: every call on it fails with EBADF. (-1 would not do, since
 mmap takes that to mean memory without a file.)"""
 
 
+class Fd(int):
+    """The number of an open descriptor, which is closed when nobody refers to this object any more.
+
+    Pass it on as it is: an ``int`` made from it would outlive it.
+    """
+
+    given_back = False
+
+    def give_back(self) -> None:
+        """Close it although others refer to it, who must not be running: only right after a fork.
+
+        The threads that were inside a call do not exist in the child, but their references do.
+        """
+        self.given_back = True
+        with suppress(OSError):
+            os.close(self)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close it; there is nobody to tell of an error."""
+        if not self.given_back:
+            try:  # noqa: SIM105 - globals may be gone when the interpreter ends
+                close(self)
+            except OSError:
+                pass
+
+
 class Descriptor:
-    """One open descriptor. Any thread; closed by :meth:`close` or when collected."""
+    """One open descriptor. Any thread; closed by :meth:`close` or when collected.
 
-    __slots__ = ("__weakref__", "_fd", "_root", "name")
+    It keeps its file system, but no file system keeps its files.
+    """
 
-    def __init__(self, root: str, name: str, fd: int) -> None:
+    __slots__ = ("__weakref__", "_fd", "_fs", "_process", "name")
+
+    def __init__(self, fs: FileSystem, name: str, fd: Fd) -> None:
         self.name = name
-        self._root = root
-        self._fd = fd
+        self._fs = fs
+        self._fd: int = fd
+        self._process = CURRENT[0]
 
     def close(self) -> None:
-        """Close the descriptor now; a later call fails with EBADF, and a lock on it is released."""
-        # The number may soon belong to another file, which a late call must not reach.
-        fd, self._fd = self._fd, CLOSED
-        if fd != CLOSED:
-            os.close(fd)
+        """Close the descriptor, as soon as the calls that are inside have left.
 
-    def __del__(self, close: Callable[[int], None] = os.close, closed: int = CLOSED) -> None:
-        """Close what nobody closed; weakref.finalize costs as much as the opening."""
-        if self._fd != closed:
-            close(self._fd)
+        A later call raises ClosedError. Closing twice is harmless, also in a forked child.
+        """
+        self._fd = CLOSED
+
+    def _forked(self) -> MldbError:
+        return forked(self._process, f"{self._fs.root}/{self.name}")
+
+    def _failure(self, error: OSError, call: str) -> MldbError:
+        """Say as an error of mldb why *call* failed; the caller raises it from *error*."""
+        if error.errno == errno.EBADF and self._fd != CLOSED:
+            return only_reading(self._fs.root, call, self.name)
+        return translate(error, call, self._fs.root, self.name)

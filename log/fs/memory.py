@@ -8,6 +8,9 @@ that a crash could leave behind.
 from __future__ import annotations
 
 import errno
+import itertools
+import time
+from collections.abc import Callable
 
 from mldb.errors import InvalidNameError
 from mldb.log.fs.memory_disk import (
@@ -23,11 +26,23 @@ from mldb.log.fs.memory_disk import (
     Names,
     SyncFolder,
 )
-from mldb.log.fs.protocol import FileSystem, OpenMode
+from mldb.log.fs.process import CURRENT, forked
+from mldb.log.fs.protocol import FileSystem, OpenMode, moved
+
+_devices = itertools.count(1)
 
 
 def _no_crash() -> str:
     return "a live file system, not a crash state"
+
+
+class _Path:
+    """A path and what stands there now; shared by all that ever stood there."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, found: MemoryFileSystem | None) -> None:
+        self.found = found
 
 
 class MemoryFileSystem:
@@ -36,6 +51,7 @@ class MemoryFileSystem:
     ``clock_ns`` is the next time told and ``tick_ns`` what each telling adds; ``free`` is what
     :meth:`free_bytes` answers. All three may be set at any time. A crash state carries
     ``operations_done`` (recorded operations before the crash), ``marks`` and ``description``.
+    :meth:`replace` puts another one at its path, or nothing.
     """
 
     def __init__(
@@ -45,12 +61,16 @@ class MemoryFileSystem:
         self.clock_ns = 1_700_000_000_000_000_000
         self.tick_ns = 1_000
         self.free = 1 << 40
+        self.relieve: Callable[[], bool] | None = None
         self.journal = Journal(image) if record else None
         self._disk = Disk(self.root, self.journal)
         inodes = {number: Inode(number, data) for number, data in image.contents.items()}
         self._files = {path: inodes[number] for path, number in image.files.items()}
         self._folders = {folder: set(names) for folder, names in image.folders.items()}
         self._last_inode = max(inodes, default=FOLDER)
+        self._device = next(_devices)
+        self._path: _Path | None = None  # before the first replacement it needs none
+        self._process = CURRENT[0]
         self.operations_done = crash.operations if crash else 0
         self.marks: list[object] = list(crash.marks) if crash else []
         self._describe = crash.describe if crash else _no_crash
@@ -83,6 +103,34 @@ class MemoryFileSystem:
                 {folder: frozenset(names) for folder, names in self._folders.items()},
                 {node.number: node.read(node.length, 0) for node in self._files.values()},
             )
+
+    def replace(self, other: MemoryFileSystem | None) -> None:
+        """Let the path lead to *other* from now on, or nowhere: as when the folder is moved away.
+
+        Whoever has this one keeps it: reading goes on, and changes raise StoreMovedError until
+        ``fs.replace(fs)`` moves it back.
+        """
+        path = self._path = self._path or _Path(self)
+        if other is not None:
+            if other._path is not None and other._path.found is other:
+                other._path.found = None
+            other._path = path
+        path.found = other
+
+    def _found(self) -> MemoryFileSystem | None:
+        return self if self._path is None else self._path.found
+
+    def _require_own(self, name: str) -> None:
+        """Refuse a change in a forked child."""
+        if self._process is not CURRENT[0]:
+            raise forked(self._process, f"{self.root}/{name}" if name else self.root)
+
+    def _require_here(self, call: str, name: str) -> None:
+        """Refuse a change in a forked child, and one after the path led away from here."""
+        self._require_own(name)
+        found = self._found()
+        if found is not self:
+            raise moved(self.root, call, name, gone=found is None)
 
     def _check(self, name: str) -> None:
         if name.startswith("/") or ".." in name.split("/") or "\0" in name:
@@ -118,6 +166,8 @@ class MemoryFileSystem:
         """Open a file or make one."""
         self._check(name)
         with self._disk.mutex:
+            if mode != "r":
+                self._require_here("open", name)
             if mode != "create":
                 return MemoryFile(self._disk, name, self._find("open", name), mode == "rw")
             if name in self._files or name in self._folders:
@@ -142,6 +192,7 @@ class MemoryFileSystem:
         self._check(folder)
         parts = folder.split("/")
         with self._disk.mutex:
+            self._require_here("mkdir", folder)
             for depth in range(1, len(parts) + 1):
                 path = "/".join(parts[:depth])
                 if path in self._files:
@@ -156,6 +207,7 @@ class MemoryFileSystem:
         self._check(source)
         self._check(target)
         with self._disk.mutex:
+            self._require_here("link", target)
             inode = self._find("link", source)
             if target in self._files or target in self._folders:
                 return False
@@ -173,6 +225,7 @@ class MemoryFileSystem:
         self._check(source)
         self._check(target)
         with self._disk.mutex:
+            self._require_here("rename", target)
             inode = self._find("rename", source)
             if target in self._folders:
                 self._disk.fail(errno.EISDIR, "rename", target)
@@ -187,6 +240,7 @@ class MemoryFileSystem:
         """Remove a name if it is there; open files and views live on."""
         self._check(name)
         with self._disk.mutex:
+            self._require_own(name)
             if name in self._folders:
                 self._disk.fail(errno.EISDIR, "unlink", name)
             if name in self._files:
@@ -197,18 +251,35 @@ class MemoryFileSystem:
         """Record that the names in *folder* are durable."""
         self._check(folder)
         with self._disk.mutex:
+            self._require_own(folder)
             if folder not in self._folders:
-                self._disk.fail(errno.ENOENT, "fsync of the folder", folder)
+                self._disk.fail(errno.ENOENT, "open", folder)
             self._disk.note(SyncFolder(folder))
 
     def lock(self, name: str) -> MemoryLock:
         """Return a lock on a file, made when absent."""
         self._check(name)
         with self._disk.mutex:
+            self._require_here("lock", name)
             if name in self._folders:
                 self._disk.fail(errno.EISDIR, "open", name)
             inode = self._files.get(name) or self._create(name)
             return MemoryLock(self._disk, name, inode.number)
+
+    def identity(self, name: str) -> tuple[int, int] | None:
+        """Look the name up in what stands at the path now; each file system is a device."""
+        self._check(name)
+        found = self._found()
+        return None if found is None else found._identity(name)
+
+    def _identity(self, name: str) -> tuple[int, int] | None:
+        with self._disk.mutex:
+            inode = self._files.get(name)
+            if inode is not None:
+                return self._device, inode.number
+            if name in self._folders:  # which are never removed, so their order numbers them
+                return self._device, -list(self._folders).index(name)
+            return None
 
     def free_bytes(self) -> int:
         """Return ``free``."""
@@ -220,3 +291,7 @@ class MemoryFileSystem:
             now = self.clock_ns
             self.clock_ns += self.tick_ns
             return now
+
+    def pause(self, seconds: float) -> None:
+        """Sleep."""
+        time.sleep(seconds)

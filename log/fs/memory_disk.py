@@ -13,7 +13,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn, TypeAlias
 
-from mldb.log.fs.protocol import Buffer, translate
+from mldb.log.fs.process import CURRENT, forked
+from mldb.log.fs.protocol import Buffer, only_reading, translate
 
 FOLDER = 0  # stands for "a folder" where a recorded name could also lead to a file's inode number
 
@@ -161,19 +162,25 @@ class Disk:
 class MemoryFile:
     """One open file. Thread-safe. Dead after :meth:`close` and after a kill of its process."""
 
-    __slots__ = ("_disk", "_inode", "_life", "_writable", "name")
+    __slots__ = ("_disk", "_inode", "_life", "_process", "_writable", "name")
 
     def __init__(self, disk: Disk, name: str, inode: Inode, writable: bool) -> None:
         self.name = name
         self._disk = disk
         self._inode = inode
         self._life = disk.life
+        self._process = CURRENT[0]
         self._writable = writable
 
-    def _require(self, call: str, *, writing: bool = False) -> Inode:
-        if self._life != self._disk.life or (writing and not self._writable):
+    def _require(self, call: str) -> Inode:
+        if self._life != self._disk.life:
             self._disk.fail(errno.EBADF, call, self.name)
         return self._inode
+
+    def _require_own(self, call: str) -> Inode:
+        if self._process is not CURRENT[0]:
+            raise forked(self._process, f"{self._disk.root}/{self.name}")
+        return self._require(call)
 
     def size(self) -> int:
         """Return the length in bytes."""
@@ -188,7 +195,9 @@ class MemoryFile:
         """Write all buffers at *offset*, in one recorded operation."""
         data = b"".join(buffers)
         with self._disk.mutex:
-            inode = self._require("pwritev", writing=True)
+            inode = self._require_own("pwritev")
+            if not self._writable:
+                raise only_reading(self._disk.root, "pwritev", self.name)
             if data:
                 inode.write(data, offset)
                 self._disk.note(Write(inode.number, offset, data))
@@ -200,7 +209,7 @@ class MemoryFile:
     def sync(self) -> None:
         """Record that everything written so far is durable."""
         with self._disk.mutex:
-            self._disk.note(Sync(self._require("fdatasync").number))
+            self._disk.note(Sync(self._require_own("fdatasync").number))
 
     def map(self, count: int) -> memoryview:
         """Return a read-only view that sees later writes, as a shared mapping does."""
@@ -226,25 +235,28 @@ class MemoryFile:
 class MemoryLock:
     """A lock on one inode, like flock: two handles of one process exclude each other."""
 
-    __slots__ = ("__weakref__", "_disk", "_inode", "_life", "name")
+    __slots__ = ("__weakref__", "_disk", "_inode", "_life", "_process", "name")
 
     def __init__(self, disk: Disk, name: str, inode: int) -> None:
         self.name = name
         self._disk = disk
         self._inode = inode
         self._life = disk.life
+        self._process = CURRENT[0]
 
     def try_acquire(self) -> bool:
         """Take the lock if no other handle has it."""
+        if self._process is not CURRENT[0]:
+            raise forked(self._process, f"{self._disk.root}/{self.name}")
         with self._disk.mutex:
             if self._life != self._disk.life:
                 self._disk.fail(errno.EBADF, "flock", self.name)
             return self._disk.held.setdefault(self._inode, self) is self
 
     def release(self) -> None:
-        """Give the lock back, if this handle has it."""
+        """Give the lock back, if this handle has it and its process is this one."""
         with self._disk.mutex:
-            if self._disk.held.get(self._inode) is self:
+            if self._process is CURRENT[0] and self._disk.held.get(self._inode) is self:
                 del self._disk.held[self._inode]
 
     def holder(self) -> str:
@@ -252,6 +264,7 @@ class MemoryLock:
         return f"another handle of process {os.getpid()}"
 
     def close(self) -> None:
-        """Release and end this handle."""
+        """Release and end this handle; in a forked child, only end it for the child."""
         self.release()
-        self._life = -1
+        if self._process is CURRENT[0]:
+            self._life = -1

@@ -3,168 +3,70 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from typing import NamedTuple
 
 from mldb.errors import InvalidNameError, StorageIOError, UsageError
-from mldb.log.fs.gather import IOV_MAX, byte_count, groups, skip
-from mldb.log.fs.protocol import Buffer, FileSystem, OpenMode, translate
+from mldb.log.fs.process import CURRENT, forked
+from mldb.log.fs.protocol import FileSystem, OpenMode, moved, translate
 
 if sys.platform == "win32":
     raise UsageError(
         "mldb does not support Windows yet: it needs flock and mapped files that can be unlinked. "
         "Use it under WSL 2. Nothing was changed."
     )
-import fcntl
-
-from mldb.log.fs.descriptor import Descriptor
+from mldb.log.fs.descriptor import Fd
+from mldb.log.fs.folders import FOLDER_FLAGS, identity_at, make_folders, sync_folder
+from mldb.log.fs.posix_file import OsFile
 from mldb.log.fs.posix_lock import OsLock
+from mldb.log.fs.relief import with_relief
 
-_WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
-_SYNC_FILE_RANGE_WRITE = 2
 # The two stores cannot share files; no error of either.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
 
-_NO_ROOM_TO_MAP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-_READ_INSTEAD_MAX = 1 << 29
-
-_FLAGS = {"r": os.O_RDONLY, "rw": os.O_RDWR, "create": os.O_RDWR | os.O_CREAT | os.O_EXCL}
-
-
-@cache
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    try:
-        call = ctypes.CDLL(None).sync_file_range
-    except (OSError, AttributeError):
-        return None
-    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    call.restype = ctypes.c_int
-    return call
+# Without O_NONBLOCK a pipe under a name of the store would block; regular files ignore it.
+_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = {
+    "r": _SAFE | os.O_RDONLY,
+    "rw": _SAFE | os.O_RDWR,
+    "create": _SAFE | os.O_RDWR | os.O_CREAT | os.O_EXCL,
+}
+_LOCK_FLAGS = _SAFE | os.O_RDWR | os.O_CREAT
+_ANYONE = 0o666  # the umask decides who may read and write
 
 
-class OsFile(Descriptor):
-    """One open descriptor. Thread-safe; closed by :meth:`close` or when collected."""
+class _Home(NamedTuple):
+    """The folder of the store as it was found. While *fd* is open nothing else has its inode."""
 
-    __slots__ = ()
-
-    def size(self) -> int:
-        """Return the length; lseek costs a quarter of fstat here, and no position is in use."""
-        try:
-            return os.lseek(self._fd, 0, os.SEEK_END)
-        except OSError as error:
-            raise translate(error, "lseek", self._root, self.name) from error
-
-    def pread(self, count: int, offset: int) -> bytes:
-        """Read up to *count* bytes; continues short reads until the end of the file."""
-        try:
-            data = os.pread(self._fd, count, offset)
-            while len(data) < count:
-                more = os.pread(self._fd, count - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-        except OSError as error:
-            raise translate(error, "pread", self._root, self.name) from error
-        return data
-
-    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
-        """Write all buffers at *offset*, in steps of 8 MiB whose writeback starts at once."""
-        try:
-            # The common case: one small gathered write.
-            if len(buffers) <= IOV_MAX:
-                total = byte_count(buffers)
-                if total <= _WRITE_STEP and os.pwritev(self._fd, buffers, offset) == total:
-                    return total
-            return self._write_steps(buffers, offset)
-        except OSError as error:
-            raise translate(error, "pwritev", self._root, self.name) from error
-
-    def _write_steps(self, buffers: Sequence[Buffer], offset: int) -> int:
-        start = offset
-        for group in groups(buffers, _WRITE_STEP):
-            done = 0
-            want = sum(map(len, group))
-            while done < want:
-                count = os.pwritev(self._fd, skip(group, done) if done else group, offset + done)
-                if count <= 0:
-                    raise OSError(errno.EIO, "pwritev wrote nothing")
-                done += count
-            if want >= _WRITE_STEP // 2:
-                self.start_writeback(offset, want)
-            offset += want
-        return offset - start
-
-    def start_writeback(self, offset: int, count: int) -> None:
-        """Start asynchronous writeback (sync_file_range); a no-op where the kernel lacks it."""
-        call = _sync_file_range()
-        if call is not None:
-            call(self._fd, offset, count, _SYNC_FILE_RANGE_WRITE)
-
-    def sync(self) -> None:
-        """fdatasync; on macOS F_FULLFSYNC, since fsync there stops at the drive's cache."""
-        try:
-            if sys.platform == "darwin":
-                fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
-            else:
-                os.fdatasync(self._fd)
-        except OSError as error:
-            raise translate(error, "fdatasync", self._root, self.name) from error
-
-    def map(self, count: int) -> memoryview:
-        """Map the first *count* bytes read-only and shared."""
-        if count == 0:
-            return memoryview(b"")
-        try:
-            return memoryview(mmap.mmap(self._fd, count, access=mmap.ACCESS_READ))
-        except OSError as error:
-            # No descriptor or address space for a mapping: a copy serves the same reader.
-            if error.errno in _NO_ROOM_TO_MAP and count <= _READ_INSTEAD_MAX:
-                return memoryview(self.pread(count, 0))
-            raise self._map_error(error) from error
-        except ValueError as error:
-            raise self._map_error(error) from error
-
-    def map_private(self, offset: int, count: int) -> memoryview:
-        """Map a range copy-on-write; *offset* need not be page-aligned."""
-        if count == 0:
-            return memoryview(bytearray())
-        base = offset - offset % mmap.ALLOCATIONGRANULARITY
-        try:
-            size = offset - base + count
-            mapped = mmap.mmap(self._fd, size, access=mmap.ACCESS_COPY, offset=base)
-        except (OSError, ValueError) as error:
-            raise self._map_error(error) from error
-        return memoryview(mapped)[offset - base :]
-
-    def _map_error(self, error: OSError | ValueError) -> Exception:
-        if isinstance(error, OSError):
-            return translate(error, "mmap", self._root, self.name)
-        return StorageIOError(
-            f"mmap of {self._root}/{self.name} failed: {error}. The file is shorter than "
-            "expected; other files are not affected. Run verify() to see what it should hold."
-        )
+    fd: Fd
+    identity: tuple[int, int]
 
 
 class OsFileSystem:
-    """The files below one folder. Thread-safe. Links inside the store are never followed."""
+    """The files below one folder. Any thread. Links inside the store are never followed.
+
+    Names are looked up from a descriptor of the folder, opened by the first call that finds it and
+    kept as long as this object or a file of it lives: where the folder is moved, reading goes with
+    it, and a call that would make, link or change something raises StoreMovedError.
+    """
+
+    _home: _Home | None = None
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(os.fspath(root))
+        self.relieve: Callable[[], bool] | None = None
+        self._process = CURRENT[0]
         self._real_folders: set[str] = {""}  # seen to be folders and not links
 
     @staticmethod
     def prepare_root(path: str, *, create: bool) -> str:
         """Return the absolute folder that *path* means, made when asked.
 
+        What is made, or found empty and thus may just have been made, is synced into its parent.
         Raises InvalidNameError for a path no file can have, StorageIOError when it is no folder.
         """
         resolved = path
@@ -173,9 +75,9 @@ class OsFileSystem:
             if not os.path.isdir(resolved):
                 # Where a broken link points belongs in the message.
                 resolved = os.path.realpath(path)
-                if create:
-                    os.makedirs(resolved, exist_ok=True)
-                os.listdir(resolved)
+            made = create and make_folders(resolved)
+            if not os.listdir(resolved) and create and not made:
+                sync_folder(os.path.dirname(os.path.realpath(resolved)))
         except ValueError as error:
             raise InvalidNameError(f"{path[:80]!r} is no path: {error}") from None
         except FileExistsError as error:
@@ -184,13 +86,15 @@ class OsFileSystem:
             raise translate(error, "opening the store", resolved, "") from error
         return resolved
 
+    # --- names and the folder -------------------------------------------------------------------
+
     def _path(self, name: str) -> str:
-        if name[:1] == "/" or "\0" in name or (".." in name and ".." in name.split("/")):
-            raise InvalidNameError(f"file name {name!r} would leave the store {self.root}")
+        """Return *name* as the system takes it, relative to the folder; checked."""
+        self._check(name)
         parent = name.rpartition("/")[0]
         if parent not in self._real_folders:
             self._refuse_links(parent)
-        return f"{self.root}/{name}" if name else self.root
+        return name or "."
 
     def _folder_path(self, folder: str) -> str:
         path = self._path(folder)
@@ -198,13 +102,17 @@ class OsFileSystem:
             self._refuse_links(folder)
         return path
 
+    def _check(self, name: str) -> None:
+        if name[:1] == "/" or "\0" in name or (".." in name and ".." in name.split("/")):
+            raise InvalidNameError(f"file name {name!r} would leave the store {self.root}")
+
     def _refuse_links(self, folder: str) -> None:
         """Raise if a part of *folder* is a symbolic link; O_NOFOLLOW looks only at the last."""
         parts = folder.split("/")
         for depth in range(1, len(parts) + 1):
             path = "/".join(parts[:depth])
             try:
-                mode = os.lstat(f"{self.root}/{path}").st_mode
+                mode = os.stat(path, dir_fd=self._folder(), follow_symlinks=False).st_mode
             except OSError:
                 return  # the call itself reports it
             if stat.S_ISLNK(mode):
@@ -213,27 +121,69 @@ class OsFileSystem:
             if stat.S_ISDIR(mode):
                 self._real_folders.add(path)
 
+    def _folder(self) -> Fd:
+        """Return the descriptor of the folder, opened now if it was not yet. Raises OSError."""
+        return (self._home or self._open_home()).fd
+
+    def _open_home(self) -> _Home:
+        fd = Fd(with_relief(self, os.open, self.root, FOLDER_FLAGS))
+        found = os.fstat(fd)
+        # Several threads may come here at once, or a signal handler: the first one's is kept.
+        home: _Home = self.__dict__.setdefault("_home", _Home(fd, (found.st_dev, found.st_ino)))
+        return home
+
+    def _folder_to_change(self, call: str, name: str) -> Fd:
+        """Return the descriptor for a call that makes, links or opens something for writing.
+
+        Raises ClosedError in a forked child, StoreMovedError when the path leads elsewhere,
+        OSError when there is no folder yet.
+        """
+        self._refuse_forked(name)
+        home = self._home or self._open_home()
+        found = identity_at(self.root, follow=True)
+        if found != home.identity:
+            raise moved(self.root, call, name, gone=found is None)
+        return home.fd
+
+    def _refuse_forked(self, name: str) -> None:
+        if self._process is not CURRENT[0]:
+            raise forked(self._process, f"{self.root}/{name}" if name else self.root)
+
+    def identity(self, name: str) -> tuple[int, int] | None:
+        """Device and inode of what stands at the path now: one stat."""
+        self._check(name)
+        try:
+            return identity_at(f"{self.root}/{name}" if name else self.root, follow=not name)
+        except OSError as error:
+            raise translate(error, "stat", self.root, name) from error
+
+    # --- files ------------------------------------------------------------------------------------
+
     def open(self, name: str, mode: OpenMode) -> OsFile:
         """Open with O_CLOEXEC and O_NOFOLLOW; refuses anything that is not a regular file."""
-        # Without O_NONBLOCK a pipe under this name would block; regular files ignore it.
-        flags = _FLAGS[mode] | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        path = self._path(name)
         try:
-            fd = os.open(self._path(name), flags, 0o644)
+            folder = self._folder() if mode == "r" else self._folder_to_change("open", name)
+            fd = Fd(with_relief(self, os.open, path, _FLAGS[mode], _ANYONE, dir_fd=folder))
         except OSError as error:
             raise translate(error, "open", self.root, name) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
             raise StorageIOError(f"{self.root}/{name} is not a regular file.", errno=errno.EINVAL)
-        return OsFile(self.root, name, fd)
+        return OsFile(self, name, fd)
 
     def exists(self, name: str) -> bool:
         """Tell whether the name exists (one access call)."""
-        return os.access(self._path(name), os.F_OK)
+        path = self._path(name)
+        try:
+            return os.access(path, os.F_OK, dir_fd=self._folder())
+        except OSError:  # there is no folder
+            return False
 
     def list(self, folder: str) -> list[str]:
         """Return the sorted names in a folder."""
+        path = self._folder_path(folder)
         try:
-            return sorted(os.listdir(self._folder_path(folder)))
+            return sorted(with_relief(self, _names, path, self._folder()))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -241,15 +191,23 @@ class OsFileSystem:
 
     def mkdir(self, folder: str) -> None:
         """Make a folder with its parents; refuses a link or file in its place."""
+        self._check(folder)
+        self._refuse_forked(folder)
         try:
-            os.makedirs(self._folder_path(folder), exist_ok=True)
+            if self._home is None:
+                make_folders(self.root)
+            self._folder_path(folder)
+            root = self._folder_to_change("mkdir", folder)
+            parts = folder.split("/") if folder else []
+            for depth in range(1, len(parts) + 1):
+                _mkdir("/".join(parts[:depth]), root)
         except OSError as error:
             raise translate(error, "mkdir", self.root, folder) from error
 
     def link(self, source: str, target: str) -> bool:
         """Hard-link; False when the target exists."""
         try:
-            os.link(self._path(source), self._path(target), follow_symlinks=False)
+            self._link(self, source, target)
         except FileExistsError:
             return False
         except OSError as error:
@@ -261,54 +219,73 @@ class OsFileSystem:
         if not isinstance(other, OsFileSystem):
             return False
         try:
-            os.link(other._path(source), self._path(target), follow_symlinks=False)
+            self._link(other, source, target)
         except OSError as error:
             if error.errno in _NO_LINK:
                 return False
             raise translate(error, "link", self.root, target) from error
         return True
 
+    def _link(self, other: OsFileSystem, source: str, target: str) -> None:
+        os.link(
+            other._path(source),
+            self._path(target),
+            src_dir_fd=other._folder(),
+            dst_dir_fd=self._folder_to_change("link", target),
+            follow_symlinks=False,
+        )
+
     def rename(self, source: str, target: str) -> None:
         """Rename within the store."""
+        paths = self._path(source), self._path(target)
         try:
-            os.replace(self._path(source), self._path(target))
+            root = self._folder_to_change("rename", target)
+            os.replace(*paths, src_dir_fd=root, dst_dir_fd=root)
         except OSError as error:
             raise translate(error, "rename", self.root, target) from error
 
     def unlink(self, name: str) -> None:
         """Remove a name if it is there."""
+        path = self._path(name)
+        self._refuse_forked(name)
         try:
-            os.unlink(self._path(name))
+            os.unlink(path, dir_fd=self._folder())
         except FileNotFoundError:
             return
         except OSError as error:
             raise translate(error, "unlink", self.root, name) from error
 
     def sync_dir(self, folder: str) -> None:
-        """fsync the folder."""
+        """fsync the folder; the root by the descriptor that is kept."""
+        path = self._folder_path(folder)
+        self._refuse_forked(folder)
         try:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            fd = os.open(self._folder_path(folder), flags)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            fd = self._folder()
+            if folder:
+                fd = Fd(with_relief(self, os.open, path, FOLDER_FLAGS, dir_fd=fd))
+        except OSError as error:
+            raise translate(error, "open", self.root, folder) from error
+        try:
+            os.fsync(fd)
         except OSError as error:
             raise translate(error, "fsync of the folder", self.root, folder) from error
 
     def lock(self, name: str) -> OsLock:
         """Open the lock file; its content means nothing."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        path = self._path(name)
         try:
-            fd = os.open(self._path(name), flags, 0o644)
+            folder = self._folder_to_change("lock", name)
+            fd = Fd(with_relief(self, os.open, path, _LOCK_FLAGS, _ANYONE, dir_fd=folder))
         except OSError as error:
             raise translate(error, "open", self.root, name) from error
-        return OsLock(self.root, name, fd)
+        return OsLock(self, name, fd)
+
+    # --- the machine ------------------------------------------------------------------------------
 
     def free_bytes(self) -> int:
         """Free bytes for this user (statvfs)."""
         try:
-            info = os.statvfs(self.root)
+            info = os.statvfs(self._folder())
         except OSError as error:
             raise translate(error, "statvfs", self.root, "") from error
         return info.f_bavail * info.f_frsize
@@ -316,6 +293,28 @@ class OsFileSystem:
     def time_ns(self) -> int:
         """The wall clock."""
         return time.time_ns()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep."""
+        time.sleep(seconds)
+
+
+def _names(path: str, root: Fd) -> list[str]:
+    """List a folder by a new descriptor: all who list by one share its position in the folder."""
+    return os.listdir(Fd(os.open(path, FOLDER_FLAGS, dir_fd=root)))
+
+
+def _mkdir(path: str, root: Fd) -> None:
+    """Make one folder unless it is there: a read-only file system need not say so first."""
+    try:
+        os.mkdir(path, dir_fd=root)
+    except OSError as error:
+        try:
+            mode = os.stat(path, dir_fd=root, follow_symlinks=False).st_mode
+        except OSError:
+            raise error from None
+        if not stat.S_ISDIR(mode):
+            raise
 
 
 def _clash(path: str) -> OSError:

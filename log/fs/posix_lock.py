@@ -8,8 +8,9 @@ import weakref
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from typing import Final
 
-from mldb.log.fs.descriptor import CLOSED, Descriptor
-from mldb.log.fs.protocol import translate
+from mldb.log.fs.descriptor import CLOSED, Descriptor, Fd
+from mldb.log.fs.process import CURRENT
+from mldb.log.fs.protocol import FileSystem
 
 _TAKE: Final = LOCK_EX | LOCK_NB
 
@@ -19,7 +20,7 @@ _locks: weakref.WeakSet[OsLock] = weakref.WeakSet()
 
 def _close_locks_in_child() -> None:
     for lock in list(_locks):
-        lock.close()
+        lock.abandon()
 
 
 os.register_at_fork(after_in_child=_close_locks_in_child)
@@ -30,24 +31,43 @@ class OsLock(Descriptor):
 
     __slots__ = ()
 
-    def __init__(self, root: str, name: str, fd: int) -> None:
-        super().__init__(root, name, fd)
+    def __init__(self, fs: FileSystem, name: str, fd: Fd) -> None:
+        super().__init__(fs, name, fd)
         _locks.add(self)
 
     def try_acquire(self) -> bool:
         """Take the lock without waiting."""
+        if self._process is not CURRENT[0]:
+            raise self._forked()
         try:
             flock(self._fd, _TAKE)
         except BlockingIOError:
             return False
         except OSError as error:
-            raise translate(error, "flock", self._root, self.name) from error
+            raise self._failure(error, "flock") from error
         return True
 
     def release(self) -> None:
-        """Give the lock back; harmless on a closed one."""
-        if self._fd != CLOSED:
-            flock(self._fd, LOCK_UN)
+        """Give the lock back; harmless on a closed one and in a forked child, which has none."""
+        fd = self._fd
+        if fd != CLOSED and self._process is CURRENT[0]:
+            try:
+                flock(fd, LOCK_UN)
+            except OSError as error:
+                raise self._failure(error, "flock") from error
+
+    def close(self) -> None:
+        """Release the lock now, whoever is inside a call, and close its descriptor."""
+        try:
+            self.release()
+        finally:
+            super().close()
+
+    def abandon(self) -> None:
+        """Close the copy that a fork made, without touching the lock, which is the parent's."""
+        fd, self._fd = self._fd, CLOSED
+        if isinstance(fd, Fd):
+            fd.give_back()
 
     def holder(self) -> str:
         """Find the holder's pid in /proc/locks by inode; Linux only and informative only."""

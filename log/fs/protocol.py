@@ -3,15 +3,26 @@
 Everything in ``mldb.log`` and above reaches the disk through a :class:`FileSystem`. Production uses
 :class:`~mldb.log.fs.posix.OsFileSystem`; tests use an in-memory one that enumerates crash states.
 Implementations raise ``mldb.errors`` only, never a bare ``OSError``.
+
+A file system, its files and its locks belong to the process that made them. In a forked child every
+call of theirs that changes something, or takes a lock, raises ClosedError and changes nothing;
+reading goes on, and ``close`` only lets go of the child's copies.
 """
 
 from __future__ import annotations
 
 import errno as _errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
-from mldb.errors import MldbError, ReadOnlyError, StorageFullError, StorageIOError
+from mldb.errors import (
+    ClosedError,
+    MldbError,
+    ReadOnlyError,
+    StorageFullError,
+    StorageIOError,
+    StoreMovedError,
+)
 
 # Anything that exports a C-contiguous buffer: bytes, memoryview, mmap, NumPy array.
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -23,7 +34,11 @@ _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT, _errno.EFBIG})
 
 
 class File(Protocol):
-    """One open file. Thread-safe: every call names its offset; there is no shared position."""
+    """One open file. Thread-safe: every call names its offset; there is no shared position.
+
+    A call after :meth:`close` raises ClosedError; one that is under way meanwhile ends as if there
+    had been no close. Writing to a file that was opened with "r" raises ReadOnlyError.
+    """
 
     name: str
 
@@ -48,18 +63,23 @@ class File(Protocol):
     def map(self, count: int) -> memoryview:
         """Return a read-only view of the first *count* bytes (count <= size()).
 
-        The view stays valid as long as it lives, also after ``close`` and after an unlink.
+        The view stays valid as long as it lives, also after ``close`` and after an unlink. Raises
+        StorageIOError with ``errno`` EMFILE, ENFILE or ENOMEM where there is no descriptor or room
+        for it: who needs only a range reads that.
         """
 
     def map_private(self, offset: int, count: int) -> memoryview:
         """Return a writable view of a range; writes stay private to the view (copy-on-write)."""
 
     def close(self) -> None:
-        """Release the descriptor; views stay valid. Closing twice is harmless."""
+        """Release the descriptor once the calls under way have left; views stay valid.
+
+        Closing twice is harmless, and so is closing in a forked child.
+        """
 
 
 class KernelLock(Protocol):
-    """An advisory lock owned by the kernel: a dead process holds none.
+    """An advisory lock owned by the kernel: a dead process holds none, nor does a forked child.
 
     Not reentrant, not thread-safe.
     """
@@ -68,7 +88,7 @@ class KernelLock(Protocol):
         """Take the lock if it is free; never wait."""
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back. Harmless when closed; in a forked child the parent keeps it."""
 
     def holder(self) -> str:
         """Describe who holds the lock, for messages only; may be out of date."""
@@ -80,10 +100,19 @@ class KernelLock(Protocol):
 class FileSystem(Protocol):
     """The files of one store. Names are relative, use ``/``, and never leave the folder.
 
-    Thread-safe. ``root`` describes the folder for messages.
+    Thread-safe. ``root`` describes the folder for messages. It stands for the folder that its first
+    call found, not for a path: when that folder was moved, replaced or deleted, reading goes on in
+    it, and every call that opens for writing, makes, links or renames raises StoreMovedError and
+    touches nothing. (``unlink`` and ``sync_dir`` work in the folder it stands for.)
     """
 
     root: str
+
+    relieve: Callable[[], bool] | None
+    """Called when a call finds no descriptor or no room for a mapping (EMFILE, ENFILE, ENOMEM);
+    says whether something was given back, and then the call is tried once more. It runs inside the
+    failing call, in any thread, under whatever locks the caller holds: it must not wait for one. It
+    lives as long as this object, so it must not keep alive what keeps this object."""
 
     def open(self, name: str, mode: OpenMode) -> File:
         """Open an existing file ("r", "rw"), or make a new one ("create", refused if it exists)."""
@@ -118,11 +147,22 @@ class FileSystem(Protocol):
     def lock(self, name: str) -> KernelLock:
         """Return a kernel lock on file *name*, made when absent; not yet acquired."""
 
+    def identity(self, name: str) -> tuple[int, int] | None:
+        """Return device and inode of what stands under *name* at the path of the store now.
+
+        "" is the folder itself. None when nothing is there. It is looked up by the path, so it
+        tells whether that still leads to the folder this object stands for. Costs one stat. As long
+        as a file is open nothing else gets its identity; a closed one's may be given again.
+        """
+
     def free_bytes(self) -> int:
         """Return the bytes free for this user on the file system of the store."""
 
     def time_ns(self) -> int:
         """Return the wall clock in nanoseconds since 1970 (UTC)."""
+
+    def pause(self, seconds: float) -> None:
+        """Sleep: the one way to wait for a kernel lock that somebody else holds."""
 
 
 def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
@@ -131,8 +171,25 @@ def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
     The caller raises it ``from error``.
     """
     typed = _typed(error, call, root, name)
-    typed.failed_sync = call in _SYNC_CALLS
+    typed.failed_sync = call in _SYNC_CALLS and error.errno != _errno.EBADF
     return typed
+
+
+def only_reading(root: str, call: str, name: str) -> ReadOnlyError:
+    """What a change of a file gets that was opened with "r"."""
+    return ReadOnlyError(f"{root}/{name} was opened for reading; {call} changed nothing.")
+
+
+def moved(root: str, call: str, name: str, *, gone: bool) -> StoreMovedError:
+    """What a change gets when the path no longer leads to the folder that was opened."""
+    found = "nothing stands there now" if gone else "another one stands there now"
+    what = f"{call} of {name}" if name else call
+    return StoreMovedError(
+        f"the folder {root} was moved, replaced or deleted while it was open: {found}, and was not "
+        f"touched ({what} was not made). What was read stays readable. Close this handle and open "
+        "the store where it is.",
+        errno=_errno.ESTALE,
+    )
 
 
 def _typed(error: OSError, call: str, root: str, name: str) -> MldbError:
@@ -150,6 +207,11 @@ def _typed(error: OSError, call: str, root: str, name: str) -> MldbError:
         return ReadOnlyError(
             f"{call} failed with {label} on {where}: the file system is read-only. Open the store "
             "with mode='r'."
+        )
+    if code == _errno.EBADF:
+        return ClosedError(
+            f"{where} was closed meanwhile, so {call} did nothing. What was stored before is safe; "
+            "open the store again."
         )
     if code in (_errno.EMFILE, _errno.ENFILE):
         return StorageIOError(

@@ -17,11 +17,12 @@ import errno
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mldb.log.fs.protocol import Buffer, File, FileSystem, KernelLock, OpenMode, translate
+from mldb.log.fs.relief import EXHAUSTED
 
 Effect: TypeAlias = Literal["nothing", "half", "drop"]
 
@@ -36,6 +37,7 @@ CALLS = {
     "unlink": "unlink",
     "sync_dir": "fsync of the folder",
     "lock": "open",
+    "identity": "stat",
     "free_bytes": "statvfs",
     "size": "lseek",
     "pread": "pread",
@@ -45,6 +47,9 @@ CALLS = {
     "map_private": "mmap",
     "try_acquire": "flock",
 }
+
+
+_TAKES_DESCRIPTOR = frozenset({"open", "list", "sync_dir", "lock", "map", "map_private"})
 
 
 class SimulatedKill(BaseException):
@@ -70,7 +75,8 @@ class FaultFileSystem:
     """Passes every call on to *inner* unless a fault says otherwise. Thread-safe as *inner* is.
 
     ``calls`` counts per kind, failed ones included; ``bytes_written`` counts what reached *inner*.
-    Clocks, ``exists``, ``start_writeback``, ``release`` and ``close`` never fail.
+    Clocks, ``exists``, ``pause``, ``start_writeback``, ``release`` and ``close`` never fail. A call
+    that lacks a descriptor asks ``relieve`` and is counted again when it is tried again.
     """
 
     def __init__(self, inner: FileSystem) -> None:
@@ -85,6 +91,15 @@ class FaultFileSystem:
         self._mutex = threading.RLock()
         # By name: extents and what they held, since the last sync. Kept once "drop" was asked for.
         self._unsynced: dict[str, list[tuple[int, int, bytes]]] | None = None
+
+    @property
+    def relieve(self) -> Callable[[], bool] | None:
+        """That of *inner*."""
+        return self.inner.relieve
+
+    @relieve.setter
+    def relieve(self, relieve: Callable[[], bool] | None) -> None:
+        self.inner.relieve = relieve
 
     def fail(
         self,
@@ -134,6 +149,9 @@ class FaultFileSystem:
     def enter(self, kind: str, name: str) -> None:
         """Count a call and raise if a fault hits it; for pwritev and sync see ``fault_of``."""
         fault = self.fault_of(kind)
+        lacking = fault is not None and kind in _TAKES_DESCRIPTOR and fault.code in EXHAUSTED
+        if lacking and self.relieve is not None and self.relieve():
+            fault = self.fault_of(kind)
         if fault is not None:
             self.raise_fault(fault, kind, name)
 
@@ -150,7 +168,9 @@ class FaultFileSystem:
     def raise_fault(self, fault: _Fault, kind: str, name: str) -> None:
         """Raise what the real file system would."""
         error = OSError(fault.code, os.strerror(fault.code))
-        raise translate(error, CALLS[kind], self.root, name) from error
+        # A sync of a folder that lacks a descriptor has not come to its fsync yet.
+        early = kind == "sync_dir" and fault.code in EXHAUSTED
+        raise translate(error, "open" if early else CALLS[kind], self.root, name) from error
 
     def write(self, file: File, buffers: Sequence[Buffer], offset: int) -> int:
         """Write for a file, unless a fault or the death of the process cuts it."""
@@ -244,6 +264,11 @@ class FaultFileSystem:
         self._locks.append(lock)
         return FaultLock(self, lock, name)
 
+    def identity(self, name: str) -> tuple[int, int] | None:
+        """Pass on."""
+        self.enter("identity", name)
+        return self.inner.identity(name)
+
     def free_bytes(self) -> int:
         """Pass on."""
         self.enter("free_bytes", "")
@@ -253,6 +278,11 @@ class FaultFileSystem:
         """Pass on."""
         self.enter("time_ns", "")
         return self.inner.time_ns()
+
+    def pause(self, seconds: float) -> None:
+        """Pass on."""
+        self.enter("pause", "")
+        self.inner.pause(seconds)
 
 
 class FaultFile:

@@ -56,6 +56,8 @@ def everything(fs: FaultFileSystem, done: list[str]) -> None:
         lock.try_acquire()
         done.append("try_acquire")
         lock.close()
+        fs.identity("f")
+        done.append("identity")
         fs.free_bytes()
         done.append("free_bytes")
         fs.unlink("never there")
@@ -242,6 +244,48 @@ def test_the_dead_do_nothing_and_hold_nothing(inner: FileSystem) -> None:
     assert not inner.lock("LOCK").try_acquire()
     other.close()
     assert inner.open("a", "r").size() == 0
+
+
+@pytest.mark.parametrize("kind", ["open", "list", "sync_dir", "lock", "map", "map_private"])
+def test_a_call_that_lacks_a_descriptor_is_tried_again_after_relief(kind: str) -> None:
+    for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        for helped in (True, False):
+            fs = FaultFileSystem(MemoryFileSystem())
+            asked: list[bool] = []
+
+            def relieve(helped: bool = helped, asked: list[bool] = asked) -> bool:
+                asked.append(helped)
+                return helped
+
+            fs.relieve = relieve
+            fs.fail(kind, code=code)
+            done: list[str] = []
+            if helped:
+                everything(fs, done)
+                assert fs.calls[kind] == 3
+            else:
+                with pytest.raises(StorageIOError) as info:
+                    everything(fs, done)
+                assert (info.value.errno, info.value.failed_sync) == (code, False)
+            assert asked == [helped]
+
+
+def test_relief_that_did_not_help_is_not_asked_for_twice() -> None:
+    fs = FaultFileSystem(MemoryFileSystem())
+    asked: list[int] = []
+
+    def relieve() -> bool:
+        asked.append(1)
+        return True
+
+    fs.relieve = relieve
+    fs.fail("list", code=errno.EMFILE, forever=True)
+    with pytest.raises(StorageIOError):
+        fs.list("")
+    fs.fail("pwritev", code=errno.ENOMEM)
+    with pytest.raises(StorageIOError):
+        fs.open("a", "create").pwritev([b"x"], 0)
+    assert asked == [1]
 
 
 def test_a_kill_is_no_exception_that_code_may_swallow() -> None:

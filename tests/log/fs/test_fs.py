@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mldb.errors import (
+    ClosedError,
     InvalidNameError,
     MldbError,
     ReadOnlyError,
@@ -217,7 +219,8 @@ def test_an_error_has_its_cause_and_place(fs: FileSystem) -> None:
 def test_a_reading_handle_cannot_write(fs: FileSystem) -> None:
     put(fs, "a", b"abc")
     file = fs.open("a", "r")
-    assert errno_of(lambda: file.pwritev([b"x"], 0)) == errno.EBADF
+    with pytest.raises(ReadOnlyError, match="a was opened for reading"):
+        file.pwritev([b"x"], 0)
     assert get(fs, "a") == b"abc"
 
 
@@ -228,11 +231,18 @@ def test_a_closed_handle_does_nothing_to_others(fs: FileSystem) -> None:
     file.close()
     # A new file may get the number of the old descriptor.
     other = fs.open("b", "create")
-    assert errno_of(lambda: file.pwritev([b"x"], 0)) == errno.EBADF
-    assert errno_of(file.size) == errno.EBADF
-    assert errno_of(lambda: file.pread(1, 0)) == errno.EBADF
-    assert errno_of(file.sync) == errno.EBADF
-    assert errno_of(lambda: file.map(3)) == errno.EBADF
+    calls: list[Callable[[], object]] = [
+        lambda: file.pwritev([b"x"], 0),
+        file.size,
+        lambda: file.pread(1, 0),
+        file.sync,
+        lambda: file.map(3),
+        lambda: file.map_private(0, 3),
+    ]
+    for call in calls:
+        with pytest.raises(ClosedError, match="a was closed meanwhile") as info:
+            call()
+        assert not info.value.failed_sync, "no sync was tried"
     assert other.size() == 0
 
 
@@ -321,7 +331,8 @@ def test_a_lock_excludes_a_second_handle(fs: FileSystem) -> None:
     first.close()
     first.close()
     first.release()
-    assert errno_of(first.try_acquire) == errno.EBADF
+    with pytest.raises(ClosedError, match="LOCK was closed meanwhile"):
+        first.try_acquire()
 
 
 def test_a_forgotten_lock_is_free(fs: FileSystem) -> None:
@@ -363,6 +374,7 @@ def test_names_that_leave_the_folder_are_refused(fs: FileSystem, name: str) -> N
         lambda: fs.unlink(name),
         lambda: fs.sync_dir(name),
         lambda: fs.lock(name),
+        lambda: fs.identity(name),
     ]
     for call in calls:
         with pytest.raises(InvalidNameError):
@@ -375,6 +387,39 @@ def test_clock_and_space(fs: FileSystem) -> None:
     assert 1_600_000_000 * 10**9 < fs.time_ns() <= fs.time_ns()
 
 
+def test_a_pause_takes_its_time(fs: FileSystem) -> None:
+    began = time.monotonic()
+    fs.pause(0.01)
+    assert time.monotonic() - began >= 0.01
+
+
+def test_an_identity_belongs_to_the_file_and_not_to_its_name(fs: FileSystem) -> None:
+    fs.mkdir("folder/inner")
+    put(fs, "a", b"")
+    put(fs, "folder/b", b"")
+    names = ["", "a", "folder", "folder/inner", "folder/b"]
+    found = {name: fs.identity(name) for name in names}
+    assert None not in found.values()
+    assert len(set(found.values())) == len(names)
+    assert found == {name: fs.identity(name) for name in reversed(names)}
+    assert [fs.identity(name) for name in ("none", "folder/none", "a/b")] == [None] * 3
+    fs.link("a", "linked")
+    fs.rename("folder/b", "moved")
+    put(fs, "folder/b", b"")
+    assert (fs.identity("linked"), fs.identity("moved")) == (found["a"], found["folder/b"])
+    assert fs.identity("folder/b") not in found.values()
+    fs.unlink("a")
+    assert fs.identity("a") is None
+
+
+def test_nobody_is_asked_for_relief_unless_told_to_be(fs: FileSystem) -> None:
+    assert fs.relieve is None
+    fs.relieve = lambda: pytest.fail("nothing was lacking")
+    put(fs, "a", b"abc")
+    assert fs.relieve is not None
+    assert get(fs, "a") == b"abc"
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -384,10 +429,19 @@ def test_clock_and_space(fs: FileSystem) -> None:
         (errno.EROFS, ReadOnlyError),
         (errno.EIO, StorageIOError),
         (errno.EMFILE, StorageIOError),
+        (errno.EBADF, ClosedError),
     ],
 )
 def test_errors_are_translated(code: int, kind: type[MldbError]) -> None:
     error = translate(OSError(code, "why"), "pwritev", "/store", "segments/1")
     assert type(error) is kind
-    assert f"pwritev failed with {errno.errorcode[code]} on /store/segments/1" in str(error)
+    assert "pwritev" in str(error)
+    assert "/store/segments/1" in str(error)
+    assert (errno.errorcode[code] in str(error)) is (code != errno.EBADF)
     assert getattr(error, "errno", code) == code
+
+
+def test_only_what_came_to_its_sync_is_a_failed_sync() -> None:
+    for call, failed in (("fdatasync", 1), ("fsync of the folder", 1), ("open", 0), ("pwritev", 0)):
+        assert translate(OSError(errno.EIO, "why"), call, "/store", "a").failed_sync == failed
+    assert not translate(OSError(errno.EBADF, "why"), "fdatasync", "/store", "a").failed_sync

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mldb.errors import StorageIOError
+from mldb.errors import ClosedError
+from mldb.log.fs.descriptor import CLOSED
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.posix_lock import OsLock
 from tests.support.processes import Child, Line
@@ -51,7 +52,7 @@ def test_handles_exclude_each_other_until_the_release_the_close_or_the_end(
 
 def test_a_lock_ends_with_its_process_whatever_that_was_doing(fs: OsFileSystem) -> None:
     def hold(line: Line) -> None:
-        lock = fs.lock("LOCK")
+        lock = OsFileSystem(fs.root).lock("LOCK")
         line.say(lock.try_acquire())
         signal.pause()
 
@@ -74,12 +75,13 @@ def test_a_forked_child_neither_has_the_lock_nor_keeps_it(fs: OsFileSystem) -> N
     assert lock.try_acquire()
 
     def look(line: Line) -> None:
-        with pytest.raises(StorageIOError, match="EBADF"):
+        with pytest.raises(ClosedError, match="forked child"):
             lock.try_acquire()
         lock.release()
-        line.say(is_free(fs))
+        own = OsFileSystem(fs.root)
+        line.say(is_free(own))
         line.hear()
-        line.say(is_free(fs))
+        line.say(is_free(own))
 
     with Child(look) as child:
         assert child.hear() == ["False"]
@@ -94,7 +96,7 @@ def test_a_closed_lock_is_dead_and_cannot_take_what_has_its_number_now(fs: OsFil
     lock = fs.lock("LOCK")
     lock.close()
     others = [fs.lock(f"other {number}") for number in range(5)]
-    with pytest.raises(StorageIOError, match="EBADF"):
+    with pytest.raises(ClosedError, match="LOCK was closed meanwhile"):
         lock.try_acquire()
     lock.release()
     lock.close()
@@ -106,3 +108,37 @@ def test_nobody_is_named_where_nobody_is_known(fs: OsFileSystem) -> None:
     assert lock.holder() == "an unknown process"
     lock.close()
     assert lock.holder() == "an unknown process"
+
+
+def test_a_close_frees_the_lock_also_while_a_call_still_has_the_descriptor(
+    fs: OsFileSystem,
+) -> None:
+    lock = fs.lock("LOCK")
+    assert lock.try_acquire()
+    inside = lock._fd
+    lock.close()
+    assert is_free(fs)
+    assert os.fstat(inside).st_ino == os.stat(f"{fs.root}/LOCK").st_ino
+
+
+def test_a_child_forked_in_the_middle_of_a_call_does_not_keep_the_lock(fs: OsFileSystem) -> None:
+    """The thread that was inside does not exist in the child, but its references do."""
+    lock = fs.lock("LOCK")
+    assert lock.try_acquire()
+    inside = [lock._fd]
+
+    def live(line: Line) -> None:
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(inside[0])
+        line.say("forked")
+        line.hear()
+
+    with Child(live) as child:
+        assert child.hear() == ["forked"]
+        os.fstat(inside[0])
+        # As when the parent dies: no explicit release, only the descriptors go.
+        lock._fd = CLOSED
+        inside.clear()
+        assert is_free(fs)
+        child.say("now")
+        assert child.wait() == 0

@@ -1,0 +1,141 @@
+"""Files of a real folder: reads, gathered writes, syncs and mappings on one descriptor."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from mldb.errors import MldbError, StorageIOError
+from mldb.log.fs.descriptor import Descriptor
+from mldb.log.fs.gather import IOV_MAX, byte_count, groups, skip
+from mldb.log.fs.process import CURRENT
+from mldb.log.fs.protocol import Buffer
+from mldb.log.fs.relief import with_relief
+
+_WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    call.restype = ctypes.c_int
+    return call
+
+
+class OsFile(Descriptor):
+    """One open descriptor. Thread-safe; closed by :meth:`close` or when collected."""
+
+    __slots__ = ()
+
+    def size(self) -> int:
+        """Return the length; lseek costs a quarter of fstat here, and no position is in use."""
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise self._failure(error, "lseek") from error
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Read up to *count* bytes; continues short reads until the end of the file."""
+        try:
+            data = os.pread(self._fd, count, offset)
+            while len(data) < count:
+                more = os.pread(self._fd, count - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise self._failure(error, "pread") from error
+        return data
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write all buffers at *offset*, in steps of 8 MiB whose writeback starts at once."""
+        if self._process is not CURRENT[0]:
+            raise self._forked()
+        try:
+            # The common case: one small gathered write.
+            if len(buffers) <= IOV_MAX:
+                total = byte_count(buffers)
+                if total <= _WRITE_STEP and os.pwritev(self._fd, buffers, offset) == total:
+                    return total
+            return self._write_steps(buffers, offset)
+        except OSError as error:
+            raise self._failure(error, "pwritev") from error
+
+    def _write_steps(self, buffers: Sequence[Buffer], offset: int) -> int:
+        start = offset
+        for group in groups(buffers, _WRITE_STEP):
+            done = 0
+            want = sum(map(len, group))
+            while done < want:
+                count = os.pwritev(self._fd, skip(group, done) if done else group, offset + done)
+                if count <= 0:
+                    raise OSError(errno.EIO, "pwritev wrote nothing")
+                done += count
+            if want >= _WRITE_STEP // 2:
+                self.start_writeback(offset, want)
+            offset += want
+        return offset - start
+
+    def start_writeback(self, offset: int, count: int) -> None:
+        """Start asynchronous writeback (sync_file_range); a no-op where the kernel lacks it."""
+        call = _sync_file_range()
+        if call is not None:
+            call(self._fd, offset, count, _SYNC_FILE_RANGE_WRITE)
+
+    def sync(self) -> None:
+        """fdatasync; on macOS F_FULLFSYNC, since fsync there stops at the drive's cache."""
+        if self._process is not CURRENT[0]:
+            raise self._forked()
+        try:
+            if sys.platform == "darwin":
+                fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
+            else:
+                os.fdatasync(self._fd)
+        except OSError as error:
+            raise self._failure(error, "fdatasync") from error
+
+    def map(self, count: int) -> memoryview:
+        """Map the first *count* bytes read-only and shared."""
+        if count == 0:
+            return memoryview(b"")
+        try:
+            mapped = with_relief(self._fs, mmap.mmap, self._fd, count, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise self._map_failure(error) from error
+        return memoryview(mapped)
+
+    def map_private(self, offset: int, count: int) -> memoryview:
+        """Map a range copy-on-write; *offset* need not be page-aligned."""
+        if count == 0:
+            return memoryview(bytearray())
+        base = offset - offset % mmap.ALLOCATIONGRANULARITY
+        size = offset - base + count
+        try:
+            mapped = with_relief(
+                self._fs, mmap.mmap, self._fd, size, access=mmap.ACCESS_COPY, offset=base
+            )
+        except (OSError, ValueError) as error:
+            raise self._map_failure(error) from error
+        return memoryview(mapped)[offset - base :]
+
+    def _map_failure(self, error: OSError | ValueError) -> MldbError:
+        if isinstance(error, OSError):
+            return self._failure(error, "mmap")
+        return StorageIOError(
+            f"mmap of {self._fs.root}/{self.name} failed: {error}. The file is shorter than "
+            "expected; other files are not affected. Run verify() to see what it should hold."
+        )
