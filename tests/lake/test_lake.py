@@ -14,7 +14,7 @@ import pytest
 import mldb
 from mldb.history.events import LakeCreated, SplatsAdded, SplatsDeleted
 from mldb.lake.write import addition, block
-from mldb.log.fs.posix import OsFile
+from mldb.log.fs.posix_file import OsFile
 
 DIM = 6
 
