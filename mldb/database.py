@@ -22,19 +22,19 @@ from mldb.tensors.codec import unpack_metadata
 from mldb.write.ops import Operations
 from mldb.write.rules import check_epoch
 from mldb.write.staging import PACK_BELOW
-from mldb.write.timeline import Timeline
+from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
 
 if TYPE_CHECKING:
-    from mldb.history.splats import Geometry
     from mldb.lake.host import Host
     from mldb.lake.lake import Lake
     from mldb.log.verify import VerifyReport
+    from mldb.sphere.geometry import Geometry
 
 DEFAULT_PATH = "ml_storage"
 
 
-class MLDatabase(WriteVerbs, Timeline, Closing, MutableMapping[str, Any]):
+class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
     """One open store. A context manager and a mapping from tensor names to arrays.
 
     Any thread may use it. A forked child may not: it opens its own. Arrays and views taken from it

@@ -15,6 +15,9 @@ pins         7     LSN, big-endian                    empty
 retention    8     ""                                 reserved
 lakes        9     lake                               what the lake is, and its next row id
 splats       10    lake NUL sequence, big-endian      one block of rows added, or of ids removed
+metrics      11    reserved
+branches     12    reserved
+patches      13    reserved
 ===========  ====  =================================  =====================================
 
 Tags, pins and retention belong to the store and are not rewound.
@@ -34,6 +37,9 @@ PINS: Final = b"\x07"
 RETENTION: Final = b"\x08"
 LAKES: Final = b"\x09"
 SPLATS: Final = b"\x0a"
+METRICS: Final = b"\x0b"
+BRANCHES: Final = b"\x0c"
+PATCHES: Final = b"\x0d"
 
 NUL: Final = b"\x00"
 LATEST_CHECKPOINT: Final = CHECKPOINTS
@@ -78,6 +84,11 @@ def lake_of(key: bytes) -> str:
 def pin_key(lsn: int) -> bytes:
     """The key of a pin."""
     return PINS + lsn.to_bytes(8, "big")
+
+
+def pinned_by(key: bytes) -> int:
+    """The commit of the key of a pin."""
+    return int.from_bytes(key[1:], "big")
 
 
 def name_of(key: bytes) -> str:

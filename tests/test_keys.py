@@ -11,7 +11,7 @@ from mldb.names import check_name
 SPACES = [
     *(keys.TENSORS, keys.METADATA, keys.RELATIONS, keys.REVERSE),
     *(keys.CHECKPOINTS, keys.TAGS, keys.PINS, keys.RETENTION),
-    *(keys.LAKES, keys.SPLATS),
+    *(keys.LAKES, keys.SPLATS, keys.METRICS, keys.BRANCHES, keys.PATCHES),
 ]
 
 
@@ -57,7 +57,7 @@ def test_two_relationships_never_share_a_key(
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=20))
 def test_pins_are_in_the_order_of_their_commits(lsns: list[int]) -> None:
     assert sorted(map(keys.pin_key, lsns)) == [keys.pin_key(lsn) for lsn in sorted(lsns)]
-    assert all(int.from_bytes(keys.pin_key(lsn)[1:], "big") == lsn for lsn in lsns)
+    assert all(keys.pinned_by(keys.pin_key(lsn)) == lsn for lsn in lsns)
 
 
 @given(st.sampled_from(SPACES[:2] + SPACES[4:6]), names)

@@ -14,8 +14,8 @@ import numpy as np
 
 from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError, VersionGoneError
+from mldb.history.kinds.timeline import unpack_tag
 from mldb.log import format as fmt
-from mldb.log.frame import unpack
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn
 from mldb.log.index.lineage import intervals_at
 from mldb.log.index.memory import CommitField
@@ -116,8 +116,7 @@ def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
     key = name.encode("utf-8", "surrogatepass")
     tag = view.newest(keys.TAGS + key, store_intervals(view))
     if tag is not None and not tag.flags & fmt.ENTRY_TOMBSTONE:
-        (lsn,) = unpack(tag.attr)
-        return _commit(view, int(lsn))
+        return _commit(view, unpack_tag(keys.TAGS + key, tag.attr))
     checkpoint = view.newest(keys.CHECKPOINTS + key, intervals) if key else None
     if checkpoint is None:
         raise MissingError(

@@ -7,13 +7,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from mldb import keys
-from mldb.errors import CorruptError, InvalidTypeError, MissingError
+from mldb.errors import InvalidTypeError, MissingError
 from mldb.history.as_of import snapshot_intervals
+from mldb.history.kinds.checkpoints import unpack_checkpoint
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry, Lsn, to_time
 from mldb.state.skeleton import parse_skeleton
 from mldb.state.tree import unflatten
-from mldb.tensors.codec import rebuild, unpack_descriptor, unpack_metadata, view_numpy, view_torch
+from mldb.tensors.codec import rebuild, unpack_descriptor, view_numpy, view_torch
 from mldb.tensors.scope import Scope, read_array, stored_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Checkpoint:
     stall_ms: float = 0.0
 
 
-def listed(scope: Scope) -> list[Checkpoint]:
+def checkpoints_in(scope: Scope) -> list[Checkpoint]:
     """Return the checkpoints of this lineage, the newest of each name, oldest first."""
     found = [
         _checkpoint(scope, key, entry)
@@ -51,23 +52,10 @@ def listed(scope: Scope) -> list[Checkpoint]:
 
 def _checkpoint(scope: Scope, key: bytes, entry: Entry) -> Checkpoint:
     row = scope.view.commit_at(entry.commit_lsn)
-    fields = unpack_metadata(entry.attr)
     epoch, time = (0, 0) if row is None else (row.epoch, row.time)
-    try:
-        return Checkpoint(
-            fields["name"],
-            Lsn(entry.commit_lsn),
-            epoch,
-            fields["step"],
-            to_time(time),
-            fields["metrics"],
-            fields["tensors"],
-            fields["nbytes"],
-        )
-    except KeyError as error:
-        raise CorruptError(
-            f"the checkpoint {keys.name_of(key)!r} lacks its {error}", key=keys.name_of(key)
-        ) from None
+    name, step, metrics, tensors, nbytes = unpack_checkpoint(key, entry.attr)
+    lsn = Lsn(entry.commit_lsn)
+    return Checkpoint(name, lsn, epoch, step, to_time(time), metrics, tensors, nbytes)
 
 
 def latest(scope: Scope) -> Entry | None:

@@ -47,7 +47,7 @@ def matches(key: bytes, source: str | None, target: str | None, kind: str | None
     )
 
 
-def find(
+def matching(
     scope: Scope, source: str | None, target: str | None, kind: str | None
 ) -> Iterator[tuple[bytes, Entry]]:
     """Yield (key, entry) of the relationships that exist in *scope* and match."""
@@ -63,18 +63,18 @@ def relationship(key: bytes, attr: bytes, lsn: int) -> Relationship:
     return Relationship(source, target, kind, Lsn(lsn), unpack_metadata(attr))
 
 
-def listed(
+def relationships_in(
     scope: Scope, source: str | None, target: str | None, kind: str | None
 ) -> list[Relationship]:
     """Return the matching relationships, sorted by source, kind and target."""
     found = [
         relationship(key, entry.attr, entry.commit_lsn)
-        for key, entry in find(scope, source, target, kind)
+        for key, entry in matching(scope, source, target, kind)
     ]
     return sorted(found, key=lambda item: (item.source, item.kind, item.target))
 
 
-def require(exists: bool, source: str, target: str, kind: str) -> None:
+def require_relationship(exists: bool, source: str, target: str, kind: str) -> None:
     """Raise MissingError when the relationship does not exist."""
     if not exists:
         raise MissingError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -54,7 +55,7 @@ class StateSurface(ReadSurface):
 
         None matches anything. Both ends may be any names, tensors or not.
         """
-        return relationships.listed(self._scope(as_of), source, target, kind)
+        return relationships.relationships_in(self._scope(as_of), source, target, kind)
 
     def state_dict(
         self, *, as_of: AsOf = None, prefix: str = "", device: str | torch.device | None = None
@@ -80,25 +81,32 @@ class StateSurface(ReadSurface):
 
     def checkpoints(self, *, as_of: AsOf = None) -> list[Checkpoint]:
         """Return the checkpoints of this lineage, oldest first; the newest of each name."""
-        return checkpoints.listed(self._scope(as_of))
+        return checkpoints.checkpoints_in(self._scope(as_of))
 
 
 class Snapshot(StateSurface, Closing):
     """Everything as it was at one commit, for as long as it is open. Made by ``db.at(as_of)``.
 
     A context manager; any thread. While open, its commit is registered, so compaction keeps what it
-    reads. Arrays taken from it live on after it is closed.
+    reads; one that is dropped without :meth:`close` gives it free as well. Arrays taken from it
+    live on after it is closed.
     """
 
     def __init__(self, scope: Scope, guard: Callable[[], None]) -> None:
         self._fixed = scope
         self._guard = guard
-        self._open = True
+        self._pid = os.getpid()
+        self._holds: list[int] = []  # the commit while it is held; who pops it gives it free
         scope.source.log.registration.hold(scope.commit.lsn)
+        self._holds.append(scope.commit.lsn)
+
+    def __del__(self) -> None:
+        """Give the commit free, from wherever the collector runs."""
+        self._give_free(self._fixed.source.log.registration.give_up)
 
     def _scope(self, as_of: AsOf = None) -> Scope:
         self._guard()
-        if not self._open:
+        if not self._holds:
             raise ClosedError("this snapshot is closed; db.at(as_of) opens another")
         fixed = self._fixed
         if as_of is None:
@@ -127,9 +135,16 @@ class Snapshot(StateSurface, Closing):
 
     def close(self) -> None:
         """Give the commit free for retention. Closing twice is harmless."""
-        if self._open:
-            self._open = False
-            self._fixed.source.log.registration.release(self._fixed.commit.lsn)
+        self._give_free(self._fixed.source.log.registration.release)
+
+    def _give_free(self, give: Callable[[int], None]) -> None:
+        """Take the hold back once, whoever comes first; a forked child's belongs to its parent."""
+        try:
+            lsn = self._holds.pop()
+        except IndexError:
+            return
+        if self._pid == os.getpid():
+            give(lsn)
 
     def __reduce__(self) -> NoReturn:
         """A snapshot belongs to an open store, which does not travel between processes."""

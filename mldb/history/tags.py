@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mldb import keys
 from mldb.history.as_of import store_intervals
-from mldb.log.frame import unpack
+from mldb.history.kinds.timeline import unpack_tag
 from mldb.log.index.address import Lsn
 from mldb.log.view import View
 
@@ -15,13 +15,11 @@ from mldb.log.view import View
 def tags(view: View) -> dict[str, Lsn]:
     """Return the tags and the commits that they name."""
     return {
-        keys.name_of(key): Lsn(unpack(entry.attr)[0])
+        keys.name_of(key): unpack_tag(key, entry.attr)
         for key, entry in view.live(keys.TAGS, store_intervals(view))
     }
 
 
 def pins(view: View) -> list[Lsn]:
     """Return the pinned commits, ascending."""
-    return [
-        Lsn.from_bytes(key[1:], "big") for key, _ in view.live(keys.PINS, store_intervals(view))
-    ]
+    return [Lsn(keys.pinned_by(key)) for key, _ in view.live(keys.PINS, store_intervals(view))]

@@ -17,12 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from mldb import keys
 from mldb.errors import InvalidTypeError
 from mldb.history.checkpoints import Checkpoint
-from mldb.history.kinds import CHECKPOINT_TAKEN
-from mldb.log import format as fmt
-from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.history.kinds.checkpoints import CheckpointInfo, checkpoint_taken
 from mldb.log.index.address import CommitRow, Lsn, to_time
 from mldb.names import check_name
 from mldb.state.tree import flatten
@@ -78,21 +75,9 @@ def stage(job: CheckpointJob, staging: Staging) -> None:
         aliases.setdefault(holder, []).append(check_name(alias))
     for name, prepared in job.tensors.items():
         staging.put_tensor(check_name(name), prepared, tuple(aliases.get(name, ())))
-    attr = pack_metadata(
-        {
-            "name": job.name,
-            "step": job.step,
-            "metrics": job.metrics,
-            "tensors": len(job.tensors) + len(job.aliases),
-            "nbytes": job.nbytes,
-        }
-    )
-    length = len(job.skeleton)
-    drafts = [
-        Draft(key, 0, fmt.ENCODING_RAW, 0, length, TO_BE_HASHED, 0, attr)
-        for key in (keys.CHECKPOINTS + check_name(job.name), keys.LATEST_CHECKPOINT)
-    ]
-    staging.add_record(Record(CHECKPOINT_TAKEN, drafts, (job.skeleton,), length))
+    count = len(job.tensors) + len(job.aliases)
+    info = CheckpointInfo(job.name, job.step, job.metrics, count, job.nbytes)
+    staging.add_record(checkpoint_taken(info, job.skeleton))
 
 
 def checkpoint_of(job: CheckpointJob, row: CommitRow, stall_ms: float) -> Checkpoint:

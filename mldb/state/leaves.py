@@ -9,7 +9,7 @@ import numpy as np
 
 from mldb.errors import InvalidNameError, InvalidTypeError, LimitError
 from mldb.names import check_name, escape_key
-from mldb.state.skeleton import BIG_INTEGER, MAX_DEPTH, SCALAR, TEXT, TUPLE
+from mldb.state.skeleton import BIG_INTEGER, SCALAR, STATE_DEPTH_MAX, TEXT, TUPLE
 from mldb.tensors.dtypes import dtype_code
 
 
@@ -49,8 +49,10 @@ def key_node(key: object, path: str, depth: int = 0) -> Any:
     if type(key) is str:
         return text_node(key)
     if type(key) is tuple:
-        if depth >= MAX_DEPTH:
-            raise LimitError(f"a key of the state at {path[:200]!r} is deeper than {MAX_DEPTH}.")
+        if depth >= STATE_DEPTH_MAX:
+            raise LimitError(
+                f"a key of the state at {path[:200]!r} is deeper than {STATE_DEPTH_MAX}."
+            )
         return [TUPLE, *(key_node(item, path, depth + 1) for item in key)]
     raise InvalidTypeError(
         f"the state has a key {key!r:.80} of type {kind.__name__} at {path[:200]!r}; keys are "

@@ -1,6 +1,7 @@
 """A skeleton and its tensors put together to a nested state again.
 
-The skeleton comes from disk: whatever it holds, the outcome is a state or CorruptError.
+The skeleton comes from disk: whatever it holds, the outcome is a state, CorruptError, or
+FormatVersionError for one of a newer mldb.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from mldb.state.skeleton import (
     DICT,
     GENERATOR,
     LIST,
-    MAX_DEPTH,
     MODULE,
     ORDERED_DICT,
     SCALAR,
     SIZE,
+    STATE_DEPTH_MAX,
     STATE_DICT,
     STATEFUL,
     TENSOR,
@@ -74,7 +75,7 @@ class _Builder:
             return node
         if type(node) is not list or not node or type(node[0]) is not int:
             raise corrupt("a node without a tag")
-        if depth > 2 * MAX_DEPTH + 2:
+        if depth > 2 * STATE_DEPTH_MAX + 2:
             raise corrupt("nested too deep")
         tag = node[0]
         if tag == TENSOR:
@@ -152,7 +153,7 @@ def _leaf(tag: int, node: list[Any]) -> Any:
 def _key(node: Any, depth: int) -> Any:
     if type(node) in _KEYS:
         return node
-    if type(node) is list and node and type(node[0]) is int and depth < MAX_DEPTH:
+    if type(node) is list and node and type(node[0]) is int and depth < STATE_DEPTH_MAX:
         if node[0] == TUPLE:
             return tuple([_key(item, depth + 1) for item in node[1:]])
         if node[0] in (BIG_INTEGER, TEXT):

@@ -4,8 +4,10 @@
     group  = [bytes of the shared storage, [[name, byte offset, shape, stride], ...]]
 
 A node is a plain value as it is (None, bool, integer of 64 bits, float, text, bytes) or an array
-whose first element is one of the tags below. Dict nodes alternate keys and values. Everything read
-back is checked; :func:`parse_skeleton` checks the frame, ``mldb.state.restore`` the nodes.
+whose first element is one of the tags below. Dict nodes alternate keys and values. What stands
+behind the fields of the frame, of a group or of a view is read over; what may not be read over has
+a higher format. Everything read back is checked; :func:`parse_skeleton` checks the frame,
+``mldb.state.restore`` the nodes.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from mldb.errors import CorruptError, InvalidNameError
+from mldb.errors import CorruptError, FormatVersionError, InvalidNameError
 from mldb.names import check_name
 
 FORMAT: Final = 1
 MAX_SKELETON_BYTES: Final = 64 << 20
-MAX_DEPTH: Final = 64
+STATE_DEPTH_MAX: Final = 64
 
 TENSOR: Final = 1  # name
 DICT: Final = 2  # key, value, ...
@@ -83,17 +85,26 @@ def is_affordable(storage_bytes: int, tensor_bytes: int) -> bool:
 
 
 def parse_skeleton(data: bytes) -> Skeleton:
-    """Return the frame of a skeleton; raises CorruptError for anything that is none."""
+    """Return the frame of a skeleton.
+
+    Raises CorruptError for anything that is none, FormatVersionError for one of a newer mldb.
+    """
     if len(data) > MAX_SKELETON_BYTES:
         raise corrupt(f"{len(data)} bytes, at most {MAX_SKELETON_BYTES} are allowed")
     try:
         fields = msgpack.unpackb(data, max_ext_len=0)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise corrupt(f"no msgpack ({type(error).__name__})") from error
-    if not isinstance(fields, list) or len(fields) != 4 or type(fields[0]) is not int:
+    if not isinstance(fields, list) or not fields or type(fields[0]) is not int:
+        raise corrupt("not an array with a format")
+    if fields[0] > FORMAT:
+        raise FormatVersionError(
+            f"the stored skeleton of a state has format {fields[0]}; this mldb reads up to "
+            f"{FORMAT}. The tensors of the checkpoint stay readable one by one under their names; "
+            "use a newer mldb to load the state."
+        )
+    if fields[0] != FORMAT or len(fields) < 4:
         raise corrupt("not an array of 4 fields")
-    if fields[0] != FORMAT:
-        raise corrupt(f"format {fields[0]}, this version of mldb reads {FORMAT}")
     aliases = _aliases_of(fields[2])
     if not isinstance(fields[3], list):
         raise corrupt("no array of storages")
@@ -133,7 +144,7 @@ def _aliases_of(value: object) -> dict[str, str]:
 
 
 def _group_of(value: object) -> StorageGroup:
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
+    if not isinstance(value, list) or len(value) < 2 or not isinstance(value[1], list):
         raise corrupt("a storage is not an array of 2 fields")
     nbytes = value[0]
     if type(nbytes) is not int or nbytes <= 0 or nbytes % STORAGE_UNIT:
@@ -142,9 +153,9 @@ def _group_of(value: object) -> StorageGroup:
 
 
 def _view_of(value: object) -> StorageView:
-    if not isinstance(value, list) or len(value) != 4:
+    if not isinstance(value, list) or len(value) < 4:
         raise corrupt("a view of a storage is not an array of 4 fields")
-    name, offset, shape, stride = value
+    name, offset, shape, stride = value[:4]
     if type(offset) is not int or offset < 0:
         raise corrupt(f"a view starts at {offset!r:.40}")
     view = StorageView(checked_name(name), offset, _numbers(shape, 1), _numbers(stride, 0))

@@ -50,11 +50,11 @@ from mldb.state.skeleton import (
     FORMAT,
     GENERATOR,
     LIST,
-    MAX_DEPTH,
     MAX_SKELETON_BYTES,
     MODULE,
     ORDERED_DICT,
     SIZE,
+    STATE_DEPTH_MAX,
     STATE_DICT,
     STATEFUL,
     STORAGE_ALIGNMENT,
@@ -136,9 +136,10 @@ class _Walk:
             return integer_node(value)
         if isinstance(value, self._tensor_type):
             return self._tensor(value, path, self._identity(value))
-        if depth >= MAX_DEPTH:
+        if depth >= STATE_DEPTH_MAX:
             raise LimitError(
-                f"the state at {path[:200]!r} is nested deeper than {MAX_DEPTH}, or holds itself."
+                f"the state at {path[:200]!r} is nested deeper than {STATE_DEPTH_MAX}, or holds "
+                "itself."
             )
         if kind in _DICT_TAGS:
             return self._dict(value, path, depth + 1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.log import format as fmt
@@ -14,7 +15,7 @@ from mldb.tensors.codec import unpack_descriptor
 from mldb.tensors.dtypes import dtype_of
 from mldb.tensors.scope import Scope, stored_bytes
 
-Array = np.ndarray[Any, Any]
+_Array = npt.NDArray[Any]
 
 PIECE_PART: Final = 16  # one part of this many is kept for converting a piece of the result
 _OBJECT_BYTES: Final = 16 << 10  # views, slices and other small objects of one step
@@ -66,7 +67,7 @@ class Operand:
         self._decoded = stored_bytes(self._scope, self.entry, self.name)
         return nbytes
 
-    def block(self, low: int, high: int, start: int, stop: int) -> Array:
+    def block(self, low: int, high: int, start: int, stop: int) -> _Array:
         """Return rows *low* to *high* and columns *start* to *stop* as stored; not empty."""
         itemsize = self.dtype.itemsize
         row_bytes = self.columns * itemsize
@@ -88,7 +89,7 @@ class Tile(NamedTuple):
 
     rows: slice
     columns: slice
-    values: Array
+    values: _Array
 
 
 class Blocking(NamedTuple):
@@ -154,12 +155,12 @@ class Product:
                         total += np.matmul(a, b, out=summand[:count].reshape(shape))
                 yield Tile(slice(low, high), slice(start, stop), total)
 
-    def _buffer(self, operand: Operand, across: int) -> Array:
+    def _buffer(self, operand: Operand, across: int) -> _Array:
         """Memory for a converted block; none when the stored bytes serve as they are."""
         same = operand.dtype == self._work
         return np.empty(0 if same else across * self._blocks.depth, self._work)
 
-    def _block(self, operand: Operand, where: tuple[int, int, int, int], buffer: Array) -> Array:
+    def _block(self, operand: Operand, where: tuple[int, int, int, int], buffer: _Array) -> _Array:
         block = operand.block(*where)
         if block.dtype == self._work:
             return block

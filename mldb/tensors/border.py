@@ -52,7 +52,7 @@ class MapBorder:
             return
         start = time.perf_counter()
         try:
-            self.value, self.origin = measure(self._fs, name), "measured"
+            self.value, self.origin = measure_border(self._fs, name), "measured"
         except StorageError:
             return  # the file went away; the start value serves
         finally:
@@ -61,7 +61,7 @@ class MapBorder:
             save_hint(self._fs, _HINT, self.value)
 
 
-def measure(fs: FileSystem, name: str) -> int:
+def measure_border(fs: FileSystem, name: str) -> int:
     """Return the smallest of SIZES at which a view of a mapped file costs no more than a copy.
 
     Every page is touched either way. The result is START_BYTES when copying wins at every size that

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mldb.errors import InvalidTypeError, MldbError
-from mldb.tensors.decode import Buffer, rebuild, view_numpy, view_torch
+from mldb.tensors.decode import rebuild, view_numpy, view_torch
 from mldb.tensors.descriptor import (
-    ALIGNMENT,
+    COMPONENT_ALIGN,
     Component,
     Descriptor,
-    describe,
+    dense_descriptor,
     pack_descriptor,
     unpack_descriptor,
 )
@@ -33,12 +33,11 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Buffer",
     "Component",
     "Descriptor",
     "Prepared",
     "RowSlice",
-    "describe",
+    "dense_descriptor",
     "index_array",
     "pack_descriptor",
     "pack_metadata",
@@ -51,7 +50,7 @@ __all__ = [
     "view_torch",
 ]
 
-_ZEROS = memoryview(bytes(ALIGNMENT))
+_ZEROS = memoryview(bytes(COMPONENT_ALIGN))
 _EMPTY = memoryview(b"")
 _CACHE_LIMIT = 8192
 _NUMBER_KINDS = "biufc"
@@ -194,7 +193,7 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _learn(key: tuple[object, tuple[int, ...]], code: str, framework: str) -> _Dense:
-    descriptor = describe(key[1], code, framework=framework)
+    descriptor = dense_descriptor(key[1], code, framework=framework)
     entry = _Dense(descriptor, pack_descriptor(descriptor), _exports(descriptor))
     if len(_dense) >= _CACHE_LIMIT:
         _dense.clear()
@@ -214,7 +213,7 @@ def _prepare_parts(parts: Parts, shape: tuple[int, ...], framework: str) -> Prep
     owned = True
     for name, array in zip(parts.names, parts.arrays, strict=True):
         part = prepare(array)
-        padding = -offset % ALIGNMENT
+        padding = -offset % COMPONENT_ALIGN
         if padding:
             buffers.append(_ZEROS[:padding])
             offset += padding

@@ -1,26 +1,25 @@
 """Bytes back to tensors: zero-copy views of a buffer, dense or in the sparse layout given.
 
-Every view keeps its buffer alive. Pure functions, thread-safe; torch and SciPy are imported only
+A buffer holds the bytes of one payload, C-contiguous, one-dimensional, format "B"; every view keeps
+it alive. Pure functions, thread-safe; torch and SciPy are imported only
 where a value of theirs is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mldb.errors import CorruptError, InvalidTypeError, InvalidValueError
+from mldb.log.fs.protocol import Buffer
 from mldb.tensors.descriptor import Descriptor
 from mldb.tensors.dtypes import dtype_of, torch_dtype
 from mldb.tensors.sparse import join_scipy, join_torch
 
 if TYPE_CHECKING:
     import torch
-
-# Bytes of one payload: C-contiguous, one-dimensional, format "B".
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 def view_numpy(descriptor: Descriptor, buffer: Buffer) -> np.ndarray[Any, Any]:

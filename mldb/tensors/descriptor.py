@@ -1,12 +1,15 @@
 """What a stored tensor is: dtype, shape, layout, and where the parts of a sparse one lie.
 
-Packed form, a msgpack array (the length tells the kind):
+Packed form, a msgpack array:
 
-    [dtype, shape]                                              dense, from NumPy
-    [dtype, shape, framework]                                   dense, from torch
-    [dtype, shape, framework, layout, variant, components]      sparse
+    [2, dtype, shape]                                           dense, from NumPy
+    [2, dtype, shape, framework]                                dense, from torch
+    [2, dtype, shape, framework, layout, variant, components]   sparse
 
-where a component is ``[name, dtype, shape, offset]``. Everything read back is checked before use.
+where a component is ``[name, dtype, shape, offset]``. The first element is the version of the form.
+What stands behind the elements of this version is read over, what may not be read over has a higher
+version. Version 1 had the same elements without the number. Everything read back is checked before
+use.
 """
 
 from __future__ import annotations
@@ -20,15 +23,23 @@ from typing import Final, TypeAlias
 
 import msgpack
 
-from mldb.errors import CorruptError, InvalidTypeError, InvalidValueError, LimitError
+from mldb.errors import (
+    CorruptError,
+    FormatVersionError,
+    InvalidTypeError,
+    InvalidValueError,
+    LimitError,
+)
 from mldb.tensors.dtypes import dtype_of, itemsize_of
 
 MAX_NDIM: Final = 64
 MAX_DESCRIPTOR_BYTES: Final = 64 << 10
-ALIGNMENT: Final = 64
+DESCRIPTOR_VERSION: Final = 2
+COMPONENT_ALIGN: Final = 64
 
 _MAX_BYTES = (1 << 63) - 1
 _CACHE_LIMIT = 8192
+_FIELDS = 7  # of the longest form of this version
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
 _COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
 _SCIPY_COMPRESSED = ("indptr", "indices", "data")
@@ -54,7 +65,7 @@ _Key: TypeAlias = tuple[str, tuple[int, ...], str]
 _packed: dict[_Key, bytes] = {}
 
 
-def byte_count(shape: tuple[int, ...], itemsize: int) -> int:
+def dense_nbytes(shape: tuple[int, ...], itemsize: int) -> int:
     """Return the bytes of a dense tensor.
 
     Raises LimitError for more than 64 axes, a negative axis, or 2**63 bytes and more. Empty axes
@@ -84,7 +95,7 @@ class Component:
     @property
     def nbytes(self) -> int:
         """Return the bytes of this part."""
-        return byte_count(self.shape, itemsize_of(self.dtype))
+        return dense_nbytes(self.shape, itemsize_of(self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +119,7 @@ class Descriptor:
 
     def __post_init__(self) -> None:
         itemsize = itemsize_of(self.dtype)
-        nbytes = byte_count(self.shape, itemsize)
+        nbytes = dense_nbytes(self.shape, itemsize)
         if self.layout != "dense":
             last = self.components[-1]
             nbytes = last.offset + last.nbytes
@@ -116,7 +127,7 @@ class Descriptor:
         object.__setattr__(self, "nbytes", nbytes)
 
 
-def describe(shape: Sequence[int], dtype: str, *, framework: str = "numpy") -> Descriptor:
+def dense_descriptor(shape: Sequence[int], dtype: str, *, framework: str = "numpy") -> Descriptor:
     """Return the descriptor of a dense tensor of *shape* and dtype code *dtype*.
 
     Raises InvalidTypeError for a shape that is not a sequence of integers, LimitError for one too
@@ -147,7 +158,7 @@ def pack_descriptor(descriptor: Descriptor) -> bytes:
     key = (descriptor.dtype, descriptor.shape, descriptor.framework)
     data = _packed.get(key)
     if data is None:
-        fields: list[object] = [descriptor.dtype, descriptor.shape]
+        fields: list[object] = [DESCRIPTOR_VERSION, descriptor.dtype, descriptor.shape]
         if descriptor.framework != "numpy":
             fields.append(descriptor.framework)
         data = bytes(msgpack.packb(fields))
@@ -159,15 +170,16 @@ def pack_descriptor(descriptor: Descriptor) -> bytes:
 
 @lru_cache(maxsize=_CACHE_LIMIT)
 def unpack_descriptor(data: bytes) -> Descriptor:
-    """Return the descriptor stored as *data*.
+    """Return the descriptor stored as *data*, in this version of the form or the one before.
 
-    Raises CorruptError for anything :func:`pack_descriptor` cannot have written, and UsageError for
-    a dtype that needs a newer ml_dtypes. Thread-safe; remembered per *data*.
+    Raises CorruptError for anything that no :func:`pack_descriptor` can have written,
+    FormatVersionError for a higher version, and UsageError for a dtype that needs a newer
+    ml_dtypes. Thread-safe; remembered per *data*.
     """
     if len(data) > MAX_DESCRIPTOR_BYTES:
         raise _corrupt(f"{len(data)} bytes, at most {MAX_DESCRIPTOR_BYTES} are allowed")
     try:
-        fields = msgpack.unpackb(data, max_ext_len=0, max_map_len=0)
+        fields = msgpack.unpackb(data, strict_map_key=False)  # it may be of a newer version
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise _corrupt(f"no msgpack ({type(error).__name__})") from error
     try:
@@ -178,30 +190,52 @@ def unpack_descriptor(data: bytes) -> Descriptor:
 
 def _pack_sparse(descriptor: Descriptor) -> bytes:
     parts = [[part.name, part.dtype, part.shape, part.offset] for part in descriptor.components]
-    fields = [descriptor.dtype, descriptor.shape, descriptor.framework]
+    fields = [DESCRIPTOR_VERSION, descriptor.dtype, descriptor.shape, descriptor.framework]
     return bytes(msgpack.packb([*fields, descriptor.layout, descriptor.variant, parts]))
 
 
 def _descriptor_of(fields: object) -> Descriptor:
-    if not isinstance(fields, list) or len(fields) not in (2, 3, 6):
-        raise _corrupt("not an array of 2, 3 or 6 fields")
-    dtype = _text(fields[0], "dtype")
-    shape = _axes(fields[1])
+    if not isinstance(fields, list) or not fields:
+        raise _corrupt("no array of fields")
+    version = fields[0]
+    if isinstance(version, str):  # version 1, which has no number
+        if len(fields) not in (2, 3, 6):
+            raise _corrupt("not an array of 2, 3 or 6 fields")
+        if fields[2:3] == ["numpy"] or fields[3:4] == ["dense"]:
+            raise _corrupt("fields that no writer of version 1 put there")
+        return _checked(*fields)
+    if type(version) is int and version > DESCRIPTOR_VERSION:
+        raise FormatVersionError(
+            f"the description of a tensor has version {version}; this mldb reads up to "
+            f"{DESCRIPTOR_VERSION}. Other tensors stay readable; use a newer mldb."
+        )
+    if type(version) is not int or version != DESCRIPTOR_VERSION or len(fields) < 3:
+        raise _corrupt("neither an array of version 2 nor one of version 1")
+    return _checked(*fields[1:_FIELDS])
+
+
+def _checked(
+    dtype: object,
+    shape: object,
+    framework: object = "numpy",
+    layout: object = "dense",
+    variant: object = "",
+    components: object = (),
+) -> Descriptor:
+    dtype, axes = _text(dtype, "dtype"), _axes(shape)
+    framework, layout = _text(framework, "framework"), _text(layout, "layout")
     itemsize_of(dtype)
-    if len(fields) == 2:
-        return Descriptor(dtype, shape)
-    framework = _text(fields[2], "framework")
-    if len(fields) == 3:
-        if framework != "torch":
-            raise _corrupt(f"unknown framework {framework!r:.40}")
-        return Descriptor(dtype, shape, framework=framework)
-    layout, variant = _text(fields[3], "layout"), _text(fields[4], "variant")
-    components = _components_of(fields[5])
-    if tuple(part.name for part in components) != part_names(framework, layout, len(shape)):
+    if layout == "dense":
+        if framework not in ("numpy", "torch") or variant != "" or components not in ((), []):
+            raise _corrupt(f"a dense tensor of {framework!r:.40} with parts")
+        return Descriptor(dtype, axes, framework=framework)
+    variant = _text(variant, "variant")
+    parts = _components_of(components)
+    if tuple(part.name for part in parts) != part_names(framework, layout, len(axes)):
         raise _corrupt(f"the components are not those of {framework} {layout}")
-    if variant not in _VARIANTS[framework] or components[-1].dtype != dtype:
+    if variant not in _VARIANTS[framework] or parts[-1].dtype != dtype:
         raise _corrupt("layout, variant and components disagree")
-    return Descriptor(dtype, shape, layout, framework, components, variant)
+    return Descriptor(dtype, axes, layout, framework, parts, variant)
 
 
 def _components_of(value: object) -> tuple[Component, ...]:
@@ -210,10 +244,14 @@ def _components_of(value: object) -> tuple[Component, ...]:
     components: list[Component] = []
     end = 0
     for item in value:
-        if not isinstance(item, list) or len(item) != 4:
+        if not isinstance(item, list) or len(item) < 4:
             raise _corrupt("a component is not an array of 4 fields")
         offset = item[3]
-        if type(offset) is not int or offset % ALIGNMENT or not end <= offset < end + ALIGNMENT:
+        if (
+            type(offset) is not int
+            or offset % COMPONENT_ALIGN
+            or not end <= offset < end + COMPONENT_ALIGN
+        ):
             raise _corrupt(f"a component lies at {offset!r:.40}")
         part = Component(_text(item[0], "name"), _text(item[1], "dtype"), _axes(item[2]), offset)
         end = offset + part.nbytes

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mldb.errors import CorruptError
+from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import Buffer
 
@@ -50,15 +50,13 @@ def decode_bytes(
     """Return the *size* decoded bytes, read-only.
 
     Holds up to three times *size* meanwhile, however much the encoded bytes would give. Raises
-    CorruptError for an unknown encoding or bytes that do not give exactly *size*.
+    CorruptError for bytes that do not give exactly *size*, FormatVersionError for an encoding of a
+    newer mldb.
     """
     if encoding != ENCODING_ZSTD:
-        raise CorruptError(
-            f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a "
-            "newer mldb",
-            file=file,
-            offset=offset,
-            key=key,
+        raise FormatVersionError(
+            f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a newer "
+            f"mldb. Other names and versions stay readable. [file {file}, offset {offset}]"
         )
     zstd = _zstd()
     try:

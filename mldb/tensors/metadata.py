@@ -17,7 +17,7 @@ import numpy as np
 from mldb.errors import CorruptError, InvalidTypeError, InvalidValueError, LimitError
 
 MAX_METADATA_BYTES: Final = 1 << 20
-MAX_DEPTH: Final = 16
+METADATA_DEPTH_MAX: Final = 16
 
 _DATETIME_CODE = 1
 _DATETIME = struct.Struct("<qi")  # microseconds since 1970 UTC, UTC offset in seconds
@@ -71,8 +71,10 @@ class _Packer:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, dict | list | tuple):
-            if depth >= MAX_DEPTH:
-                raise LimitError(f"{path[:200]} is deeper than {MAX_DEPTH}, or holds itself.")
+            if depth >= METADATA_DEPTH_MAX:
+                raise LimitError(
+                    f"{path[:200]} is deeper than {METADATA_DEPTH_MAX}, or holds itself."
+                )
             if isinstance(value, dict):
                 return self._plain_dict(value, path, depth)
             return [
@@ -157,8 +159,8 @@ def _check_unpacked(value: object, depth: int) -> None:
         raise _corrupt("unknown extension -1")
     if not isinstance(value, dict | list):
         return
-    if depth >= MAX_DEPTH:
-        raise _corrupt(f"it is nested deeper than {MAX_DEPTH}")
+    if depth >= METADATA_DEPTH_MAX:
+        raise _corrupt(f"it is nested deeper than {METADATA_DEPTH_MAX}")
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise _corrupt("a key is no text")

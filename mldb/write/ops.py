@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any, Final, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.history.as_of import AsOf
 from mldb.log.fs.machine import available_memory
 from mldb.names import check_name
-from mldb.tensors.blocked import PIECE_PART, Array, Operand, Product, Tile
+from mldb.tensors.blocked import PIECE_PART, Operand, Product, Tile
 from mldb.tensors.handle import TensorHandle
 from mldb.tensors.scope import Scope
 from mldb.write.tensor_writer import TensorWriter
@@ -39,7 +40,7 @@ class Operations:
         out: None = None,
         as_of: AsOf = None,
         memory_bytes: int | None = None,
-    ) -> Array: ...
+    ) -> npt.NDArray[Any]: ...
     @overload
     def matrix_multiply(
         self, a: str, b: str, *, out: str, as_of: AsOf = None, memory_bytes: int | None = None
@@ -53,7 +54,7 @@ class Operations:
         out: str | None = None,
         as_of: AsOf = None,
         memory_bytes: int | None = None,
-    ) -> Array | TensorHandle:
+    ) -> npt.NDArray[Any] | TensorHandle:
         """Multiply the stored tensors *a* and *b* as ``numpy.matmul`` does, block by block.
 
         Shapes: (m, k) @ (k, n) gives (m, n); a vector is a row on the left, a column on the right,

@@ -11,22 +11,27 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from mldb import keys
-from mldb.history import kinds
+from mldb.history.kinds.changes import KeyChange, records_of
+from mldb.history.kinds.tensors import (
+    metadata_set,
+    tensor_compressed,
+    tensor_draft,
+    tensor_stored,
+    tensors_packed,
+)
 from mldb.log import format as fmt
-from mldb.log.batch import OVERLAP_BYTES, Placed
-from mldb.log.checksum import block_check, checks_and_digest, digest128
-from mldb.log.frame import TO_BE_HASHED, Draft, Record, make_draft
+from mldb.log.batch import Placed
+from mldb.log.checksum import digest128
+from mldb.log.frame import Draft, Record
 from mldb.log.fs.protocol import Buffer
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
-from mldb.tensors.dtypes import itemsize_of
-from mldb.tensors.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
+from mldb.tensors.encoding import decode_bytes
 from mldb.write.buffers import BufferPool
 
 PACK_BELOW: Final = 64 << 10
 PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM
 _PACK_ENTRIES: Final = 1 << 14
-_BODY_BYTES: Final = 4 << 20
 _ALIGN: Final = 1 << fmt.PAYLOAD_ALIGN_LOG2
 _ZEROS: Final = bytes(_ALIGN)
 assert PACK_BYTES <= 1 << fmt.BLOCK_LOG2  # a pack is one block
@@ -68,64 +73,11 @@ class _Pack:
             data[size:end] = buffer
         digest = digest128(data[start:end])
         self.size = end
-        self.drafts[key] = make_draft(
-            (key, 0, fmt.ENCODING_RAW, start, length, digest, 0, prepared.attr)
-        )
+        self.drafts[key] = tensor_draft(key, prepared.attr, start, length, digest)
 
     def record(self) -> Record:
         """The record of this pack; hashed here, outside the commit lock."""
-        payload = self.data[: self.size]
-        checks = block_check(payload) if self.size else b""
-        drafts = list(self.drafts.values())
-        return Record(kinds.TENSOR_STORED, drafts, (payload,), self.size, checks=checks)
-
-
-def metadata_draft(key: bytes, attr: bytes) -> Draft:
-    """An entry that sets metadata next to its tensor in one record."""
-    return Draft(key, 0, 0, 0, 0, b"", 0, attr)
-
-
-def tensor_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> Record:
-    """A record of one tensor with its own payload; *aliases* are further keys for the same bytes.
-
-    Small payloads are hashed here, outside the commit lock; large ones while they are written.
-    """
-    length = prepared.nbytes
-    checks: bytes | None = None
-    digest = TO_BE_HASHED
-    if length < OVERLAP_BYTES:
-        checks, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
-    attr = prepared.attr
-    drafts = [make_draft((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr))]
-    for name in aliases:
-        drafts.append(drafts[0]._replace(key=name))
-    return Record(
-        kinds.TENSOR_STORED,
-        drafts,
-        prepared.buffers,
-        length,
-        align_log2=fmt.payload_align_log2(length),
-        checks=checks,
-    )
-
-
-def compressed_record(key: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record | None:
-    """Like :func:`tensor_record`, zstd-compressed; None when that saves too little.
-
-    Block checksums are of the compressed bytes, the digest is of the decoded ones.
-    """
-    packed = encode_bytes(prepared.buffers, itemsize_of(prepared.descriptor.dtype))
-    if packed is None:
-        return None
-    _, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
-    checks, _ = checks_and_digest((packed,), fmt.BLOCK_LOG2)
-    length = len(packed)
-    drafts = [
-        Draft(name, 0, ENCODING_ZSTD, 0, length, digest, 0, prepared.attr)
-        for name in (key, *aliases)
-    ]
-    align = fmt.payload_align_log2(length)
-    return Record(kinds.TENSOR_STORED, drafts, (packed,), length, align_log2=align, checks=checks)
+        return tensors_packed(list(self.drafts.values()), self.data[: self.size])
 
 
 class Staging:
@@ -156,15 +108,13 @@ class Staging:
         self._spilled: dict[bytes, Placed] = {}
         self._outdated = False  # an entry of a spilled record was dropped; its place does not fit
         self._where: dict[bytes, _Pack] = {}
-        self._marks: dict[
-            bytes, tuple[int, bytes | None]
-        ] = {}  # key -> (event kind, attr or None for an end)
+        self._changes: dict[bytes, KeyChange] = {}
         self._extra: list[Record] = []
         self.pending: PendingSegment | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is staged."""
-        return bool(self._where or self._large or self._spilled or self._marks or self._extra)
+        return bool(self._where or self._large or self._spilled or self._changes or self._extra)
 
     # --- staging ----------------------------------------------------------------------------------
 
@@ -179,10 +129,10 @@ class Staging:
         names = (name, *aliases)
         for item in names:
             self._forget(keys.TENSORS + item)
-            if self._marks.pop(keys.TENSORS + item, None) is not None:
+            if self._changes.pop(keys.TENSORS + item, None) is not None:
                 # Deleted before in this transaction, and so its metadata. No TensorDeleted will
                 # tell that any more; this event does.
-                self.mark(kinds.METADATA_SET, keys.METADATA + item, pack_metadata({}))
+                self.change(metadata_set(item, pack_metadata({})))
         if prepared.nbytes < PACK_BELOW:
             pack = self._open_pack(prepared.nbytes, len(names))
             pack.add(key, prepared)
@@ -192,25 +142,25 @@ class Staging:
                 pack.drafts[alias] = pack.drafts[key]._replace(key=alias)
                 self._where[alias] = pack
             return
-        held = tuple(keys.TENSORS + item for item in aliases)
-        record = compressed_record(key, prepared, held) if self._compression is not None else None
+        compressed = self._compression is not None
+        record = tensor_compressed(name, prepared, aliases) if compressed else None
         if record is None:
-            record = self._raw_record(key, prepared, held)
+            record = self._raw_record(name, prepared, aliases)
         if record.payload_length >= self._spill_bytes:
             placed = self._spill(record)
             self._spilled.update({keys.TENSORS + item: placed for item in names})
         else:
             self._large.update({keys.TENSORS + item: record for item in names})
 
-    def _raw_record(self, key: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record:
+    def _raw_record(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record:
         if not self._fix or prepared.owned or prepared.nbytes >= self._spill_bytes:
-            return tensor_record(key, prepared, aliases)
+            return tensor_stored(name, prepared, aliases)
         copies: list[memoryview] = []
         for part in prepared.buffers:
             copy = self._buffers.take(len(part))
             copy[:] = part
             copies.append(copy)
-        record = tensor_record(key, prepared._replace(buffers=tuple(copies)), aliases)
+        record = tensor_stored(name, prepared._replace(buffers=tuple(copies)), aliases)
         self._borrowed[id(record)] = copies
         return record
 
@@ -259,11 +209,12 @@ class Staging:
             if not record.drafts:
                 self._give_back(record)
 
-    def mark(self, kind: int, key: bytes, attr: bytes | None) -> None:
-        """Stage an entry without a payload, or the end of a key (*attr* None)."""
-        self._forget(key)
-        self._marks.pop(key, None)
-        self._marks[key] = (kind, attr)
+    def change(self, *changes: KeyChange) -> None:
+        """Stage what events without a payload say."""
+        for change in changes:
+            self._forget(change.key)
+            self._changes.pop(change.key, None)
+            self._changes[change.key] = change
 
     def add_record(self, record: Record) -> None:
         """Stage a complete record."""
@@ -273,9 +224,9 @@ class Staging:
 
     def read(self, key: bytes) -> Staged | None:
         """Return what was staged for *key*, or None."""
-        mark = self._marks.get(key)
-        if mark is not None:
-            return Staged(mark[1] or b"", None, mark[1] is None)
+        change = self._changes.get(key)
+        if change is not None:
+            return Staged(change.attr or b"", None, change.attr is None)
         pack = self._where.get(key)
         if pack is not None:
             draft = pack.drafts[key]
@@ -311,9 +262,9 @@ class Staging:
             for key in table:
                 if key.startswith(prefix):
                     yield key, True
-        for key, (_, attr) in self._marks.items():
+        for key, change in self._changes.items():
             if key.startswith(prefix):
-                yield key, attr is not None
+                yield key, change.attr is not None
 
     # --- committing -------------------------------------------------------------------------------
 
@@ -323,16 +274,7 @@ class Staging:
             self._spill_again()
         records = [pack.record() for pack in self._packs if pack.drafts]
         records += {id(record): record for record in self._large.values()}.values()
-        grouped: dict[tuple[int, bool], list[tuple[bytes, bytes | None]]] = {}
-        for key, (kind, attr) in self._marks.items():
-            grouped.setdefault((kind, attr is None), []).append((key, attr))
-        for (kind, ended), items in grouped.items():
-            for part in _portions(items):
-                if ended:
-                    records.append(kinds.tombstones(kind, [key for key, _ in part]))
-                else:
-                    records.append(kinds.marks(kind, [(key, attr or b"") for key, attr in part]))
-        return records + self._extra
+        return records + records_of(self._changes.values()) + self._extra
 
     def _spill_again(self) -> None:
         """Move what is left of the spilled records to another pending segment.
@@ -360,22 +302,6 @@ class Staging:
         for pack in self._packs:
             self._buffers.give(pack.data)
         self._packs = []
-
-
-def _portions(
-    items: list[tuple[bytes, bytes | None]],
-) -> Iterator[list[tuple[bytes, bytes | None]]]:
-    """Split entries into bodies well below the limits of a frame."""
-    part: list[tuple[bytes, bytes | None]] = []
-    size = 0
-    for key, attr in items:
-        size += len(key) + len(attr or b"") + 32
-        part.append((key, attr))
-        if size > _BODY_BYTES or len(part) == fmt.ENTRIES_MAX:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
 
 
 def _draft(record: Record, key: bytes) -> Draft:

@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mldb import keys
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
-from mldb.history.kinds import TENSOR_STORED
-from mldb.log import format as fmt
+from mldb.history.kinds.tensors import tensor_reserved
 from mldb.log.checksum import checks_and_digest
-from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.frame import TO_BE_HASHED
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
-from mldb.tensors.codec import (
-    describe,
-    pack_descriptor,
-    prepare,
-    slice_bytes,
-    view_numpy,
-)
+from mldb.tensors.codec import dense_descriptor, prepare, slice_bytes, view_numpy
 from mldb.tensors.dtypes import code_of_torch, dtype_code, dtype_of
 
 Publish = Callable[[PendingSegment], Lsn]
@@ -51,7 +43,7 @@ class TensorWriter:
         self.name = name
         self.lsn: Lsn | None = None
         self._key = check_name(name)
-        self._descriptor = describe(shape, _code_of(dtype))
+        self._descriptor = dense_descriptor(shape, _code_of(dtype))
         self._metadata = metadata
         self._open_pending = open_pending
         self._publish = publish
@@ -59,18 +51,7 @@ class TensorWriter:
 
     def __enter__(self) -> TensorWriter:
         """Reserve the place."""
-        what = self._descriptor
-        attr = pack_descriptor(what)
-        drafts = [
-            Draft(
-                keys.TENSORS + self._key, 0, fmt.ENCODING_RAW, 0, what.nbytes, TO_BE_HASHED, 0, attr
-            )
-        ]
-        if self._metadata is not None:
-            drafts.append(Draft(keys.METADATA + self._key, 0, 0, 0, 0, b"", 0, self._metadata))
-        record = Record(
-            TENSOR_STORED, drafts, (), what.nbytes, align_log2=fmt.payload_align_log2(what.nbytes)
-        )
+        record = tensor_reserved(self._key, self._descriptor, self._metadata)
         pending = self._open_pending()
         try:
             pending.reserve(record)

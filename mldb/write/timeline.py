@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
-from mldb.history import kinds, tags
+from mldb.history import tags
 from mldb.history.as_of import AsOf, resolve
+from mldb.history.kinds.changes import KeyChange, records_of
+from mldb.history.kinds.timeline import pin_cleared, pin_set, rewound, tag_deleted, tag_set
 from mldb.history.snapshot import Snapshot
-from mldb.log.frame import Record
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Lsn
 from mldb.log.view import View
 from mldb.names import check_name
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mldb.history.events import Event
 
 
-class Timeline(Handle):
+class TimelineVerbs(Handle):
     """What names, visits and moves the head along the history. Any thread."""
 
     @overload
@@ -118,7 +118,7 @@ class Timeline(Handle):
         """Name a commit (the head by default) and return its LSN; an existing tag moves."""
         key = check_name(name)
         target = self._existing(as_of)
-        self._mark(kinds.TAG_SET, keys.TAGS + key, kinds.pack_plain([int(target)]))
+        self._change(tag_set(key, target))
         return target
 
     def untag(self, name: str) -> None:
@@ -128,12 +128,12 @@ class Timeline(Handle):
             raise MissingError(
                 f"there is no tag {name[:80]!r}; db.tags() lists them. Nothing was stored."
             )
-        self._mark(kinds.TAG_DELETED, keys.TAGS + key, None)
+        self._change(tag_deleted(key))
 
     def pin(self, as_of: AsOf) -> Lsn:
         """Keep a commit readable whatever retention says; return its LSN."""
         target = self._existing(as_of)
-        self._mark(kinds.PIN_SET, keys.pin_key(target), b"")
+        self._change(pin_set(target))
         return target
 
     def unpin(self, as_of: AsOf) -> None:
@@ -143,7 +143,7 @@ class Timeline(Handle):
             raise MissingError(
                 f"commit {target} is not pinned; db.pins() lists the pins. Nothing was stored."
             )
-        self._mark(kinds.PIN_CLEARED, keys.pin_key(target), None)
+        self._change(pin_cleared(target))
 
     def _existing(self, as_of: AsOf) -> Lsn:
         row = self._scope(as_of).commit
@@ -151,10 +151,9 @@ class Timeline(Handle):
             raise MissingError("there is no commit yet at that point; store something first")
         return Lsn(row.lsn)
 
-    def _mark(self, kind: int, key: bytes, attr: bytes | None) -> CommitRow:
+    def _change(self, change: KeyChange) -> CommitRow:
         self._settle_background()
-        record = kinds.tombstones(kind, [key]) if attr is None else kinds.marks(kind, [(key, attr)])
-        return self._commit([record], None)
+        return self._commit(records_of([change]), None)
 
     def rewind(self, as_of: AsOf) -> Lsn:
         """Make the state at *as_of* the head state and return the LSN of the rewind.
@@ -169,11 +168,11 @@ class Timeline(Handle):
 
         def decide(view: View) -> tuple[int, CommitRow]:
             target = resolve(view, view.intervals, as_of)
-            record.extra = [target.lsn]
+            record.extra = rewound(target.lsn).extra
             rule.highest = target.epoch
             return target.epoch, target
 
-        record = Record(kinds.REWOUND, [], extra=[0])
+        record = rewound(0)
         return Lsn(self._log.commit([record], decide).lsn)
 
 

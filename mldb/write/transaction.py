@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from mldb import keys
 from mldb.errors import ClosedError, TensorNotFoundError
-from mldb.history import kinds, relationships
+from mldb.history import relationships
+from mldb.history.kinds.relationships import relationship_created, relationship_deleted
+from mldb.history.kinds.tensors import metadata_set, tensor_deleted
 from mldb.history.relationships import Relationship
 from mldb.log.index.address import CommitRow, Lsn
 from mldb.log.view import View
@@ -113,7 +115,7 @@ class Transaction(MutableMapping[str, Any]):
         packed = None if metadata is None else pack_metadata(metadata)
         staging.put_tensor(key, prepared)
         if packed is not None:
-            staging.mark(kinds.METADATA_SET, keys.METADATA + key, packed)
+            staging.change(metadata_set(key, packed))
 
     def store_model_layer(self, layer_id: str, weights: Any, biases: Any) -> None:
         """Stage a layer; see ``MLDatabase.store_model_layer``."""
@@ -124,33 +126,28 @@ class Transaction(MutableMapping[str, Any]):
         staging = self._check()
         packed = pack_metadata(metadata)
         self._require(name)
-        staging.mark(kinds.METADATA_SET, keys.METADATA + check_name(name), packed)
+        staging.change(metadata_set(check_name(name), packed))
 
     def delete_tensor(self, name: str) -> None:
         """Stage the end of *name* and its metadata. Raises TensorNotFoundError."""
         self._require(name)
-        key = check_name(name)
-        for space in (keys.TENSORS, keys.METADATA):
-            self._staging.mark(kinds.TENSOR_DELETED, space + key, None)
+        self._staging.change(*tensor_deleted(check_name(name)))
 
     def create_relationship(
         self, source: str, target: str, kind: str, metadata: dict[str, Any] | None = None
     ) -> None:
         """Stage source -> target of this kind, replacing its metadata when it exists."""
         staging = self._check()
-        attr = pack_metadata(metadata or {})
-        parts = check_name(source), check_name(kind), check_name(target)
-        staging.mark(kinds.RELATIONSHIP_CREATED, keys.relation_key(*parts), attr)
-        staging.mark(kinds.RELATIONSHIP_CREATED, keys.reverse_key(*parts), attr)
+        packed = pack_metadata(metadata or {})
+        ends = check_name(source), check_name(target)
+        staging.change(*relationship_created(*ends, check_name(kind), packed))
 
     def delete_relationship(self, source: str, target: str, kind: str) -> None:
         """Stage the end of a relationship. Raises MissingError."""
         staging = self._check()
-        parts = check_name(source), check_name(kind), check_name(target)
-        key = keys.relation_key(*parts)
-        relationships.require(self._exists(key), source, target, kind)
-        staging.mark(kinds.RELATIONSHIP_DELETED, key, None)
-        staging.mark(kinds.RELATIONSHIP_DELETED, keys.reverse_key(*parts), None)
+        ended = relationship_deleted(check_name(source), check_name(target), check_name(kind))
+        relationships.require_relationship(self._exists(ended[0].key), source, target, kind)
+        staging.change(*ended)
 
     def __setitem__(self, name: str, data: Any) -> None:
         """``txn[name] = data`` is :meth:`store_tensor`."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mldb import keys
 from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
-from mldb.history import kinds
+from mldb.history.kinds.tensors import TENSOR_STORED, metadata_set, tensor_stored
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.log.single import BYTES_MAX as SINGLE_BYTES
@@ -20,11 +20,10 @@ from mldb.names import check_name
 from mldb.tensors.codec import pack_metadata, prepare
 from mldb.write.handle import Handle
 from mldb.write.rules import check_epoch
-from mldb.write.staging import metadata_draft, tensor_record
 from mldb.write.tensor_writer import TensorWriter
 from mldb.write.transaction import Transaction
 
-T = TypeVar("T")
+_Result = TypeVar("_Result")
 
 
 class WriteVerbs(Handle):
@@ -41,8 +40,8 @@ class WriteVerbs(Handle):
         return Transaction(self, check_epoch(epoch))
 
     def transact(
-        self, fn: Callable[[Transaction], T], *, retries: int = 10, epoch: int | None = None
-    ) -> T:
+        self, fn: Callable[[Transaction], _Result], *, retries: int = 10, epoch: int | None = None
+    ) -> _Result:
         """Run ``fn(txn)`` in a transaction, again after a ConflictError, and return its result.
 
         The last of *retries* further attempts lets the ConflictError through. *fn* must have no
@@ -88,7 +87,7 @@ class WriteVerbs(Handle):
         if single is not None and metadata is None and prepared.nbytes <= SINGLE_BYTES:
             self._guard()
             lsn = single.commit(
-                kinds.TENSOR_STORED,
+                TENSOR_STORED,
                 keys.TENSORS + key,
                 prepared.attr,
                 prepared.buffers,
@@ -100,9 +99,7 @@ class WriteVerbs(Handle):
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)
-        record = tensor_record(keys.TENSORS + key, prepared)
-        if packed is not None:
-            record.drafts.append(metadata_draft(keys.METADATA + key, packed))
+        record = tensor_stored(key, prepared, metadata=packed)
         return Lsn(self._commit([record], epoch).lsn)
 
     def _store_staged(
@@ -112,7 +109,7 @@ class WriteVerbs(Handle):
         try:
             staging.put_tensor(key, prepared)
             if packed is not None:
-                staging.mark(kinds.METADATA_SET, keys.METADATA + key, packed)
+                staging.change(metadata_set(key, packed))
             return Lsn(self.commit_staging(staging, epoch).lsn)
         finally:
             staging.discard()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +125,95 @@ def test_the_lowest_commit_in_use_is_registered(db: mldb.MLDatabase) -> None:
     assert registered(db)[0].lowest == NEEDS_NOTHING
     db.close()
     assert list((Path(db.path) / "readers").iterdir()) == []
+
+
+def test_a_dropped_snapshot_gives_its_commit_free(db: mldb.MLDatabase) -> None:
+    """Reading with ``db.at(1)["w"]`` closes nothing."""
+    lsns = [db.store_tensor("w", number, epoch=number) for number in range(3)]
+    for _ in range(3):
+        assert int(db.at(1)["w"]) == 1
+    dropped, kept = db.at(0), db.at(2)
+    array = dropped["w"]
+    gc.collect()
+    assert registered(db)[0].lowest == lsns[0]
+    del dropped
+    gc.collect()
+    assert int(array) == 0
+    with db.at(2):  # at the latest when the registration is next spoken to
+        assert registered(db)[0].lowest == lsns[2]
+    kept.close()
+    (reader,) = registered(db)
+    assert reader.lowest == NEEDS_NOTHING
+
+
+def test_a_hold_is_given_back_once_however_often_and_by_whom(db: mldb.MLDatabase) -> None:
+    lsn = db.store_tensor("w", 0)
+    db.store_tensor("w", 1)
+    other = db.at(lsn)
+    for _ in range(20):
+        snapshot = db.at(lsn)
+        start = threading.Barrier(4)
+
+        def close(snapshot: mldb.Snapshot = snapshot, start: threading.Barrier = start) -> None:
+            start.wait()
+            snapshot.close()
+
+        threads = [threading.Thread(target=close) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        snapshot.close()
+        del snapshot, close
+        gc.collect()
+        assert registered(db)[0].lowest == lsn  # what another snapshot holds is still held
+    other.close()
+    assert registered(db)[0].lowest == NEEDS_NOTHING
+
+
+def test_a_forked_child_gives_nothing_of_its_parent_free(db: mldb.MLDatabase) -> None:
+    lsns = [db.store_tensor("w", number) for number in range(2)]
+    closed, dropped = db.at(lsns[0]), [db.at(lsns[0])]
+    (before,) = registered(db)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            closed.close()
+            dropped.clear()
+            gc.collect()
+            held = db._source.log.registration
+            status = 0 if not held._given_up and held._needs == {lsns[0]: 2} else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert registered(db) == [before]
+    closed.close()
+    assert registered(db)[0].lowest == lsns[0]
+    dropped.clear()
+    with db.at(lsns[1]):
+        assert registered(db)[0].lowest == lsns[1]
+
+
+def test_a_snapshot_that_could_not_be_held_has_nothing_to_give_back(
+    db: mldb.MLDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db["w"] = 0
+    given: list[int] = []
+
+    def refuse(lsn: int) -> None:
+        raise mldb.StorageIOError("refused")
+
+    registration = db._source.log.registration
+    monkeypatch.setattr(registration, "hold", refuse)
+    monkeypatch.setattr(registration, "give_up", given.append)
+    monkeypatch.setattr(registration, "release", given.append)
+    with pytest.raises(mldb.StorageIOError, match="refused"):
+        db.at()
+    gc.collect()
+    assert given == []
 
 
 def test_views_stay_as_they_are_through_rewind_close_and_removal(store_path: Path) -> None:

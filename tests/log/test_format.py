@@ -25,19 +25,8 @@ from mldb.log import format as fmt
 from mldb.log.active import chain_start, hint_name
 from mldb.log.batch import Place, place_all, write_batch, write_small
 from mldb.log.checksum import check64, checks_and_digest, digest128
-from mldb.log.frame import (
-    TO_BE_HASHED,
-    CommitBody,
-    DamagedFrame,
-    Draft,
-    Record,
-    check_body,
-    decode_commit,
-    decode_file_header,
-    decode_header,
-    encode_file_header,
-    unpack,
-)
+from mldb.log.frame import TO_BE_HASHED, CommitBody, DamagedFrame, Draft, Record, check_body, decode_commit, decode_header, unpack
+from mldb.log.file_header import decode_file_header, encode_file_header
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT
 from mldb.log.index.columns import COLUMN_TYPES, META_PREFIX, build_index
@@ -48,7 +37,7 @@ from mldb.log.scan import Cursor, scan
 from mldb.log.segment import segment_name
 from mldb.state import skeleton as state_skeleton
 from mldb.tensors import metadata
-from mldb.tensors.descriptor import ALIGNMENT
+from mldb.tensors.descriptor import COMPONENT_ALIGN
 from mldb.tensors.encoding import ENCODING_ZSTD
 from mldb.write import staging
 from tests.support.logs import open_log
@@ -583,7 +572,7 @@ def test_numbers_in_the_prose_are_those_of_the_code() -> None:
     known = {
         fmt.MUST_UNDERSTAND,
         staging.PACK_BYTES,
-        ALIGNMENT,
+        COMPONENT_ALIGN,
         1 << fmt.PAYLOAD_ALIGN_LOG2,
         (1 << fmt.PAYLOAD_ALIGN_LOG2) - 1,
         (1 << fmt.PAGE_ALIGN_LOG2) - 1,

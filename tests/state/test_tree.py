@@ -21,13 +21,15 @@ from hypothesis import strategies as st
 
 from mldb.errors import (
     CorruptError,
+    FormatVersionError,
     InvalidNameError,
     InvalidTypeError,
     LimitError,
     TensorNotFoundError,
 )
 from mldb.names import check_name
-from mldb.state.skeleton import LIST, MAX_DEPTH, TENSOR, TUPLE, parse_skeleton
+from mldb.state import skeleton as skeletons
+from mldb.state.skeleton import LIST, STATE_DEPTH_MAX, TENSOR, TUPLE, parse_skeleton
 from mldb.state.tree import FlatState, flatten, unflatten
 from mldb.tensors.codec import prepare, rebuild, unpack_descriptor
 
@@ -437,7 +439,7 @@ def test_what_is_not_stored_is_named_with_its_path_and_a_remedy(value: Any, word
 
 def test_a_state_has_a_depth() -> None:
     nested: list[Any] = []
-    for _ in range(MAX_DEPTH - 1):
+    for _ in range(STATE_DEPTH_MAX - 1):
         nested = [nested]
     assert round_trip(nested) == nested
     with pytest.raises(LimitError, match="deeper than 64"):
@@ -471,6 +473,8 @@ def only_corrupt(skeleton: bytes) -> None:
         unflatten(skeleton, anything)
     except CorruptError:
         return
+    except FormatVersionError:
+        assert msgpack.unpackb(skeleton)[0] > skeletons.FORMAT
 
 
 @given(st.binary(max_size=50))
@@ -541,7 +545,8 @@ def nest(tag: int, depth: int) -> Any:
     "skeleton",
     [
         b"",
-        msgpack.packb([2, None, {}, []]),
+        msgpack.packb([0, None, {}, []]),
+        msgpack.packb([1, None, {}]),
         packed([]),
         packed([True, "a"]),
         packed([99]),
@@ -581,6 +586,16 @@ def nest(tag: int, depth: int) -> Any:
 def test_impossible_skeletons_are_corrupt(skeleton: bytes) -> None:
     with pytest.raises(CorruptError):
         unflatten(skeleton, lambda _: torch.arange(4.0))
+
+
+def test_what_a_newer_version_adds_is_read_over_and_a_newer_format_refused() -> None:
+    groups = [[16, [["a", 0, [4], [1], "more"]], "more"]]
+    longer = msgpack.packb([1, [TENSOR, "a"], {}, groups, "more"])
+    np.testing.assert_array_equal(unflatten(longer, lambda _: torch.arange(4.0)), np.arange(4.0))
+    newer: list[list[Any]] = [[2], [2, None, {}, []], [99, {}, "more"]]
+    for fields in newer:
+        with pytest.raises(FormatVersionError, match=f"format {fields[0]}.*newer mldb"):
+            unflatten(msgpack.packb(fields), anything)
 
 
 def test_a_sparse_tensor_has_no_place_in_a_shared_storage() -> None:

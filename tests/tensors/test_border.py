@@ -12,7 +12,7 @@ import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.hints import load_hint, save_hint
 from mldb.tensors import border
-from mldb.tensors.border import SIZES, START_BYTES, MapBorder, measure
+from mldb.tensors.border import SIZES, START_BYTES, MapBorder, measure_border
 
 
 def folder(size: int = SIZES[-1]) -> MemoryFileSystem:
@@ -45,7 +45,7 @@ def test_the_border_is_the_smallest_size_at_which_a_view_costs_no_more(
     if isinstance(source, bytes):
         pytest.skip("views and copies look alike here")
     costs(monkeypatch, view=lambda size: 1.0, copy=lambda size: 1.0 if size >= expected else 0.5)
-    assert measure(fs, "file") == expected
+    assert measure_border(fs, "file") == expected
 
 
 def test_only_sizes_that_the_file_has_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,14 +56,14 @@ def test_only_sizes_that_the_file_has_are_measured(monkeypatch: pytest.MonkeyPat
         return float(len(seen))  # whatever comes second, the copy, is slower
 
     monkeypatch.setattr(border, "_best", seconds)
-    assert measure(folder(SIZES[0] - 1), "file") == START_BYTES
+    assert measure_border(folder(SIZES[0] - 1), "file") == START_BYTES
     assert seen == []
-    assert measure(folder(SIZES[0]), "file") == SIZES[0]
+    assert measure_border(folder(SIZES[0]), "file") == SIZES[0]
     assert seen == [SIZES[0]] * 2
 
 
 def test_measuring_for_real_gives_one_of_the_sizes() -> None:
-    assert measure(folder(), "file") in {*SIZES, START_BYTES}
+    assert measure_border(folder(), "file") in {*SIZES, START_BYTES}
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -71,13 +71,13 @@ def test_what_was_measured_is_remembered_by_who_may_write(
     monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
     fs = folder()
-    monkeypatch.setattr(border, "measure", lambda *_: SIZES[2])
+    monkeypatch.setattr(border, "measure_border", lambda *_: SIZES[2])
     first = MapBorder(fs, fixed=None, writable=writable)
     assert (first.value, first.origin, first.known) == (START_BYTES, "start", False)
     first.learn("file")
     assert (first.value, first.origin, first.known) == (SIZES[2], "measured", True)
     assert load_hint(fs, "border") == (SIZES[2] if writable else None)
-    monkeypatch.setattr(border, "measure", lambda *_: SIZES[0])
+    monkeypatch.setattr(border, "measure_border", lambda *_: SIZES[0])
     second = MapBorder(fs, fixed=None, writable=writable)
     second.learn("file")
     expected = (SIZES[2], "hint") if writable else (SIZES[0], "measured")
@@ -92,7 +92,7 @@ def test_a_hint_that_cannot_be_is_measured_anew(
 ) -> None:
     fs = folder()
     save_hint(fs, "border", hint)
-    monkeypatch.setattr(border, "measure", lambda *_: SIZES[1])
+    monkeypatch.setattr(border, "measure_border", lambda *_: SIZES[1])
     found = MapBorder(fs, fixed=None, writable=True)
     found.learn("file")
     assert (found.value, found.origin) == (SIZES[1], "measured")
@@ -131,7 +131,7 @@ def test_nothing_is_measured_before_a_tensor_is_worth_it(monkeypatch: pytest.Mon
         calls.append(place)
         return SIZES[0]
 
-    monkeypatch.setattr(border, "measure", measured)
+    monkeypatch.setattr(border, "measure_border", measured)
     with mldb.MLDatabase.on(MemoryFileSystem()) as db:
         db["small"], db["large"] = np.ones(SIZES[0] - 1, "u1"), np.ones(SIZES[0], "u1")
         db["small"]

@@ -18,7 +18,7 @@ from mldb.errors import CorruptError, InvalidTypeError, InvalidValueError
 from mldb.tensors.codec import (
     Descriptor,
     Prepared,
-    describe,
+    dense_descriptor,
     pack_descriptor,
     prepare,
     rebuild,
@@ -254,7 +254,7 @@ def test_nested_tensors_are_refused() -> None:
 
 
 def test_views_check_the_buffer() -> None:
-    descriptor = describe((2, 3), "<f4")
+    descriptor = dense_descriptor((2, 3), "<f4")
     with pytest.raises(CorruptError, match="23 bytes instead of 24"):
         view_numpy(descriptor, bytes(23))
     with pytest.raises(CorruptError, match="25 bytes instead of 24"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mldb.errors import CorruptError
+from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.tensors import encoding as encoding_module
 from mldb.tensors.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
@@ -99,5 +99,7 @@ def test_a_frame_without_its_end_is_corrupt_although_every_byte_came_out() -> No
 
 def test_an_unknown_encoding_asks_for_a_newer_version() -> None:
     for encoding in (fmt.ENCODING_RAW + 2, 255):
-        with pytest.raises(CorruptError, match=f"encoding {encoding}.*newer"):
+        with pytest.raises(
+            FormatVersionError, match=rf"'layer/weight'.*encoding {encoding}.*newer"
+        ):
             decode(GOOD, 12_000, encoding)

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from mldb.errors import InvalidValueError, MldbError
 from mldb.tensors.codec import (
-    describe,
+    dense_descriptor,
     index_array,
     prepare,
     slice_bytes,
@@ -83,14 +83,14 @@ def test_a_partial_read_gives_what_numpy_gives(case: tuple[tuple[int, ...], Any]
     ],
 )
 def test_only_the_bytes_asked_for_are_read(key: Any, start: int | None, stop: int) -> None:
-    part = slice_bytes(describe((8, 4, 2), "<i4"), key)
+    part = slice_bytes(dense_descriptor((8, 4, 2), "<i4"), key)
     assert (None if part is None else part.start) == start
     assert part is None or part.stop == stop
 
 
 @pytest.mark.parametrize("key", [8, -9, (0, 4), (0, 0, 0, 0), (slice(None),) * 4, slice("a")])
 def test_an_index_out_of_range_is_an_invalid_value(key: Any) -> None:
-    descriptor = describe((8, 4, 2), "<i4")
+    descriptor = dense_descriptor((8, 4, 2), "<i4")
     with pytest.raises(InvalidValueError):
         slice_bytes(descriptor, key)
 

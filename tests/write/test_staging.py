@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import mldb
 from mldb import keys
 from mldb.history import kinds
+from mldb.history.kinds.changes import KeyChange
+from mldb.history.kinds.tensors import metadata_set, tensor_deleted
 from mldb.log import format as fmt
 from mldb.log.frame import Record
 from mldb.log.fs.memory import MemoryFileSystem
@@ -61,7 +63,7 @@ def written(record: Record, number: int) -> bytes:
 SIZES = st.sampled_from([0, 1, 100, PACK_BELOW // 8 - 1, PACK_BELOW // 8, SPILL // 8])
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(("put", "put", "alias", "end", "mark")), st.sampled_from(b"abcd"), SIZES
+        st.sampled_from(("put", "put", "alias", "end", "metadata")), st.sampled_from(b"abcd"), SIZES
     ),
     max_size=10,
 )
@@ -88,13 +90,13 @@ def test_the_last_write_of_each_key_counts(
                 put(staging, name, value, name + b"'")
                 model[keys.TENSORS + name] = model[keys.TENSORS + name + b"'"] = value.tolist()
             case "end":
-                staging.mark(kinds.TENSOR_DELETED, keys.TENSORS + name, None)
+                staging.change(tensor_deleted(name)[0])
                 model[keys.TENSORS + name] = None
-            case "mark":
-                staging.mark(kinds.METADATA_SET, keys.METADATA + name, b"%d" % number)
+            case "metadata":
+                staging.change(metadata_set(name, b"%d" % number))
                 model[keys.METADATA + name] = b"%d" % number
         for key, expected in model.items():
-            if key[:1] == keys.TENSORS or verb == "mark":
+            if key[:1] == keys.TENSORS or verb == "metadata":
                 assert back(staging, key) == expected
         for prefix in (keys.TENSORS, keys.TENSORS + b"a"):
             assert dict(staging.keys(prefix)) == {
@@ -199,15 +201,15 @@ def test_spilled_bytes_are_in_the_pending_file_at_once() -> None:
     assert fs.list("pending") == []
 
 
-# --- marks ----------------------------------------------------------------------------------------
+# --- changes without a payload --------------------------------------------------------------------
 
 
-def test_marks_are_grouped_by_event_and_kept_within_the_limits() -> None:
+def test_changes_are_grouped_by_event_and_kept_within_the_limits() -> None:
     staging, _ = new_staging()
     large = pack_metadata({"text": "x" * 500_000})
     for number in range(20):
-        staging.mark(kinds.METADATA_SET, keys.METADATA + b"m%d" % number, large)
-        staging.mark(kinds.TENSOR_DELETED, keys.TENSORS + b"t%d" % number, None)
+        staging.change(metadata_set(b"m%d" % number, large))
+        staging.change(tensor_deleted(b"t%d" % number)[0])
     records = staging.records()
     assert {record.kind for record in records} == {kinds.METADATA_SET, kinds.TENSOR_DELETED}
     assert len(records) > 2
@@ -221,14 +223,13 @@ def test_marks_are_grouped_by_event_and_kept_within_the_limits() -> None:
 def test_more_entries_than_a_frame_holds_are_split() -> None:
     staging, _ = new_staging()
     for number in range(fmt.ENTRIES_MAX + 5):
-        staging.mark(kinds.TENSOR_DELETED, b"%d" % number, None)
+        staging.change(KeyChange(kinds.TENSOR_DELETED, b"%d" % number, None))
     assert [len(record.drafts) for record in staging.records()] == [fmt.ENTRIES_MAX, 5]
 
 
 def test_storing_behind_a_deletion_says_that_the_metadata_ended() -> None:
     staging, _ = new_staging()
-    for space in (keys.TENSORS, keys.METADATA):
-        staging.mark(kinds.TENSOR_DELETED, space + b"x", None)
+    staging.change(*tensor_deleted(b"x"))
     put(staging, b"x", [1])
     assert back(staging, keys.METADATA + b"x") == pack_metadata({})
     assert [record.kind for record in staging.records()] == [

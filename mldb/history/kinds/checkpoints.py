@@ -1,0 +1,57 @@
+"""Model checkpoints: CheckpointTaken. Their tensors are TensorStored events of the same commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from mldb import keys
+from mldb.errors import CorruptError
+from mldb.log import format as fmt
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.names import check_name
+from mldb.tensors.codec import pack_metadata, unpack_metadata
+
+CHECKPOINT_TAKEN: Final = 22 | fmt.MUST_UNDERSTAND
+
+
+class CheckpointInfo(NamedTuple):
+    """What the attr of a checkpoint says; ``tensors`` counts them, ``nbytes`` their bytes."""
+
+    name: str
+    step: int | None
+    metrics: dict[str, Any]
+    tensors: int
+    nbytes: int
+
+
+def checkpoint_taken(info: CheckpointInfo, skeleton: bytes) -> Record:
+    """The record of a checkpoint, under its name and as the newest of any name.
+
+    Raises what its name and metrics raise.
+    """
+    attr = pack_metadata(info._asdict())
+    length = len(skeleton)
+    drafts = [
+        Draft(key, 0, fmt.ENCODING_RAW, 0, length, TO_BE_HASHED, 0, attr)
+        for key in (keys.CHECKPOINTS + check_name(info.name), keys.LATEST_CHECKPOINT)
+    ]
+    return Record(CHECKPOINT_TAKEN, drafts, (skeleton,), length)
+
+
+def unpack_checkpoint(key: bytes, attr: bytes) -> CheckpointInfo:
+    """Decode the attr of the checkpoint at *key*. Raises CorruptError."""
+    fields = unpack_metadata(attr)
+    try:
+        return CheckpointInfo(*(fields[name] for name in CheckpointInfo._fields))
+    except KeyError as error:
+        name = keys.name_of(key)
+        raise CorruptError(f"the checkpoint {name!r} lacks its {error}", key=name) from None
+
+
+def read_checkpoint_taken(drafts: list[Draft], extra: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield name, step and metrics of each checkpoint."""
+    for draft in drafts:
+        if draft.key != keys.LATEST_CHECKPOINT:
+            info = unpack_checkpoint(draft.key, draft.attr)
+            yield keys.name_of(draft.key), info.step, info.metrics

@@ -1,0 +1,96 @@
+"""Splat lakes: LakeCreated, SplatsAdded, SplatsDeleted. Attrs are those of mldb.history.splats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from mldb import keys
+from mldb.history.kinds.changes import KeyChange, attr_draft
+from mldb.history.splats import (
+    CHECK_LOG2,
+    PAGE_LOG2,
+    BlockInfo,
+    LakeInfo,
+    RemovalInfo,
+    pack_block,
+    pack_lake,
+    pack_removal,
+    unpack_lake,
+    unpack_splats,
+)
+from mldb.log import format as fmt
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.fs.protocol import Buffer
+
+LAKE_CREATED: Final = 29 | fmt.MUST_UNDERSTAND
+SPLATS_ADDED: Final = 30 | fmt.MUST_UNDERSTAND
+SPLATS_DELETED: Final = 31 | fmt.MUST_UNDERSTAND
+
+# --- LakeCreated ----------------------------------------------------------------------------------
+
+
+def lake_created(lake: bytes, info: LakeInfo) -> KeyChange:
+    """A lake exists from here on."""
+    return KeyChange(LAKE_CREATED, keys.LAKES + lake, pack_lake(info))
+
+
+def read_lake_created(drafts: list[Draft], extra: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield name, dimension and geometry of each lake."""
+    for draft in drafts:
+        info = unpack_lake(draft.attr)
+        yield keys.name_of(draft.key), info.dim, info.geometry
+
+
+# --- SplatsAdded, SplatsDeleted -------------------------------------------------------------------
+# What their entries say of commits and ids is known under the commit lock only. It has the same
+# length whatever it is: a record made for head 0 has its place, and takes the entries of another
+# one, made for the head that there is.
+
+
+def splats_added(
+    lake: bytes, head: int, block: BlockInfo, info: LakeInfo, digest: bytes = TO_BE_HASHED
+) -> Record:
+    """Rows added behind commit *head*, after which the lake is *info*; the payload is to come."""
+    drafts = _splat_drafts(lake, head, pack_block(block), block.nbytes, digest, info)
+    return Record(
+        SPLATS_ADDED, drafts, (), block.nbytes, align_log2=PAGE_LOG2, block_log2=CHECK_LOG2
+    )
+
+
+def splats_deleted(
+    lake: bytes, head: int, ids: Buffer, info: LakeInfo, digest: bytes = TO_BE_HASHED
+) -> Record:
+    """Rows removed behind commit *head*; *ids* are ascending, 8 bytes each."""
+    length = len(ids)
+    attr = pack_removal(RemovalInfo(length // 8))
+    drafts = _splat_drafts(lake, head, attr, length, digest, info)
+    return Record(SPLATS_DELETED, drafts, (ids,), length)
+
+
+def _splat_drafts(
+    lake: bytes, head: int, attr: bytes, length: int, digest: bytes, info: LakeInfo
+) -> list[Draft]:
+    """The rows, and the state of the lake, which every change of it tells."""
+    rows = Draft(keys.splats_key(lake, head), 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr)
+    return [rows, attr_draft(keys.LAKES + lake, pack_lake(info))]
+
+
+def read_splats_added(drafts: list[Draft], extra: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield lake, number of rows, first id and sum of alpha of each block."""
+    for lake, part in _splats(drafts):
+        if isinstance(part, BlockInfo):
+            yield lake, part.rows, part.base, part.alpha_sum
+
+
+def read_splats_deleted(drafts: list[Draft], extra: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield lake and number of rows of each removal."""
+    for lake, part in _splats(drafts):
+        if isinstance(part, RemovalInfo):
+            yield lake, part.count
+
+
+def _splats(drafts: list[Draft]) -> Iterator[tuple[str, BlockInfo | RemovalInfo]]:
+    for draft in drafts:
+        if draft.key[:1] == keys.SPLATS:
+            yield keys.lake_of(draft.key), unpack_splats(draft.attr, draft.length)
