@@ -19,7 +19,6 @@ _PLAIN = re.compile(r"[\w-]+(?:[./][\w-]+)*", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MUST_ESCAPE = re.compile(r"[/%\\\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\.|\.\Z")
-_ESCAPED = re.compile(r"(?:%[0-9A-F]{2})+")
 _EMPTY_KEY = "%"  # a lone percent sign is no escape sequence, so it can stand for the empty key
 _ALLOWED = (
     "A name is 1 to 255 bytes of UTF-8 without control characters, backslashes or '.' and '..' "
@@ -46,7 +45,7 @@ def check_name(name: str) -> bytes:
 
 @lru_cache(maxsize=8192)
 def escape_key(key: str) -> str:
-    """Return *key* as one component of a name (no ``/``); :func:`unescape_key` gives it back.
+    """Return *key* as one component of a name (no ``/``). No two keys give the same one.
 
     Escaped are ``/``, ``%``, backslash, control characters, lone surrogates, and a leading or
     trailing ``.``. The empty key becomes ``%``. The 255-byte limit is not checked here.
@@ -56,28 +55,6 @@ def escape_key(key: str) -> str:
     if _MUST_ESCAPE.search(key) is None:
         return key
     return _MUST_ESCAPE.sub(_percent, key)
-
-
-def unescape_key(component: str) -> str:
-    """Return the key that :func:`escape_key` turned into *component*.
-
-    Raises InvalidNameError for a text that escape_key never produces.
-    """
-    if component == _EMPTY_KEY:
-        return ""
-    try:
-        key = _ESCAPED.sub(_unpercent, component)
-    except UnicodeDecodeError as error:
-        raise _malformed(component) from error
-    if escape_key(key) != component:
-        raise _malformed(component)
-    return key
-
-
-def join_path(prefix: str, *keys: str) -> str:
-    """Return *prefix* (taken as it is, may be empty) and the escaped *keys* joined by ``/``."""
-    parts = [escape_key(key) for key in keys]
-    return "/".join([prefix, *parts]) if prefix else "/".join(parts)
 
 
 def _check_new_name(name: str) -> bytes:
@@ -131,14 +108,3 @@ def _shown(name: object) -> str:
 
 def _percent(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass"))
-
-
-def _unpercent(match: re.Match[str]) -> str:
-    return bytes.fromhex(match.group().replace("%", "")).decode("utf-8", "surrogatepass")
-
-
-def _malformed(component: str) -> InvalidNameError:
-    return InvalidNameError(
-        f"{_shown(component)} is not an escaped key: '%' must be followed by two upper-case hex "
-        "digits of a character that needs escaping. Use mldb.names.escape_key to make one."
-    )

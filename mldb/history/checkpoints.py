@@ -10,12 +10,11 @@ from mldb import keys
 from mldb.errors import InvalidTypeError, MissingError
 from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds.checkpoints import unpack_checkpoint
-from mldb.log import format as fmt
 from mldb.log.index.address import Entry, Lsn, to_time
 from mldb.state.skeleton import parse_skeleton
 from mldb.state.tree import unflatten
 from mldb.tensors.codec import rebuild, unpack_descriptor, view_numpy, view_torch
-from mldb.tensors.scope import Scope, read_array, stored_bytes
+from mldb.tensors.scope import Scope, own_bytes, read_array, stored_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +25,8 @@ class Checkpoint:
     """One model checkpoint: a single commit.
 
     ``stall_ms`` is how long the training thread waited for it; 0 in what is read back from a store.
-    ``nbytes`` counts the bytes of its tensors.
+    ``nbytes`` counts the bytes of its tensors. ``interrupted``: it was taken in a signal handler,
+    in the middle of a step (see ``db.save_on_signal``).
     """
 
     name: str
@@ -38,6 +38,7 @@ class Checkpoint:
     tensors: int = 0
     nbytes: int = 0
     stall_ms: float = 0.0
+    interrupted: bool = False
 
 
 def checkpoints_in(scope: Scope) -> list[Checkpoint]:
@@ -53,9 +54,18 @@ def checkpoints_in(scope: Scope) -> list[Checkpoint]:
 def _checkpoint(scope: Scope, key: bytes, entry: Entry) -> Checkpoint:
     row = scope.view.commit_at(entry.commit_lsn)
     epoch, time = (0, 0) if row is None else (row.epoch, row.time)
-    name, step, metrics, tensors, nbytes = unpack_checkpoint(key, entry.attr)
-    lsn = Lsn(entry.commit_lsn)
-    return Checkpoint(name, lsn, epoch, step, to_time(time), metrics, tensors, nbytes)
+    info = unpack_checkpoint(key, entry.attr)
+    return Checkpoint(
+        info.name,
+        Lsn(entry.commit_lsn),
+        epoch,
+        info.step,
+        to_time(time),
+        info.metrics,
+        info.tensors,
+        info.nbytes,
+        interrupted=info.interrupted,
+    )
 
 
 def latest(scope: Scope) -> Entry | None:
@@ -72,7 +82,8 @@ def at_checkpoint(scope: Scope, entry: Entry) -> Scope:
 
 def skeleton_of(scope: Scope, entry: Entry) -> bytes:
     """Return the packed skeleton of a checkpoint."""
-    return bytes(scope.source.log.payload(scope.view, entry, 0, entry.length, "checkpoint"))
+    door, size = scope.source.door, entry.length
+    return bytes(door.version(scope.view, keys.LATEST_CHECKPOINT, entry, size, "checkpoint"))
 
 
 def state_of(scope: Scope) -> Any:
@@ -88,23 +99,17 @@ def state_of(scope: Scope) -> Any:
             "db.checkpoint(state, epoch=...) takes one; single tensors are read with db[name]."
         )
     fixed = at_checkpoint(scope, entry)
-    return unflatten(skeleton_of(scope, entry), lambda name: own_tensor(fixed, name))
+    return unflatten(skeleton_of(scope, entry), lambda name: _own_tensor(fixed, name))
 
 
-def own_tensor(scope: Scope, name: str) -> Any:
+def _own_tensor(scope: Scope, name: str) -> Any:
     """Return a tensor in the framework and layout it was given in, writable and private."""
     entry = scope.tensor_entry(name)
     what = unpack_descriptor(entry.attr)
     if what.layout != "dense":
         return rebuild(what, stored_bytes(scope, entry, name))
     view = view_torch if what.framework == "torch" else view_numpy
-    return view(what, _own_bytes(scope, entry, name))
-
-
-def _own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
-    if entry.encoding == fmt.ENCODING_RAW and scope.source.is_mapped(scope.view, entry):
-        return scope.source.log.private(scope.view, entry, name)
-    return bytearray(stored_bytes(scope, entry, name))
+    return view(what, own_bytes(scope, entry, name))
 
 
 def state_dict(scope: Scope, prefix: str, device: str | torch.device | None) -> dict[str, Any]:
@@ -138,5 +143,5 @@ def _torch_tensor(scope: Scope, name: str, device: str | torch.device | None) ->
     if what.layout != "dense":
         tensor = read_array(scope, entry, name)
     else:
-        tensor = view_torch(what, _own_bytes(scope, entry, name))
+        tensor = view_torch(what, own_bytes(scope, entry, name))
     return tensor if device is None or not hasattr(tensor, "to") else tensor.to(device)

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from mldb.errors import CorruptError
+from mldb.history import kinds
 from mldb.history.kinds import checkpoints, lakes, relationships, tensors, timeline
 from mldb.history.kinds.changes import ReadFields
 from mldb.log import format as fmt
@@ -155,24 +156,24 @@ class EventKind(NamedTuple):
 
 
 EVENT_KINDS: Final[Mapping[int, EventKind]] = {
-    tensors.TENSOR_STORED: EventKind(TensorStored, tensors.read_tensor_stored),
-    tensors.TENSOR_DELETED: EventKind(TensorDeleted, tensors.read_tensor_deleted),
-    tensors.METADATA_SET: EventKind(MetadataSet, tensors.read_metadata_set),
-    relationships.RELATIONSHIP_CREATED: EventKind(
+    kinds.TENSOR_STORED: EventKind(TensorStored, tensors.read_tensor_stored),
+    kinds.TENSOR_DELETED: EventKind(TensorDeleted, tensors.read_tensor_deleted),
+    kinds.METADATA_SET: EventKind(MetadataSet, tensors.read_metadata_set),
+    kinds.RELATIONSHIP_CREATED: EventKind(
         RelationshipCreated, relationships.read_relationship_created
     ),
-    relationships.RELATIONSHIP_DELETED: EventKind(
+    kinds.RELATIONSHIP_DELETED: EventKind(
         RelationshipDeleted, relationships.read_relationship_deleted
     ),
-    checkpoints.CHECKPOINT_TAKEN: EventKind(CheckpointTaken, checkpoints.read_checkpoint_taken),
-    timeline.TAG_SET: EventKind(TagSet, timeline.read_tag_set),
-    timeline.TAG_DELETED: EventKind(TagDeleted, timeline.read_tag_deleted),
-    timeline.PIN_SET: EventKind(PinSet, timeline.read_pin),
-    timeline.PIN_CLEARED: EventKind(PinCleared, timeline.read_pin),
-    timeline.REWOUND: EventKind(Rewound, timeline.read_rewound),
-    lakes.LAKE_CREATED: EventKind(LakeCreated, lakes.read_lake_created),
-    lakes.SPLATS_ADDED: EventKind(SplatsAdded, lakes.read_splats_added),
-    lakes.SPLATS_DELETED: EventKind(SplatsDeleted, lakes.read_splats_deleted),
+    kinds.CHECKPOINT_TAKEN: EventKind(CheckpointTaken, checkpoints.read_checkpoint_taken),
+    kinds.TAG_SET: EventKind(TagSet, timeline.read_tag_set),
+    kinds.TAG_DELETED: EventKind(TagDeleted, timeline.read_tag_deleted),
+    kinds.PIN_SET: EventKind(PinSet, timeline.read_pin),
+    kinds.PIN_CLEARED: EventKind(PinCleared, timeline.read_pin),
+    kinds.REWOUND: EventKind(Rewound, timeline.read_rewound),
+    kinds.LAKE_CREATED: EventKind(LakeCreated, lakes.read_lake_created),
+    kinds.SPLATS_ADDED: EventKind(SplatsAdded, lakes.read_splats_added),
+    kinds.SPLATS_DELETED: EventKind(SplatsDeleted, lakes.read_splats_deleted),
 }
 """By the number in the log. A kind that is not here is skipped: it may be read over, or the log
 would not have been opened."""

@@ -1,4 +1,4 @@
-"""Tensor handles, which read lazily, and the versions of a name."""
+"""Tensor handles, which read lazily."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from mldb import keys
 from mldb.errors import CorruptError, InvalidTypeError
-from mldb.log import format as fmt
 from mldb.log.index.address import Entry, Lsn, to_time
-from mldb.log.segment import segment_name
+from mldb.names import check_name
 from mldb.tensors.codec import (
     index_array,
     rebuild,
@@ -22,7 +22,7 @@ from mldb.tensors.codec import (
     view_torch,
 )
 from mldb.tensors.dtypes import dtype_of
-from mldb.tensors.scope import Scope, read_array, stored_bytes
+from mldb.tensors.scope import Scope, own_bytes, read_array, stored_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,16 +44,17 @@ class TensorHandle:
         self._entry = entry
         what = self._descriptor = unpack_descriptor(entry.attr)
         self.name = name
-        if entry.encoding == fmt.ENCODING_RAW and entry.length != what.nbytes:
+        is_raw = scope.source.door.is_raw(entry)
+        if is_raw and entry.length != what.nbytes:
             raise CorruptError(
                 f"the descriptor of this version means {what.nbytes} bytes, stored are "
                 f"{entry.length}. Other names and versions stay readable.",
-                file=segment_name(entry.segment),
+                file=scope.source.door.file(scope.view, entry),
                 offset=entry.frame,
                 key=name,
             )
         # Bytes of one step of the first axis, when a slice of it may be read in place; otherwise 0.
-        sliceable = what.layout == "dense" and what.nbytes and entry.encoding == fmt.ENCODING_RAW
+        sliceable = what.layout == "dense" and what.nbytes and is_raw
         self._row_bytes = what.nbytes // what.shape[0] if sliceable and what.shape else 0
         self._dtype = dtype_of(what.dtype)
 
@@ -128,10 +129,7 @@ class TensorHandle:
 
     def _writable(self) -> memoryview | bytearray:
         """Writable bytes that belong to the caller alone."""
-        scope, entry = self._scope, self._entry
-        if entry.encoding == fmt.ENCODING_RAW and scope.source.is_mapped(scope.view, entry):
-            return scope.source.log.private(scope.view, entry, self.name)
-        return bytearray(stored_bytes(scope, entry, self.name))
+        return own_bytes(self._scope, self._entry, self.name)
 
     def __getitem__(self, key: Any) -> Any:
         """Return ``array[key]``, reading only the bytes that the leading indices pick.
@@ -143,11 +141,11 @@ class TensorHandle:
             return self._rows(key)
         scope, entry = self._scope, self._entry
         part = None
-        if entry.encoding == fmt.ENCODING_RAW:
+        if scope.source.door.is_raw(entry):
             part = slice_bytes(self._descriptor, key)
         if part is None:
             return index_array(self.numpy(), key)
-        data = scope.source.log.payload(scope.view, entry, part.start, part.stop, self.name)
+        data = self._part(part.start, part.stop)
         if part.stop - part.start < scope.source.border.value and not scope.source.is_mapped(
             scope.view, entry
         ):
@@ -165,11 +163,15 @@ class TensorHandle:
         low = start * self._row_bytes
         size = count * self._row_bytes
         source = scope.source
-        segment = scope.view.segments[entry.segment]
-        data = segment.payload(entry, low, low + size, source.verify, self.name)
+        data = self._part(low, low + size)
         if size < source.border.value and not source.is_mapped(scope.view, entry):
             data = memoryview(bytes(data))
         return np.ndarray((count, *shape[1:]), self._dtype, data)
+
+    def _part(self, low: int, high: int) -> memoryview:
+        scope, key = self._scope, keys.TENSORS + check_name(self.name)
+        size, door = self._descriptor.nbytes, scope.source.door
+        return door.part(scope.view, key, self._entry, size, low, high, self.name)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the steps of the first axis, each read when it is reached."""

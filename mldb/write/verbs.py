@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from mldb import keys
 from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
-from mldb.history.kinds.tensors import TENSOR_STORED, metadata_set, tensor_stored
+from mldb.history.kinds.tensors import metadata_set, tensor_stored
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
-from mldb.log.single import BYTES_MAX as SINGLE_BYTES
 from mldb.names import check_name
 from mldb.tensors.codec import pack_metadata, prepare
 from mldb.write.handle import Handle
@@ -83,19 +81,6 @@ class WriteVerbs(Handle):
         self._settle_background()
         key = check_name(name)
         prepared = prepare(data)
-        single = self._single
-        if single is not None and metadata is None and prepared.nbytes <= SINGLE_BYTES:
-            self._guard()
-            lsn = single.commit(
-                TENSOR_STORED,
-                keys.TENSORS + key,
-                prepared.attr,
-                prepared.buffers,
-                check_epoch(epoch),
-                self._epochs.choose,
-            )
-            if lsn is not None:
-                return Lsn(lsn)
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)
@@ -132,7 +117,7 @@ class WriteVerbs(Handle):
         It is committed when the block ends. Raises LimitError, InvalidTypeError, ReadOnlyError.
         """
         self._guard()
-        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
+        self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         epoch = check_epoch(epoch)
 
         def publish(pending: PendingSegment) -> Lsn:

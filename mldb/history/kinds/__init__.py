@@ -1,63 +1,49 @@
-"""The kinds of events: of each its number, how it is written and how it is read, side by side.
+"""The kinds of events: here their numbers; beside it, how each is written and how it is read.
 
 The numbers are part of the format (FORMAT.md section 5). A kind with the must-understand bit stops
 a reader that does not know it; others are skipped and kept.
 
-A *builder* has the name of its event (:func:`~mldb.history.kinds.tensors.tensor_stored`). It makes
-a record, or a :class:`~mldb.history.kinds.changes.KeyChange` where there is no payload. A *reader*
-is called ``read_`` and that name; it yields the fields that the event has after ``lsn``, ``epoch``
-and ``time``. ``mldb.history.events`` has the events themselves and says which reader makes which.
+The modules of this package have the kinds of one subject each. A *builder* has the name of its
+event (:func:`~mldb.history.kinds.tensors.tensor_stored`). It makes a record, or a
+:class:`~mldb.history.kinds.changes.KeyChange` where there is no payload. Beside it stands a
+*reader*, ``read_`` and the same name; it yields the fields that the event has after ``lsn``,
+``epoch`` and ``time``. ``mldb.history.events`` has the events and says which reader makes which.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from mldb.history.kinds.checkpoints import CHECKPOINT_TAKEN
-from mldb.history.kinds.lakes import LAKE_CREATED, SPLATS_ADDED, SPLATS_DELETED
-from mldb.history.kinds.relationships import RELATIONSHIP_CREATED, RELATIONSHIP_DELETED
-from mldb.history.kinds.tensors import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
-from mldb.history.kinds.timeline import PIN_CLEARED, PIN_SET, REWOUND, TAG_DELETED, TAG_SET
 from mldb.log import format as fmt
 
-__all__ = [
-    "BRANCH_DELETED",
-    "BRANCH_SET",
-    "CHECKPOINT_TAKEN",
-    "CONSOLIDATION_UNDONE",
-    "KNOWN_KINDS",
-    "LAKE_CREATED",
-    "METADATA_SET",
-    "METRICS_LOGGED",
-    "PIN_CLEARED",
-    "PIN_SET",
-    "RELATIONSHIP_CREATED",
-    "RELATIONSHIP_DELETED",
-    "RETENTION_SET",
-    "REWOUND",
-    "SPLATS_ADDED",
-    "SPLATS_CONSOLIDATED",
-    "SPLATS_DELETED",
-    "TAG_DELETED",
-    "TAG_SET",
-    "TENSOR_DELETED",
-    "TENSOR_PATCHED",
-    "TENSOR_STORED",
-]
+_MUST = fmt.MUST_UNDERSTAND
 
-# Reserved: a store that has one was written by a later version.
-TENSOR_PATCHED: Final = 17 | fmt.MUST_UNDERSTAND
-RETENTION_SET: Final = 27 | fmt.MUST_UNDERSTAND
-SPLATS_CONSOLIDATED: Final = 32 | fmt.MUST_UNDERSTAND
-CONSOLIDATION_UNDONE: Final = 33 | fmt.MUST_UNDERSTAND
-METRICS_LOGGED: Final = 34 | fmt.MUST_UNDERSTAND
-BRANCH_SET: Final = 35 | fmt.MUST_UNDERSTAND
-BRANCH_DELETED: Final = 36 | fmt.MUST_UNDERSTAND
+TENSOR_STORED: Final = 16 | _MUST
+TENSOR_PATCHED: Final = 17 | _MUST  # reserved
+TENSOR_DELETED: Final = 18 | _MUST
+METADATA_SET: Final = 19 | _MUST
+RELATIONSHIP_CREATED: Final = 20 | _MUST
+RELATIONSHIP_DELETED: Final = 21 | _MUST
+CHECKPOINT_TAKEN: Final = 22 | _MUST
+TAG_SET: Final = 23 | _MUST
+TAG_DELETED: Final = 24 | _MUST
+PIN_SET: Final = 25 | _MUST
+PIN_CLEARED: Final = 26 | _MUST
+RETENTION_SET: Final = 27 | _MUST  # reserved
+REWOUND: Final = 28 | _MUST
+LAKE_CREATED: Final = 29 | _MUST
+SPLATS_ADDED: Final = 30 | _MUST
+SPLATS_DELETED: Final = 31 | _MUST
+SPLATS_CONSOLIDATED: Final = 32 | _MUST  # reserved
+CONSOLIDATION_UNDONE: Final = 33 | _MUST  # reserved
+METRICS_LOGGED: Final = 34 | _MUST  # reserved
+BRANCH_SET: Final = 35 | _MUST  # reserved
+BRANCH_DELETED: Final = 36 | _MUST  # reserved
 
-_READ = (
+_IMPLEMENTED = (
     *(TENSOR_STORED, TENSOR_DELETED, METADATA_SET, RELATIONSHIP_CREATED, RELATIONSHIP_DELETED),
     *(CHECKPOINT_TAKEN, TAG_SET, TAG_DELETED, PIN_SET, PIN_CLEARED, REWOUND),
     *(LAKE_CREATED, SPLATS_ADDED, SPLATS_DELETED),
 )
-KNOWN_KINDS: Final = frozenset(kind & ~fmt.MUST_UNDERSTAND for kind in _READ)
+KNOWN_KINDS: Final = frozenset(kind & ~_MUST for kind in _IMPLEMENTED)
 """Numbers, without the bit, of the kinds that this version writes and reads."""

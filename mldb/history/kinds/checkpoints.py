@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from mldb import keys
 from mldb.errors import CorruptError
+from mldb.history.kinds import CHECKPOINT_TAKEN
 from mldb.log import format as fmt
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.names import check_name
 from mldb.tensors.codec import pack_metadata, unpack_metadata
 
-CHECKPOINT_TAKEN: Final = 22 | fmt.MUST_UNDERSTAND
-
 
 class CheckpointInfo(NamedTuple):
-    """What the attr of a checkpoint says; ``tensors`` counts them, ``nbytes`` their bytes."""
+    """What the attr of a checkpoint says; ``tensors`` counts them, ``nbytes`` their bytes.
+
+    ``interrupted``: taken in the middle of a step; the attr mentions it only where it is so.
+    """
 
     name: str
     step: int | None
     metrics: dict[str, Any]
     tensors: int
     nbytes: int
+    interrupted: bool = False
 
 
 def checkpoint_taken(info: CheckpointInfo, skeleton: bytes) -> Record:
@@ -30,7 +33,10 @@ def checkpoint_taken(info: CheckpointInfo, skeleton: bytes) -> Record:
 
     Raises what its name and metrics raise.
     """
-    attr = pack_metadata(info._asdict())
+    fields = info._asdict()
+    if not info.interrupted:
+        del fields["interrupted"]
+    attr = pack_metadata(fields)
     length = len(skeleton)
     drafts = [
         Draft(key, 0, fmt.ENCODING_RAW, 0, length, TO_BE_HASHED, 0, attr)
@@ -43,6 +49,7 @@ def unpack_checkpoint(key: bytes, attr: bytes) -> CheckpointInfo:
     """Decode the attr of the checkpoint at *key*. Raises CorruptError."""
     fields = unpack_metadata(attr)
     try:
+        fields = {**fields, "interrupted": fields.get("interrupted") is True}
         return CheckpointInfo(*(fields[name] for name in CheckpointInfo._fields))
     except KeyError as error:
         name = keys.name_of(key)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from mldb import keys
+from mldb.history.kinds import LAKE_CREATED, SPLATS_ADDED, SPLATS_DELETED
 from mldb.history.kinds.changes import KeyChange, attr_draft
 from mldb.history.splats import (
     CHECK_LOG2,
@@ -22,10 +23,6 @@ from mldb.history.splats import (
 from mldb.log import format as fmt
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs.protocol import Buffer
-
-LAKE_CREATED: Final = 29 | fmt.MUST_UNDERSTAND
-SPLATS_ADDED: Final = 30 | fmt.MUST_UNDERSTAND
-SPLATS_DELETED: Final = 31 | fmt.MUST_UNDERSTAND
 
 # --- LakeCreated ----------------------------------------------------------------------------------
 
@@ -52,10 +49,9 @@ def splats_added(
     lake: bytes, head: int, block: BlockInfo, info: LakeInfo, digest: bytes = TO_BE_HASHED
 ) -> Record:
     """Rows added behind commit *head*, after which the lake is *info*; the payload is to come."""
-    drafts = _splat_drafts(lake, head, pack_block(block), block.nbytes, digest, info)
-    return Record(
-        SPLATS_ADDED, drafts, (), block.nbytes, align_log2=PAGE_LOG2, block_log2=CHECK_LOG2
-    )
+    length = block.nbytes
+    drafts = _splat_drafts(lake, head, pack_block(block), length, digest, info)
+    return Record(SPLATS_ADDED, drafts, (), length, align_log2=PAGE_LOG2, block_log2=CHECK_LOG2)
 
 
 def splats_deleted(

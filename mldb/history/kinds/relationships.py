@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from mldb import keys
+from mldb.history.kinds import RELATIONSHIP_CREATED, RELATIONSHIP_DELETED
 from mldb.history.kinds.changes import KeyChange
-from mldb.log import format as fmt
 from mldb.log.frame import Draft
 from mldb.tensors.codec import unpack_metadata
-
-RELATIONSHIP_CREATED: Final = 20 | fmt.MUST_UNDERSTAND
-RELATIONSHIP_DELETED: Final = 21 | fmt.MUST_UNDERSTAND
 
 
 def relationship_created(

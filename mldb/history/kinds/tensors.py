@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from mldb import keys
+from mldb.history.kinds import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
 from mldb.history.kinds.changes import KeyChange, attr_draft
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES
@@ -21,10 +22,6 @@ from mldb.tensors.codec import (
 )
 from mldb.tensors.dtypes import itemsize_of
 from mldb.tensors.encoding import ENCODING_ZSTD, encode_bytes
-
-TENSOR_STORED: Final = 16 | fmt.MUST_UNDERSTAND
-TENSOR_DELETED: Final = 18 | fmt.MUST_UNDERSTAND
-METADATA_SET: Final = 19 | fmt.MUST_UNDERSTAND
 
 # --- TensorStored ---------------------------------------------------------------------------------
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from mldb import keys
 from mldb.errors import CorruptError
+from mldb.history.kinds import PIN_CLEARED, PIN_SET, REWOUND, TAG_DELETED, TAG_SET
 from mldb.history.kinds.changes import KeyChange
 from mldb.log import format as fmt
 from mldb.log.frame import Draft, Record, pack, unpack
 from mldb.log.index.address import Lsn
-
-TAG_SET: Final = 23 | fmt.MUST_UNDERSTAND
-TAG_DELETED: Final = 24 | fmt.MUST_UNDERSTAND
-PIN_SET: Final = 25 | fmt.MUST_UNDERSTAND
-PIN_CLEARED: Final = 26 | fmt.MUST_UNDERSTAND
-REWOUND: Final = 28 | fmt.MUST_UNDERSTAND
 
 # --- tags -----------------------------------------------------------------------------------------
 
