@@ -8,21 +8,17 @@ from typing import Any
 from mldb.errors import CorruptError, MldbError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
-from mldb.log.frame import (
-    DamagedFrame,
-    check_body,
-    decode_commit,
-    decode_file_header,
-    decode_header,
-)
+from mldb.log.file_header import decode_file_header
+from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.lineage import Jump, checked_jumps
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import IndexPart, MemoryIndex
+from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import Manifest, Mark
 from mldb.log.scan import Cursor
-from mldb.log.segment import Segment, Verify, index_source, open_index
+from mldb.log.segment import Segment, Verify
 
 HINTS = "hints"
 HALF_DONE = -2
@@ -30,9 +26,9 @@ HALF_DONE = -2
 _COMMIT_BYTES_MAX = 1 << 16  # a commit frame is far smaller
 
 
-def hint_name(number: int) -> str:
-    """The hint of the active segment *number*."""
-    return f"{HINTS}/{number:010d}.idx"
+def hint_name(segment_id: bytes) -> str:
+    """The hint of an active segment."""
+    return f"{HINTS}/{fmt.id_text(segment_id)}.idx"
 
 
 @dataclass(slots=True)
@@ -54,6 +50,11 @@ class Active:
     verify_until: int = 0
     """The offset from which they no longer are: what was appended since this process looked."""
 
+    @property
+    def id(self) -> bytes:
+        """The id of the segment."""
+        return self.segment.id
+
     def parts(self) -> tuple[IndexPart, ...]:
         """Index parts, newest first."""
         return (self.memory,) if self.hinted is None else (self.memory, self.hinted)
@@ -63,9 +64,9 @@ class Active:
         return any(part.last_lsn for part in self.parts())
 
 
-def chain_start(store_id: bytes, number: int) -> bytes:
+def chain_start(store_id: bytes, segment_id: bytes) -> bytes:
     """The digest that the first batch of a segment continues from."""
-    return digest128(store_id + number.to_bytes(8, "little"))
+    return digest128(store_id + segment_id)
 
 
 def open_active(
@@ -75,8 +76,9 @@ def open_active(
 
     Raises CorruptError when the file is another one or shorter than what was durable.
     """
-    number = manifest.active
-    segment = Segment(fs, number, manifest.active_origin, fmt.FILE_HEADER_SIZE)
+    segment_id = manifest.active
+    text = fmt.id_text(segment_id)
+    segment = Segment(fs, segment_id, manifest.active_origin, fmt.FILE_HEADER_SIZE, grows=True)
     file = fs.open(segment.name, "rw" if writable else "r")
     try:
         header = decode_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0), segment.name)
@@ -88,21 +90,21 @@ def open_active(
             file=segment.name,
             offset=0,
         ) from None
-    found = (header.kind, header.store_id, header.file_id)
-    if found != (fmt.FILE_SEGMENT, manifest.active_origin, number):
+    found = (header.kind, header.store_id, header.segment_id)
+    if found != (fmt.FILE_SEGMENT, manifest.active_origin, segment_id):
         file.close()
         kind = fmt.FILE_KINDS.get(header.kind, "unknown file")
         raise CorruptError(
-            f"this is {kind} {header.file_id} of store {header.store_id.hex()}, expected segment "
-            f"{number} of store {manifest.active_origin.hex()}: files were swapped. Nothing was "
-            "changed.",
+            f"this is {kind} {fmt.id_text(header.segment_id)} of store {header.store_id.hex()}, "
+            f"expected segment {text} of store {manifest.active_origin.hex()}: files were swapped. "
+            "Nothing was changed.",
             file=segment.name,
             offset=0,
         )
     segment.header_checked = True
     size = file.size()
     mark = manifest.mark
-    if mark.segment == number and size < mark.offset:
+    if mark.segment == segment_id and size < mark.offset:
         file.close()
         raise CorruptError(
             f"the active segment is {size} bytes long, but {mark.offset} bytes (up to commit "
@@ -111,9 +113,9 @@ def open_active(
             offset=size,
         )
     first = max(header.base_lsn - 1, 0)
-    cursor = Cursor(fmt.FILE_HEADER_SIZE, first, chain_start(header.store_id, number))
+    cursor = Cursor(fmt.FILE_HEADER_SIZE, first, chain_start(header.store_id, segment_id))
     active = Active(segment, file, cursor, MemoryIndex(), None, [], verify_until=size)
-    if mark.segment == number:
+    if mark.segment == segment_id:
         cursor.durable = active.verify_after = mark.lsn
         _try_hint(fs, active, mark, size, verify, distrusted)
     return active
@@ -123,13 +125,12 @@ def _try_hint(
     fs: FileSystem, active: Active, mark: Mark, size: int, verify: Verify, distrusted: list[str]
 ) -> None:
     """Start from the hint of the last clean close if it fits the log; otherwise distrust it."""
-    name = hint_name(active.segment.number)
+    name = hint_name(active.id)
     if not fs.exists(name):
         return
     try:
-        number, store_id = active.segment.number, active.segment.store_id
         index, fields = open_index(
-            index_source(fs, name, store_id, number, fmt.FILE_HINT),
+            index_source(fs, name, active.segment.store_id, active.id, fmt.FILE_HINT),
             fmt.FILE_HEADER_SIZE,
             verify,
             whole=True,  # damage found later would stop a read that the log itself could answer

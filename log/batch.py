@@ -1,218 +1,280 @@
-"""Lay out one batch in a segment and write it: in one gathered write, large payloads first.
+"""From records to the bytes of one batch: one pure function, which every commit goes through.
 
-A large payload is written while a second thread hashes it; its frame head, which holds the
-checksums, follows when both are done. The commit frame is always part of the last write, so a batch
-is whole once its commit is there.
+:func:`encode_batch` lays the frames of a batch out, one after another, closed by its commit frame,
+and says which index entries come of it. It checks the limits of FORMAT.md section 12 before
+anything is written, so that nothing is stored that a reader would call damaged.
+
+A large payload is written while a second thread hashes it (:func:`write_payloads`), before its
+frame head, which holds the checksums, can be made. The commit frame is part of the last write, so a
+batch is whole once its commit is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
 from mldb.log.frame import (
+    Draft,
     Record,
     encode_body,
     encode_commit,
-    encode_record,
+    encode_head,
     hash_record,
     make_entries,
 )
 from mldb.log.fs.protocol import Buffer, File
 from mldb.log.index.address import CommitRow, Entry, make_row
+from mldb.log.index.entry_check import are_sound, is_sound
 
-OVERLAP_BYTES = 4 << 20  # from this payload size on, hashing and writing overlap
+OVERLAP_BYTES: Final = 4 << 20
+"""From this payload size on, hashing and writing overlap."""
 
+LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
+"""Behind it no batch is begun."""
 
-@dataclass(slots=True)
-class Placed:
-    """A record with its place: where its frame, its payload and the next frame start."""
-
-    record: Record
-    offset: int
-    body: bytes
-    payload: int
-    end: int
-    written: bool = False
-    """The payload is in the file already."""
+_FEW_DRAFTS: Final = 8
+_NO_EXTRA: Mapping[str, object] = {}
+_IDS_AT_ONCE: Final = 256
 
 
-class Written(NamedTuple):
-    """A batch in the file, and what the index and the writer need to know of it.
+class BatchStart(NamedTuple):
+    """Where and after what a batch is written.
 
-    ``end`` is the offset where the next batch starts, ``chain`` the digest that it continues from.
+    ``seed``, ``segment`` and ``chain`` are those of its segment, ``offset`` is where its first
+    frame starts, ``durable`` the last commit known to be durable. ``clock`` is in nanoseconds.
     """
 
+    seed: int
+    segment: bytes
+    chain: bytes
+    offset: int
+    first_lsn: int
+    durable: int
+    parent: CommitRow
+    epoch: int
+    clock: int
+
+
+class EncodedBatch(NamedTuple):
+    """A batch as bytes, and what the index and the sequencer need to know of it.
+
+    ``extents`` are the stretches still to be written: an offset and buffers that follow each other.
+    The last one ends with the commit. ``end`` is where the next batch starts, ``chain`` the digest
+    that it continues from.
+    """
+
+    extents: list[tuple[int, list[Buffer]]]
     row: CommitRow
     entries: list[tuple[bytes, Entry]]
     end: int
     chain: bytes
 
 
-def place(record: Record, offset: int) -> Placed:
-    """Decide where a record's parts go when its frame starts at *offset*. Raises LimitError."""
-    body = _bounded_body(record)
-    length = record.payload_length
-    payload = fmt.payload_offset(offset, len(body), length, record.block_log2, record.align_log2)
-    return Placed(record, offset, body, payload, fmt.align_up(payload + length, 3))
+class Placed(NamedTuple):
+    """Where a record's frame and payload start, and where its frame ends."""
+
+    record: Record
+    offset: int
+    payload: int
+    end: int
 
 
-def _bounded_body(record: Record) -> bytes:
-    body = encode_body(record)
-    length = record.payload_length
-    if (
-        len(body) > fmt.BODY_BYTES_MAX
-        or length > fmt.PAYLOAD_BYTES_MAX
-        or len(record.drafts) > fmt.ENTRIES_MAX
-    ):
-        raise LimitError(
-            f"a record of {len(record.drafts)} entries, {len(body)} body bytes and {length} "
-            f"payload bytes exceeds the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and "
-            f"{fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
-        )
-    return body
+def encode_batch(
+    records: Sequence[Record], start: BatchStart, extra: Mapping[str, object] = _NO_EXTRA
+) -> EncodedBatch:
+    """Return the bytes of one batch and its index entries; writes nothing.
 
-
-def place_all(records: Sequence[Record], offset: int) -> list[Placed]:
-    """Place records one after another from *offset* on."""
-    placed: list[Placed] = []
-    for record in records:
-        item = place(record, offset)
-        placed.append(item)
-        offset = item.end
-    return placed
-
-
-def write_payloads(file: File, placed: Sequence[Placed]) -> None:
-    """Write the payloads of these records and hash them meanwhile."""
-    from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-hash") as pool:
-        hashes = pool.map(hash_record, [item.record for item in placed])
-        for item in placed:
-            file.pwritev(item.record.payload, item.payload)
-            item.written = True
-        list(hashes)
-
-
-class Place(NamedTuple):
-    """Where and after what a batch is written: the writer's view of the active segment."""
-
-    seed: int
-    segment: int
-    chain: bytes
-    durable: int
-    first_lsn: int
-    parent: CommitRow
-    epoch: int
-    clock: int
-
-
-def write_small(file: File, records: Sequence[Record], offset: int, where: Place) -> Written:
-    """Write records and their commit with one gathered write."""
-    seed, segment, chain, durable, lsn, parent, epoch, clock = where
+    The records are hashed. Payloads of those that are ``written`` are in the file already, where
+    :func:`place` puts them. *extra* is what the commit says beside the rest. Raises LimitError.
+    """
+    seed, segment, chain, offset, lsn, durable, parent, epoch, clock = start
+    check_batch(len(records), lsn, epoch)
     commit_lsn = lsn + len(records)
-    start = offset
+    begin = first = offset
     buffers: list[Buffer] = []
+    extents = [(begin, buffers)]
     heads = [chain]
     entries: list[tuple[bytes, Entry]] = []
     for record in records:
-        if record.checks is None:
-            hash_record(record)
-        length = record.payload_length
-        body = _bounded_body(record)
-        head = encode_record(record, body, lsn, commit_lsn, seed, offset)
+        body = encode_body(record)
+        _check_record(record, len(body))
+        length, drafts = record.payload_length, record.drafts
+        head = encode_head(
+            record.kind,
+            record.body_version,
+            fmt.FLAG_KEYED if drafts else 0,
+            body,
+            record.checks or b"",
+            length,
+            record.block_log2,
+            record.align_log2,
+            lsn,
+            commit_lsn,
+            seed,
+            offset,
+        )
         heads.append(head[: fmt.FRAME_HEADER_SIZE])
         buffers.append(head)
         # Without a payload, what follows the body is padding of the frame.
-        place = offset + (len(head) if length else fmt.FRAME_HEADER_SIZE + len(body))
-        entries += make_entries(record.drafts, commit_lsn, segment, offset, place)
+        payload = offset + (len(head) if length else fmt.FRAME_HEADER_SIZE + len(body))
+        entries += make_entries(drafts, commit_lsn, segment, offset, payload)
         offset += len(head) + length
-        if length:
+        padding = -offset & (fmt.FRAME_ALIGN - 1)
+        if length and record.written:
+            buffers = []
+            extents.append((offset, buffers))
+        elif length:
             buffers += record.payload
-            padding = -offset & (fmt.FRAME_ALIGN - 1)
-            if padding:
-                buffers.append(bytes(padding))
-                offset += padding
+        if padding:
+            buffers.append(bytes(padding))
+            offset += padding
         lsn += 1
-    time = max(clock, parent.time)
-    row = make_row((commit_lsn, parent.lsn, epoch, time, clock, start, offset))
+    row = make_row(
+        (
+            *(commit_lsn, parent.lsn, epoch, max(clock, parent.time), clock),
+            *(first, offset, new_commit_id()),
+        )
+    )
     chain = digest128(b"".join(heads))
-    commit = encode_commit(row, len(records), chain, durable, seed)
+    commit = encode_commit(row, len(records), chain, durable, seed, extra)
     buffers.append(commit)
-    file.pwritev(buffers, start)
-    return Written(row, entries, offset + len(commit), chain)
+    return EncodedBatch(extents, row, entries, offset + len(commit), chain)
 
 
-def write_batch(file: File, placed: Sequence[Placed], end: int, where: Place) -> Written:
-    """Write placed records, large payloads first, and their commit, which goes to *end*.
+def write_batch(file: File, batch: EncodedBatch) -> None:
+    """Write what is still to be written of a batch, its commit last.
 
     When this raises, some prefix may be in the file, but no commit: the batch does not exist.
     """
+    for offset, buffers in batch.extents:
+        file.pwritev(buffers, offset)
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def check_batch(count: int, lsn: int, epoch: int) -> None:
+    """Raise LimitError when a batch of *count* records cannot begin at *lsn*."""
+    if count > fmt.FRAMES_MAX:
+        raise LimitError(
+            f"a transaction of {count} records exceeds the limit of {fmt.FRAMES_MAX}. Nothing was "
+            "stored; split it."
+        )
+    if lsn > LSN_ROOM:
+        raise LimitError("the log has no LSNs left. Nothing was stored.")
+    if not 0 <= epoch <= fmt.EPOCH_MAX:
+        raise LimitError(f"epoch {epoch} is outside 0 .. 2**63 - 1. Nothing was stored.")
+
+
+def _check_record(record: Record, body_length: int) -> None:
+    """Refuse what a reader would refuse, by the same bounds."""
+    drafts, length = record.drafts, record.payload_length
+    if (
+        body_length > fmt.BODY_BYTES_MAX
+        or length > fmt.PAYLOAD_BYTES_MAX
+        or len(drafts) > fmt.ENTRIES_MAX
+    ):
+        raise LimitError(
+            f"a record of {len(drafts)} entries, {body_length} body bytes and {length} payload "
+            f"bytes exceeds the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and "
+            f"{fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
+        )
+    if len(drafts) > _FEW_DRAFTS:
+        sound = are_sound(tuple(zip(*drafts, strict=True)), length)
+    else:
+        sound = all(is_sound(draft, length) for draft in drafts)
+    if not sound:
+        raise _unsound(drafts, length)
+
+
+def _unsound(drafts: Sequence[Draft], length: int) -> LimitError:
+    draft = next(item for item in drafts if not is_sound(item, length))
+    return LimitError(
+        f"the key {draft.key!r:.80} of {len(draft.key)} bytes has an entry beyond the limits: "
+        f"{len(draft.attr)} bytes of attr (limits {fmt.KEY_BYTES_MAX} and {fmt.ATTR_BYTES_MAX}), "
+        f"bytes {draft.offset}..{draft.offset + draft.length} of a payload of {length}. Nothing "
+        "was stored."
+    )
+
+
+# --- places and payloads --------------------------------------------------------------------------
+
+
+def place(record: Record, offset: int) -> Placed:
+    """Decide where a record's parts go when its frame starts at *offset*. Raises LimitError.
+
+    Digests that are still TO_BE_HASHED have their length, so that hashing moves nothing.
+    """
+    body_length = len(encode_body(record))
+    _check_record(record, body_length)
+    length = record.payload_length
+    payload = fmt.payload_offset(offset, body_length, length, record.block_log2, record.align_log2)
+    end = payload + length if length else fmt.align_up(payload, 3)
+    return Placed(record, offset, payload, fmt.align_up(end, 3))
+
+
+def place_all(records: Sequence[Record], offset: int) -> Iterator[Placed]:
+    """Place records one after another from *offset* on."""
+    for record in records:
+        placed = place(record, offset)
+        yield placed
+        offset = placed.end
+
+
+def write_payloads(file: File, placed: Sequence[Placed]) -> None:
+    """Write the payloads of these records, and hash them meanwhile in a second thread."""
+    from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
+
+    records = [item.record for item in placed]
+    try:
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-hash")
+        hashes = pool.map(hash_record, records)
+    except RuntimeError:  # the interpreter ends and starts no thread any more
+        hashes = map(hash_record, records)
+    else:
+        pool.shutdown(wait=False)
+    try:
+        for item in placed:
+            file.pwritev(item.record.payload, item.payload)
+    finally:
+        for _ in hashes:  # also when a write failed: nobody may change the payload before
+            pass
+    for record in records:
+        record.written = True
+
+
+def write_ahead(file: File, records: Sequence[Record], offset: int) -> None:
+    """Write and hash the large payloads of a batch that will start at *offset*."""
     large = [
         item
-        for item in placed
+        for item in place_all(records, offset)
         if item.record.checks is None and item.record.payload_length >= OVERLAP_BYTES
     ]
     if large:
         write_payloads(file, large)
-    lsn = where.first_lsn + len(placed)
-    start = placed[0].offset if placed else end
-    parent = where.parent
-    time = max(where.clock, parent.time)
-    row = CommitRow(lsn, parent.lsn, where.epoch, time, where.clock, start, end)
-    heads, extents = _encode(placed, where.first_lsn, lsn, where.seed)
-    digest = digest128(b"".join([where.chain, *[head[: fmt.FRAME_HEADER_SIZE] for head in heads]]))
-    commit = encode_commit(row, len(placed), digest, where.durable, where.seed)
-    if extents and _extent_end(extents[-1]) == end:
-        extents[-1][1].append(commit)
-    else:
-        extents.append((end, [commit]))
-    for offset, buffers in extents:
-        file.pwritev(buffers, offset)
-    entries = [
-        pair
-        for item in placed
-        for pair in make_entries(item.record.drafts, lsn, where.segment, item.offset, item.payload)
-    ]
-    return Written(row, entries, end + len(commit), digest)
+    for record in records:
+        hash_record(record)
 
 
-def _encode(
-    placed: Sequence[Placed], lsn: int, commit_lsn: int, seed: int
-) -> tuple[list[bytes], list[tuple[int, list[Buffer]]]]:
-    """Return the frame heads and the contiguous stretches still to be written."""
-    heads: list[bytes] = []
-    extents: list[tuple[int, list[Buffer]]] = []
-    current: list[Buffer] | None = None
-    for item in placed:
-        record = item.record
-        if record.checks is None or item.written:
-            hash_record(record)
-            item.body = encode_body(record)
-        head = encode_record(record, item.body, lsn, commit_lsn, seed, item.offset)
-        lsn += 1
-        heads.append(head)
-        if current is None:
-            current = []
-            extents.append((item.offset, current))
-        current.append(head)
-        if not record.payload_length:
-            continue
-        stop = item.payload + record.payload_length
-        if item.written:
-            current = []
-            extents.append((stop, current))
-        else:
-            current.extend(record.payload)
-        if item.end > stop:
-            current.append(bytes(item.end - stop))
-    return heads, [extent for extent in extents if extent[1]]
+# --- commit ids -----------------------------------------------------------------------------------
+
+_ids: list[bytes] = []  # ready to be given out; list.pop is one step, so that no lock is needed
 
 
-def _extent_end(extent: tuple[int, list[Buffer]]) -> int:
-    return extent[0] + sum(map(len, extent[1]))
+def new_commit_id() -> bytes:
+    """Return 16 random bytes; the system is asked once for many."""
+    try:
+        return _ids.pop()
+    except IndexError:
+        size = len(fmt.NO_ID)
+        data = os.urandom(size * _IDS_AT_ONCE)
+        _ids.extend(data[at : at + size] for at in range(size, len(data), size))
+        return data[:size]
+
+
+os.register_at_fork(after_in_child=_ids.clear)  # a child must not give out the same ones

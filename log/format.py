@@ -7,16 +7,17 @@ apart unnoticed. Leaf module: constants and pure functions only.
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+FIRST_VERSION: Final = 1  # of files that are read and no longer written
 WRITER: Final = b"mldb 0.1.0"
 
 # --- file header: the first 128 bytes of every file -----------------------------------------------
 FILE_MAGIC: Final = b"\x89MLDB\r\n\x1a"  # 0x89, CR LF and 0x1a expose text-mode transfers
-FILE_HEADER: Final = struct.Struct("<8sHHI16sQQq16s48xQ")
+FILE_HEADER: Final = struct.Struct("<8sHHI16sQQq16s16sQ24xQ")
 FILE_HEADER_SIZE: Final = 128
 assert FILE_HEADER.size == FILE_HEADER_SIZE
 
@@ -27,6 +28,7 @@ FILE_MANIFEST: Final = 4
 FILE_READER: Final = 5
 FILE_LOST: Final = 6
 FILE_HINT: Final = 7
+FILE_BLOB: Final = 8  # reserved
 FILE_KINDS: Final = {
     FILE_SEGMENT: "segment",
     FILE_COMPACTED: "compacted segment",
@@ -35,6 +37,7 @@ FILE_KINDS: Final = {
     FILE_READER: "reader",
     FILE_LOST: "lost bytes",
     FILE_HINT: "hint",
+    FILE_BLOB: "blob",
 }
 
 # --- frame header ---------------------------------------------------------------------------------
@@ -50,21 +53,26 @@ assert FRAME_START.size == FRAME_CHECKED_SIZE
 FLAG_KEYED: Final = 1  # the body starts with index entries
 FLAG_EXTERNAL: Final = 2  # reserved: the payload lies in another file
 FLAGS_KNOWN: Final = FLAG_KEYED
+NO_ID: Final = bytes(16)  # the id of a file that has none
 
 MUST_UNDERSTAND: Final = 0x8000
-BODY_VERSION: Final = 1  # of every body so far
+BODY_VERSION: Final = 1  # of every body but those of manifests
+MANIFEST_BODY_VERSION: Final = 2
 KIND_INVALID: Final = 0
 KIND_COMMIT: Final = 1
 KIND_INDEX: Final = 2
 KIND_MANIFEST: Final = 3
 KIND_READER: Final = 4
 KIND_HINT: Final = 5
+KIND_BLOB: Final = 6  # reserved
 KIND_FIRST_EVENT: Final = 16
 
 # --- index entries --------------------------------------------------------------------------------
 ENTRY_TOMBSTONE: Final = 1
 ENTRY_FLAGS_KNOWN: Final = ENTRY_TOMBSTONE
+ENTRY_FLAGS_MAX: Final = 255
 ENCODING_RAW: Final = 0
+ENCODING_MAX: Final = 255
 
 # --- sizes and limits -----------------------------------------------------------------------------
 FRAME_ALIGN: Final = 8
@@ -90,7 +98,11 @@ TIME_MAX: Final = (1 << 63) - 1
 META_COLUMNS_MAX: Final = 64  # metadata fields with columns, per segment
 SEGMENT_BYTES: Final = 256 << 20
 SEGMENT_ENTRIES: Final = 1 << 17  # bounds memory, recovery and the pause of a seal
-LSN_JUMP: Final = 1 << 20  # after a recovery that dropped anything
+LSN_CEILING_STEP: Final = 1 << 24  # LSNs that one synced manifest sets free
+
+
+SegmentId: TypeAlias = bytes
+"""What names a segment: 16 random bytes, or 8 bytes with its number in version 1."""
 
 
 class FrameHeader(NamedTuple):
@@ -123,7 +135,14 @@ class FileHeader(NamedTuple):
     base_lsn: int
     created: int
     writer: bytes
+    id: bytes
+    published: int
     check: int
+
+    @property
+    def segment_id(self) -> SegmentId:
+        """What names a segment and its index: random since version 2, a number before."""
+        return number_id(self.file_id) if self.version == FIRST_VERSION else self.id
 
 
 def align_up(offset: int, log2: int) -> int:
@@ -137,9 +156,21 @@ def block_count(payload_length: int, block_log2: int) -> int:
     return (payload_length + (1 << block_log2) - 1) >> block_log2
 
 
-def file_seed(store_id: bytes, file_id: int) -> int:
+def number_id(number: int) -> bytes:
+    """The id of a file that is known by a number: manifests, and segments of version 1."""
+    return number.to_bytes(8, "little")
+
+
+def id_text(segment_id: SegmentId) -> str:
+    """A segment id as file names and messages have it."""
+    if len(segment_id) == len(NO_ID):
+        return segment_id.hex()
+    return f"{int.from_bytes(segment_id, 'little'):010d}"
+
+
+def file_seed(store_id: bytes, file_id: bytes) -> int:
     """Seed of all header checksums of a file: ties every frame to its store and file."""
-    return xxh3_64_intdigest(store_id + file_id.to_bytes(8, "little"))
+    return xxh3_64_intdigest(store_id + file_id)
 
 
 def payload_offset(

@@ -7,7 +7,7 @@ rule of ``mldb.log.recovery``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -50,10 +50,14 @@ class Draft(NamedTuple):
     digest: bytes
     base: int
     attr: bytes
+    owner: bytes = b""
+    """The key whose version owns the bytes or is the base; empty: its own."""
 
 
-# A row of eight from msgpack becomes a Draft; other lengths fail where the columns are compared.
-make_draft: Final[Callable[[Any], Draft]] = partial(tuple.__new__, Draft)
+_DraftFields = tuple[bytes, int, int, int, int, bytes, int, bytes, bytes]
+make_draft: Final[Callable[[_DraftFields], Draft]] = partial(tuple.__new__, Draft)
+_DRAFT_SIZE: Final = len(Draft._fields)
+_make_drafts: Final[Callable[[Any], Draft]] = partial(tuple.__new__, Draft)  # of lists read
 
 
 @dataclass(slots=True)
@@ -74,6 +78,8 @@ class Record:
     align_log2: int = fmt.PAYLOAD_ALIGN_LOG2
     block_log2: int = fmt.BLOCK_LOG2
     checks: bytes | None = None
+    written: bool = False
+    """The payload is in the file already, where :func:`mldb.log.batch.encode_batch` places it."""
 
 
 def hash_record(record: Record) -> None:
@@ -173,21 +179,36 @@ def encode_record(
     )
 
 
-def encode_commit(row: CommitRow, count: int, digest: bytes, durable: int, seed: int) -> bytes:
+def encode_commit(
+    row: CommitRow,
+    count: int,
+    digest: bytes,
+    durable: int,
+    seed: int,
+    extra: Mapping[str, object] = _EMPTY_MAP,
+) -> bytes:
     """Return the commit frame that closes a batch; it stands at ``row.end``."""
-    body = pack((row.parent, row.epoch, row.time, row.clock, count, digest, durable, _EMPTY_MAP))
-    return encode_head(_COMMIT, 1, 0, body, b"", 0, 0, 0, row.lsn, row.lsn, seed, row.end)
+    lsn, parent, epoch, time, clock, _, end, commit_id = row
+    body = pack((parent, epoch, time, clock, count, digest, durable, extra, commit_id, ()))
+    return encode_head(_COMMIT, 1, 0, body, b"", 0, 0, 0, lsn, lsn, seed, end)
 
 
 def make_entries(
-    drafts: Sequence[Draft], commit_lsn: int, segment: int, frame: int, payload: int
+    drafts: Sequence[Draft], commit_lsn: int, segment: bytes, frame: int, payload: int
 ) -> list[tuple[bytes, Entry]]:
     """Return the entries of the frame at offset *frame*, whose payload starts at *payload*."""
-    entries: list[tuple[bytes, Entry]] = []
-    for key, flags, encoding, offset, length, digest, base, attr in drafts:
-        at = (commit_lsn, segment, frame, payload + offset, length)
-        entries.append((key, make_entry((*at, attr, flags, encoding, base, digest))))
-    return entries
+    return [
+        (
+            key,
+            make_entry(
+                (
+                    *(commit_lsn, segment, frame, payload + offset, length),
+                    *(attr, flags, encoding, base, digest, owner),
+                )
+            ),
+        )
+        for key, flags, encoding, offset, length, digest, base, attr, owner in drafts
+    ]
 
 
 # --- decoding -------------------------------------------------------------------------------------
@@ -236,18 +257,18 @@ def _bound(header: fmt.FrameHeader) -> None:
         and 3 <= header.align_log2 <= 21
     ):
         raise DamagedFrame("block size or alignment is out of range")
-    if header.flags & ~fmt.FLAGS_KNOWN:
-        raise DamagedFrame(f"unknown frame flags {header.flags:#x}")
 
 
 def check_body(data: Buffer, frame: Frame, base: int = 0) -> bytes:
     """Return the verified body bytes of *frame*; also proves its block checksums and padding."""
     header = frame.header
-    if header.body_version > fmt.BODY_VERSION and header.kind & fmt.MUST_UNDERSTAND:
+    kind = header.kind & ~fmt.MUST_UNDERSTAND
+    known = fmt.MANIFEST_BODY_VERSION if kind == fmt.KIND_MANIFEST else fmt.BODY_VERSION
+    if header.body_version > known and header.kind & fmt.MUST_UNDERSTAND:
         raise FormatVersionError(
-            f"the frame at offset {frame.offset} has kind {header.kind & ~fmt.MUST_UNDERSTAND} and "
-            f"body version {header.body_version}; this mldb reads up to {fmt.BODY_VERSION}. "
-            "Nothing was changed; use a newer mldb."
+            f"the frame at offset {frame.offset} has kind {kind} and body version "
+            f"{header.body_version}; this mldb reads up to {known}. Nothing was changed; use a "
+            "newer mldb."
         )
     count = fmt.block_count(header.payload_length, header.block_log2)
     end = frame.checks_offset + 8 * count
@@ -273,9 +294,11 @@ def is_zero(data: Buffer) -> bool:
 def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
     """Return the index entries and the rest of a keyed body. Raises :class:`DamagedFrame`."""
     try:
-        raw, extra = unpack(body)
-        drafts = list(map(make_draft, raw))
-        columns = tuple(zip(*raw, strict=True)) or ((),) * len(Draft._fields)
+        raw, extra = unpack(body)[:2]
+        if {_DRAFT_SIZE} != {*map(len, raw)}:
+            raw = list(map(_of_another_version, raw))
+        drafts = list(map(_make_drafts, raw))
+        columns = tuple(zip(*raw, strict=True)) or ((),) * _DRAFT_SIZE
         sound = are_sound(columns, frame.header.payload_length)
     except (ValueError, TypeError) as error:
         raise DamagedFrame(f"entries cannot be decoded: {error}") from None
@@ -284,6 +307,11 @@ def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
     if not sound or len(columns[0]) != len(drafts):  # rows of nothing leave no columns
         raise DamagedFrame("an index entry is out of range")
     return drafts, extra
+
+
+def _of_another_version(row: list[Any]) -> list[Any]:
+    """An entry of version 1, which has no owner, or one that has more behind it."""
+    return [*row, b""] if len(row) == _DRAFT_SIZE - 1 else row[:_DRAFT_SIZE]
 
 
 class CommitBody(NamedTuple):
@@ -297,12 +325,21 @@ class CommitBody(NamedTuple):
     digest: bytes
     durable: int
     extra: dict[str, object]
+    id: bytes
+    merged: list[int]
+
+
+_COMMIT_SIZE: Final = len(CommitBody._fields)
+_SINCE_VERSION_2: Final[tuple[object, ...]] = (b"", [])
 
 
 def decode_commit(body: bytes) -> CommitBody:
     """Decode the body of a commit frame. Raises :class:`DamagedFrame`."""
     try:
-        commit = CommitBody._make(unpack(body))
+        stored = unpack(body)
+        if len(stored) == _COMMIT_SIZE - len(_SINCE_VERSION_2):
+            stored += _SINCE_VERSION_2
+        commit = CommitBody._make(stored[:_COMMIT_SIZE])
         good = all(type(value) is int for value in (*commit[:5], commit.durable))
     except (ValueError, TypeError) as error:
         raise DamagedFrame(f"a commit cannot be decoded: {error}") from None
@@ -311,6 +348,9 @@ def decode_commit(body: bytes) -> CommitBody:
         and type(commit.digest) is bytes
         and len(commit.digest) == fmt.DIGEST_SIZE
         and type(commit.extra) is dict
+        and type(commit.id) is bytes
+        and len(commit.id) in (0, fmt.DIGEST_SIZE)
+        and type(commit.merged) is list
         and 0 <= commit.frames <= fmt.FRAMES_MAX
         and 0 <= commit.parent <= fmt.LSN_MAX
         and 0 <= commit.durable <= fmt.LSN_MAX
@@ -329,55 +369,3 @@ def unpack(data: bytes) -> Any:
     except (msgpack.UnpackException, RecursionError, OverflowError, TypeError) as error:
         # TypeError: a key of a map that Python cannot hash.
         raise ValueError(f"invalid msgpack: {error}") from None
-
-
-# --- file headers ---------------------------------------------------------------------------------
-
-
-def encode_file_header(
-    kind: int, store_id: bytes, file_id: int, base_lsn: int, created: int
-) -> bytes:
-    """Return the 128 bytes that start a file."""
-    head = fmt.FILE_HEADER.pack(
-        fmt.FILE_MAGIC,
-        fmt.FORMAT_VERSION,
-        kind,
-        fmt.FILE_HEADER_SIZE,
-        store_id,
-        file_id,
-        base_lsn,
-        created,
-        fmt.WRITER,
-        0,
-    )[:-8]
-    return head + check64(head).to_bytes(8, "little")
-
-
-def decode_file_header(data: bytes, name: str) -> fmt.FileHeader:
-    """Decode the first 128 bytes of file *name*.
-
-    Raises :class:`DamagedFrame` for damage and FormatVersionError for a newer format or a foreign
-    file.
-    """
-    if len(data) < fmt.FILE_HEADER_SIZE:
-        raise DamagedFrame(f"{len(data)} bytes, a file header needs {fmt.FILE_HEADER_SIZE}")
-    header = fmt.FileHeader._make(fmt.FILE_HEADER.unpack_from(data))
-    if header.magic != fmt.FILE_MAGIC:
-        raise FormatVersionError(
-            f"{name} is not an mldb file: it starts with {header.magic!r}, expected "
-            f"{fmt.FILE_MAGIC!r}. Nothing was changed; check the path."
-        )
-    computed = check64(data[: fmt.FILE_HEADER_SIZE - 8])
-    if computed != header.check:
-        raise DamagedFrame(
-            f"stored file header checksum {header.check:016x}, computed {computed:016x}"
-        )
-    if header.version > fmt.FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{name} has format version {header.version}; this mldb reads up to "
-            f"{fmt.FORMAT_VERSION} (file written by {header.writer.rstrip(bytes(1))!r}). Nothing "
-            "was changed; use a newer mldb."
-        )
-    if header.version == 0 or header.kind == 0:
-        raise DamagedFrame("format version 0 and file kind 0 are never valid")
-    return header

@@ -1,129 +1,132 @@
 """The commit lock: one writer at a time over all threads and processes.
 
-A process's mutex, then a kernel lock on a file, which a dead process never holds. flock alone is
-not fair: a tight loop of commits starved a waiter for seconds. So who has to wait does so holding a
-second lock, the *gate*, and every writer passes the gate once in a few commits: a waiter waits for
-a handful of commits at most.
+A lock of the process that knows its owner, then a kernel lock on a file, which a dead process never
+holds. flock alone is not fair: a tight loop of commits starved a waiter for seconds. So who has to
+wait does so holding a second lock, the *gate*, and every writer passes the gate once in a few
+commits: a waiter waits for a handful of commits at most.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from types import TracebackType
-from typing import Any
+from sys import _getframe
+from threading import get_ident
+from typing import Final
 
-from mldb.errors import LockedError
+from mldb.errors import ClosedError, LockedError
 from mldb.log.fs.protocol import FileSystem, KernelLock
+from mldb.log.ownership import Guard, OwnedLock
 
-GATE = "GATE"
-LOCK = "LOCK"
-_POLL_SECONDS_MAX = 0.002
-_GATE_EVERY = 8
+GATE: Final = "GATE"
+LOCK: Final = "LOCK"
+_POLL_SECONDS_MIN: Final = 0.00005
+_POLL_SECONDS_MAX: Final = 0.002
+_GATE_EVERY: Final = 8
 
 
-class CommitLock:
-    """The lock as a reusable context manager. Any thread; not reentrant.
+class CommitLock(OwnedLock):
+    """The lock over threads and processes. Any thread; not reentrant.
 
-    Entering raises LockedError after ``timeout`` seconds. The files are opened when first needed;
-    ``_mutex`` guards them and ``_turn``.
+    The kernel locks are opened when first needed; who holds the lock of the process owns them and
+    ``_turn``.
     """
 
-    __slots__ = ("_commit", "_fs", "_gate", "_mutex", "_turn", "timeout")
+    __slots__ = ("_closed", "_commit", "_fs", "_gate", "_turn", "timeout")
 
     def __init__(self, fs: FileSystem, timeout: float) -> None:
+        super().__init__(f"the commit lock of {fs.root}")
         self.timeout = timeout
         self._fs = fs
-        self._mutex: Any = threading.RLock()  # _is_owned is what threading.Condition asks it too
         self._gate: KernelLock | None = None
         self._commit: KernelLock | None = None
         self._turn = 0
+        self._closed = False
 
-    def __enter__(self) -> None:
-        mutex = self._mutex
-        self.recover()
+    def hold(self, timeout: float | None = None) -> Guard:
+        """Take both locks for the ``with`` block of the caller, in ``timeout`` seconds in all.
+
+        Raises ReentryError inside a commit of the same thread, LockedError when the time is over,
+        ClosedError after :meth:`close`.
+        """
+        key = [get_ident(), id(_getframe(1)), 1]
+        guard = Guard(self, key)
+        if self.slot.setdefault(0, key) is not key:
+            if self._is_inside():
+                raise self.reentry()
+            began = time.monotonic()
+            self._queue_up(key, self.timeout)
+        else:
+            began = 0.0
         try:
-            if not mutex.acquire(timeout=self.timeout):
-                raise LockedError(
-                    f"another thread of this process held the commit lock of {self._fs.root} for "
-                    f"{self.timeout} s. Nothing was stored; try again or raise lock_timeout."
-                )
             self._turn += 1
             commit = self._commit or self._open()
             if self._turn % _GATE_EVERY == 0 or not commit.try_acquire():
-                self._pass_gate(commit)
+                self._pass_gate(commit, (began or time.monotonic()) + self.timeout)
         except BaseException:
-            self.recover()
+            guard.free()
             raise
+        return guard
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._let_go()
+    def hold_in_process(self) -> Guard:
+        """Keep the other threads of this process from committing; for the caller's block."""
+        guard = Guard(self, [get_ident(), id(_getframe(1)), 1])
+        if self.slot.setdefault(0, guard.key) is not guard.key:
+            if self._is_inside():
+                raise self.reentry()
+            self._queue_up(guard.key, None)
+        return guard
 
-    def recover(self) -> None:
-        """Give back what a Ctrl-C right before ``__exit__`` left with this thread; usually nothing.
-
-        Whoever commits calls it when its ``with`` block ends with an exception; entering does too.
-        """
-        if self._mutex._is_owned():
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Give both locks back.
-
-        Ctrl-C may come between any two steps of Python, so behind the call that took the mutex,
-        too: whether this thread holds it is asked of the mutex itself.
-        """
-        try:
-            if self._commit is not None:
-                self._commit.release()
-        finally:
-            self._mutex.release()
+    def before_free(self) -> None:
+        """Give the kernel lock back; harmless when it is not held."""
+        if self._commit is not None:
+            self._commit.release()
 
     def _open(self) -> KernelLock:
+        if self._closed:
+            raise ClosedError(f"the store {self._fs.root} was closed. Nothing was stored.")
         self._commit = self._fs.lock(LOCK)
         return self._commit
 
-    def _pass_gate(self, commit: KernelLock) -> None:
+    def _pass_gate(self, commit: KernelLock, deadline: float) -> None:
         """Queue at the gate, and take the commit lock while standing in it."""
         gate = self._gate
         if gate is None:
             gate = self._gate = self._fs.lock(GATE)
         try:
             if not gate.try_acquire():
-                self._wait(gate)
+                self._wait(gate, deadline)
             if not commit.try_acquire():
-                self._wait(commit)
+                self._wait(commit, deadline)
         finally:
             gate.release()
 
-    def _wait(self, lock: KernelLock) -> None:
-        deadline = time.monotonic() + self.timeout
-        pause = 0.00005
+    def _wait(self, lock: KernelLock, deadline: float) -> None:
+        pause = _POLL_SECONDS_MIN
         while not lock.try_acquire():
-            if time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise LockedError(
                     f"{lock.holder()} has held the commit lock of {self._fs.root} for more than "
                     f"{self.timeout} s. Nothing was stored; try again, raise lock_timeout, or end "
                     "that process (the lock ends with it)."
                 )
-            time.sleep(pause)
+            self._fs.pause(min(pause, left))
             pause = min(pause * 2, _POLL_SECONDS_MAX)
 
     def make_file(self) -> None:
         """Make the lock file where a copy of the store lost it."""
-        with self._mutex:
+        guard = super().hold()
+        with guard:
             if self._commit is None:
                 self._open()
 
     def close(self) -> None:
-        """Close both lock files. Waits for a commit in progress."""
-        with self._mutex:
-            for lock in (self._gate, self._commit):
-                if lock is not None:
-                    lock.close()
-            self._gate = self._commit = None
+        """Close both lock files; who comes later gets ClosedError. Waits for a commit going on."""
+        guard = super().hold_unless_inside()
+        self._closed = True
+        commit, gate, self._commit, self._gate = self._commit, self._gate, None, None
+        for lock in (gate, commit):
+            if lock is not None:
+                lock.close()
+        if guard is not None:
+            guard.free()

@@ -1,52 +1,45 @@
 """The log of one store: open or create it, take heads, commit, close. The face of ``mldb.log``.
 
 Everything above talks to this class. It hands out immutable views and raw entries; what they mean
-is decided in ``mldb.tensors.codec`` and ``mldb.history.events``.
+is decided in ``mldb.tensors`` and ``mldb.history``.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from mldb.errors import (
-    ClosedError,
-    CorruptError,
-    FormatVersionError,
-    LockedError,
-    ReadOnlyError,
-    StorageFullError,
-)
-from mldb.log import format as fmt
-from mldb.log.active import HINTS, chain_start
-from mldb.log.frame import Frame, Record, encode_file_header
+from mldb.errors import ClosedError, LockedError, MldbError, ReadOnlyError, StorageFullError
+from mldb.log.active import Active
+from mldb.log.birth import FOLDERS, create_store, restore_folders
+from mldb.log.frame import Frame, Record
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.address import CommitRow, Entry
+from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
 from mldb.log.lock import CommitLock
 from mldb.log.manifest import (
-    PENDING,
+    WRITE_FEATURES,
     Manifest,
-    Mark,
-    install_manifest,
     manifest_numbers,
     newest_announced,
+    unknown_features,
 )
-from mldb.log.pending import PendingSegment, sweep_pending
-from mldb.log.readers import READERS, Registration, live_readers
-from mldb.log.recovery import LOST, Recovery, refuse_corruption, refuse_lost_manifest
-from mldb.log.segment import SEGMENTS, Segment, Verify, segment_name
-from mldb.log.sequencer import Decide, Writer, WriterOptions
-from mldb.log.state import LogState, load_newest, open_announced
+from mldb.log.newest import load_newest, open_announced
+from mldb.log.orphans import refuse_lost_manifest
+from mldb.log.pending import PendingSegment
+from mldb.log.readers import Registration, registrations, sweep_dead
+from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
+from mldb.log.segment import Verify
+from mldb.log.sequencer import Decide, Sequencer, SequencerOptions
+from mldb.log.state import LogState
 from mldb.log.view import View
 
-FOLDERS = (SEGMENTS, PENDING, READERS, HINTS, LOST)
-_OWN_NAMES = frozenset({*FOLDERS, "LOCK", "GATE"})
+__all__ = ["FOLDERS", "Log", "LogOptions", "Still", "StoredBatch"]
+
+_NO_EXTRA: Mapping[str, object] = {}
+_LOOKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +51,26 @@ class LogOptions:
 
     mode: Literal["r", "rw"] = "rw"
     verify: Verify = "first"
-    writer: WriterOptions = field(default_factory=WriterOptions)
+    writer: SequencerOptions = field(default_factory=SequencerOptions)
     lock_timeout: float = 30.0
     known: frozenset[int] = frozenset()
     max_mapped: int = 256
+
+
+class StoredBatch(NamedTuple):
+    """One commit with its checked frames and their bodies, and the file that holds them."""
+
+    row: CommitRow
+    frames: list[tuple[Frame, bytes]]
+    file: str
+
+
+class Still(NamedTuple):
+    """One moment of the log, of which the writer changes nothing any more."""
+
+    manifest: Manifest
+    active: Active
+    view: View
 
 
 class Log:
@@ -75,25 +84,32 @@ class Log:
     ) -> None:
         """Open the store in *fs*, creating it in an empty folder when ``mode="rw"``.
 
-        Raises FormatVersionError, CorruptError, LockedError, StorageIOError, ReadOnlyError.
+        Writes nothing into an existing store: what a dead process left is repaired by the first
+        commit. Raises FormatVersionError, CorruptError, LockedError, StorageIOError, ReadOnlyError.
         """
         self.fs = fs
         self.options = options
         self.closed = False
         self._swept = False  # a race costs one more listing
         self._lock: CommitLock | None = None
-        self._writer: Writer | None = None
+        self._sequencer: Sequencer | None = None
         writable = options.mode == "rw"
         distrusted: list[str] = []
         announced = open_announced(fs, writable=writable)
         manifest = None if announced is None else newest_announced(fs, announced.size())
+        born = False
         if manifest is None:
-            numbers = manifest_numbers(fs)
+            names = fs.list("")
+            numbers = manifest_numbers(names)
             if not numbers:
-                self._create(writable)
+                born = create_store(fs, names, options.lock_timeout, writable=writable)
+                announced = announced or open_announced(fs, writable=writable)
             manifest = load_newest(fs, distrusted, numbers)
+        unknown = set(manifest.features.write) - WRITE_FEATURES
+        if writable and unknown:
+            raise unknown_features(fs, unknown, "write")
         if writable:
-            _restore_folders(fs)
+            restore_folders(fs)
             self._lock = CommitLock(fs, options.lock_timeout)
             if announced is None:
                 self._lock.make_file()
@@ -105,13 +121,21 @@ class Log:
             known=options.known,
             max_mapped=options.max_mapped,
             announced=announced,
+            lock_slot=None if self._lock is None else self._lock.slot,
         )
         self._state.distrusted[:0] = distrusted
         self.registration = Registration(fs, manifest.store_id)
         try:
             if self._lock is not None:
-                self._writer = Writer(self._state, self._lock, options.writer, metadata_of)
-            self._settle()
+                self._sequencer = Sequencer(
+                    self._state,
+                    self._lock,
+                    self.registration,
+                    options.writer,
+                    metadata_of,
+                    began=born,
+                )
+            self._found = self._look()
         except BaseException:
             self._state.close()
             if self._lock is not None:
@@ -120,92 +144,43 @@ class Log:
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def _create(self, writable: bool) -> None:
-        fs = self.fs
-        names = fs.list("")
-        foreign = [name for name in names if name not in _OWN_NAMES]
-        if foreign or not writable:
-            shown = ", ".join(map(repr, foreign[:5])) or "nothing"
-            raise FormatVersionError(
-                f"{fs.root} is not an mldb store: it has no manifest and holds {shown}. Nothing "
-                "was changed. Check the path, or give an empty or new folder with mode='rw' to "
-                "create a store."
-            )
-        for folder in FOLDERS:
-            fs.mkdir(folder)
-        lock = CommitLock(fs, self.options.lock_timeout)
-        try:
-            with lock:
-                if not manifest_numbers(fs):
-                    self._give_birth()
-        finally:
-            lock.close()
-
-    def _give_birth(self) -> None:
-        """Make segment 1 and manifest 1; a store exists once its first manifest does."""
-        fs = self.fs
-        for name in fs.list(SEGMENTS):
-            path = f"{SEGMENTS}/{name}"
-            file = fs.open(path, "r")
-            size = file.size()
-            file.close()
-            if size > fmt.FILE_HEADER_SIZE:
-                raise CorruptError(
-                    "segments are here but no manifest: manifests were deleted. Nothing was "
-                    "changed; restore the MANIFEST files from a backup.",
-                    file=path,
-                )
-            fs.unlink(path)  # left by a creation that died before its manifest
-        store_id, created = os.urandom(16), fs.time_ns()
-        name = segment_name(1)
-        file = fs.open(name, "create")
-        try:
-            file.pwritev([encode_file_header(fmt.FILE_SEGMENT, store_id, 1, 1, created)], 0)
-            file.sync()
-        finally:
-            file.close()
-        fs.sync_dir(SEGMENTS)
-        fs.sync_dir("")  # the folders themselves, before a manifest relies on them
-        mark = Mark(1, fmt.FILE_HEADER_SIZE, 0, chain_start(store_id, 1))
-        install_manifest(fs, Manifest(1, store_id, created, (), 1, store_id, mark, 0, ()))
-
-    def _settle(self) -> None:
-        """Decide what the bytes behind the last batch are; repair them if this handle may write."""
+    def _look(self) -> Recovery:
+        """Say what the bytes behind the last batch are. Raises CorruptError when it is damage."""
         state = self._state
-        refuse_lost_manifest(state)
+        if state.announced_number != state.manifest.number:
+            refuse_lost_manifest(self.fs, state.manifest)
+        tail = refuse_corruption(state)
         active = state.active
-        tail = active.cursor.offset != active.seen
-        if self._writer is None or self._lock is None:
-            refuse_corruption(state)
-            return
-        if tail or active.cursor.index is not None:
-            with self._lock:
-                try:
-                    self._writer.catch_up()
-                finally:
-                    state.writing = False
-        else:
-            refuse_corruption(state)
-        if state.distrusted and self._writer.recovery.clean:
-            self._writer.recovery = Recovery(distrusted=tuple(state.distrusted))
+        torn = active.cursor.index is None and active.cursor.offset < active.seen
+        if torn and self._sequencer is not None and not self._is_being_written():
+            return describe_tail(state, tail)
+        clean = not state.distrusted
+        return Recovery(clean=clean, distrusted=tuple(state.distrusted))
+
+    def _is_being_written(self) -> bool:
+        """Whether another process is in the middle of a commit, so that a tail is nothing torn."""
+        assert self._lock is not None
+        state = self._state
+        try:
+            with self._lock.hold():
+                with state.mutex.hold():
+                    state.follow()
+                return state.active.cursor.offset >= state.active.seen
+        except LockedError:
+            return True
 
     def _sweep(self) -> None:
-        """Remove what dead processes left in ``pending/``, once per handle.
+        """Remove what dead processes left in ``pending/`` and ``readers/``, once per handle.
 
         Done before the first spill and at the close of a handle that wrote, not at every opening: a
         listing costs more than the rest of it. Skipped while another process holds the lock.
         """
-        if self._swept or self._lock is None:
+        if self._swept or self._lock is None or self._sequencer is None:
             return
         self._swept = True
-        if not self.fs.list(PENDING):
-            return
-        try:
-            with self._lock:
-                live = frozenset(reader.name for reader in live_readers(self.fs))
-                sweep_pending(self.fs, live)
-        except LockedError:
-            return
+        with contextlib.suppress(LockedError), self._lock.hold():
+            self._state.check_identity()
+            sweep_dead(self.fs, self.registration.name, self._sequencer.syncing.logged)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -216,12 +191,9 @@ class Log:
 
     @property
     def recovery(self) -> Recovery:
-        """What the last repair of this handle did."""
-        return (
-            self._writer.recovery
-            if self._writer is not None
-            else Recovery(distrusted=tuple(self._state.distrusted))
-        )
+        """What was found torn or distrusted, and what the repair of this handle did about it."""
+        repaired = None if self._sequencer is None else self._sequencer.recovery
+        return repaired if repaired is not None and not repaired.clean else self._found
 
     @property
     def state(self) -> LogState:
@@ -232,84 +204,81 @@ class Log:
         """Return the newest view."""
         return self._state.head()
 
-    def payload(
-        self, view: View, entry: Entry, low: int, high: int, key: str | None = None
-    ) -> memoryview:
-        """Return the stored bytes low..high of a version, as a view of its mapped segment.
+    def still(self) -> Still:
+        """Return manifest, active segment and view of one moment; the segment is a copy.
 
-        They are verified as ``options.verify`` says; *key* is named in errors. Raises CorruptError.
+        Writers of this process are kept out meanwhile. Raises ReentryError inside a commit.
         """
-        return view.segments[entry.segment].payload(entry, low, high, self.options.verify, key)
+        state = self._state
+        guard = contextlib.nullcontext() if self._lock is None else self._lock.hold_in_process()
+        with guard, state.mutex.hold():
+            state.follow()
+            active = state.active
+            fixed = replace(active, cursor=replace(active.cursor), jumps=list(active.jumps))
+            return Still(state.manifest, fixed, state.view)
 
-    def touch_rows(
-        self,
-        view: View,
-        entry: Entry,
-        place: int,
-        row_bytes: int,
-        rows: npt.NDArray[np.int64],
-        key: str | None = None,
-    ) -> None:
-        """Verify what holds *rows* of a column of a version.
+    def hold(self, lsn: int) -> View:
+        """Register that commit *lsn* must stay readable, and return a view that still has it.
 
-        *place* is the column's first byte in the version. Raises CorruptError.
+        First it is written, then looked for a manifest that was announced meanwhile: who prunes
+        does so the other way round. ``registration.release`` takes it back. Raises StorageIOError.
         """
-        segment = view.segments[entry.segment]
-        segment.touch_rows(entry, place, row_bytes, rows, self.options.verify, key)
+        state = self._state
+        self.registration.hold(lsn)
+        view = state.head()
+        for _ in range(_LOOKS):
+            if state.announced_number in (0, state.manifest.number):
+                break
+            view = state.head()
+        return view
 
-    def private(self, view: View, entry: Entry, key: str | None = None) -> memoryview:
-        """Return a private writable view of a version's stored bytes."""
-        return view.segments[entry.segment].private(entry, self.options.verify, key)
+    def batches(self, view: View, low: int, high: int) -> Iterator[StoredBatch]:
+        """Yield every commit with low <= LSN <= high and its frames, in log order, all lineages.
 
-    def batch_frames(self, segment: Segment, row: CommitRow) -> list[tuple[Frame, bytes]]:
-        """Return the checked frames of one commit with their bodies."""
-        frames: list[tuple[Frame, bytes]] = []
-        offset = row.start
-        while offset < row.end:
-            frame, body = segment.frame(offset)
-            frames.append((frame, body))
-            offset = frame.end
-        return frames
-
-    def batches(
-        self, view: View, low: int, high: int
-    ) -> Iterator[tuple[CommitRow, list[tuple[Frame, bytes]]]]:
-        """Yield every commit with low <= LSN <= high and its frames, in log order, all lineages."""
-        for number, row in view.commits(low, high):
-            yield row, self.batch_frames(view.segments[number], row)
+        The one iterator over batches, whatever kind of segment they lie in.
+        """
+        for segment_id, row in view.commits(low, high):
+            segment = view.segments[segment_id]
+            frames: list[tuple[Frame, bytes]] = []
+            offset = row.start
+            while offset < row.end:
+                frame, body = segment.frame(offset)
+                frames.append((frame, body))
+                offset = frame.end
+            yield StoredBatch(row, frames, segment.name)
 
     # --- writing ----------------------------------------------------------------------------------
 
     @property
-    def writer(self) -> Writer:
-        """The writer. Raises ReadOnlyError on a read-only handle."""
-        if self._writer is None:
-            raise self._read_only()
-        return self._writer
-
-    def _read_only(self) -> ReadOnlyError:
-        return ReadOnlyError(
-            f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' to "
-            "write."
-        )
+    def sequencer(self) -> Sequencer:
+        """The sequencer. Raises ReadOnlyError on a read-only handle."""
+        if self._sequencer is None:
+            raise ReadOnlyError(
+                f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' "
+                "to write."
+            )
+        return self._sequencer
 
     def commit(
-        self, records: Sequence[Record], decide: Decide, pending: PendingSegment | None = None
+        self,
+        records: Sequence[Record],
+        decide: Decide,
+        pending: PendingSegment | None = None,
+        extra: Mapping[str, object] = _NO_EXTRA,
     ) -> CommitRow:
-        """Store records as one batch; see Writer.commit."""
-        return self.writer.commit(records, decide, pending)
+        """Store records as one batch; see Sequencer.commit."""
+        return self.sequencer.commit(records, decide, pending, extra)
 
     def pending_segment(self) -> PendingSegment:
         """Start a pending segment for a large batch."""
-        if self._writer is None:
-            raise self._read_only()
+        self.sequencer  # noqa: B018 - raises ReadOnlyError
         self._sweep()
         return PendingSegment(self.fs, self.registration.ensure())
 
     def stats(self) -> dict[str, Any]:
         """Return figures of the log: its size, its parts, what this handle did."""
         view = self.head()
-        state, active = self._state, self._state.active
+        state, active, sequencer = self._state, self._state.active, self._sequencer
         segments = list(view.segments.values())
         return {
             "store_id": self.store_id.hex(),
@@ -325,42 +294,40 @@ class Log:
             "max_mapped": state.mappings.limit,
             "mappings_released": state.mappings.released,
             "mapped_segments": sum(segment.mapped_bytes > 0 for segment in segments),
-            "durable_lsn": self._writer.durable_lsn
-            if self._writer is not None
-            else active.cursor.durable,
-            "commits": self._writer.commits if self._writer is not None else 0,
+            "durable_lsn": active.cursor.durable
+            if sequencer is None
+            else sequencer.syncing.durable_lsn,
+            "commits": 0 if sequencer is None else sequencer.commits,
             "free_bytes": self.fs.free_bytes(),
             "distrusted": list(state.distrusted),
-            "readers": len(live_readers(self.fs, self.registration.name))
-            if self._writer is not None
-            else 0,
+            "readers": len(registrations(self.fs)),
         }
 
     def sync(self) -> None:
         """Make every commit so far durable, those of other processes too."""
-        self.writer.sync(self.head().commit.lsn)
+        self.sequencer.syncing.sync()
 
     def close(self) -> None:
-        """Close the handle; a writing one records a durable mark. Closing twice is harmless."""
+        """Close the handle; a writing one records a durable mark. Closing twice is harmless.
+
+        Waits for who is inside a commit.
+        """
         if self.closed:
             return
         self.closed = True
+        sequencer = self._sequencer
+        logged = 0
         try:
-            if self._writer is not None:
-                self._writer.close()
-                if self._writer.commits:
+            if sequencer is not None:
+                sequencer.close()
+                logged = sequencer.syncing.logged
+                if sequencer.commits:
                     self._sweep()
         except (LockedError, ClosedError, StorageFullError):
             pass  # the next opening scans instead of starting from the mark
         finally:
-            self.registration.close()
+            with contextlib.suppress(MldbError):
+                self.registration.close(logged)
             self._state.close()
             if self._lock is not None:
                 self._lock.close()
-
-
-def _restore_folders(fs: FileSystem) -> None:
-    """Make the folders that a copy of the store lost, since many tools skip empty ones."""
-    for folder in FOLDERS:
-        if not fs.exists(folder):
-            fs.mkdir(folder)

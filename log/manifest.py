@@ -1,90 +1,86 @@
 """The manifest: which segments make up the store. FORMAT.md section 7.
 
-A manifest is immutable. ``MANIFEST-N`` is written to a temporary name, synced and linked into
-place; the link fails when another process was first. The highest valid N wins, and the one before
-it is kept. The same scheme later serves object stores, which offer put-if-absent and nothing more.
+A manifest is immutable. ``MANIFEST-N`` is linked into place; the link fails when another process
+was first. The highest valid N wins. It names its segments in full, or as changes of one *base*, so
+that a seal costs the same in a store of ten segments and of ten thousand. The same scheme later
+serves object stores, which offer put-if-absent and nothing more.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final, TypeVar
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Final
 
-from mldb.errors import CorruptError, FormatVersionError, StorageError, StorageIOError
+from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
-from mldb.log.frame import (
-    DamagedFrame,
-    check_body,
-    decode_file_header,
-    decode_header,
-    encode_file_header,
-    encode_head,
-    pack,
-    unpack,
-)
+from mldb.log.checksum import digest128
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.lineage import Jump, checked_jumps
+from mldb.log.index.lineage import Jump
+from mldb.log.lone import PENDING, discard, publish_new, read_file
+from mldb.log.manifest_codec import (
+    Features,
+    Mark,
+    SegmentInfo,
+    StoredManifest,
+    decode_manifest,
+    encode_manifest,
+    splice,
+)
 
-PENDING: Final = "pending"
+__all__ = ["PENDING", "Features", "Manifest", "Mark", "SegmentInfo"]
+
+READ_FEATURES: Final[frozenset[str]] = frozenset()
+WRITE_FEATURES: Final[frozenset[str]] = frozenset()
+"""The features of a store that this mldb knows: to read it, and to write it."""
+
+CHANGES_MAX: Final = 256
+_BYTES_MAX: Final = 1 << 30
 _NAME = re.compile(r"MANIFEST-([0-9]{10})\Z")
-_BYTES_MAX = 1 << 28
-KEPT = 2  # manifests left in the folder
 
-
-@dataclass(frozen=True, slots=True)
-class SegmentInfo:
-    """One segment as the manifest describes it.
-
-    ``length`` counts the valid bytes of a sealed segment; bytes behind it are ignored.
-    ``index_file`` is "" when the index is the segment's own footer. ``origin`` is the store id
-    inside the file, which differs from the store's after a backup.
-    """
-
-    number: int
-    kind: int
-    origin: bytes
-    length: int
-    index_file: str
-    index_offset: int
-    first_lsn: int
-    last_lsn: int
-    first_epoch: int
-    last_epoch: int
-    chain: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A place in the active segment known to be durable: everything before it must be there."""
-
-    segment: int
-    offset: int
-    lsn: int
-    chain: bytes
+Kept = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One state of the store's outline; ``active`` is the number of the segment appended to."""
+    """One state of the store's outline; ``active`` is the id of the segment appended to.
+
+    ``digest`` is that of the file, b"" until it is installed. ``base`` is the manifest that this
+    one is written as changes of, itself when it is written whole. ``kept`` are ranges of the
+    commits that retention left; None when nothing was ever pruned.
+    """
 
     number: int
     store_id: bytes
     created: int
     segments: tuple[SegmentInfo, ...]
-    active: int
+    active: bytes
     active_origin: bytes
     mark: Mark
     lsn_floor: int
+    lsn_ceiling: int
     jumps: tuple[Jump, ...]
-    kept: tuple[int, ...] | None = None
+    kept: Kept | None = None
+    origins: tuple[bytes, ...] = ()
+    features: Features = field(default_factory=Features)
+    version: int = fmt.FORMAT_VERSION
+    predecessor: bytes = b""
+    digest: bytes = b""
+    base: Base | None = None
 
-    def next(self, **changes: object) -> Manifest:
-        """Return the following manifest with these changes."""
-        return replace(self, number=self.number + 1, **changes)  # type: ignore[arg-type]
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A whole manifest that others are written as changes of."""
+
+    number: int
+    digest: bytes
+    segments: tuple[SegmentInfo, ...]
+    jumps: tuple[Jump, ...]
+    kept: Kept | None
 
 
 def manifest_name(number: int) -> str:
@@ -92,130 +88,92 @@ def manifest_name(number: int) -> str:
     return f"MANIFEST-{number:010d}"
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest file."""
-    fields = asdict(manifest)
-    body = pack(fields)
-    seed = fmt.file_seed(manifest.store_id, manifest.number)
-    header = encode_file_header(
-        fmt.FILE_MANIFEST, manifest.store_id, manifest.number, 0, manifest.created
-    )
-    frame = encode_head(
-        fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND,
-        1,
-        0,
-        body,
-        b"",
-        0,
-        0,
-        0,
-        0,
-        0,
-        seed,
-        fmt.FILE_HEADER_SIZE,
-    )
-    return header + frame
+def manifest_numbers(names: Sequence[str]) -> list[int]:
+    """Return the numbers of the manifests among the names in the folder, ascending."""
+    return sorted(int(found.group(1)) for found in map(_NAME.match, names) if found)
 
 
-def decode_manifest(data: bytes, name: str) -> Manifest:
-    """Decode a manifest file. Raises CorruptError or FormatVersionError."""
-    try:
-        header = decode_file_header(data, name)
-        if header.kind != fmt.FILE_MANIFEST:
-            raise FormatVersionError(
-                f"{name} is a {fmt.FILE_KINDS.get(header.kind, 'file of unknown kind')}, not a "
-                "manifest"
-            )
-        seed = fmt.file_seed(header.store_id, header.file_id)
-        frame = decode_header(data, fmt.FILE_HEADER_SIZE, seed, len(data))
-        body = check_body(data, frame)
-        if frame.end != len(data):
-            raise DamagedFrame(f"{len(data) - frame.end} bytes follow the manifest")
-        return _from_fields(unpack(body), header)
-    except (DamagedFrame, ValueError, TypeError, KeyError) as error:
-        raise CorruptError(f"the manifest is damaged: {error}", file=name, offset=0) from None
+# --- reading --------------------------------------------------------------------------------------
 
 
-_T = TypeVar("_T")
-_TYPES: Final[dict[str, type]] = {"int": int, "bytes": bytes, "str": str}
-# The fields that hold one plain value, with its type.
-_FIELDS: Final[dict[type, list[tuple[str, type]]]] = {
-    kind: [(field.name, _TYPES[str(field.type)]) for field in fields(kind) if field.type in _TYPES]
-    for kind in (SegmentInfo, Mark, Manifest)
-}
+def load_manifest(fs: FileSystem, number: int) -> Manifest:
+    """Read one manifest with its base.
 
-
-def _build(kind: type[_T], values: Mapping[str, Any]) -> _T:
-    """Make a dataclass of decoded fields; raises ValueError or TypeError for impossible ones."""
-    built = kind(**values)
-    for name, wanted in _FIELDS[kind]:
-        value = getattr(built, name)
-        other = type(value) is not wanted
-        if other:
-            raise ValueError(f"the field {name} is a {type(value).__name__}")
-        low = fmt.TIME_MIN if name == "created" else 0
-        if wanted is int and not low <= value <= fmt.LSN_MAX:
-            raise ValueError(f"the field {name} is {value}")
-        if wanted is bytes and len(value) != fmt.DIGEST_SIZE:
-            raise ValueError(f"the field {name} has {len(value)} bytes")
-    return built
-
-
-def _from_fields(stored: object, header: fmt.FileHeader) -> Manifest:
-    if not isinstance(stored, dict):
-        raise ValueError("no fields")
-    segments = tuple(_build(SegmentInfo, item) for item in stored.pop("segments"))
-    mark = _build(Mark, stored.pop("mark"))
-    jumps = checked_jumps(stored.pop("jumps"))
-    kept = stored.pop("kept")
-    if kept is not None:
-        kept = tuple(kept)
-        if not all(type(lsn) is int for lsn in kept) or list(kept) != sorted(set(kept)):
-            raise ValueError("the kept commits do not ascend")
-    rest = {"segments": segments, "mark": mark, "jumps": jumps, "kept": kept}
-    manifest = _build(Manifest, {**stored, **rest})
-    if manifest.number != header.file_id or manifest.store_id != header.store_id:
-        raise ValueError("the manifest belongs to another number or store")
-    numbers = {manifest.active, *(info.number for info in segments)}
-    if len(numbers) != len(segments) + 1:
-        raise ValueError("a segment number occurs twice")
-    for info in segments:
-        if info.first_lsn > info.last_lsn:
-            raise ValueError(f"segment {info.number} is described impossibly")
-        if info.index_file and not re.fullmatch(r"segments/[0-9]{10}\.idx", info.index_file):
-            raise ValueError(f"index file {info.index_file!r} is no name of this store")
-    return manifest
-
-
-def install_manifest(fs: FileSystem, manifest: Manifest) -> bool:
-    """Publish a manifest durably; return False when its number is taken.
-
-    The caller holds the commit lock. Raises StorageFullError, StorageIOError.
+    Raises CorruptError, StorageIOError, and FormatVersionError when it names a feature that this
+    mldb does not know and needs to read the store.
     """
-    name = manifest_name(manifest.number)
-    temporary = f"{PENDING}/{name}-{os.urandom(16).hex()}"
-    file = fs.open(temporary, "create")
-    try:
-        file.pwritev([encode_manifest(manifest)], 0)
-        file.sync()
-    finally:
-        file.close()
-    try:
-        if not fs.link(temporary, name):
-            return False
-        fs.sync_dir("")
-    finally:
-        _tidy(fs, temporary)
-    old = manifest.number - KEPT
-    if old > 0:
-        _tidy(fs, manifest_name(old))
-    return True
+    name = manifest_name(number)
+    data = read_file(fs, name, _BYTES_MAX)
+    stored = decode_manifest(data, name)
+    if stored.number != number:
+        raise CorruptError(f"this is manifest {stored.number}", file=name, offset=0)
+    unknown = set(stored.features.read) - READ_FEATURES
+    if unknown:
+        raise unknown_features(fs, unknown, "read")
+    base = None if stored.base is None else _load_base(fs, name, *stored.base)
+    manifest = _assemble(stored, base, digest128(data), name)
+    if base is not None or manifest.version == fmt.FIRST_VERSION:
+        return manifest
+    return replace(manifest, base=_as_base(manifest))
 
 
-def _tidy(fs: FileSystem, name: str) -> None:
-    """Remove a file; one that stays is no reason to call what was published a failure."""
-    with contextlib.suppress(StorageError):
-        fs.unlink(name)
+def _load_base(fs: FileSystem, name: str, number: int, digest: bytes) -> Base:
+    base_name = manifest_name(number)
+    try:
+        data = read_file(fs, base_name, _BYTES_MAX)
+    except StorageIOError as error:
+        raise CorruptError(
+            f"its base {base_name} cannot be read: {error}", file=name, offset=0
+        ) from error
+    if digest128(data) != digest:
+        raise CorruptError(f"{base_name} is not the base that it names", file=name, offset=0)
+    stored = decode_manifest(data, base_name)
+    if stored.base is not None:
+        raise CorruptError("its base has a base itself", file=name, offset=0)
+    return Base(number, digest, splice((), stored.changes), stored.jumps, stored.kept)
+
+
+def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: str) -> Manifest:
+    try:
+        segments = splice(() if base is None else base.segments, stored.changes)
+        jumps = stored.jumps if base is None else (*base.jumps, *stored.jumps)
+        if any(later[0] <= earlier[0] for earlier, later in pairwise(jumps)):
+            raise ValueError("the jumps do not ascend")
+        ids = {stored.active, *(info.id for info in segments)}
+        if len(ids) != len(segments) + 1:
+            raise ValueError("a segment occurs twice")
+    except ValueError as error:
+        raise CorruptError(f"the manifest is damaged: {error}", file=name, offset=0) from None
+    kept = stored.kept
+    if kept is None and base is not None:
+        kept = base.kept
+    return Manifest(
+        stored.number,
+        stored.store_id,
+        stored.created,
+        segments,
+        stored.active,
+        stored.active_origin,
+        stored.mark,
+        stored.lsn_floor,
+        stored.lsn_ceiling,
+        jumps,
+        kept,
+        stored.origins,
+        stored.features,
+        stored.version,
+        stored.predecessor,
+        digest,
+        base,
+    )
+
+
+def unknown_features(fs: FileSystem, names: set[str], use: str) -> FormatVersionError:
+    """What is raised when a store needs something that this mldb does not know."""
+    return FormatVersionError(
+        f"{fs.root} uses {', '.join(sorted(names))}, which this mldb does not know and must to "
+        f"{use} it. Nothing was changed; use a newer mldb."
+    )
 
 
 def newest_announced(fs: FileSystem, number: int) -> Manifest | None:
@@ -232,22 +190,102 @@ def newest_announced(fs: FileSystem, number: int) -> Manifest | None:
         return None
 
 
-def manifest_numbers(fs: FileSystem) -> list[int]:
-    """Return the numbers of the manifests present, ascending."""
-    return sorted(int(found.group(1)) for found in map(_NAME.match, fs.list("")) if found)
+# --- writing --------------------------------------------------------------------------------------
 
 
-def load_manifest(fs: FileSystem, number: int) -> Manifest:
-    """Read one manifest. Raises CorruptError, FormatVersionError, StorageIOError."""
-    name = manifest_name(number)
-    file = fs.open(name, "r")
-    try:
-        size = file.size()
-        if size > _BYTES_MAX:
-            raise CorruptError(
-                f"the manifest claims {size} bytes, the limit is {_BYTES_MAX}", file=name, offset=0
-            )
-        data = file.pread(size, 0)
-    finally:
-        file.close()
-    return decode_manifest(data, name)
+def _stored_form(manifest: Manifest) -> StoredManifest:
+    """What is written: changes of the base where they are few, otherwise everything."""
+    base = manifest.base
+    changes = None if base is None else _changes(base, manifest)
+    if base is None or changes is None:
+        changes = ((0, 0, manifest.segments),)
+        jumps, kept, named = manifest.jumps, manifest.kept, None
+    else:
+        jumps = manifest.jumps[len(base.jumps) :]
+        kept = None if manifest.kept == base.kept else manifest.kept
+        named = (base.number, base.digest)
+    return StoredManifest(
+        manifest.number,
+        manifest.store_id,
+        manifest.created,
+        manifest.active,
+        manifest.active_origin,
+        manifest.mark,
+        manifest.lsn_floor,
+        manifest.lsn_ceiling,
+        manifest.origins,
+        manifest.features,
+        manifest.predecessor,
+        named,
+        changes,
+        jumps,
+        kept,
+        fmt.FORMAT_VERSION,
+    )
+
+
+def _changes(
+    base: Base, manifest: Manifest
+) -> tuple[tuple[int, int, tuple[SegmentInfo, ...]], ...] | None:
+    """The one splice that leads from the base's segments to these; None when it is too large."""
+    old, new = base.segments, manifest.segments
+    if manifest.jumps[: len(base.jumps)] != base.jumps:
+        return None
+
+    def same(one: SegmentInfo, other: SegmentInfo) -> bool:
+        return one is other or one == other
+
+    low = 0
+    while low < min(len(old), len(new)) and same(old[low], new[low]):
+        low += 1
+    high = 0
+    while high < min(len(old), len(new)) - low and same(old[-1 - high], new[-1 - high]):
+        high += 1
+    gone, come = len(old) - low - high, new[low : len(new) - high]
+    if gone + len(come) + len(manifest.jumps) - len(base.jumps) > CHANGES_MAX:
+        return None
+    return ((low, gone, come),) if gone or come else ()
+
+
+def install_manifest(fs: FileSystem, manifest: Manifest, owner: str) -> Manifest | None:
+    """Publish a manifest durably and return it as it reads; None when its number is taken.
+
+    The caller holds the commit lock. It is decoded again before it gets its name. The two newest
+    and their bases stay. Raises StorageFullError, StorageIOError.
+    """
+    name = manifest_name(manifest.number)
+    stored = _stored_form(manifest)
+    data = encode_manifest(stored)
+    if decode_manifest(data, name) != stored:
+        raise AssertionError(f"{name} would not read as it was meant")
+    if len(data) > _BYTES_MAX:
+        raise StorageIOError(f"{name} would exceed {_BYTES_MAX} bytes. Nothing was stored.")
+    if not publish_new(fs, owner, [data], name):
+        return None
+    digest = digest128(data)
+    installed = _assemble(stored, None if stored.base is None else manifest.base, digest, name)
+    return replace(installed, base=manifest.base if stored.base else _as_base(installed))
+
+
+def _as_base(manifest: Manifest) -> Base:
+    """A whole manifest as the base of later ones."""
+    return Base(manifest.number, manifest.digest, manifest.segments, manifest.jumps, manifest.kept)
+
+
+def remove_old(fs: FileSystem, previous: Manifest, newest: Manifest) -> None:
+    """Remove what is neither of the two newest manifests nor the base of one."""
+    stay = {newest.number, previous.number}
+    stay.update(item.base.number for item in (previous, newest) if item.base is not None)
+    for number in manifest_numbers(fs.list("")):
+        if number < newest.number and number not in stay:
+            discard(fs, manifest_name(number))
+
+
+def in_ranges(lsn: int, kept: Kept) -> bool:
+    """Whether a commit is in ascending, disjoint ranges: O(log n)."""
+    index = bisect_right(kept, lsn, key=_first) - 1
+    return index >= 0 and lsn <= kept[index][1]
+
+
+def _first(item: tuple[int, int]) -> Any:
+    return item[0]

@@ -7,7 +7,6 @@ handed out keep their mapping alive by themselves, and the next read maps the se
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import OrderedDict
 from typing import Protocol
@@ -21,29 +20,40 @@ class Mapped(Protocol):
 
 
 class MappingBudget:
-    """At most ``limit`` mappings, first in, first out. Any thread; ``_lock`` guards the fields.
+    """At most ``limit`` mappings, first in, first out.
 
-    It keeps nothing alive: a closed store must go, and its descriptors, when the last array goes.
+    Any thread, and any place in it, also a finalizer: every step is one call of a dictionary, so
+    that there is no lock. It keeps nothing alive: a closed store must go, and its descriptors, when
+    the last array goes.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.released = 0
         self._held: OrderedDict[int, weakref.ref[Mapped]] = OrderedDict()
-        self._lock = threading.Lock()
 
     def note(self, item: Mapped) -> None:
         """Tell that *item* has just been mapped; lets the oldest go when there are too many."""
-        evicted: list[weakref.ref[Mapped]] = []
-        with self._lock:
-            self._held[id(item)] = weakref.ref(item)
-            while len(self._held) > self.limit:
-                evicted.append(self._held.popitem(last=False)[1])
-                self.released += 1
-        for old in evicted:
-            held = old()
-            if held is not None:
-                held.release()
+        self._held[id(item)] = weakref.ref(item)
+        while len(self._held) > self.limit and self._release_oldest():
+            self.released += 1
+
+    def release_all(self) -> bool:
+        """Let every mapping go, when the system has no room; tell whether there were any."""
+        found = False
+        while self._release_oldest():
+            found = True
+        return found
+
+    def _release_oldest(self) -> bool:
+        try:
+            _, reference = self._held.popitem(last=False)
+        except KeyError:
+            return False
+        item = reference()
+        if item is not None:
+            item.release()
+        return True
 
     def __len__(self) -> int:
         """How many mappings are held."""

@@ -35,6 +35,9 @@ Key = list[int]
 
 _FREE: Final[Key] = []
 
+_awaited: Final[dict[int, OwnedLock]] = {}
+"""By thread, the lock that it queues for: what :func:`held_by_me` follows."""
+
 
 class Guard:
     """One acquisition: a context manager that frees the lock at its end, or when it is collected.
@@ -42,14 +45,21 @@ class Guard:
     It belongs to the frame that took the lock. Any thread may let it go.
     """
 
-    __slots__ = ("_key", "_lock")
+    __slots__ = ("_lock", "key")
 
     def __init__(self, lock: OwnedLock, key: Key) -> None:
         self._lock = lock
-        self._key = key
+        self.key = key
 
     def __enter__(self) -> Guard:
         return self
+
+    def free(self) -> None:
+        """Let the lock go now; again, or when it is gone already, nothing happens."""
+        lock = self._lock
+        if lock.slot.get(_HELD) is self.key:
+            lock.let_go()
+        self.key = _FREE
 
     def __exit__(
         self,
@@ -59,12 +69,12 @@ class Guard:
     ) -> None:
         # The frame with the block is still there: a handler that comes now knows it is inside.
         lock = self._lock
-        if lock.slot.get(_HELD) is self._key:
+        if lock.slot.get(_HELD) is self.key:
             lock.let_go()
-        self._key = _FREE
+        self.key = _FREE
 
     def __del__(self) -> None:
-        key = self._key
+        key = self.key
         if key is _FREE:
             return
         key[_WANTED] = 0  # first: who passes the lock on looks at this after passing it on
@@ -175,6 +185,7 @@ class OwnedLock:
         deadline = None if timeout is None else time.monotonic() + timeout
         waiter = Waiter(key)
         queue.append(waiter)
+        _awaited[key[0]] = self
         try:
             while slot.setdefault(_HELD, key) is not key:
                 left = _LOOK_SECONDS if deadline is None else deadline - time.monotonic()
@@ -185,6 +196,7 @@ class OwnedLock:
                     )
                 waiter.wait(min(left, _LOOK_SECONDS))
         finally:
+            _awaited.pop(key[0], None)
             with suppress(ValueError):  # it was its turn
                 queue.remove(waiter)
 
@@ -221,3 +233,22 @@ class OwnedLock:
         if self.slot.get(_HELD) is key:
             self.let_go()
         self._claims.pop(id(key), None)
+
+
+def held_by_me(thread: int) -> OwnedLock | None:
+    """The lock for which *thread* waits and which an outer call of this very thread holds, or None.
+
+    *thread* may wait for it by way of others, each for a lock of the next. Who is about to wait for
+    *thread* asks this, and asks again now and then: it would wait for ever.
+    """
+    me, passed = get_ident(), set[int]()
+    while thread not in passed:
+        passed.add(thread)
+        lock = _awaited.get(thread)
+        holder = None if lock is None else lock.holder
+        if lock is None or holder is None:
+            return None
+        if holder[0] == me:
+            return lock if lock.is_inside() else None
+        thread = holder[0]
+    return None

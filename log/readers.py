@@ -1,204 +1,321 @@
-"""Registration of live processes: which commits they still need, which spilled files are theirs.
+"""Registration of processes: which commits they still need, and which they called durable.
 
 Each process that needs it has one file in ``readers/``, held by a kernel lock for as long as the
-handle lives. A file whose lock can be taken belongs to a dead process and is removed. The content
-says, for people and for compaction, who it is and the lowest commit it needs.
+handle lives. A file whose lock can be taken belongs to a dead process. FORMAT.md section 9.
+
+A registration promises *versions, not files*: who prunes announces first, then reads all
+registrations; who registers does so first, then looks for an announced manifest. And it claims: the
+highest commit that the process said was durable. Who closes a segment early reads the claims of
+all, dead processes' too, and keeps everything up to the highest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import threading
 from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
-from mldb.errors import MldbError
+from mldb.errors import MldbError, StorageIOError
 from mldb.log import format as fmt
-from mldb.log.frame import (
-    DamagedFrame,
-    check_body,
-    decode_file_header,
-    decode_header,
-    encode_file_header,
-    encode_head,
-    pack,
-    unpack,
-)
+from mldb.log.file_header import encode_file_header
+from mldb.log.frame import DamagedFrame, pack, unpack
 from mldb.log.fs.protocol import File, FileSystem, KernelLock
+from mldb.log.lone import PENDING, decode_lone, discard, encode_lone, read_file
+from mldb.log.ownership import OwnedLock
 
-READERS = "readers"
-NEEDS_NOTHING = fmt.LSN_MAX
-_BYTES_MAX = 4096
+READERS: Final = "readers"
+NEEDS_NOTHING: Final = fmt.LSN_MAX
+_BYTES_MAX: Final = 4096
+_KIND: Final = fmt.KIND_READER | fmt.MUST_UNDERSTAND
+_TRIES: Final = 100
+_LOOKS: Final = 3
+_LOOK_SECONDS: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A live registration; ``lowest`` is the lowest commit LSN it needs, or NEEDS_NOTHING."""
+    """One registration. ``lowest`` is the lowest commit it needs, or NEEDS_NOTHING.
+
+    ``acknowledged`` is the highest commit that it called durable, 0 for none.
+    """
 
     name: str
     pid: int
     host: str
     started_ns: int
     lowest: int
+    acknowledged: int
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the file could not be decoded; then it counts as needing every commit."""
+        return self.pid == 0
 
 
 class Registration:
-    """This handle's registration, made when first needed. Any thread; ``_lock`` guards everything.
+    """This handle's registration, made when first needed. Any thread.
 
-    On a read-only file system nothing can be registered and nothing needs to be: nobody compacts
-    there.
+    ``_lock`` guards the file; a nested call of its thread goes on without it, since the outer one
+    stands still. ``_needs`` changes in single steps. On a read-only file system nothing can be
+    registered and nothing needs to be: nobody compacts there.
     """
 
     def __init__(self, fs: FileSystem, store_id: bytes) -> None:
         self._fs = fs
         self._store_id = store_id
-        self._lock = threading.Lock()
-        self._needs: dict[int, int] = {}  # commit LSN -> how many snapshots hold it
+        self._lock = OwnedLock("the registration of this handle")
+        self._needs: dict[object, int] = {}  # a token of each hold -> the commit it needs
+        self._tokens: dict[int, list[object]] = {}  # commit -> the tokens of its holds
         self._given_up: deque[int] = deque()  # taken back by finalizers; not under _lock
-        self._written = NEEDS_NOTHING
+        self._acknowledged = 0
+        self._written: tuple[int, int] | None = None  # what the file says; None: not known
         self._file: File | None = None
         self._kernel_lock: KernelLock | None = None
         self._started = fs.time_ns()
         self.name = ""
 
     def ensure(self) -> str:
-        """Register if not yet done, and return the name, which prefixes spilled files.
+        """Register if not yet done, and return the name, which prefixes pending files.
 
         Raises StorageIOError, StorageFullError, ReadOnlyError.
         """
-        with self._lock:
-            self._register()
-            return self.name
+        if not self.name:
+            guard = self._lock.hold_unless_inside()
+            with guard or contextlib.nullcontext():
+                self._register()
+        return self.name
 
     def _register(self) -> None:
-        while not self.name:
+        """Make the file, whole and locked, before it gets its name in ``readers/``.
+
+        So nobody ever finds a registration of a living process unlocked.
+        """
+        fs = self._fs
+        for _ in range(_TRIES):
+            if self.name:
+                return
             name = os.urandom(16).hex()
-            lock = self._fs.lock(f"{READERS}/{name}")
-            # A sweeper may have taken the lock, or removed the file, between its creation and ours.
-            if lock.try_acquire() and self._fs.exists(f"{READERS}/{name}"):
-                self._kernel_lock = lock
-                self._file = self._fs.open(f"{READERS}/{name}", "rw")
-                self.name = name
-                self._written = 0  # the file is empty, and an empty one counts as needing all
-                self._write(NEEDS_NOTHING)
-            else:
+            temporary = f"{PENDING}/{name}"
+            lock = fs.lock(temporary)
+            try:
+                if not lock.try_acquire():
+                    continue
+                file = fs.open(temporary, "rw")
+                self._write(file)
+                fs.link(temporary, f"{READERS}/{name}")
+            except StorageIOError as error:
                 lock.close()
+                if error.errno != errno.ENOENT:  # a sweeper removed it before it had its name
+                    raise
+                continue
+            except BaseException:
+                lock.close()
+                raise
+            finally:
+                discard(fs, temporary)
+            self._kernel_lock, self._file, self.name = lock, file, name
+            return
+        raise StorageIOError(f"no registration could be made in {fs.root}/{READERS}")
+
+    # --- holds ------------------------------------------------------------------------------------
 
     def hold(self, lsn: int) -> None:
         """Say that commit *lsn* must stay readable until :meth:`release`.
 
         Raises StorageIOError when an older registration cannot be changed; nothing is held then.
         """
-        with self._lock:
-            given_up = self._drop_given_up()
-            if lsn < self._written:
+        self._drop_given_up()
+        token = object()
+        self._needs[token] = lsn
+        self._tokens.setdefault(lsn, []).append(token)
+        try:
+            if self._file is None:
                 with contextlib.suppress(MldbError):
-                    # Read-only folder: no compactor can run there either. Full disk: what was made
-                    # is an empty file, which keeps everything.
-                    self._register()
-                if self._file is not None and lsn < self._written:
-                    self._write(lsn)
-            self._needs[lsn] = self._needs.get(lsn, 0) + 1
-            if given_up:
-                self._raise_lowest()
+                    # Read-only folder: no compactor can run there either. Full disk: nothing is
+                    # made, and only a compactor could miss it.
+                    self.ensure()
+            self._update()
+        except BaseException:
+            self._drop(lsn)
+            raise
 
     def release(self, lsn: int) -> None:
         """Take one :meth:`hold` back; never raises, because at worst more is kept than needed."""
-        self._given_up.append(lsn)
-        with self._lock:
-            self._drop_given_up()
-            self._raise_lowest()
+        self._drop(lsn)
+        self._drop_given_up()
+        with contextlib.suppress(MldbError):
+            self._update()
 
     def give_up(self, lsn: int) -> None:
-        """Take one :meth:`hold` back at the next call here: for finalizers, which may run anywhere.
+        """Take one :meth:`hold` back: for finalizers, which may run anywhere.
 
-        One may run in the middle of :meth:`hold`, so it takes no lock and touches no file.
+        Nothing is waited for: where another thread has the file, the next call here writes.
         """
         self._given_up.append(lsn)
+        guard = self._lock.try_hold()
+        if guard is None:
+            return
+        with guard, contextlib.suppress(MldbError):
+            self._drop_given_up()
+            self._write_lowest()
 
-    def _drop_given_up(self) -> bool:
-        """Forget the holds that were given up; return whether there were any."""
-        found = bool(self._given_up)
-        while self._given_up:
-            lsn = self._given_up.popleft()
-            left = self._needs.pop(lsn, 0) - 1
-            if left > 0:
-                self._needs[lsn] = left
-        return found
+    def _drop(self, lsn: int) -> None:
+        tokens = self._tokens.get(lsn)
+        if tokens:
+            self._needs.pop(tokens.pop(), None)
+            if not tokens:
+                self._tokens.pop(lsn, None)
 
-    def _raise_lowest(self) -> None:
-        """Write the lowest commit that is still needed, if that is another one now."""
-        if self._file is not None:
-            lowest = min(self._needs, default=NEEDS_NOTHING)
-            if lowest != self._written:
-                with contextlib.suppress(MldbError):
-                    self._write(lowest)
+    def _drop_given_up(self) -> None:
+        while True:
+            try:
+                lsn = self._given_up.popleft()
+            except IndexError:
+                return
+            self._drop(lsn)
 
-    def _write(self, lowest: int) -> None:
-        assert self._file is not None
-        data = _encode(self._store_id, self._started, lowest)
-        try:
-            self._file.pwritev([data], 0)
-        except MldbError:
-            # What the file says now is unknown, unless no whole registration was ever in it: a torn
-            # one counts as needing everything.
-            if self._written > 0 or self._file.size() >= len(data):
-                self._written = NEEDS_NOTHING
-            raise
-        self._written = lowest
+    def acknowledge(self, lsn: int) -> None:
+        """Claim that commit *lsn* and all before it were called durable; not synced.
 
-    def close(self) -> None:
-        """Remove the registration."""
-        with self._lock:
-            if self._kernel_lock is not None and self._file is not None:
-                self._fs.unlink(f"{READERS}/{self.name}")
-                self._file.close()
-                self._kernel_lock.close()
-            self._file = self._kernel_lock = None
-            self.name = ""
+        Raises StorageIOError, StorageFullError; then it must not be called so.
+        """
+        if lsn <= self._acknowledged and self._written is not None:
+            return
+        self._acknowledged = max(self._acknowledged, lsn)
+        self.ensure()
+        self._update()
+
+    @property
+    def acknowledged(self) -> int:
+        """The highest commit that this handle called durable."""
+        return self._acknowledged
+
+    # --- the file ---------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        guard = self._lock.hold_unless_inside()
+        with guard or contextlib.nullcontext():
+            self._write_lowest()
+
+    def _write_lowest(self) -> None:
+        """Write what holds now, and again while that changes under the hand."""
+        file = self._file
+        while file is not None and self._written != self._wanted():
+            self._write(file)
+
+    def _wanted(self) -> tuple[int, int]:
+        return min(list(self._needs.values()), default=NEEDS_NOTHING), self._acknowledged
+
+    def _write(self, file: File) -> None:
+        wanted = self._wanted()
+        self._written = None  # until the write is done, what the file says is not known
+        file.pwritev(_encode(self._store_id, self._started, *wanted), 0)
+        self._written = wanted
+
+    def close(self, durable: int) -> None:
+        """Remove the registration, unless it claims more than *durable*, what the log says itself.
+
+        Then the file stays, as that of a dead process, until the log says it.
+        """
+        guard = self._lock.hold_unless_inside()
+        with guard or contextlib.nullcontext():
+            lock, file, name = self._kernel_lock, self._file, self.name
+            self._kernel_lock, self._file, self.name = None, None, ""
+            if lock is None or file is None:
+                return
+            with contextlib.suppress(MldbError):
+                if self._acknowledged <= durable:
+                    self._fs.unlink(f"{READERS}/{name}")
+            file.close()
+            lock.close()
 
 
-def _encode(store_id: bytes, started: int, lowest: int) -> bytes:
-    body = pack((os.getpid(), os.uname().nodename, started, lowest))
-    header = encode_file_header(fmt.FILE_READER, store_id, 0, 0, started)
-    seed = fmt.file_seed(store_id, 0)
-    kind = fmt.KIND_READER | fmt.MUST_UNDERSTAND
-    return header + encode_head(kind, 1, 0, body, b"", 0, 0, 0, 0, 0, seed, fmt.FILE_HEADER_SIZE)
+def _encode(store_id: bytes, started: int, lowest: int, acknowledged: int) -> list[bytes]:
+    body = pack((os.getpid(), os.uname().nodename, started, lowest, acknowledged))
+    header = encode_file_header(fmt.FILE_READER, store_id, started)
+    return [b"".join(encode_lone(header, _KIND, body))]
 
 
 def _decode(name: str, data: bytes) -> Reader:
     """Decode a registration; one that is torn (being rewritten) counts as needing everything."""
     try:
-        header = decode_file_header(data, name)
-        frame = decode_header(
-            data, fmt.FILE_HEADER_SIZE, fmt.file_seed(header.store_id, 0), len(data)
-        )
-        match unpack(check_body(data, frame)):
-            case [int(pid), str(host), int(started), int(lowest)] if header.kind == fmt.FILE_READER:
-                return Reader(name, pid, host, started, lowest)
-    except (DamagedFrame, ValueError, MldbError):
+        file = decode_lone(memoryview(data), name, fmt.FILE_READER, fmt.KIND_READER)
+        pid, host, started, lowest, *more = unpack(file.body)
+        acknowledged = more[0] if more else 0  # version 1 has none
+        numbers = (pid, started, lowest, acknowledged)
+        if all(type(value) is int for value in numbers) and type(host) is str:
+            return Reader(name, pid, host, started, lowest, acknowledged)
+    except (DamagedFrame, ValueError, TypeError, MldbError):
         pass
-    return Reader(name, 0, "unknown", 0, 0)
+    return Reader(name, 0, "unknown", 0, 0, 0)
 
 
-def live_readers(fs: FileSystem, own: str = "") -> list[Reader]:
-    """Return the live registrations and remove those of dead processes."""
+def registrations(fs: FileSystem) -> list[Reader]:
+    """Return all registrations, those of dead processes too; changes nothing."""
     found: list[Reader] = []
     for name in fs.list(READERS):
-        path = f"{READERS}/{name}"
-        if name != own:
-            lock = fs.lock(path)
-            try:
-                if lock.try_acquire():
-                    fs.unlink(path)
-                    continue
-            finally:
-                lock.close()
-        if fs.exists(path):
-            file = fs.open(path, "r")
-            try:
-                found.append(_decode(name, file.pread(_BYTES_MAX, 0)))
-            finally:
-                file.close()
+        with contextlib.suppress(StorageIOError):  # gone meanwhile
+            found.append(_decode(name, _content(fs, name)))
     return found
+
+
+def highest_claim(fs: FileSystem) -> int:
+    """The highest commit that any process, alive or dead, called durable.
+
+    A registration that cannot be read is looked at again, as it may be being rewritten. When it
+    stays so, a living process counts as having claimed every commit, a dead one none.
+    """
+    highest = 0
+    for reader in registrations(fs):
+        tries = _LOOKS
+        while reader.is_damaged and tries:
+            fs.pause(_LOOK_SECONDS)
+            tries -= 1
+            with contextlib.suppress(StorageIOError):
+                reader = _decode(reader.name, _content(fs, reader.name))
+        if reader.is_damaged and not _is_dead(fs, reader.name):
+            return fmt.LSN_MAX
+        highest = max(highest, reader.acknowledged)
+    return highest
+
+
+def _is_dead(fs: FileSystem, name: str) -> bool:
+    lock = fs.lock(f"{READERS}/{name}")
+    try:
+        return lock.try_acquire()
+    finally:
+        lock.close()
+
+
+def _content(fs: FileSystem, name: str) -> bytes:
+    return read_file(fs, f"{READERS}/{name}", _BYTES_MAX)
+
+
+def sweep_dead(fs: FileSystem, own: str, durable: int) -> None:
+    """Remove what dead processes left in ``pending/`` and ``readers/``.
+
+    The caller holds the commit lock. While a registration is removed its kernel lock is held, so
+    that it is certainly nobody's. One that claims more than *durable*, the commit that the log says
+    was durable, stays.
+    """
+    living = {own}
+    for name in fs.list(READERS):
+        if name == own:
+            continue
+        path = f"{READERS}/{name}"
+        lock = fs.lock(path)
+        try:
+            if not lock.try_acquire():
+                living.add(name)
+                continue
+            reader = _decode(name, _content(fs, name))
+            if reader.acknowledged <= durable:
+                discard(fs, path)
+        finally:
+            lock.close()
+    for name in fs.list(PENDING):
+        if name.split("-")[0] not in living:
+            discard(fs, f"{PENDING}/{name}")

@@ -7,7 +7,6 @@ why. Whether that is a batch still being written, a torn tail or corruption is d
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +23,6 @@ from mldb.log.frame import (
     decode_entries,
     decode_header,
     make_entries,
-    unpack,
 )
 from mldb.log.index.address import CommitRow, Entry
 
@@ -55,7 +53,7 @@ class Batch:
 
 
 def scan(
-    data: memoryview, cursor: Cursor, seed: int, segment: int, *, verify_after: int | None = None
+    data: memoryview, cursor: Cursor, seed: int, segment: bytes, *, verify_after: int | None = None
 ) -> Iterator[Batch]:
     """Yield the complete batches from ``cursor.offset`` on, advancing the cursor past each.
 
@@ -75,7 +73,7 @@ def scan(
 
 
 def _read_batch(
-    data: memoryview, cursor: Cursor, seed: int, segment: int, verify_after: int | None
+    data: memoryview, cursor: Cursor, seed: int, segment: bytes, verify_after: int | None
 ) -> Batch | None:
     frames: list[tuple[Frame, bytes]] = []
     offset = cursor.offset
@@ -121,7 +119,7 @@ def _close_batch(
     heads: list[bytes],
     frame: Frame,
     body: bytes,
-    segment: int,
+    segment: bytes,
     verify_after: int | None,
 ) -> Batch:
     commit = decode_commit(body)
@@ -138,7 +136,8 @@ def _close_batch(
             cursor.problem_offset = part.offset
             _verify_payload(data, part)
     row = CommitRow(
-        lsn, commit.parent, commit.epoch, commit.time, commit.clock, cursor.offset, frame.offset
+        *(lsn, commit.parent, commit.epoch, commit.time, commit.clock),
+        *(cursor.offset, frame.offset, commit.id),
     )
     entries = [item for part, raw in frames for item in frame_entries(part, raw, lsn, segment)]
     cursor.offset = frame.end
@@ -149,7 +148,7 @@ def _close_batch(
 
 
 def frame_entries(
-    frame: Frame, body: bytes, commit_lsn: int, segment: int
+    frame: Frame, body: bytes, commit_lsn: int, segment: bytes
 ) -> list[tuple[bytes, Entry]]:
     """Return the index entries of one frame with absolute offsets. Raises DamagedFrame."""
     if not frame.header.flags & fmt.FLAG_KEYED:
@@ -167,64 +166,6 @@ def _verify_payload(data: memoryview, frame: Frame) -> None:
         computed = check64(data[low : min(low + size, stop)])
         if computed != int.from_bytes(checks[8 * index : 8 * index + 8], "big"):
             raise DamagedFrame(f"block {index} of the payload has another checksum")
-
-
-def durable_claim_after(
-    data: memoryview, start: int, seed: int, lsn: int
-) -> tuple[int, str] | None:
-    """Look behind damage for proof that a commit after *lsn* was durable.
-
-    Proof is a commit or a footer whose durable mark is above *lsn*. Frame headers are found by
-    their magic and believed by their checksum, which covers store, segment and offset. Returns
-    (offset, what was found).
-    """
-    for frame in _frames_behind(data, start, seed):
-        durable = _durable_claim(data, frame)
-        if durable > lsn:
-            what = _CLAIMANTS[frame.header.kind & ~fmt.MUST_UNDERSTAND]
-            return frame.offset, f"{what}, which says that commit {durable} was durable"
-    return None
-
-
-_CLAIMANTS = {fmt.KIND_COMMIT: "a commit", fmt.KIND_INDEX: "a footer"}
-
-
-def _durable_claim(data: memoryview, frame: Frame) -> int:
-    """The durable mark that a commit or footer carries; 0 for other and damaged frames."""
-    kind = frame.header.kind & ~fmt.MUST_UNDERSTAND
-    if kind not in _CLAIMANTS:
-        return 0
-    try:
-        body = check_body(data, frame)
-        if kind == fmt.KIND_COMMIT:
-            return decode_commit(body).durable
-        durable = unpack(body)["durable"]
-        return durable if isinstance(durable, int) else 0
-    except (DamagedFrame, ValueError, TypeError, KeyError):
-        return 0
-
-
-def lost_commits(data: memoryview, start: int, seed: int) -> int:
-    """Count the commit frames behind *start*: transactions that are dropped with the tail."""
-    kinds = [
-        frame.header.kind & ~fmt.MUST_UNDERSTAND for frame in _frames_behind(data, start, seed)
-    ]
-    return kinds.count(fmt.KIND_COMMIT)
-
-
-_WINDOW = 1 << 22
-
-
-def _frames_behind(data: memoryview, start: int, seed: int) -> Iterator[Frame]:
-    """Yield every frame with a valid header from *start* on, wherever it lies."""
-    overlap = len(fmt.FRAME_MAGIC) - 1
-    for base in range(start, len(data), _WINDOW):
-        window = bytes(data[base : base + _WINDOW + overlap])
-        found = window.find(fmt.FRAME_MAGIC)
-        while found >= 0:
-            with contextlib.suppress(DamagedFrame):
-                yield decode_header(data, base + found, seed, len(data))
-            found = window.find(fmt.FRAME_MAGIC, found + 1)
 
 
 def refuse_unknown(batch: Batch, known: frozenset[int], file: str) -> None:

@@ -1,7 +1,7 @@
 """Sealing: footers, side indexes, hints, new segments and the manifests that publish them.
 
-Everything here is done by the writer, which holds the commit lock. Order matters: the old segment
-is synced before the new one is named, the new one before the manifest names it.
+Everything here is done by the sequencer, which holds the commit lock. Order matters: the old
+segment is synced before the new one is named, the new one before the manifest names it.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from mldb.errors import StorageError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start, hint_name
-from mldb.log.frame import decode_commit, encode_file_header
+from mldb.log.file_header import encode_file_header
+from mldb.log.frame import decode_commit
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import Entry
 from mldb.log.index.columns import MetadataOf
 from mldb.log.index.footer import describe, index_frame
 from mldb.log.index.memory import MemoryIndex
-from mldb.log.manifest import PENDING, Manifest, Mark, SegmentInfo, install_manifest
+from mldb.log.lone import discard, publish_over, write_pending
+from mldb.log.manifest import Manifest, Mark, SegmentInfo, install_manifest, remove_old
+from mldb.log.orphans import orphans
 from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
@@ -29,11 +33,17 @@ _log = logging.getLogger("mldb")
 
 
 class Sealer:
-    """The file work of a writer. Only the thread that holds the commit lock calls it."""
+    """The file work of a sequencer. Only the thread that holds the commit lock calls it.
 
-    def __init__(self, state: LogState, metadata_of: MetadataOf | None) -> None:
+    *owner* returns the name of the registration, which prefixes the files it makes.
+    """
+
+    def __init__(
+        self, state: LogState, metadata_of: MetadataOf | None, owner: Callable[[], str]
+    ) -> None:
         self._state = state
         self._metadata_of = metadata_of
+        self._owner = owner
 
     def append_footer(self, durable: int) -> SegmentInfo:
         """Append the footer to the active segment, not yet synced; return its description."""
@@ -47,85 +57,88 @@ class Sealer:
     def _index(self, last_lsn: int, durable: int, offset: int) -> list[Buffer]:
         return index_frame(self._state.active, last_lsn, durable, offset, self._metadata_of)
 
-    def roll(self, info: SegmentInfo, lsn_floor: int = 0) -> None:
-        """Start the next segment and install the manifest that seals this one."""
+    def roll(self, info: SegmentInfo | None, *, jump: bool = False) -> None:
+        """Start the next segment and install the manifest that seals this one as *info* says.
+
+        *jump*: LSNs go on at the ceiling, because some below it may have been given out that the
+        log does not hold any more.
+        """
         state = self._state
-        number = info.number + 1
-        known = (info.last_lsn, lsn_floor, state.manifest.lsn_floor, state.active.cursor.last_lsn)
-        last_lsn = max(known)
-        name = f"{PENDING}/{os.urandom(16).hex()}-0.seg"
-        store_id = state.manifest.store_id
+        manifest = state.manifest
+        floor = max(manifest.lsn_floor, state.active.cursor.last_lsn)
+        if jump:
+            floor = max(floor, ceiling_of(state) - 1)
+        segment_id = os.urandom(len(fmt.NO_ID))
         header = encode_file_header(
-            fmt.FILE_SEGMENT, store_id, number, last_lsn + 1, state.fs.time_ns()
+            fmt.FILE_SEGMENT,
+            manifest.store_id,
+            state.fs.time_ns(),
+            segment_id=segment_id,
+            base_lsn=floor + 1,
+            published=state.next_number,
         )
+        name = write_pending(state.fs, self._owner(), [header], sync=True)
         try:
-            self._write_file(name, [header], sync=True)
-            self.install_segment(info, number, name, last_lsn)
+            start = chain_start(manifest.store_id, segment_id)
+            mark = Mark(segment_id, fmt.FILE_HEADER_SIZE, floor, start)
+            self.install_segment(info, name, mark, floor)
         finally:
-            state.fs.unlink(name)
+            discard(state.fs, name)
 
     def install_segment(
-        self, info: SegmentInfo | None, number: int, name: str, last_lsn: int
+        self, info: SegmentInfo | None, name: str, mark: Mark, lsn_floor: int
     ) -> None:
-        """Publish file *name* as segment *number*, the new active one, and *info* as sealed."""
+        """Publish file *name* as the new active segment, which *mark* names, and *info* as sealed.
+
+        Without *info* the segment that was active holds nothing and is never read again.
+        """
         state = self._state
-        fs = state.fs
-        if not fs.link(name, segment_name(number)):
-            self._set_aside(number)
-            fs.link(name, segment_name(number))
+        fs, manifest, old = state.fs, state.manifest, state.active
+        if not fs.link(name, segment_name(mark.segment)):
+            raise StorageIOError(
+                f"{segment_name(mark.segment)} exists already. Nothing was stored."
+            )
         fs.sync_dir(SEGMENTS)
-        manifest = state.manifest
-        store_id = manifest.store_id
         self.install(
             replace(
                 manifest,
                 segments=manifest.segments if info is None else (*manifest.segments, info),
-                active=number,
-                active_origin=store_id,
-                mark=Mark(number, fmt.FILE_HEADER_SIZE, last_lsn, chain_start(store_id, number)),
-                lsn_floor=max(manifest.lsn_floor, last_lsn),
-                jumps=(*manifest.jumps, *state.active.jumps),
+                active=mark.segment,
+                active_origin=manifest.store_id,
+                mark=mark,
+                lsn_floor=lsn_floor,
+                lsn_ceiling=max(ceiling_of(state), lsn_floor + 1 + fmt.LSN_CEILING_STEP),
+                jumps=(*manifest.jumps, *old.jumps),
             )
         )
         with contextlib.suppress(StorageError):  # the segment is published, whatever this does
-            fs.unlink(hint_name(number - 1))
-
-    def _set_aside(self, number: int) -> None:
-        """Free the name of a segment that no manifest names.
-
-        A process that died before its manifest left it, so nobody was told of what it holds. It is
-        kept all the same when it holds anything: the manifest may have been deleted by hand.
-        """
-        fs = self._state.fs
-        name = segment_name(number)
-        file = fs.open(name, "r")
-        try:
-            empty = file.size() <= fmt.FILE_HEADER_SIZE
-        finally:
-            file.close()
-        if empty:
-            fs.unlink(name)
-            return
-        saved = f"{LOST}/{number:010d}-{fs.time_ns()}.seg"
-        fs.rename(name, saved)
-        fs.sync_dir(LOST)
-        self._state.distrusted.append(f"{name}: no manifest names it; it was moved to {saved}")
-        _log.warning("%s: no manifest names it; it was moved to %s", name, saved)
+            fs.unlink(hint_name(old.id))
 
     def install(self, manifest: Manifest) -> None:
         """Install the next manifest and follow it."""
         state = self._state
-        state.announce(state.next_number)
-        if not install_manifest(state.fs, replace(manifest, number=state.next_number)):
+        fs, previous = state.fs, state.manifest
+        number = state.next_number
+        state.announce(number)
+        wanted = replace(
+            manifest,
+            number=number,
+            origins=manifest.origins or (manifest.store_id,),
+            predecessor=previous.digest,
+            version=fmt.FORMAT_VERSION,
+        )
+        installed = install_manifest(fs, wanted, self._owner())
+        if installed is None:
             raise StorageIOError(
-                f"manifest {state.next_number} appeared although this process holds the commit "
-                "lock. Nothing was stored. Does another machine use this folder over a network "
-                "file system without locks?"
+                f"manifest {number} appeared although this process holds the commit lock. Nothing "
+                "was stored. Does another machine use this folder over a network file system "
+                "without locks?"
             )
-        state.named = state.next_number
-        with state.mutex:
-            state.follow()
-            state.publish()
+        state.named = number
+        remove_old(fs, previous, installed)
+        state.adopt(installed)
+        state.follow()
+        state.publish()
 
     def close_at(self, last_lsn: int, durable: int) -> None:
         """Close the active segment behind commit *last_lsn* and go on in a new one, LSNs far ahead.
@@ -136,18 +149,18 @@ class Sealer:
         """
         state = self._state
         active = state.active
-        highest = active.cursor.last_lsn
         self._cut(last_lsn)
-        number = active.segment.number
-        name = segment_name(number).replace(".seg", ".idx")
+        if not active.has_commits():
+            self.roll(None, jump=True)
+            return
+        name = segment_name(active.id).replace(".seg", ".idx")
         header = encode_file_header(
-            fmt.FILE_INDEX, active.segment.store_id, number, 0, state.fs.time_ns()
+            fmt.FILE_INDEX, active.segment.store_id, state.fs.time_ns(), segment_id=active.id
         )
         buffers = self._index(last_lsn, durable, fmt.FILE_HEADER_SIZE)
-        state.fs.unlink(name)
-        self._write_file(name, [header, *buffers], sync=True)
+        publish_over(state.fs, self._owner(), [header, *buffers], name, sync=True)
         info = describe(active, last_lsn, active.cursor.offset, name, fmt.FILE_HEADER_SIZE)
-        self.roll(info, max(highest, last_lsn) + fmt.LSN_JUMP)
+        self.roll(info, jump=True)
 
     def _cut(self, last_lsn: int) -> None:
         """Forget the commits of the active segment above *last_lsn*."""
@@ -169,13 +182,34 @@ class Sealer:
         active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
         cursor = active.cursor
         cursor.offset = fmt.FILE_HEADER_SIZE
-        cursor.chain = chain_start(active.segment.store_id, active.segment.number)
+        cursor.chain = chain_start(active.segment.store_id, active.id)
         for part in active.parts():
             last = part.commit_at(last_lsn)
             if last is not None:
                 frame, body = active.segment.frame(last.end)
                 cursor.offset = frame.end
                 cursor.chain = decode_commit(body).digest
+
+    def clear_orphans(self) -> None:
+        """Clear away segments that were named for a manifest which was never installed.
+
+        A process that died in between left them, so nobody was told of what they hold. One that
+        holds anything is kept all the same: the manifest may have been deleted by hand.
+        """
+        state = self._state
+        fs = state.fs
+        for orphan in orphans(fs, state.manifest):
+            if orphan.published <= state.manifest.number:
+                continue
+            if orphan.is_empty:
+                discard(fs, orphan.name)
+                continue
+            saved = f"{LOST}/{fmt.id_text(orphan.id)}-{fs.time_ns()}.seg"
+            fs.rename(orphan.name, saved)
+            fs.sync_dir(LOST)
+            text = f"{orphan.name}: no manifest names it; it was moved to {saved}"
+            state.distrusted.append(text)
+            _log.warning("%s", text)
 
     def write_hint(self, durable: int) -> None:
         """Save the index of the active segment as a hint; *durable* is the last durable commit.
@@ -184,19 +218,19 @@ class Sealer:
         """
         state = self._state
         segment = state.active.segment
-        temporary = f"{PENDING}/{os.urandom(16).hex()}.idx"
         header = encode_file_header(
-            fmt.FILE_HINT, segment.store_id, segment.number, 0, state.fs.time_ns()
+            fmt.FILE_HINT, segment.store_id, state.fs.time_ns(), segment_id=segment.id
         )
         buffers = self._index(state.last_lsn(), durable, fmt.FILE_HEADER_SIZE)
-        self._write_file(temporary, [header, *buffers], sync=False)
-        state.fs.rename(temporary, hint_name(segment.number))
+        publish_over(state.fs, self._owner(), [header, *buffers], hint_name(segment.id))
 
-    def _write_file(self, name: str, buffers: list[Buffer], *, sync: bool) -> None:
-        file = self._state.fs.open(name, "create")
-        try:
-            file.pwritev(buffers, 0)
-            if sync:
-                file.sync()
-        finally:
-            file.close()
+
+def ceiling_of(state: LogState) -> int:
+    """The LSN that none has reached: in version 1, which has no ceiling, one far enough ahead."""
+    manifest, cursor = state.manifest, state.active.cursor
+    if manifest.lsn_ceiling:
+        return manifest.lsn_ceiling
+    last = max(cursor.last_lsn, manifest.lsn_floor)
+    mark = manifest.mark
+    is_clean = (mark.segment, mark.offset) == (state.active.id, cursor.offset)
+    return last + 1 if is_clean else last + fmt.LSN_CEILING_STEP

@@ -1,60 +1,67 @@
-"""One segment file: mapping on demand, frames, verified payloads."""
+"""One segment file: mapping on demand, frames, verified payloads.
+
+A sealed segment is mapped whole. The mapping of the active one is renewed only when a read lies
+behind it and the file has grown by half, so that arrays which are kept hold a handful of mappings
+and not one each; until then the range asked for is read. The same is done where the system has no
+room for a mapping.
+"""
 
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import CorruptError, StorageIOError
+from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.blocks import Blocks, payload_checks
-from mldb.log.frame import (
-    DamagedFrame,
-    Frame,
-    check_body,
-    decode_file_header,
-    decode_header,
-    unpack,
-)
+from mldb.log.file_header import decode_file_header
+from mldb.log.frame import DamagedFrame, Frame, check_body, decode_header
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import Entry
-from mldb.log.index.columns import ColumnReader
-from mldb.log.index.mapped import MappedIndex
 
 Verify = Literal["first", "always", "never"]
 
-SEGMENTS = "segments"
-_WHOLE_MAX = 1 << 20  # verified frames remembered per segment; beyond it they are verified again
+SEGMENTS: Final = "segments"
+REMAP_BYTES: Final = 1 << 20
+"""A mapping that is renewed covers at least this much."""
+
+_WHOLE_MAX: Final = 1 << 20  # verified frames remembered; beyond it they are verified again
+_HEAD_BYTES: Final = 4096  # what is read of a frame first; most heads are shorter
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
-def segment_name(number: int) -> str:
-    """The file name of segment *number*, relative to the store."""
-    return f"{SEGMENTS}/{number:010d}.seg"
+class SegmentGoneError(CorruptError):
+    """The file of a segment is not there: lost, or its versions moved to another segment."""
+
+
+def segment_name(segment_id: bytes) -> str:
+    """The file name of a segment, relative to the store."""
+    return f"{SEGMENTS}/{fmt.id_text(segment_id)}.seg"
 
 
 class Segment:
     """A segment of the log, opened when first read.
 
-    Any thread. Views returned live as long as they are held, also after the segment is retired or
-    the store closed. ``_lock`` guards mapping; the verification state is only ever extended.
+    Any thread; nothing here waits. Views returned live as long as they are held, also after the
+    segment is retired or the store closed. Two threads may map it or verify a block at once, which
+    costs time and nothing else: fields are only ever replaced by something at least as good.
     """
 
     __slots__ = (
         "_blocks",
         "_fs",
-        "_lock",
         "_map",
         "_on_map",
         "_whole",
+        "grows",
         "header_checked",
+        "id",
         "kinds",
         "name",
-        "number",
         "seed",
         "store_id",
         "valid",
@@ -63,126 +70,178 @@ class Segment:
     def __init__(
         self,
         fs: FileSystem,
-        number: int,
+        segment_id: bytes,
         store_id: bytes,
         valid: int,
         name: str | None = None,
         kinds: tuple[int, ...] = (fmt.FILE_SEGMENT, fmt.FILE_COMPACTED),
         on_map: Callable[[], None] | None = None,
+        *,
+        grows: bool = False,
     ) -> None:
         self._fs = fs
         self._on_map = on_map
         self.kinds = kinds
-        self.number = number
-        self.name = segment_name(number) if name is None else name
+        self.id = segment_id
+        self.name = segment_name(segment_id) if name is None else name
         self.store_id = store_id
-        self.seed = fmt.file_seed(store_id, number)
+        self.seed = fmt.file_seed(store_id, segment_id)
         self.valid = valid  # bytes known to be whole frames; grows while the segment is active
+        self.grows = grows  # it is appended to
         self.header_checked = False  # the file header is checked by who reads it first
         self._map = memoryview(b"")
-        self._lock = threading.Lock()
         self._whole: set[int] = set()  # frames whose payload is verified entirely
         self._blocks: dict[int, Blocks] = {}  # frames verified in part
 
+    # --- mapping and reading ----------------------------------------------------------------------
+
     def view(self, end: int) -> memoryview:
-        """Return a mapping that covers at least the first *end* bytes."""
+        """Return a mapping that covers at least the first *end* bytes; for sealed segments."""
         mapped = self._map
-        if len(mapped) >= end:
-            return mapped
-        return self._remap(end)
+        return mapped if len(mapped) >= end else self._remap(end)
 
     def map_whole(self) -> None:
         """Map the file as long as it is now; all of it counts as whole frames."""
         self.valid = len(self._remap(0))
 
+    def _cover(self, end: int) -> memoryview | None:
+        """Return a mapping of the first *end* bytes; None when there is to be none."""
+        mapped = self._map
+        if len(mapped) >= end:
+            return mapped
+        if self.grows and mapped and self.valid < max(REMAP_BYTES, len(mapped) * 3 // 2):
+            return None
+        try:
+            return self._remap(end)
+        except StorageIOError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            return None
+
     def _remap(self, end: int) -> memoryview:
-        with self._lock:
-            if self._map and len(self._map) >= end:
-                return self._map
-            want = max(end, self.valid)  # before the size, which grows with it
-            file = self._open()
-            try:
-                size = file.size()
-                want = want or size
-                if size < want:
-                    raise CorruptError(
-                        f"segment {self.number} is {size} bytes long, expected at least {want}: "
-                        "it was cut. Names stored in other segments stay readable; restore this "
-                        "file from a backup.",
-                        file=self.name,
-                        offset=size,
-                    )
-                if not self.header_checked:
-                    self.check_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0))
-                    self.header_checked = True
-                mapped = self._map = file.map(want)
-            finally:
-                file.close()
-        # Outside the lock: making room may release this very segment.
+        want = max(end, self.valid)  # before the size, which grows with it
+        file = self._open()
+        try:
+            size = file.size()
+            want = want or size
+            self._check_size(size, want)
+            mapped = file.map(want)
+        finally:
+            file.close()
+        if len(mapped) >= len(self._map):
+            self._map = mapped
         if self._on_map is not None:
             self._on_map()
         return mapped
 
+    def _check_size(self, size: int, want: int) -> None:
+        if size < want:
+            raise CorruptError(
+                f"segment {fmt.id_text(self.id)} is {size} bytes long, expected at least {want}: "
+                "it was cut. Names stored in other segments stay readable; restore this file from "
+                "a backup.",
+                file=self.name,
+                offset=size,
+            )
+
     def _open(self) -> File:
+        """Open the file and check its header once. Raises SegmentGoneError, CorruptError."""
         try:
-            return self._fs.open(self.name, "r")
+            file = self._fs.open(self.name, "r")
         except StorageIOError as error:
             if error.errno != errno.ENOENT:
                 raise
-            raise CorruptError(
-                f"segment {self.number} is missing. What newer segments answer stays readable; "
-                "restore this file from a backup.",
+            raise SegmentGoneError(
+                f"segment {fmt.id_text(self.id)} is missing. What other segments answer stays "
+                "readable; restore this file from a backup.",
                 file=self.name,
             ) from error
+        try:
+            if not self.header_checked:
+                self._check_size(file.size(), fmt.FILE_HEADER_SIZE)
+                self.check_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0))
+                self.header_checked = True
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _read(self, start: int, stop: int) -> memoryview:
+        """Return bytes start..stop of the file, copied. Raises CorruptError when they end early."""
+        file = self._open()
+        try:
+            data = file.pread(stop - start, start)
+        finally:
+            file.close()
+        self._check_size(start + len(data), stop)
+        return memoryview(data)
 
     def check_file_header(self, data: bytes) -> None:
         """Raise CorruptError or FormatVersionError unless *data* starts this segment's file."""
+        text = fmt.id_text(self.id)
         try:
             header = decode_file_header(data, self.name)
         except DamagedFrame as error:
             raise CorruptError(
-                f"the header of segment {self.number} is damaged: {error}", file=self.name, offset=0
+                f"the header of segment {text} is damaged: {error}", file=self.name, offset=0
             ) from None
-        if header.kind not in self.kinds or (header.store_id, header.file_id) != (
-            self.store_id,
-            self.number,
-        ):
+        found = header.segment_id
+        if header.kind not in self.kinds or (header.store_id, found) != (self.store_id, self.id):
             kind = fmt.FILE_KINDS.get(header.kind, "unknown file")
             raise CorruptError(
-                f"this is {kind} {header.file_id} of store {header.store_id.hex()}, expected "
-                f"segment {self.number} of store {self.store_id.hex()}: files were swapped or "
-                "mixed. Put the right file back; nothing was changed.",
+                f"this is {kind} {fmt.id_text(found)} of store {header.store_id.hex()}, expected "
+                f"segment {text} of store {self.store_id.hex()}: files were swapped or mixed. Put "
+                "the right file back; nothing was changed.",
                 file=self.name,
                 offset=0,
             )
 
     def unmap(self) -> None:
         """Forget the mapping; views that are held keep it alive."""
-        with self._lock:
-            self._map = memoryview(b"")
+        self._map = memoryview(b"")
 
     @property
     def mapped_bytes(self) -> int:
         """How much of the segment is mapped now."""
         return len(self._map)
 
-    def frame(self, offset: int, data: memoryview | None = None) -> tuple[Frame, bytes]:
+    # --- frames and payloads ----------------------------------------------------------------------
+
+    def frame(self, offset: int) -> tuple[Frame, bytes]:
         """Return the checked frame at *offset* and its body. Raises CorruptError."""
-        view = self.view(self.valid) if data is None else data
         try:
-            frame = decode_header(view, offset, self.seed, len(view))
-            return frame, check_body(view, frame)
+            data, base, frame = self._head(offset)
+            return frame, check_body(data, frame, base)
         except DamagedFrame as error:
-            raise CorruptError(
-                f"the frame is damaged: {error}. Other frames stay readable.",
-                file=self.name,
-                offset=offset,
-            ) from None
+            raise self._damaged(error, offset) from None
+
+    def _head(self, offset: int) -> tuple[memoryview, int, Frame]:
+        """Return bytes that hold a frame up to its payload, the offset they start at, the frame.
+
+        Raises DamagedFrame.
+        """
+        data = self._cover(offset + fmt.FRAME_HEADER_SIZE)
+        if data is not None:
+            frame = decode_header(data, offset, self.seed, max(self.valid, len(data)))
+            if _head_end(frame) <= len(data):
+                return data, 0, frame
+        data = self._read(offset, min(offset + _HEAD_BYTES, self.valid))
+        frame = decode_header(data, offset, self.seed, self.valid, offset)
+        if _head_end(frame) > offset + len(data):
+            data = self._read(offset, _head_end(frame))
+        return data, offset, frame
+
+    def _damaged(self, error: DamagedFrame, offset: int) -> CorruptError:
+        return CorruptError(
+            f"the frame is damaged: {error}. Other frames stay readable.",
+            file=self.name,
+            offset=offset,
+        )
 
     def payload(
         self, entry: Entry, low: int, high: int, verify: Verify, key: str | None = None
     ) -> memoryview:
-        """Return bytes low..high of the stored form of one version, as a view of the mapping.
+        """Return bytes low..high of the stored form of one version: mapped, or else copied.
 
         *verify* says whether they are checked first, *key* is named in errors. Raises CorruptError.
         """
@@ -190,31 +249,54 @@ class Segment:
         stop = entry.offset + high
         data = self._map
         if len(data) < stop:
-            data = self.view(stop)
+            covering = self._cover(stop)
+            if covering is None:
+                return self._read_payload(entry, start, stop, verify, key)
+            data = covering
         if verify != "never" and (verify == "always" or entry.frame not in self._whole):
-            self._verify(entry.frame, start, stop, verify, key)
+            blocks = self._find_blocks(entry.frame, verify, key)
+            blocks.touch(data, start, stop, key)
+            self._note(entry.frame, blocks, verify)
         return data[start:stop]
+
+    def _read_payload(
+        self, entry: Entry, start: int, stop: int, verify: Verify, key: str | None
+    ) -> memoryview:
+        if start == stop:
+            return memoryview(b"")
+        if verify == "never" or (verify == "first" and entry.frame in self._whole):
+            return self._read(start, stop)
+        blocks = self._find_blocks(entry.frame, verify, key)
+        blocks.bound(start, stop, key)
+        low, high = blocks.span(start, stop)
+        data = self._read(low, high)
+        blocks.touch(data, start, stop, key, low)
+        self._note(entry.frame, blocks, verify)
+        return data[start - low : stop - low]
 
     def touch_rows(
         self,
         entry: Entry,
-        place: int,
+        start: int,
         row_bytes: int,
         rows: npt.NDArray[np.int64],
         verify: Verify,
         key: str | None = None,
     ) -> None:
-        """Verify the blocks that hold *rows* of a column at byte *place* of a version.
+        """Verify the blocks that hold *rows* of a column at byte *start* of a version.
 
         Raises CorruptError.
         """
         if verify == "never" or (verify == "first" and entry.frame in self._whole):
             return
         stop = entry.offset + entry.length
-        blocks = self._find_blocks(entry.frame, stop, verify, key)
-        blocks.touch_rows(self.view(stop), entry.offset + place, row_bytes, rows, key)
-        if verify == "first":
-            self._note(entry.frame, blocks)
+        data = self._cover(stop)
+        if data is None:
+            self.payload(entry, 0, entry.length, verify, key)
+            return
+        blocks = self._find_blocks(entry.frame, verify, key)
+        blocks.touch_rows(data, entry.offset + start, row_bytes, rows, key)
+        self._note(entry.frame, blocks, verify)
 
     def is_verified(self, entry: Entry, low: int, high: int) -> bool:
         """Whether bytes low..high of a version were all verified before and this is remembered."""
@@ -227,41 +309,40 @@ class Segment:
         """Return a writable copy-on-write view of one version's stored bytes."""
         if verify != "never":
             self.payload(entry, 0, entry.length, verify, key)
-        file = self._fs.open(self.name, "r")
+        file = self._open()
         try:
-            if file.size() < entry.offset + entry.length:
-                raise CorruptError(
-                    f"segment {self.number} was cut", file=self.name, offset=file.size(), key=key
-                )
+            self._check_size(file.size(), entry.offset + entry.length)
             return file.map_private(entry.offset, entry.length)
+        except StorageIOError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            return memoryview(bytearray(file.pread(entry.length, entry.offset)))
         finally:
             file.close()
 
-    def _verify(self, offset: int, start: int, stop: int, verify: Verify, key: str | None) -> None:
-        blocks = self._find_blocks(offset, stop, verify, key)
-        blocks.touch(self.view(stop), start, stop, key)
-        if verify == "first":
-            self._note(offset, blocks)
-
-    def _find_blocks(self, offset: int, stop: int, verify: Verify, key: str | None) -> Blocks:
+    def _find_blocks(self, offset: int, verify: Verify, key: str | None) -> Blocks:
         """Return the blocks of the frame at *offset*: those known, or anew from a checked frame."""
         blocks = None if verify == "always" else self._blocks.get(offset)
         if blocks is not None:
             return blocks
-        view = self._map
         try:
-            frame, _ = self.frame(offset, view if len(view) >= stop else None)
-        except CorruptError as error:
+            data, base, frame = self._head(offset)
+            check_body(data, frame, base)
+        except (DamagedFrame, CorruptError) as error:
+            if isinstance(error, SegmentGoneError):
+                raise
             raise CorruptError(
                 f"{'a stored version' if key is None else repr(key)} is damaged: {error}",
                 file=self.name,
                 offset=offset,
                 key=key,
             ) from None
-        return Blocks(frame, payload_checks(self.view(frame.end), frame), self.name)
+        return Blocks(frame, payload_checks(data, frame, base), self.name)
 
-    def _note(self, offset: int, blocks: Blocks) -> None:
+    def _note(self, offset: int, blocks: Blocks, verify: Verify) -> None:
         """Remember what was verified of a frame."""
+        if verify != "first":
+            return
         if not blocks.complete:
             self._blocks[offset] = blocks
             return
@@ -271,48 +352,16 @@ class Segment:
         self._blocks.pop(offset, None)
 
 
-def index_source(fs: FileSystem, name: str, store_id: bytes, number: int, kind: int) -> Segment:
-    """Map a side index or hint of segment *number*, all of it, as a source of frames."""
-    source = Segment(fs, number, store_id, 0, name, kinds=(kind,))
-    source.map_whole()
-    return source
+def _head_end(frame: Frame) -> int:
+    return frame.payload_offset if frame.header.payload_length else frame.end
 
 
-def open_index(
-    source: Segment, offset: int, verify: Verify, *, whole: bool = False
-) -> tuple[MappedIndex, dict[str, Any]]:
-    """Map the index frame at *offset* of *source*; return the index and the fields of its body.
-
-    *whole* verifies all of it now. Raises CorruptError or FormatVersionError.
-    """
-    name = source.name
-    frame, body = source.frame(offset)
-    if frame.header.kind & ~fmt.MUST_UNDERSTAND != fmt.KIND_INDEX:
-        raise CorruptError("no index frame here", file=name, offset=offset)
-    view = source.view(frame.end)
-    blocks = Blocks(frame, payload_checks(view, frame), name)
-    place = frame.payload_offset
-
-    def touch(low: int, high: int) -> None:
-        blocks.touch(view, place + low, place + high)
-
+def header_of(fs: FileSystem, name: str) -> fmt.FileHeader | None:
+    """The header of a file, None when it is damaged or has none. Raises StorageIOError."""
+    file = fs.open(name, "r")
     try:
-        fields = unpack(body)
-        if not isinstance(fields, dict) or not isinstance(fields.get("columns"), dict):
-            raise ValueError("no column directory")
-    except ValueError as error:
-        raise CorruptError(
-            f"the index directory is damaged: {error}", file=name, offset=offset
-        ) from None
-    length = frame.header.payload_length
-    if whole:
-        touch(0, length)
-    lazy = not whole and verify != "never"
-    reader = ColumnReader(
-        view[place : place + length], fields["columns"], name, touch if lazy else _trust
-    )
-    return MappedIndex(reader, source.number), fields
-
-
-def _trust(low: int, high: int) -> None:
-    """Stands for the touch of an index that is verified already, or never."""
+        return decode_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0), name)
+    except (DamagedFrame, FormatVersionError):
+        return None
+    finally:
+        file.close()

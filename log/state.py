@@ -1,38 +1,39 @@
 """What a process knows of the log: the published view, and how it follows the files.
 
 A :class:`View` is immutable and answers every question about one head. Readers take the newest view
-after two cheap checks (did the active segment grow, is there a newer manifest); a writer does the
-same under the commit lock, where it may also repair (``mldb.log.recovery``).
+after two cheap checks (did the active segment grow, is there a newer manifest); the sequencer does
+the same under the commit lock, where it may also repair (``mldb.log.recovery``).
 """
 
 from __future__ import annotations
 
-import errno
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from mldb.errors import CorruptError, StorageIOError
+from mldb.errors import CorruptError, StoreMovedError
+from mldb.log import format as fmt
 from mldb.log.active import HALF_DONE, Active, open_active
+from mldb.log.batch import EncodedBatch
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.lineage import intervals_at
 from mldb.log.index.pause import collection_paused
 from mldb.log.lock import LOCK
-from mldb.log.manifest import Manifest, load_manifest, manifest_name, manifest_numbers
+from mldb.log.manifest import Manifest, manifest_name
 from mldb.log.mappings import MappingBudget
+from mldb.log.newest import is_damaged, load_newest, open_announced
+from mldb.log.ownership import Key, OwnedLock
 from mldb.log.scan import Batch, refuse_unknown, scan
-from mldb.log.segment import Verify, segment_name
+from mldb.log.segment import Segment, Verify, segment_name
 from mldb.log.view import EMPTY_VIEW, SealedPart, View, make_view
-
-_LISTINGS = 8
 
 
 class LogState:
-    """Follows the files of one store. Any thread may call :meth:`head`.
+    """Follows the files of one store. Any thread may call :meth:`head`, also inside other calls.
 
-    ``mutex`` guards everything but ``view``, which is replaced as a whole. ``writing`` is set by
-    the writer of this process between its catch-up and its publication: meanwhile the view is the
-    newest that exists, and the growing file must not be scanned.
+    ``mutex`` guards everything but ``view``, which is replaced as a whole. ``writing`` is the key
+    of the commit lock while its owner makes the new views: meanwhile the view is the newest that
+    exists, and the growing file must not be scanned. A call inside another of the same thread that
+    holds either gets the view published last.
     """
 
     def __init__(
@@ -45,21 +46,29 @@ class LogState:
         known: frozenset[int],
         max_mapped: int,
         announced: File | None = None,
+        lock_slot: Mapping[int, Key] | None = None,
     ) -> None:
-        """Open what *manifest* names. *announced* is the lock file when it is open already."""
+        """Open what *manifest* names. *announced* is the lock file when it is open already.
+
+        *lock_slot* is where the commit lock of this handle says who holds it.
+        """
         self.fs = fs
         self.verify = verify
         self.writable = writable
         self.known = known
-        self.mutex = threading.RLock()
-        self.writing = False
+        self.mutex = OwnedLock("what this process knows of the log")
+        self.writing: Key | None = None
+        self._lock_slot = lock_slot or {}
         self.manifest = manifest
         self.mappings = MappingBudget(max_mapped)
-        self.sealed: dict[int, SealedPart] = {}
+        fs.relieve = self.mappings.release_all
+        self.sealed: dict[bytes, SealedPart] = {}
+        self.segments: dict[bytes, Segment] = {}
         self.distrusted: list[str] = []
         self.active = self._open(manifest)
         self.view = EMPTY_VIEW
         self._load_sealed()
+        self.identity = fs.identity(LOCK)
         self._announced = announced or open_announced(fs, writable=writable)
         self.named = 0  # the newest manifest whose name is known to be durable
         self.next_number = 0
@@ -74,16 +83,40 @@ class LogState:
         if self._announced is not None and self._announced.size() < number:
             self._announced.pwritev([bytes(1)], number - 1)
 
+    @property
+    def announced_number(self) -> int:
+        """The newest manifest that was announced; 0 when the lock file is lost."""
+        return 0 if self._announced is None else self._announced.size()
+
+    def check_identity(self) -> None:
+        """Raise StoreMovedError unless the store's path still leads to the folder opened."""
+        if self.fs.identity(LOCK) != self.identity:
+            raise self._moved("another folder stands there, or none")
+
+    def _moved(self, what: str) -> StoreMovedError:
+        return StoreMovedError(
+            f"{self.fs.root} is no longer the store that was opened: {what}. Nothing was stored, "
+            "and what stands there now was not touched. What this handle has read stays readable; "
+            "close it, look where the folder went, and open the store there."
+        )
+
     # --- opening ----------------------------------------------------------------------------------
 
     def _load_sealed(self) -> None:
-        wanted = {info.number: info for info in self.manifest.segments}
-        self.sealed = {
-            number: self.sealed[number]
-            if number in self.sealed and self.sealed[number].info == info
-            else SealedPart(self.fs, info, self.verify, self.mappings)
-            for number, info in wanted.items()
-        }
+        """Make the parts of the manifest's segments, and let go of those that are no more."""
+        old, fs = self.sealed, self.fs
+        new: dict[bytes, SealedPart] = {}
+        for info in self.manifest.segments:
+            part = old.get(info.id)
+            if part is None or part.info != info:
+                part = SealedPart(fs, info, self.verify, self.mappings)
+            new[info.id] = part
+        for segment_id, part in old.items():
+            if segment_id not in new:
+                part.release()
+        segments = {segment_id: part.segment for segment_id, part in new.items()}
+        segments[self.active.id] = self.active.segment
+        self.sealed, self.segments = new, segments
 
     def _look_ahead(self) -> None:
         """Remember the number that the next manifest will have.
@@ -91,7 +124,7 @@ class LogState:
         A damaged newer one is stepped over; an intact one, installed since ours was read, waits.
         """
         self.next_number = self.manifest.number + 1
-        while _is_damaged(self.fs, self.next_number):
+        while is_damaged(self.fs, self.next_number):
             self.next_number += 1
         self._next_manifest = manifest_name(self.next_number)
         self._manifest_name = manifest_name(self.manifest.number)
@@ -109,15 +142,37 @@ class LogState:
 
     def head(self) -> View:
         """Return the newest view, after looking whether anything was appended or installed."""
-        if self.writing:
+        if self.writing is not None and self.is_writing():
             return self.view
         active = self.active
         if active.file.size() == active.seen and not self.manifest_waits():
             return self.view
-        with self.mutex:
-            if not self.writing:
+        guard = self.mutex.hold_unless_inside()
+        if guard is None:
+            return self.view
+        with guard:
+            if not self.is_writing():
                 self.follow()
             return self.view
+
+    def is_writing(self) -> bool:
+        """Whether the owner of the commit lock, and nobody else, makes new views now."""
+        key = self.writing
+        return key is not None and self._lock_slot.get(0) is key
+
+    def begin_writing(self, key: Key) -> None:
+        """Become the one source of new views, as the owner of the commit lock with this key.
+
+        It ends with :meth:`end_writing`, or with the ownership.
+        """
+        self.writing = key
+        if self.mutex.slot:  # a reader is following: it did not see the line above, so wait
+            with self.mutex.hold():
+                pass
+
+    def end_writing(self) -> None:
+        """Let readers follow the files again."""
+        self.writing = None
 
     def manifest_waits(self) -> bool:
         """Whether a newer manifest may have appeared.
@@ -131,7 +186,7 @@ class LogState:
         return self.fs.exists(self._next_manifest) or not self.fs.exists(self._manifest_name)
 
     def is_current(self) -> bool:
-        """Whether the files certainly hold nothing unknown and no torn tail. ``mutex`` is held."""
+        """Whether the files certainly hold nothing unknown and no torn tail."""
         active, announced = self.active, self._announced
         seen = active.seen
         return (
@@ -142,7 +197,7 @@ class LogState:
         )
 
     def follow(self) -> None:
-        """Catch up with the files; ``mutex`` is held.
+        """Catch up with the files; ``mutex`` is held, or the commit lock by who writes.
 
         Repairs nothing: an incomplete tail is left alone.
         """
@@ -155,7 +210,7 @@ class LogState:
                 # The newer one is damaged, or ours was deleted: what is known here is newer.
                 self._look_ahead()
                 break
-            self._adopt(manifest)
+            self.adopt(manifest)
         active = self.active
         size = active.file.size()
         if size != active.seen:
@@ -164,10 +219,16 @@ class LogState:
             self.publish()
             active.seen = size
 
-    def _adopt(self, manifest: Manifest) -> None:
-        """Take over a newer manifest."""
+    def adopt(self, manifest: Manifest) -> None:
+        """Take over a newer manifest of the same history. Raises StoreMovedError for another."""
+        mine = self.manifest
+        if manifest.store_id != mine.store_id:
+            raise self._moved(f"it holds store {manifest.store_id.hex()}")
+        follows = manifest.number == mine.number + 1 and manifest.predecessor and mine.digest
+        if follows and manifest.predecessor != mine.digest:
+            raise self._moved(f"its {manifest_name(manifest.number)} continues another history")
         active = self.active
-        if manifest.active != self.manifest.active:
+        if manifest.active != mine.active:
             # The old file is not closed here: another thread may be syncing it. It closes when
             # collected.
             active = self._open(manifest)
@@ -177,6 +238,7 @@ class LogState:
 
     def _take(self, manifest: Manifest, active: Active) -> None:
         self.active.seen = active.seen = HALF_DONE
+        self.active.segment.grows = active is self.active
         self.active = active
         self.manifest = manifest
         self._look_ahead()
@@ -189,16 +251,12 @@ class LogState:
         if cursor.offset >= size:
             return
         data = active.file.map(size)
-        with collection_paused():
-            self._scan_into(active, data)
-
-    def _scan_into(self, active: Active, data: memoryview) -> None:
-        cursor = active.cursor
         verify_after = active.verify_after if cursor.offset < active.verify_until else None
-        for batch in scan(
-            data, cursor, active.segment.seed, active.segment.number, verify_after=verify_after
-        ):
-            self.apply(batch)
+        with collection_paused():
+            for batch in scan(
+                data, cursor, active.segment.seed, active.id, verify_after=verify_after
+            ):
+                self.apply(batch)
 
     def apply(self, batch: Batch) -> None:
         """Add a scanned batch to the index."""
@@ -215,28 +273,30 @@ class LogState:
         active.count += len(entries)
         active.segment.valid = active.cursor.offset
 
-    def appended(
-        self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]], end: int, chain: bytes
-    ) -> None:
-        """Take in and publish the batch that this process has just appended up to *end*."""
-        with self.mutex:
-            active = self.active
-            cursor = active.cursor
-            number, head, jumps, intervals, *rest = self.view
-            active.seen = HALF_DONE
-            cursor.offset = end
-            cursor.last_lsn = row.lsn
-            cursor.chain = chain
-            if row.parent == head.lsn and intervals:
-                active.memory.add(row, entries)
-                active.count += len(entries)
-                active.segment.valid = end
-                intervals = (*intervals[:-1], (intervals[-1][0], row.lsn))
-                self.view = make_view((number, row, jumps, intervals, *rest))
-            else:
-                self.add(row, entries)
-                self.publish()
-            active.seen = end
+    def appended(self, batch: EncodedBatch) -> None:
+        """Take in and publish the batch that this process has just written.
+
+        The one place where cursor, index in memory, view and counters move, and they move together:
+        an interrupt in between leaves HALF_DONE, and all of it is read from the file again.
+        """
+        _, row, entries, end, chain = batch
+        active = self.active
+        cursor = active.cursor
+        number, head, jumps, intervals, *rest = self.view
+        active.seen = HALF_DONE
+        cursor.offset = end
+        cursor.last_lsn = row.lsn
+        cursor.chain = chain
+        if row.parent == head.lsn and intervals:
+            active.memory.add(row, entries)
+            active.count += len(entries)
+            active.segment.valid = end
+            intervals = (*intervals[:-1], (intervals[-1][0], row.lsn))
+            self.view = make_view((number, row, jumps, intervals, *rest))
+        else:
+            self.add(row, entries)
+            self.publish()
+        active.seen = end
 
     def last_lsn(self) -> int:
         """LSN of the last commit in the log, 0 when there is none."""
@@ -247,21 +307,19 @@ class LogState:
 
     def publish(self) -> None:
         """Make the newest view visible."""
-        active = self.active
+        active, manifest = self.active, self.manifest
         row = self._last_row()
-        jumps = (*self.manifest.jumps, *active.jumps)
+        jumps = (*manifest.jumps, *active.jumps)
         self.view = View(
-            self.manifest.number,
+            manifest.number,
             row,
             jumps,
             intervals_at(jumps, row.lsn),
-            tuple(self.sealed[info.number] for info in self.manifest.segments),
+            tuple(self.sealed.values()),
             active.parts(),
-            {
-                **{number: part.segment for number, part in self.sealed.items()},
-                active.segment.number: active.segment,
-            },
-            self.manifest.kept,
+            active.id,
+            self.segments,
+            manifest.kept,
             {},
         )
 
@@ -274,72 +332,23 @@ class LogState:
                 return row
         for info in reversed(self.manifest.segments):
             if info.last_lsn:
-                row = self.sealed[info.number].index.commit_at(info.last_lsn)
+                row = self.sealed[info.id].index.commit_at(info.last_lsn)
                 if row is None:
                     raise CorruptError(
                         f"commit {info.last_lsn} is missing in its index",
-                        file=segment_name(info.number),
+                        file=segment_name(info.id),
                     )
                 return row
         return EMPTY_COMMIT
 
+    @property
+    def is_version_1(self) -> bool:
+        """Whether the active segment is of format version 1, so that the next commit seals it."""
+        return len(self.active.id) != len(fmt.NO_ID)
+
     def close(self) -> None:
         """Close the files. What is mapped stays so for as long as views, arrays or handles live."""
-        with self.mutex:
-            self.active.file.close()
-            if self._announced is not None:
-                self._announced.close()
-
-
-def open_announced(fs: FileSystem, *, writable: bool) -> File | None:
-    """Open the lock file, whose length is the number of the newest manifest announced."""
-    return fs.open(LOCK, "rw" if writable else "r") if fs.exists(LOCK) else None
-
-
-def load_newest(fs: FileSystem, distrusted: list[str], numbers: Sequence[int] = ()) -> Manifest:
-    """Load the highest valid manifest; *numbers* are a listing just made, if there is one.
-
-    Raises CorruptError when none is valid.
-    """
-    for _ in range(_LISTINGS):
-        try:
-            return _load_highest(fs, distrusted, numbers or manifest_numbers(fs))
-        except StorageIOError as error:
-            # Between the listing and the reading a writer may have replaced the manifests.
-            if error.errno != errno.ENOENT:
-                raise
-            last, numbers = error, ()
-    raise last
-
-
-def _is_damaged(fs: FileSystem, number: int) -> bool:
-    """Tell whether manifest *number* is there and unreadable."""
-    if not fs.exists(manifest_name(number)):
-        return False
-    try:
-        load_manifest(fs, number)
-    except CorruptError:
-        return True
-    except StorageIOError as error:
-        # It came and went; its successor waits.
-        if error.errno != errno.ENOENT:
-            raise
-    return False
-
-
-def _load_highest(fs: FileSystem, distrusted: list[str], numbers: Sequence[int]) -> Manifest:
-    damage: CorruptError | None = None
-    for number in reversed(numbers):
-        try:
-            manifest = load_manifest(fs, number)
-        except CorruptError as error:
-            distrusted.append(str(error))
-            damage = damage or error
-            continue
-        if damage is not None and fs.exists(segment_name(manifest.active + 1)):
-            # The damaged manifest may have published that segment; falling back would drop it.
-            raise damage
-        return manifest
-    raise damage or CorruptError(
-        "no manifest is left: this folder holds no usable store", file=manifest_name(1)
-    )
+        self.active.file.close()
+        if self._announced is not None:
+            self._announced.close()
+        self.fs.relieve = None

@@ -60,9 +60,8 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
     Covers headers, bodies, padding, payload blocks, digests, footers and indexes. *progress* is
     told the bytes checked and those there are, after each segment.
     """
-    view = log.head()
+    _, active, view = log.still()
     tally = _Tally()
-    active = log.state.active
     total = sum(part.info.length for part in view.sealed) + active.cursor.offset
     for part in view.sealed:
         _check_sealed(part, tally)
@@ -77,7 +76,7 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
 
 def _check_manifests(fs: FileSystem, tally: _Tally) -> None:
     """Read every manifest again, also one that opening had to step over."""
-    for number in manifest_numbers(fs):
+    for number in manifest_numbers(fs.list("")):
         name = manifest_name(number)
         try:
             load_manifest(fs, number)
@@ -123,30 +122,24 @@ def _check_active(active: Active, view: View, tally: _Tally) -> None:
     tally.bytes += end
     rows = [row for part in reversed(active.parts()) for row in part.commits(1, view.commit.lsn)]
     try:
-        data = active.segment.view(end)
+        data = active.file.map(end)
         active.segment.check_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]))
     except MldbError as error:
         tally.problems.append(Problem(active.segment.name, 0, str(error)))
         return
-    stop = fmt.FILE_HEADER_SIZE
-    if rows:
-        try:
-            stop = active.segment.frame(rows[-1].end)[0].end
-        except MldbError:
-            stop = end
-    _check_batches(active.segment, data[:stop], rows, tally)
+    _check_batches(active.segment, data, rows, tally)
 
 
 def _check_batches(
     segment: Segment, data: memoryview, rows: list[CommitRow], tally: _Tally
 ) -> None:
     """Scan with full verification; after damage go on at the next commit that the index knows."""
-    start = chain_start(segment.store_id, segment.number)
+    start = chain_start(segment.store_id, segment.id)
     cursor = Cursor(fmt.FILE_HEADER_SIZE, 0, start)
     known = {row.start: row for row in rows}
     found = 0
     while cursor.offset < len(data):
-        for _ in scan(data, cursor, segment.seed, segment.number, verify_after=0):
+        for _ in scan(data, cursor, segment.seed, segment.id, verify_after=0):
             found += 1
         if cursor.offset >= len(data):
             break

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import FileSystem
@@ -14,9 +14,12 @@ from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.index.lineage import Jump
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField, IndexPart
-from mldb.log.manifest import SegmentInfo
+from mldb.log.index.opened import index_source, open_index
+from mldb.log.manifest import Kept, SegmentInfo
 from mldb.log.mappings import MappingBudget
-from mldb.log.segment import Segment, Verify, index_source, open_index
+from mldb.log.segment import Segment, Verify
+
+_KEYS_AT_ONCE: Final = 512
 
 
 class SealedPart:
@@ -33,7 +36,7 @@ class SealedPart:
             if part is not None:
                 budget.note(part)
 
-        self.segment = Segment(fs, info.number, info.origin, info.length, on_map=note)
+        self.segment = Segment(fs, info.id, info.origin, info.length, on_map=note)
         self._fs = fs
         self._verify = verify
         self._index: MappedIndex | None = None
@@ -47,11 +50,20 @@ class SealedPart:
             source = self.segment
             if info.index_file:
                 source = index_source(
-                    self._fs, info.index_file, info.origin, info.number, fmt.FILE_INDEX
+                    self._fs, info.index_file, info.origin, info.id, fmt.FILE_INDEX
                 )
             index, _ = open_index(source, info.index_offset, self._verify)
             self._index = index
         return index
+
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys with this prefix in order, holding no mapping from one to the next."""
+        number = -1
+        while True:
+            keys, number = self.index.some_keys(prefix, number, _KEYS_AT_ONCE)
+            if not keys:
+                return
+            yield from keys
 
     def release(self) -> None:
         """Let the mapping go; the next question maps the segment again."""
@@ -62,8 +74,8 @@ class SealedPart:
 class View(NamedTuple):
     """One head of the log. Immutable; valid for ever, since what it maps is never changed.
 
-    ``commit`` is the last commit in the log. ``sealed`` ascends, ``active`` descends. What the
-    index parts learn later has higher LSNs and is ignored.
+    ``commit`` is the last commit in the log. ``sealed`` stands in log order, ``active`` the newest
+    part first. What the index parts learn later has higher LSNs and is ignored.
     """
 
     number: int
@@ -72,9 +84,10 @@ class View(NamedTuple):
     intervals: Intervals
     sealed: tuple[SealedPart, ...]
     active: tuple[IndexPart, ...]
-    segments: dict[int, Segment]
-    kept: tuple[int, ...] | None
-    """The commits that retention left, ascending; None when nothing was ever pruned."""
+    active_id: bytes
+    segments: Mapping[bytes, Segment]
+    kept: Kept | None
+    """The commits that retention left, as ranges; None when nothing was ever pruned."""
     epochs: dict[int, tuple[CommitRow, Intervals]]
     """What finished epochs resolved to: a cache shared by the views of one lineage."""
 
@@ -95,26 +108,26 @@ class View(NamedTuple):
                 return found
         return None
 
-    def _parts(self) -> Iterator[IndexPart]:
-        """All parts, oldest first."""
-        for sealed in self.sealed:
-            yield sealed.index
-        yield from reversed(self.active)
+    def version_at(self, key: bytes, lsn: int) -> Entry | None:
+        """Return the version of *key* that commit *lsn* stored, wherever it lies now."""
+        return self.newest(key, ((lsn, lsn),))
 
     def versions(self, key: bytes) -> list[Entry]:
         """Return every version of *key* on every lineage up to this head, oldest first."""
+        found: list[Entry] = []
+        for sealed in self.sealed:
+            found += sealed.index.versions(key)
+        for part in reversed(self.active):
+            found += part.versions(key)
         high = self.commit.lsn
-        return [
-            entry
-            for part in self._parts()
-            for entry in part.versions(key)
-            if entry.commit_lsn <= high
-        ]
+        return [entry for entry in found if entry.commit_lsn <= high]
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in byte order, each once, whether visible or not."""
         last = None
-        for key in heapq.merge(*[part.keys(prefix) for part in self._parts()]):
+        found = [part.keys(prefix) for part in self.sealed]
+        found += [part.keys(prefix) for part in self.active]
+        for key in heapq.merge(*found):
             if key != last:
                 last = key
                 yield key
@@ -139,16 +152,15 @@ class View(NamedTuple):
                 return sealed.index.commit_at(lsn)
         return None
 
-    def commits(self, low: int, high: int) -> Iterator[tuple[int, CommitRow]]:
-        """Yield (segment number, commit) with low <= lsn <= high, ascending, on every lineage."""
+    def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
+        """Yield (segment id, commit) with low <= lsn <= high, ascending, on every lineage."""
         for sealed in self.sealed:
             if sealed.info.last_lsn >= low and sealed.info.first_lsn <= high:
                 for row in sealed.index.commits(low, high):
-                    yield sealed.info.number, row
-        number = max(self.segments)
+                    yield sealed.info.id, row
         for part in reversed(self.active):
             for row in part.commits(low, min(high, self.commit.lsn)):
-                yield number, row
+                yield self.active_id, row
 
     def last_commit(self, intervals: Intervals, field: CommitField, limit: int) -> CommitRow | None:
         """Return the last commit inside *intervals* with *field* <= *limit*."""
@@ -169,4 +181,4 @@ class View(NamedTuple):
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
 
-EMPTY_VIEW = View(0, EMPTY_COMMIT, (), (), (), (), {}, None, {})
+EMPTY_VIEW = View(0, EMPTY_COMMIT, (), (), (), (), b"", {}, None, {})

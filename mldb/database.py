@@ -19,6 +19,7 @@ from mldb.log.recovery import Recovery
 from mldb.options import Durability, Mode, Options, Verify
 from mldb.state.checkpointing import PendingCheckpoint, checkpoint_of, make_job
 from mldb.tensors.codec import unpack_metadata
+from mldb.write import preemption
 from mldb.write.ops import Operations
 from mldb.write.rules import check_epoch
 from mldb.write.staging import PACK_BELOW
@@ -184,19 +185,66 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
         """
         started = time.perf_counter()
         self._guard()
-        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
+        self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         checked = check_epoch(epoch)
         if checked is None:
             raise InvalidTypeError("a checkpoint needs an epoch")
         background = self._background
         background.raise_failed()
-        job = make_job(state, epoch=checked, step=step, name=name, metrics=metrics)
-        if not wait:
+        job = make_job(
+            state,
+            epoch=checked,
+            step=step,
+            name=name,
+            metrics=metrics,
+            interrupted=preemption.is_forced(),
+        )
+        taken: Checkpoint | PendingCheckpoint
+        if wait:
+            self._settle_background()
+            done = self._write_job(job)
+            taken = checkpoint_of(job, done, (time.perf_counter() - started) * 1e3)
+        else:
             self._epochs.check(self._log.head(), checked)
-            return background.submit(job, started, self._write_job)
-        self._settle_background()
-        done = self._write_job(job)
-        return checkpoint_of(job, done, (time.perf_counter() - started) * 1e3)
+            taken = background.submit(job, started, self._write_job)
+        preemption.safe_point()
+        return taken
+
+    def save_on_signal(
+        self,
+        signum: int,
+        fn: Callable[[], object],
+        *,
+        grace: float = 20.0,
+        then: preemption.Then = "default",
+    ) -> preemption.SavedOnSignal:
+        """Call ``fn()`` when *signum* comes (SIGTERM of a preemption, say), where storing is safe.
+
+        It runs once in the main thread, however often the signal comes, at the next safe point: the
+        end of a :meth:`checkpoint`, a loader's next batch, :meth:`safe_point`, :meth:`close`, the
+        end of the program. When none comes within *grace* seconds it runs between any two steps of
+        the program that lie in no call of mldb, and the checkpoints that it takes are marked
+        ``interrupted``. Then the handler that was there before runs; a default action (to end the
+        process) is carried out, after background checkpoints are stored, unless
+        ``then="continue"``. What *fn* raises comes out of the safe point instead.
+
+        A forked child is not part of it. A second call for the same signal replaces the first; the
+        functions of several databases run in the order of their calls. The result has ``cancel()``
+        and is a context manager; closing the database cancels as well. Raises UsageError outside
+        the main thread, InvalidTypeError, InvalidValueError.
+        """
+        self._guard()
+        return preemption.save_on_signal(self, signum, fn, grace, then)
+
+    def safe_point(self) -> None:
+        """Run what :meth:`save_on_signal` has waiting, if anything; call it between two steps.
+
+        Costs next to nothing. Raises what the function raises, and UsageError outside the main
+        thread.
+        """
+        self._guard()
+        preemption.require_main_thread("safe_point")
+        preemption.safe_point()
 
     # --- the whole store --------------------------------------------------------------------------
 
@@ -270,7 +318,8 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
         """Finish background checkpoints, record a durable mark and close.
 
         Closing twice is harmless. Raises the error of a background checkpoint that nobody has seen;
-        the store is closed all the same.
+        the store is closed all the same. Ctrl-C while it waits for them leaves it open. In the main
+        thread, what :meth:`save_on_signal` has waiting runs first.
         """
         if self._closed:
             return
@@ -278,11 +327,21 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
             self._closed = True
             return
         try:
+            preemption.safe_point()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        try:
             self._background.close()
         finally:
-            self._closed = True
-            self._lake_rows.clear()  # what others hold of them stays readable
-            self._log.close()
+            if not self._background.busy():
+                self._closed = True
+                self._lake_rows.clear()  # what others hold of them stays readable
+                try:
+                    self._log.close()
+                finally:
+                    preemption.cancel_all(self)
 
     def __repr__(self) -> str:
         """One line: the path and whether it is open."""

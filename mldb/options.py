@@ -41,6 +41,8 @@ class Options:
     max_mapped:          how many sealed segments stay mapped; each mapping holds a descriptor.
     pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one
                          waits. Each holds one buffer of the state's size.
+    exit_timeout:        how long the end of the process waits for them; None waits until they are
+                         stored. One that is lost is told on stderr, and the exit status is 70.
     """
 
     mode: Mode = "rw"
@@ -55,6 +57,7 @@ class Options:
     cache_bytes: int = 256 << 20
     max_mapped: int = 256
     pending_checkpoints: int = 1
+    exit_timeout: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant. Raises InvalidValueError, InvalidTypeError."""
@@ -75,10 +78,9 @@ class Options:
         if self.map_bytes is not None:
             _positive("map_bytes", self.map_bytes, least=0)
         _positive("cache_bytes", self.cache_bytes, least=0)
-        if not isinstance(self.lock_timeout, int | float) or not 0 <= self.lock_timeout < 1e9:
-            raise InvalidValueError(
-                f"lock_timeout={self.lock_timeout!r} is not a number of seconds"
-            )
+        _seconds("lock_timeout", self.lock_timeout)
+        if self.exit_timeout is not None:
+            _seconds("exit_timeout", self.exit_timeout)
 
 
 def _positive(name: str, value: object, least: int = 1) -> None:
@@ -86,3 +88,8 @@ def _positive(name: str, value: object, least: int = 1) -> None:
         raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
     if value < least:
         raise InvalidValueError(f"{name}={value} is below {least}")
+
+
+def _seconds(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise InvalidValueError(f"{name}={value!r} is not a number of seconds")

@@ -26,13 +26,13 @@ class Lsn(int):
 class Entry(NamedTuple):
     """One version of one key, as the index stores it.
 
-    ``frame`` and ``offset`` are bytes from the start of the segment: where its frame starts, and
-    where its stored bytes do. ``length`` counts the stored bytes. The remaining fields are those of
-    FORMAT.md section 4.
+    ``segment`` is the id of its segment. ``frame`` and ``offset`` are bytes from the start of the
+    segment: where its frame starts, and where its stored bytes do. ``length`` counts the stored
+    bytes. The remaining fields are those of FORMAT.md section 4.
     """
 
     commit_lsn: int
-    segment: int
+    segment: bytes
     frame: int
     offset: int
     length: int
@@ -41,11 +41,12 @@ class Entry(NamedTuple):
     encoding: int
     base: int
     digest: bytes
+    owner: bytes
 
 
-make_entry: Callable[[tuple[int, int, int, int, int, bytes, int, int, int, bytes]], Entry] = (
-    partial(tuple.__new__, Entry)
-)
+_EntryFields = tuple[int, bytes, int, int, int, bytes, int, int, int, bytes, bytes]
+
+make_entry: Callable[[_EntryFields], Entry] = partial(tuple.__new__, Entry)
 """Make an Entry of its fields in order, at half the cost of a call: once per version stored."""
 
 
@@ -54,6 +55,7 @@ class CommitRow(NamedTuple):
 
     ``start`` is the offset of the first frame of its batch, ``end`` the offset of the commit frame;
     ``time`` never decreases along a lineage, ``clock`` is the raw clock. Both are nanoseconds.
+    ``id`` is 16 random bytes, empty in commits of version 1.
     """
 
     lsn: int
@@ -63,14 +65,15 @@ class CommitRow(NamedTuple):
     clock: int
     start: int
     end: int
+    id: bytes
 
 
-make_row: Callable[[tuple[int, int, int, int, int, int, int]], CommitRow] = partial(
+make_row: Callable[[tuple[int, int, int, int, int, int, int, bytes]], CommitRow] = partial(
     tuple.__new__, CommitRow
 )
 """Make a CommitRow of its fields in order, at half the cost of a call: once per commit."""
 
-EMPTY_COMMIT = CommitRow(0, 0, 0, 0, 0, 0, 0)
+EMPTY_COMMIT = CommitRow(0, 0, 0, 0, 0, 0, 0, b"")
 """The state before the first commit."""
 
 Interval = tuple[int, int]

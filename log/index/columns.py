@@ -57,6 +57,13 @@ COMMIT_COLUMNS: Final = {
 }
 META_PREFIX: Final = "meta:"
 COLUMN_TYPES: Final = {**ROW_COLUMNS, **KEY_COLUMNS, **ATTR_COLUMNS, **COMMIT_COLUMNS}
+OPTIONAL_COLUMNS: Final = {
+    "commit_id": "V16",
+    "row_owner": "<u4",
+    "owner_offset": "<u8",
+    "owner_heap": "u1",
+}
+"""Columns since version 2: indexes of version 1 lack them, others where nothing is in them."""
 
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
 """Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
@@ -88,9 +95,10 @@ def build_index(
     _put_rows(columns, rows, attr_ids)
     columns["attr_offset"], columns["attr_heap"] = _heap(list(attr_ids))
     names = list(COMMIT_COLUMNS)
-    table = list(zip(*commits, strict=True)) or [()] * len(names)
+    *table, ids = list(zip(*commits, strict=True)) or [()] * (len(names) + 1)
     for name, values in zip(names, table, strict=True):
         columns[name] = np.array(values, dtype=COLUMN_TYPES[name])
+    columns["commit_id"] = _digests(ids)
     if metadata_of is not None:
         columns.update(_metadata_columns(keys, entries, attr_ids, metadata_of))
     return _image(columns)
@@ -109,7 +117,7 @@ def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) 
 
 def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]) -> None:
     fields = zip(*rows, strict=True) if rows else iter([()] * len(Entry._fields))
-    commit, _, frame, offset, length, attr, flags, encoding, base, digest = fields
+    commit, _, frame, offset, length, attr, flags, encoding, base, digest, owner = fields
     for name, values in (
         ("row_commit", commit),
         ("row_frame", frame),
@@ -122,10 +130,18 @@ def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[byte
         columns[name] = np.array(values, dtype=ROW_COLUMNS[name])
     ids = [attr_ids.setdefault(value, len(attr_ids)) for value in attr]
     columns["row_attr"] = np.array(ids, dtype="<u4")
+    columns["row_digest"] = _digests(digest)
+    if any(owner):
+        owners: dict[bytes, int] = {b"": 0}
+        numbers = [owners.setdefault(value, len(owners)) for value in owner]
+        columns["row_owner"] = np.array(numbers, dtype="<u4")
+        columns["owner_offset"], columns["owner_heap"] = _heap(list(owners)[1:])
+
+
+def _digests(values: Sequence[bytes]) -> Column:
+    """A column of 16 bytes each; zeros where there are none."""
     blank = bytes(fmt.DIGEST_SIZE)
-    columns["row_digest"] = np.frombuffer(
-        b"".join([value or blank for value in digest]), dtype="V16"
-    )
+    return np.frombuffer(b"".join([value or blank for value in values]), dtype="V16")
 
 
 def _heap(parts: list[bytes]) -> tuple[Column, Column]:
@@ -195,7 +211,7 @@ def _image(columns: Mapping[str, Column]) -> IndexImage:
 _OFFSETS: Final = struct.Struct("<QQ")
 
 
-class Place(NamedTuple):
+class ColumnSpan(NamedTuple):
     """Where a column lies in the payload: its first byte, its rows, their size and type."""
 
     start: int
@@ -210,31 +226,42 @@ def _kind(code: str) -> tuple[np.dtype[Any], str, int]:
     return dtype, dtype.str, dtype.itemsize
 
 
-_KINDS: Final = {name: _kind(code) for name, code in COLUMN_TYPES.items()}
+_KINDS: Final = {name: _kind(code) for name, code in (COLUMN_TYPES | OPTIONAL_COLUMNS).items()}
 _CODES: Final = _kind("<u4")
 _VALUES: Final = _kind("u1")
 
 
-make_place: Callable[[tuple[int, int, int, np.dtype[Any]]], Place] = partial(tuple.__new__, Place)
-"""Make a Place of its fields in order, at half the cost of a call: once per column of an index."""
+make_span: Callable[[tuple[int, int, int, np.dtype[Any]]], ColumnSpan] = partial(
+    tuple.__new__, ColumnSpan
+)
+"""Make a ColumnSpan of its fields in order, at half the cost of a call: once for each column."""
 
 
-def _places(directory: Mapping[Any, object], length: int, file: str) -> dict[str, Place]:
+def _places(directory: Mapping[Any, object], length: int, file: str) -> dict[str, ColumnSpan]:
     """Check the directory of an index, all at once, since each opening needs most of it."""
-    places: dict[str, Place] = {}
+    places: dict[str, ColumnSpan] = {}
     for name, place in directory.items():
-        dtype, code, size = _KINDS.get(name) or (_CODES if str(name).endswith(":code") else _VALUES)
-        if not isinstance(place, list) or len(place) != 3:  # `match` takes ten times as long
+        kind = _KINDS.get(name) or _kind_of_metadata(name)
+        if kind is None:
+            continue  # of a newer mldb, which can be done without
+        dtype, code, size = kind
+        if not isinstance(place, list) or len(place) < 3:  # `match` takes ten times as long
             raise _impossible(name, place, file)
-        start, rows, found = place
+        start, rows, found = place[:3]
         whole = type(start) is int and type(rows) is int and found == code
         if not whole or min(start, rows) < 0 or start + rows * size > length:
             raise _impossible(name, place, file)
-        places[name] = make_place((start, rows, size, dtype))
+        places[name] = make_span((start, rows, size, dtype))
     missing = COLUMN_TYPES.keys() - places.keys()
     if missing:
         raise CorruptError(f"the index lacks the columns {sorted(missing)}", file=file)
     return places
+
+
+def _kind_of_metadata(name: object) -> tuple[np.dtype[Any], str, int] | None:
+    if not isinstance(name, str) or not name.startswith(META_PREFIX):
+        return None
+    return _CODES if name.endswith(":code") else _VALUES
 
 
 def _impossible(name: object, place: object, file: str) -> CorruptError:
@@ -266,6 +293,10 @@ class ColumnReader:
     def names(self) -> list[str]:
         """The columns present."""
         return list(self._places)
+
+    def has(self, name: str) -> bool:
+        """Whether a column is there."""
+        return name in self._places
 
     def count(self, name: str) -> int:
         """How many values a column has."""

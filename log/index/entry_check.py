@@ -1,4 +1,4 @@
-"""The bounds of index entries read from disk, checked a column at a time."""
+"""The bounds of index entries: of a few before they are written, of columns read from disk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from mldb.log import format as fmt
 
-_BYTES_COLUMNS: Final = (0, 5, 7)  # key, digest, attr
+_BYTES_COLUMNS: Final = (0, 5, 7, 8)  # key, digest, attr, owner
+_DIGEST_SIZES: Final = (0, fmt.DIGEST_SIZE)
 _INT_COLUMNS: Final = (1, 2, 3, 4, 6)  # flags, encoding, offset, length, base
 
 
 def are_sound(columns: tuple[tuple[Any, ...], ...], payload_length: int) -> bool:
     """Check all entries of a frame column by column; per entry it would cost most of a recovery."""
-    keys, flags, encodings, offsets, lengths, digests, bases, attrs = columns
+    keys, flags, encodings, offsets, lengths, digests, bases, attrs, owners = columns
     if not keys:
         return True
     if any(set(map(type, columns[index])) != {bytes} for index in _BYTES_COLUMNS):
@@ -24,13 +25,31 @@ def are_sound(columns: tuple[tuple[Any, ...], ...], payload_length: int) -> bool
         min(map(len, keys)) > 0
         and max(map(len, keys)) <= fmt.KEY_BYTES_MAX
         and max(map(len, attrs)) <= fmt.ATTR_BYTES_MAX
+        and max(map(len, owners)) <= fmt.KEY_BYTES_MAX
         and set(map(len, digests)) <= {0, fmt.DIGEST_SIZE}
-        and not any(flag & ~fmt.ENTRY_FLAGS_KNOWN for flag in set(flags))
+        and min(flags) >= 0
+        and max(flags) <= fmt.ENTRY_FLAGS_MAX
         and min(encodings) >= 0
-        and max(encodings) <= 255
+        and max(encodings) <= fmt.ENCODING_MAX
         and min(offsets) >= 0
         and min(lengths) >= 0
         and min(bases) >= 0
         and max(bases) <= fmt.LSN_MAX
         and max(map(add, offsets, lengths)) <= payload_length
+    )
+
+
+def is_sound(entry: tuple[Any, ...], payload_length: int) -> bool:
+    """Check one entry as :func:`are_sound` checks many; for the few of a small commit."""
+    key, flags, encoding, offset, length, digest, base, attr, owner = entry
+    return (
+        0 < len(key) <= fmt.KEY_BYTES_MAX
+        and len(attr) <= fmt.ATTR_BYTES_MAX
+        and len(owner) <= fmt.KEY_BYTES_MAX
+        and len(digest) in _DIGEST_SIZES
+        and 0 <= flags <= fmt.ENTRY_FLAGS_MAX
+        and 0 <= encoding <= fmt.ENCODING_MAX
+        and offset >= 0
+        and 0 <= length <= payload_length - offset
+        and 0 <= base <= fmt.LSN_MAX
     )

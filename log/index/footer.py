@@ -21,8 +21,8 @@ def index_frame(
 ) -> list[Buffer]:
     """Return the buffers of an index frame for file offset *offset*, over commits <= *last_lsn*.
 
-    *durable* is the last commit known to be durable. The caller holds the commit lock or the mutex
-    of the state, so that nobody appends to the index meanwhile.
+    *durable* is the last commit known to be durable. *active* is that of the commit lock's owner,
+    or a copy (``Log.still``) whose cursor and jumps nobody changes.
     """
     entries: dict[bytes, list[Entry]] = {}
     commits: list[CommitRow] = []
@@ -70,7 +70,7 @@ def describe(
     rows = [row for part in reversed(active.parts()) for row in _ends(part) if row.lsn <= last_lsn]
     first, last = (rows[0], rows[-1]) if rows else (None, None)
     return SegmentInfo(
-        active.segment.number,
+        active.id,
         fmt.FILE_SEGMENT,
         active.segment.store_id,
         length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -33,7 +34,7 @@ class MappedIndex:
 
     __slots__ = ("_cache", "_entries", "_last", "_reader", "_segment", "first_lsn", "last_lsn")
 
-    def __init__(self, reader: ColumnReader, segment: int) -> None:
+    def __init__(self, reader: ColumnReader, segment: bytes) -> None:
         self._reader = reader
         self._segment = segment
         self._cache: dict[bytes, Rows | None] = {}
@@ -88,11 +89,19 @@ class MappedIndex:
             reader.value("row_encoding", row),
             reader.value("row_base", row),
             b"" if digest == _NO_DIGEST else digest,
+            self._owner(row),
         )
         if len(self._entries) >= _KEY_CACHE_MAX:
             self._entries = {}
         self._entries[row] = entry
         return entry
+
+    def _owner(self, row: int) -> bytes:
+        """The owner of a version; few segments have the columns."""
+        if not self._reader.has("row_owner"):
+            return b""
+        number = self._reader.value("row_owner", row)
+        return self._reader.heap("owner", number - 1) if number else b""
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
         """Return the newest version inside the intervals."""
@@ -123,6 +132,17 @@ class MappedIndex:
                 return
             yield key
 
+    def some_keys(self, prefix: bytes, number: int, count: int) -> tuple[list[bytes], int]:
+        """Return up to *count* keys with this prefix, and the number of the key behind them.
+
+        *number* is that of an earlier call, -1 to begin. An empty list is the end. So who walks
+        many segments holds the mapping of none between two calls.
+        """
+        start = self._first_key(prefix) if number < 0 else number
+        found = list(itertools.islice(iterate_heap(self._reader, "key", start), count))
+        keys = list(itertools.takewhile(lambda key: key.startswith(prefix), found))
+        return keys, start + len(keys)
+
     def _first_key(self, prefix: bytes) -> int:
         low, high = 0, self._reader.count("key_offset") - 1
         while low < high:
@@ -149,7 +169,12 @@ class MappedIndex:
         return self._reader.search_right("commit_lsn", lsn, 0, self._reader.count("commit_lsn"))
 
     def _commit(self, row: int) -> CommitRow:
-        return CommitRow._make([self._reader.value(name, row) for name in _COMMIT_NAMES])
+        reader = self._reader
+        commit_id = b""
+        if reader.has("commit_id"):
+            stored = reader.span("commit_id", row, row + 1).tobytes()
+            commit_id = b"" if stored == _NO_DIGEST else stored
+        return CommitRow._make([*(reader.value(name, row) for name in _COMMIT_NAMES), commit_id])
 
     def commits(self, low: int, high: int) -> Iterator[CommitRow]:
         """Yield the commits in this range."""

@@ -7,7 +7,6 @@ the same questions from its footer.
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from operator import attrgetter, itemgetter
@@ -16,10 +15,13 @@ from typing import Literal, Protocol
 from sortedcontainers import SortedList
 
 from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.ownership import OwnedLock
 
 _LSN = itemgetter(0)
 
 CommitField = Literal["epoch", "time"]
+
+_HALF_SORTED = -1
 
 
 class IndexPart(Protocol):
@@ -61,7 +63,7 @@ class IndexPart(Protocol):
         """How many versions this part holds."""
 
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
-        """Return everything, to be merged into a larger index; nobody may add meanwhile."""
+        """Return everything, to be merged into a larger index."""
 
 
 class MemoryIndex:
@@ -73,15 +75,16 @@ class MemoryIndex:
     first ordered read.
     """
 
-    __slots__ = ("_commits", "_count", "_entries", "_fresh", "_names", "_names_lock")
+    __slots__ = ("_commits", "_count", "_entries", "_names", "_names_lock", "_order", "_sorted")
 
     def __init__(self) -> None:
         self._entries: dict[bytes, list[Entry]] = {}
         self._commits: list[CommitRow] = []
         self._count = 0
-        self._fresh: list[bytes] = []  # keys not yet in _names; guarded by _names_lock when drained
+        self._order: list[bytes] = []  # the keys as they came; only ever appended to
+        self._sorted = 0  # how many of them are in _names; guarded by _names_lock
         self._names: SortedList[bytes] = SortedList()  # guarded by _names_lock
-        self._names_lock = threading.Lock()
+        self._names_lock = OwnedLock("the sorted names of the newest segment")
 
     @property
     def first_lsn(self) -> int:
@@ -100,7 +103,7 @@ class MemoryIndex:
             versions = table.get(key)
             if versions is None:
                 table[key] = [entry]
-                self._fresh.append(key)
+                self._order.append(key)
             else:
                 versions.append(entry)
         self._count += len(entries)
@@ -128,12 +131,24 @@ class MemoryIndex:
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield keys with this prefix in order; the names are those present at the call."""
-        with self._names_lock:
-            fresh, self._fresh = self._fresh, []
-            self._names.update(fresh)
+        guard = self._names_lock.hold_unless_inside()
+        if guard is None:  # a handler inside this very method: the sorted names are half done
+            return iter(sorted(key for key in list(self._entries) if key.startswith(prefix)))
+        with guard:
+            if self._sorted != len(self._order):
+                self._sort()
             stop = _after_prefix(prefix)
-            found = list(self._names.irange(prefix, stop, inclusive=(True, False)))
-        return iter(found)
+            return iter(list(self._names.irange(prefix, stop, inclusive=(True, False))))
+
+    def _sort(self) -> None:
+        """Bring the sorted names up to date; anew after an interrupt that left them half done."""
+        done, count = self._sorted, len(self._order)
+        self._sorted = _HALF_SORTED
+        if done == _HALF_SORTED:
+            self._names = SortedList(self._order[:count])
+        else:
+            self._names.update(self._order[done:count])
+        self._sorted = count
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit with this LSN."""
@@ -160,8 +175,8 @@ class MemoryIndex:
         return self._count
 
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
-        """Hand the content to the builder of a mapped index; the caller holds the commit lock."""
-        return self._entries, self._commits
+        """Return copies; the versions of a key may grow, by LSNs above those there now."""
+        return dict(self._entries), list(self._commits)
 
     def check(self) -> None:
         """Assert the invariants; for tests."""

@@ -19,6 +19,7 @@ from mldb.log import format as fmt
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn
 from mldb.log.index.lineage import intervals_at
 from mldb.log.index.memory import CommitField
+from mldb.log.manifest import in_ranges
 from mldb.log.view import View
 
 AsOf: TypeAlias = "int | Lsn | datetime | str | None"
@@ -127,11 +128,11 @@ def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
 
 def kept(view: View, row: CommitRow) -> CommitRow:
     """Return *row*; raises VersionGoneError naming the nearest kept commits when it was pruned."""
-    kept_lsns = view.kept
-    if kept_lsns is None or row.lsn == 0 or row.lsn in kept_lsns or row.lsn > kept_lsns[-1]:
+    ranges = view.kept
+    if ranges is None or row.lsn == 0 or row.lsn > ranges[-1][1] or in_ranges(row.lsn, ranges):
         return row
-    below = max((lsn for lsn in kept_lsns if lsn < row.lsn), default=None)
-    above = min((lsn for lsn in kept_lsns if lsn > row.lsn), default=None)
+    below = max((last for _, last in ranges if last < row.lsn), default=None)
+    above = min((first for first, _ in ranges if first > row.lsn), default=None)
     raise VersionGoneError(
         f"commit {row.lsn} (epoch {row.epoch}) was pruned by retention; the nearest kept commits "
         f"are {below} below and {above} above. Pin or tag a commit to keep it.",

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
-from mldb.errors import InvalidNameError
+from mldb.errors import FormatVersionError, InvalidNameError
 from mldb.log.frame import pack, unpack
-
-Geometry = Literal["sphere", "euclid"]
+from mldb.sphere.geometry import Geometry
 
 PAGE_LOG2: Final = 12
 CHECK_LOG2: Final = 14  # a row read at random has 16 KiB verified, not a MiB
@@ -127,19 +126,26 @@ def check_column_name(name: str) -> str:
 
 # --- attrs ----------------------------------------------------------------------------------------
 # Numbers that are known only under the commit lock are eight bytes, so that the place of a payload
-# written before does not depend on them.
+# written before does not depend on them. What stands behind the elements of this version is read
+# over; what may not be read over has a higher version.
+
+_ATTR_VERSION: Final = 1
+_ADDED: Final = 0
+_REMOVED: Final = 1
 
 
 def pack_lake(info: LakeInfo) -> bytes:
     """The attr of a lake's key."""
-    return pack((1, info.lake_id, info.dim, info.geometry, info.next_id.to_bytes(8, "little")))
+    return pack(
+        (_ATTR_VERSION, info.lake_id, info.dim, info.geometry, info.next_id.to_bytes(8, "little"))
+    )
 
 
 def unpack_lake(attr: bytes) -> LakeInfo:
-    """Decode it. Raises ValueError."""
-    version, lake_id, dim, geometry, next_id = _fields(attr, 5)
-    if version != 1 or geometry not in ("sphere", "euclid") or len(lake_id) != 16:
-        raise ValueError(f"a lake of version {version!r} and geometry {geometry!r}")
+    """Decode it. Raises ValueError, FormatVersionError."""
+    _, lake_id, dim, geometry, next_id = _fields(attr, 5)[:5]
+    if geometry not in ("sphere", "euclid") or len(lake_id) != 16:
+        raise ValueError(f"a lake of geometry {geometry!r}")
     number = int.from_bytes(next_id, "little")
     if type(dim) is not int or not 0 < dim <= LAKE_DIM_MAX or number > ID_MAX + 1:
         raise ValueError(f"a lake of dimension {dim!r} whose next id is {number}")
@@ -150,42 +156,43 @@ def pack_block(info: BlockInfo) -> bytes:
     """The attr of a block of added rows."""
     columns = [(c.name, c.dtype, c.shape, c.offset) for c in info.columns]
     stats = (info.alpha_sum, info.alpha_max, info.kappa_min, info.kappa_max)
-    return pack((1, 0, info.rows, info.base.to_bytes(8, "little"), columns, stats))
+    base = info.base.to_bytes(8, "little")
+    return pack((_ATTR_VERSION, _ADDED, info.rows, base, columns, stats))
 
 
 def pack_removal(info: RemovalInfo) -> bytes:
     """The attr of a block of removed ids."""
-    return pack((1, 1, info.count))
+    return pack((_ATTR_VERSION, _REMOVED, info.count))
 
 
 def unpack_splats(attr: bytes, length: int) -> BlockInfo | RemovalInfo:
     """Decode the attr of a key in the splats space; *length* is that of its payload.
 
-    Every place is bounded by the payload. Raises ValueError.
+    Every place is bounded by the payload. Raises ValueError, FormatVersionError.
     """
-    fields = _fields(attr, None)
-    if len(fields) == 3 and fields[:2] == [1, 1]:
+    fields = _fields(attr, 3)
+    if fields[1] == _REMOVED:
         count = fields[2]
         if type(count) is not int or count * 8 != length:
             raise ValueError(f"{count!r} removed ids in {length} bytes")
         return RemovalInfo(count)
-    if len(fields) != 6 or fields[:2] != [1, 0]:
-        raise ValueError("neither added nor removed rows of version 1")
-    rows, base, raw, stats = fields[2:]
+    if len(fields) < 6 or fields[1] != _ADDED:
+        raise ValueError("neither added nor removed rows")
+    rows, base, raw, stats = fields[2:6]
     if type(rows) is not int or not 0 < rows <= BLOCK_ROWS_MAX or len(raw) > USER_COLUMNS_MAX + 8:
         raise ValueError(f"a block of {rows!r} rows")
     columns = tuple(_column(item, rows, length) for item in raw)
     names = [column.name for column in columns]
     if names[:6] != ["mu", *_FIXED_NAMES] or len(set(names)) != len(names):
         raise ValueError(f"a block of the columns {names}")
-    info = BlockInfo(rows, int.from_bytes(base, "little"), columns, *map(float, stats))
+    info = BlockInfo(rows, int.from_bytes(base, "little"), columns, *map(float, stats[:4]))
     if info.nbytes != length:
         raise ValueError(f"columns of {info.nbytes} bytes in a payload of {length}")
     return info
 
 
 def _column(item: Any, rows: int, length: int) -> BlockColumn:
-    name, code, shape, offset = item
+    name, code, shape, offset = item[:4]
     dtype = np.dtype(code)
     if dtype.kind not in "biuf" or any(type(axis) is not int or axis < 0 for axis in shape):
         raise ValueError(f"a column of dtype {code!r} and shape {shape!r}")
@@ -197,8 +204,15 @@ def _column(item: Any, rows: int, length: int) -> BlockColumn:
     return column
 
 
-def _fields(attr: bytes, count: int | None) -> list[Any]:
+def _fields(attr: bytes, least: int) -> list[Any]:
     fields = unpack(attr)
-    if not isinstance(fields, list) or (count is not None and len(fields) != count):
+    if not isinstance(fields, list) or len(fields) < least or type(fields[0]) is not int:
         raise ValueError("an attr of another shape")
+    if fields[0] > _ATTR_VERSION:
+        raise FormatVersionError(
+            f"what is stored of a splat lake has version {fields[0]}; this mldb reads up to "
+            f"{_ATTR_VERSION}. Tensors stay readable; use a newer mldb."
+        )
+    if fields[0] != _ATTR_VERSION:
+        raise ValueError(f"an attr of version {fields[0]}")
     return fields

@@ -1,7 +1,7 @@
 """The splat lake: embeddings as an event stream, sampled, augmented and streamed into training.
 
-``lake.py`` is the face (``db.lake()``); ``ingest.py`` turns rows into blocks, ``rows.py`` reads
-them; ``order.py``, ``sampling.py`` and ``weights.py`` decide which rows a batch holds, ``graph.py``
-and ``gate.py`` know neighbours; ``dataset.py`` and ``loader.py`` feed PyTorch. Blocks and removals
-as of a commit are folded in ``mldb.lake.projection``.
+``lake.py`` is the face (``db.lake()``), ``surface.py`` what it shares with a lake at a commit.
+``write/`` turns rows into blocks, ``projection.py`` folds blocks and removals as of a commit,
+``rows/`` reads them; ``order/`` decides which rows a batch holds, ``augment/`` moves them, and
+``stream/`` feeds PyTorch. ``m2m.py`` is the original interface.
 """

@@ -10,7 +10,7 @@ import numpy as np
 from mldb.arrays import Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
 from mldb.history.as_of import AsOf
-from mldb.history.splats import LAKE_DIM_MAX, Geometry
+from mldb.history.splats import LAKE_DIM_MAX
 from mldb.lake import projection
 from mldb.lake.host import Host
 from mldb.lake.on_host import as_ids
@@ -18,7 +18,7 @@ from mldb.lake.order.weights import Importance
 from mldb.lake.rows.source import LakeSource
 from mldb.lake.stream.settings import (
     Augmentation,
-    Mode,
+    AugmentationMode,
     given,
     make_augmentation,
     make_options,
@@ -29,6 +29,7 @@ from mldb.lake.write.given import check_given
 from mldb.lake.write.removal import remove_rows
 from mldb.log.index.address import Lsn
 from mldb.names import check_name
+from mldb.sphere.geometry import Geometry
 from mldb.tensors.scope import Scope
 from mldb.write.rules import check_epoch
 
@@ -56,7 +57,7 @@ class Lake(LakeSurface):
         """Raises InvalidValueError when the stored lake has another dimension or geometry."""
         check_name(name)
         super().__init__(host, name)
-        found = projection.find(host.scope(None), name)
+        found = projection.find_lake(host.scope(None), name)
         info = None if found is None else found[0]
         self.dim = _agree("dim", _check_dim(dim), info and info.dim, DEFAULT_DIM, name)
         chosen = _agree("geometry", geometry, info and info.geometry, "sphere", name)
@@ -156,7 +157,7 @@ class Lake(LakeSurface):
         self,
         x: Any,
         *,
-        mode: Mode = "isotropic",
+        mode: AugmentationMode = "isotropic",
         strength: float = 0.9,
         device: str = "auto",
         seed: int = 0,
@@ -169,7 +170,7 @@ class Lake(LakeSurface):
         "langevin" start at the row of the lake nearest to x. *settings*: fields of
         :class:`Augmentation`. Raises InvalidValueError, GpuUnavailableError.
         """
-        from mldb.lake.augment.augment import augment_rows
+        from mldb.lake.augment.augmenter import augment_rows
 
         chosen = make_augmentation(mode=mode, strength=strength, **settings)
         return augment_rows(self.rows, self.geometry, self.dim, x, chosen, seed=seed, device=device)

@@ -9,11 +9,11 @@ from mldb.closing import Closing
 from mldb.database import MLDatabase
 from mldb.errors import InvalidTypeError
 from mldb.gpu.select import check_spec
-from mldb.history.splats import Geometry
 from mldb.lake.lake import Lake
 from mldb.lake.order.weights import Importance
 from mldb.lake.stream.settings import Augmentation
 from mldb.options import Durability
+from mldb.sphere.geometry import Geometry
 
 if TYPE_CHECKING:
     from mldb.lake.stream.loader import LakeLoader

@@ -16,6 +16,7 @@ from mldb.tensors.scope import Scope
 class Block(NamedTuple):
     """The rows of one addition; ``start`` counts the rows stored before it."""
 
+    key: bytes
     entry: Entry
     info: BlockInfo
     start: int
@@ -24,6 +25,7 @@ class Block(NamedTuple):
 class Removal(NamedTuple):
     """Ids that were removed; it concerns the rows numbered below ``before``."""
 
+    key: bytes
     entry: Entry
     info: RemovalInfo
     before: int
@@ -44,7 +46,7 @@ class LakeState(NamedTuple):
         return self.blocks[-1].start + self.blocks[-1].info.rows if self.blocks else 0
 
 
-def find(scope: Scope, name: str) -> tuple[LakeInfo, Entry] | None:
+def find_lake(scope: Scope, name: str) -> tuple[LakeInfo, Entry] | None:
     """Return what the lake *name* is, or None when there is none in *scope*."""
     entry = scope.find(keys.LAKES + check_name(name))
     if entry is None:
@@ -55,9 +57,9 @@ def find(scope: Scope, name: str) -> tuple[LakeInfo, Entry] | None:
         raise _damaged(scope, entry, name, error) from None
 
 
-def require(scope: Scope, name: str) -> tuple[LakeInfo, Entry]:
+def require_lake(scope: Scope, name: str) -> tuple[LakeInfo, Entry]:
     """Like :func:`find`. Raises MissingError."""
-    found = find(scope, name)
+    found = find_lake(scope, name)
     if found is None:
         known = ", ".join(map(repr, names(scope))) or "none"
         raise MissingError(
@@ -77,35 +79,34 @@ def fold(scope: Scope, name: str, known: LakeState | None = None) -> LakeState:
 
     Raises MissingError, CorruptError.
     """
-    info, head = require(scope, name)
+    info, head = require_lake(scope, name)
     if known is not None and known.version == head.commit_lsn:
         return known
     blocks: list[Block] = []
     removals: list[Removal] = []
     stored = 0
-    for entry, part in _parts(scope, name):
+    for key, entry, part in _parts(scope, name):
         if isinstance(part, RemovalInfo):
-            removals.append(Removal(entry, part, stored))
+            removals.append(Removal(key, entry, part, stored))
         else:
-            blocks.append(Block(entry, part, stored))
+            blocks.append(Block(key, entry, part, stored))
             stored += part.rows
     return LakeState(name, head.commit_lsn, info, tuple(blocks), tuple(removals))
 
 
-def _parts(scope: Scope, name: str) -> Iterator[tuple[Entry, BlockInfo | RemovalInfo]]:
+def _parts(scope: Scope, name: str) -> Iterator[tuple[bytes, Entry, BlockInfo | RemovalInfo]]:
     prefix = keys.splats_prefix(check_name(name))
-    for _, entry in scope.view.live(prefix, scope.intervals):
+    for key, entry in scope.view.live(prefix, scope.intervals):
         try:
-            yield entry, unpack_splats(entry.attr, entry.length)
+            yield key, entry, unpack_splats(entry.attr, entry.length)
         except (ValueError, TypeError) as error:
             raise _damaged(scope, entry, name, error) from None
 
 
 def _damaged(scope: Scope, entry: Entry, name: str, error: Exception) -> CorruptError:
-    segment = scope.view.segments[entry.segment]
     return CorruptError(
         f"lake {name!r} cannot be decoded: {error}. Tensors and other lakes stay readable.",
-        file=segment.name,
+        file=scope.source.door.file(scope.view, entry),
         offset=entry.frame,
         key=name,
     )

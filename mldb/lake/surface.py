@@ -13,7 +13,7 @@ from mldb.history.snapshot import Snapshot
 from mldb.lake import projection
 from mldb.lake.host import Host
 from mldb.lake.on_host import as_ids
-from mldb.lake.rows.rows import Rows, found_rows, rows_in
+from mldb.lake.rows.live import Rows, found_rows, rows_in
 from mldb.lake.stream.settings import names_of
 from mldb.log.index.address import Lsn
 from mldb.tensors.scope import Scope
@@ -41,7 +41,7 @@ class LakeSurface(ABC):
     def __len__(self) -> int:
         """How many live rows; 0 for a lake that does not exist yet."""
         scope = self._scope()
-        return 0 if projection.find(scope, self.name) is None else len(self.rows_at(scope))
+        return 0 if projection.find_lake(scope, self.name) is None else len(self.rows_at(scope))
 
     def get(self, ids: Any = None, *, fields: Sequence[str] = ("mu",)) -> dict[str, Any]:
         """Return columns by name, [n, ...] arrays of the caller's own, for *ids* or all rows.
@@ -77,7 +77,7 @@ class LakeSnapshot(LakeSurface, Closing):
         super().__init__(host, name)
         self._snapshot = snapshot
         try:
-            info, _ = projection.require(self._scope(), name)
+            info, _ = projection.require_lake(self._scope(), name)
         except BaseException:
             snapshot.close()
             raise

@@ -84,7 +84,7 @@ def wide(raw: Words, first: int = 0) -> npt.NDArray[np.uint64]:
     return raw[:, first].astype(np.uint64) << np.uint64(32) | raw[:, first + 1]
 
 
-def uniforms(raw: Words, first: int = 0) -> Float64s:
+def wide_uniforms(raw: Words, first: int = 0) -> Float64s:
     """Return float64 uniforms in (0, 1) from words *first* and *first* + 1 of u32 [n, 4].
 
     52 bits and a half: exact, and never 0 or 1. One bit more would round up to 1.

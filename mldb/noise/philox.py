@@ -78,7 +78,7 @@ Words: TypeAlias = npt.NDArray[np.uint32]
 
 MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 WEYL: Final = (0x9E3779B9, 0xBB67AE85)
-ROUNDS: Final = 10
+PHILOX_ROUNDS: Final = 10
 
 # Adding the difference moves the border of the exponent from 1 to sqrt(1/2).
 SQRT_HALF_BITS: Final = 0x3F3504F3
@@ -96,7 +96,7 @@ _HALF: Final = np.uint64(32)
 def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Return Philox4x32-10 of counters u32 [..., 4] under one key of two 32-bit words."""
     c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
-    for number in range(ROUNDS):
+    for number in range(PHILOX_ROUNDS):
         first = c0 * np.uint64(MULTIPLIERS[0])
         second = c2 * np.uint64(MULTIPLIERS[1])
         c0 = (second >> _HALF) ^ c1 ^ _round_key(key, 0, number)

@@ -1,13 +1,13 @@
 """The counter generator and the isotropic step as machine code, by numba.
 
-``pip install mldb[lake]`` brings numba; without it ``load()`` returns None. The words and normals
-are bit for bit those of ``mldb.noise.philox``: numba fuses and reorders nothing unless told to.
-Only the sums of ``dot_kernel`` may be reordered by the compiler. It does so once, so that they
-depend on the processor, and never on a batch or a thread.
+``pip install mldb[lake]`` brings numba; without it there are no kernels. The words and normals are
+bit for bit those of ``mldb.noise.philox``: numba fuses and reorders nothing unless told to. Only
+the sums of ``dot_kernel`` may be reordered by the compiler. It does so once, so that they depend on
+the processor, and never on a batch or a thread.
 
-Nothing is compiled at import. ``load()`` does it once per process and says how long it took: two to
-four seconds, for nothing is kept on disk. Kernels free the interpreter lock and take a range of
-rows, so threads share a batch; a row's result does not depend on the range.
+Nothing is compiled at import. :func:`load_kernels` does it once per process and says how long it
+took: two to four seconds, for nothing is kept on disk. Kernels free the interpreter lock and take a
+range of rows, so threads share a batch; a row's result does not depend on the range.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from time import perf_counter
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.log.ownership import OwnedLock
 from mldb.noise.keys import Keys
 from mldb.noise.philox import (
     ANGLE,
@@ -30,7 +30,7 @@ from mldb.noise.philox import (
     EXPONENT_SHIFT,
     LN2,
     MULTIPLIERS,
-    ROUNDS,
+    PHILOX_ROUNDS,
     SINE,
     SQRT_HALF_BITS,
     WEYL,
@@ -59,7 +59,7 @@ _UNIT, _LN2, _ANGLE = np.float32(2**-23), np.float32(LN2), np.float32(ANGLE)
 _A9, _A7, _A5, _A3 = (np.float32(value) for value in ATANH)
 _C8, _C6, _C4, _C2 = (np.float32(value) for value in COSINE)
 _S9, _S7, _S5, _S3 = (np.float32(value) for value in SINE)
-TINY: Final = np.float32(1e-30)
+TINY_FLOAT32: Final = np.float32(1e-30)
 
 
 class Jit(Protocol):
@@ -119,7 +119,7 @@ def philox_kernel(jit: Jit) -> Callable[..., tuple[Word, Word, Word, Word]]:
     def philox(
         a: Word, b: Word, c: Word, d: Word, k0: Word, k1: Word
     ) -> tuple[Word, Word, Word, Word]:
-        for _ in range(ROUNDS):
+        for _ in range(PHILOX_ROUNDS):
             first, second = (a & _LOW) * _M0, (c & _LOW) * _M1
             a, b = (second >> _32) ^ b ^ k0, second & _LOW
             c, d = (first >> _32) ^ d ^ k1, first & _LOW
@@ -251,7 +251,7 @@ def _isotropic_kernel(
             share = dot(x[i], line, dim) / square
             for k in range(dim):
                 line[k] -= share * x[i, k]
-            beside = across / (np.sqrt(dot(line, line, dim)) + TINY)
+            beside = across / (np.sqrt(dot(line, line, dim)) + TINY_FLOAT32)
             for k in range(dim):
                 line[k] = strength * x[i, k] + beside * line[k]
             scale = _ONE / np.sqrt(dot(line, line, dim))
@@ -279,16 +279,22 @@ class Kernels:
     seconds: float
 
 
-_lock = Lock()
+_lock = OwnedLock("the compilation of the noise kernels")
 _loaded: list[Kernels | None] = []
 
 
-def load() -> Kernels | None:
+def load_kernels() -> Kernels | None:
     """Compile the kernels, once per process; None where numba is not installed.
 
-    Any thread may call it; the others wait. It takes two to four seconds the first time.
+    Any thread may call it; the others wait. It takes two to four seconds the first time. A call
+    inside the one that compiles (in a signal handler) compiles kernels of its own.
     """
-    with _lock:
+    if _loaded:
+        return _loaded[0]
+    guard = _lock.hold_unless_inside()
+    if guard is None:
+        return _compile()
+    with guard:
         if not _loaded:
             _loaded.append(_compile())
         return _loaded[0]

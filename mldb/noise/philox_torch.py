@@ -22,7 +22,7 @@ from mldb.noise.philox import (
     GAMMA_BLOCK,
     LN2,
     MULTIPLIERS,
-    ROUNDS,
+    PHILOX_ROUNDS,
     SINE,
     SQRT_HALF_BITS,
     WEYL,
@@ -56,30 +56,30 @@ class TorchDraws:
 
         numbers = torch.arange(first, first + blocks, device=self._low.device) | step << 16
         zero = torch.zeros_like(self._low)
-        return philox((numbers + zero, zero + self._pass, self._low, self._high), self._key)
+        return _philox((numbers + zero, zero + self._pass, self._low, self._high), self._key)
 
     def normals(self, step: int, dim: int) -> torch.Tensor:
         """Return the standard normals float32 [B, dim] of a step."""
         import torch
 
         w0, w1, w2, w3 = self.words(step, -(-dim // 4))
-        parts = torch.stack([*box_muller(w0, w1), *box_muller(w2, w3)], -1)
+        parts = torch.stack([*_box_muller(w0, w1), *_box_muller(w2, w3)], -1)
         return parts.reshape(len(parts), -1)[:, :dim].contiguous()
 
     def uniforms(self, step: int) -> torch.Tensor:
         """Return the uniforms float32 [B] by which MALA accepts or rejects a step."""
-        return uniforms(self.words(step, 1, first=ACCEPT_BLOCK)[0][:, 0])
+        return _uniforms(self.words(step, 1, first=ACCEPT_BLOCK)[0][:, 0])
 
     def trial(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the normal and the uniform, float32 [B], of a try of the gamma draw."""
         w0, w1, w2, _ = (word[:, 0] for word in self.words(step, 1, first=GAMMA_BLOCK + number))
-        return box_muller(w0, w1)[0], uniforms(w2)
+        return _box_muller(w0, w1)[0], _uniforms(w2)
 
 
-def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+def _philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """Return Philox4x32-10 of four int64 tensors of words; they broadcast with each other."""
     a, b, c, d = counter
-    for number in range(ROUNDS):
+    for number in range(PHILOX_ROUNDS):
         k0, k1 = ((key[i] + number * WEYL[i]) & MASK for i in range(2))
         first, second = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
         # The shift keeps the sign, so the upper half needs the mask as well.
@@ -88,14 +88,14 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
     return a, b, c, d
 
 
-def uniforms(word: torch.Tensor) -> torch.Tensor:
+def _uniforms(word: torch.Tensor) -> torch.Tensor:
     """Return float32 uniforms in (0, 1) of words."""
     import torch
 
     return ((word >> 9).to(torch.float32) + 0.5) * 2**-23
 
 
-def box_muller(radius_word: torch.Tensor, angle_word: torch.Tensor) -> tuple[Any, Any]:
+def _box_muller(radius_word: torch.Tensor, angle_word: torch.Tensor) -> tuple[Any, Any]:
     """Return two float32 normals per pair of words."""
     import torch
 
@@ -114,7 +114,7 @@ def box_muller(radius_word: torch.Tensor, angle_word: torch.Tensor) -> tuple[Any
 def _radius(word: torch.Tensor) -> torch.Tensor:
     import torch
 
-    bits = uniforms(word).view(torch.int32) + EXPONENT_SHIFT
+    bits = _uniforms(word).view(torch.int32) + EXPONENT_SHIFT
     exponent = ((bits >> 23) - 127).to(torch.float32)
     mantissa = ((bits & 0x007FFFFF) + SQRT_HALF_BITS).view(torch.float32)
     s = (mantissa - 1) / (mantissa + 1)

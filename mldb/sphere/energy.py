@@ -24,7 +24,6 @@ kappa or alpha that is not above 0) and LimitError (kappa above vmf.KAPPA_MAX).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +31,7 @@ import numpy.typing as npt
 from mldb.arrays import Float64s, Floats
 from mldb.errors import InvalidValueError
 from mldb.sphere import vmf
-
-Geometry: TypeAlias = Literal["sphere", "euclid"]
+from mldb.sphere.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -44,8 +44,8 @@ def nearest(
     *exclude* [Q] names one row for each query that is not to be found. Raises InvalidValueError
     when there are fewer than k others, and for shapes that do not fit.
     """
-    check_unit_rows("queries", queries)
-    check_unit_rows("base", base)
+    check_row_matrix("queries", queries)
+    check_row_matrix("base", base)
     others = len(base) - (exclude is not None)
     if queries.shape[1] != base.shape[1] or not 0 <= k <= max(others, 0):
         raise InvalidValueError(
@@ -111,7 +111,7 @@ def blocks(queries: int, rows: int) -> list[slice]:
     return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
 
 
-def check_unit_rows(name: str, rows: Float32s) -> None:
+def check_row_matrix(name: str, rows: Float32s) -> None:
     """Refuse what is no float32 matrix. Unit length is the caller's promise, not checked here."""
     if rows.ndim != 2 or rows.dtype != np.float32:
         raise InvalidValueError(

@@ -1,33 +1,32 @@
-"""Taking model checkpoints: at once, or fixed at the call and written behind.
+"""Taking model checkpoints: a state taken apart, staged, and what its taker gets.
 
-``wait=False`` copies the state into a reused buffer (one memcpy, over two threads) and returns. One
-background thread per handle hashes, writes and syncs, all in calls that run without the GIL. The
-queue is bounded; an error surfaces at the next write, at ``result()`` and at ``close()``.
+With ``wait=False`` it is written behind the training loop: see :mod:`mldb.state.background`.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import numpy as np
 
-from mldb.errors import InvalidTypeError
+from mldb.errors import ClosedError, InvalidTypeError
 from mldb.history.checkpoints import Checkpoint
 from mldb.history.kinds.checkpoints import CheckpointInfo, checkpoint_taken
 from mldb.log.index.address import CommitRow, Lsn, to_time
+from mldb.log.ownership import OwnedLock, held_by_me
 from mldb.names import check_name
+from mldb.state import lost
 from mldb.state.tree import flatten
 from mldb.tensors.codec import Prepared, pack_metadata, prepare, unpack_metadata
 from mldb.write.staging import Staging
 
-_ALIGN: Final = 64
-_SPLIT_BYTES: Final = 32 << 20  # from here a second thread speeds the copy up
+_LOOK_SECONDS: Final = 0.05  # who waits looks again after this long
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,8 @@ class CheckpointJob:
     skeleton: bytes
     tensors: dict[str, Prepared]
     aliases: dict[str, str]
+    interrupted: bool = False
+    """Taken in a signal handler, in the middle of a step: see ``save_on_signal``."""
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +50,13 @@ class CheckpointJob:
 
 
 def make_job(
-    state: Any, *, epoch: int, step: int | None, name: str | None, metrics: dict[str, Any] | None
+    state: Any,
+    *,
+    epoch: int,
+    step: int | None,
+    name: str | None,
+    metrics: dict[str, Any] | None,
+    interrupted: bool = False,
 ) -> CheckpointJob:
     """Take *state* apart without copying it, so it must stay unchanged until it is written.
 
@@ -65,7 +72,9 @@ def make_job(
     step = None if step is None else int(step)
     # Through bytes and back: nested values of the caller's may change before they are written.
     fixed = unpack_metadata(pack_metadata(metrics or {}))
-    return CheckpointJob(name, epoch, step, fixed, flat.skeleton, tensors, flat.aliases)
+    return CheckpointJob(
+        name, epoch, step, fixed, flat.skeleton, tensors, flat.aliases, interrupted
+    )
 
 
 def stage(job: CheckpointJob, staging: Staging) -> None:
@@ -76,7 +85,7 @@ def stage(job: CheckpointJob, staging: Staging) -> None:
     for name, prepared in job.tensors.items():
         staging.put_tensor(check_name(name), prepared, tuple(aliases.get(name, ())))
     count = len(job.tensors) + len(job.aliases)
-    info = CheckpointInfo(job.name, job.step, job.metrics, count, job.nbytes)
+    info = CheckpointInfo(job.name, job.step, job.metrics, count, job.nbytes, job.interrupted)
     staging.add_record(checkpoint_taken(info, job.skeleton))
 
 
@@ -93,215 +102,133 @@ def checkpoint_of(job: CheckpointJob, row: CommitRow, stall_ms: float) -> Checkp
         count,
         job.nbytes,
         stall_ms,
+        job.interrupted,
     )
 
 
 class PendingCheckpoint:
-    """A checkpoint on its way to the log. Any thread.
+    """A checkpoint on its way to the log. Any thread; not in a forked child.
 
     ``stall_ms`` is how long the call that made it took: the wait for a free buffer and the copy.
     """
 
-    def __init__(self, name: str, epoch: int) -> None:
+    def __init__(self, name: str, epoch: int, turn: OwnedLock, store: str) -> None:
         self.name = name
         self.epoch = epoch
         self.stall_ms = 0.0
-        self._finished = threading.Event()
+        self._store = store
+        self._turn = turn  # held by who writes
+        self._number = next(lost.numbers)
+        self._pid = os.getpid()
+        self._done = False
+        self._seen = False
         self._checkpoint: Checkpoint | None = None
         self._error: BaseException | None = None
-        self.delivered = False
-        """Whether the error, if any, has been raised to someone."""
+        self._waiters: deque[SimpleQueue[None]] = deque()
 
     @property
     def done(self) -> bool:
         """Whether it is stored, or has failed."""
-        return self._finished.is_set()
+        return self._done
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it is stored."""
+        return self._done and self._error is None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the write raised, once done."""
+        if self._error is not None:
+            lost.mark_seen(self._number)
+        return self._error
+
+    @property
+    def what(self) -> str:
+        """What it is, for messages."""
+        return f"checkpoint {self.name!r} (epoch {self.epoch}) of {self._store or 'a store'}"
 
     def result(self, timeout: float | None = None) -> Checkpoint:
         """Wait until the checkpoint is stored and return it.
 
         Raises what the write raised, and TimeoutError after *timeout* seconds; the write goes on
-        then.
+        then. Raises ReentryError in a signal handler or finalizer that the write waits for.
         """
-        if not self._finished.wait(timeout):
+        if not self.wait(timeout):
             raise TimeoutError(
                 f"checkpoint {self.name!r} is not stored after {timeout} s; it goes on behind"
             )
         if self._error is not None:
-            self.delivered = True
+            self.mark_seen()
             raise self._error
         assert self._checkpoint is not None
         return self._checkpoint
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is done, at most *timeout* seconds; return whether it is.
+
+        Raises ReentryError where that would never be: the write is this thread's own, or waits for
+        a lock that an outer call of this thread holds. Raises ClosedError in a forked child.
+        """
+        if self._done:
+            return True
+        if os.getpid() != self._pid:
+            raise ClosedError(f"{self.what} is written by process {self._pid}, not by its child")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiter: SimpleQueue[None] = SimpleQueue()
+        self._waiters.append(waiter)
+        try:
+            while not self.done:
+                left = _LOOK_SECONDS
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                    if left <= 0:
+                        return False
+                self._refuse_to_wait_for_ourselves()
+                with suppress(Empty):
+                    waiter.get(timeout=left)
+            return True
+        finally:
+            with suppress(ValueError):  # it was woken
+                self._waiters.remove(waiter)
+
+    def _refuse_to_wait_for_ourselves(self) -> None:
+        holder = self._turn.holder
+        if holder is None:
+            return
+        if self._turn.is_inside():
+            raise self._turn.reentry()
+        lock = held_by_me(holder[0])
+        if lock is not None:
+            raise lock.reentry()
+
     @property
-    def error(self) -> BaseException | None:
-        """What the write raised, once done."""
+    def is_unseen(self) -> bool:
+        """Whether it failed, and the error has been raised to nobody."""
+        return self._error is not None and not self._seen
+
+    def failure(self) -> BaseException:
+        """The error of a failed one, for who is about to raise it."""
+        assert self._error is not None
         return self._error
 
+    def mark_seen(self) -> None:
+        """The error is about to be raised."""
+        self._seen = True
+        lost.mark_seen(self._number)
+
     def finish(self, checkpoint: Checkpoint | None, error: BaseException | None) -> None:
-        """Called by the background thread once."""
-        self._checkpoint = checkpoint
-        self._error = error
-        self._finished.set()
+        """Called by who writes, once."""
+        if error is not None:
+            kind = type(error).__name__
+            lost.note(self._number, f"{self.what} was not stored: {kind}: {error}")
+        self._checkpoint, self._error = checkpoint, error
+        self._done = True
+        while self._waiters:
+            with suppress(IndexError):  # it gave up just now
+                self._waiters.popleft().put(None)
 
     def __repr__(self) -> str:
         """One line: name, epoch and whether it is done."""
-        state = "failed" if self._error is not None else "stored" if self.done else "on its way"
+        state = "failed" if self._error is not None else "stored" if self._done else "on its way"
         return f"<PendingCheckpoint {self.name!r} epoch={self.epoch} {state}>"
-
-
-class _Buffer:
-    """A reused copy target. Owned by one job at a time."""
-
-    def __init__(self) -> None:
-        self.data = np.empty(0, dtype=np.uint8)
-
-    def copy_of(self, job: CheckpointJob) -> CheckpointJob:
-        """Return *job* with its bytes copied here; waits until the copy is complete.
-
-        What ``prepare`` had to copy already, as from a device into page-locked memory, nobody else
-        can change: it is not copied again.
-        """
-        shared = {name: item for name, item in job.tensors.items() if not item.owned}
-        sizes = [-(-item.nbytes // _ALIGN) * _ALIGN for item in shared.values()]
-        if self.data.nbytes < sum(sizes):
-            self.data = np.empty(sum(sizes), dtype=np.uint8)
-        starts = accumulate(sizes, initial=0)
-        parts = [
-            (self.data[start : start + item.nbytes], item)
-            for start, item in zip(starts, shared.values(), strict=False)
-        ]
-        _copy_all(parts, sum(sizes))
-        copied = {
-            name: item._replace(buffers=(target.data,), owned=True)
-            for name, (target, item) in zip(shared, parts, strict=True)
-        }
-        return replace(job, tensors={**job.tensors, **copied})
-
-
-_Part = tuple[np.ndarray[Any, np.dtype[np.uint8]], Prepared]
-
-
-def _copy_all(parts: list[_Part], total: int) -> None:
-    if total < _SPLIT_BYTES:
-        _copy(parts)
-        return
-    half = 0
-    split = 0
-    while half < total // 2:
-        half += parts[split][1].nbytes
-        split += 1
-    from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        other = pool.submit(_copy, parts[split:])
-        _copy(parts[:split])
-        other.result()
-
-
-def _copy(parts: list[_Part]) -> None:
-    for target, prepared in parts:
-        place = 0
-        for buffer in prepared.buffers:
-            source = np.frombuffer(buffer, dtype=np.uint8)
-            np.copyto(target[place : place + source.nbytes], source)
-            place += source.nbytes
-
-
-Write = Callable[[CheckpointJob], CommitRow]
-_Queued = tuple[CheckpointJob, _Buffer, PendingCheckpoint, Write]
-
-
-class Background:
-    """Writes checkpoints behind the training loop, in the order given.
-
-    Any thread may call any method. ``_free`` holds the idle buffers and so bounds the queue;
-    ``_lock`` guards ``_pending``.
-    """
-
-    def __init__(self, depth: int) -> None:
-        self._free: queue.SimpleQueue[_Buffer] = queue.SimpleQueue()
-        for _ in range(depth):
-            self._free.put(_Buffer())
-        self._jobs: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._pending: list[PendingCheckpoint] = []
-        self._thread: threading.Thread | None = None
-
-    def submit(self, job: CheckpointJob, started: float, write: Write) -> PendingCheckpoint:
-        """Fix the value of *job* and queue it for *write*; waits while every buffer is in use.
-
-        *write* is held until the job is done and no longer, as it keeps the store alive. *started*
-        is when the caller was called (perf_counter), from which ``stall_ms`` counts.
-        """
-        pending = PendingCheckpoint(job.name, job.epoch)
-        buffer = self._free.get()
-        try:
-            fixed = buffer.copy_of(job)
-        except BaseException:
-            self._free.put(buffer)
-            raise
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="mldb-checkpoints", daemon=True
-                )
-                self._thread.start()
-            self._pending.append(pending)
-        pending.stall_ms = (time.perf_counter() - started) * 1e3
-        self._jobs.put((fixed, buffer, pending, write))
-        return pending
-
-    def _run(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, buffer, pending, write = item
-            try:
-                row = write(job)
-                pending.finish(checkpoint_of(job, row, pending.stall_ms), None)
-            except BaseException as error:  # noqa: BLE001 - it is handed to the training thread
-                pending.finish(None, error)
-            finally:
-                del job, item, write
-                self._free.put(buffer)
-
-    @property
-    def thread(self) -> threading.Thread | None:
-        """The background thread, once started."""
-        return self._thread
-
-    def drain(self) -> None:
-        """Wait for everything queued, then raise the first error that nobody has seen yet."""
-        with self._lock:
-            pending, self._pending = self._pending, []
-        failed: BaseException | None = None
-        for item in pending:
-            item._finished.wait()
-            if item.error is not None and not item.delivered:
-                item.delivered = True
-                failed = failed or item.error
-        if failed is not None:
-            raise failed
-
-    def raise_failed(self) -> None:
-        """Raise the error of a finished checkpoint that nobody has seen yet; does not wait."""
-        with self._lock:
-            finished = [item for item in self._pending if item.done]
-            self._pending = [item for item in self._pending if not item.done]
-        for item in finished:
-            if item.error is not None and not item.delivered:
-                item.delivered = True
-                raise item.error
-
-    def busy(self) -> bool:
-        """Whether anything is queued or unseen."""
-        return bool(self._pending)
-
-    def close(self) -> None:
-        """Write what is queued and end the thread; raises like :meth:`drain`."""
-        try:
-            self.drain()
-        finally:
-            if self._thread is not None:
-                self._jobs.put(None)
-                self._thread.join()
-                self._thread = None

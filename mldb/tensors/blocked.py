@@ -9,8 +9,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
-from mldb.log import format as fmt
+from mldb.names import check_name
 from mldb.tensors.codec import unpack_descriptor
 from mldb.tensors.dtypes import dtype_of
 from mldb.tensors.scope import Scope, stored_bytes
@@ -54,7 +55,7 @@ class Operand:
 
     def decode(self, budget: int) -> int:
         """Unpack a compressed tensor, which has no blocks; return the bytes that it takes."""
-        if self.entry.encoding == fmt.ENCODING_RAW:
+        if self._scope.source.door.is_raw(self.entry):
             return 0
         nbytes = self.what.nbytes
         if nbytes > budget // _ENCODED_PART:
@@ -80,8 +81,10 @@ class Operand:
     def _bytes(self, start: int, count: int) -> memoryview:
         if self._decoded is not None:
             return self._decoded[start : start + count]
-        scope = self._scope
-        return scope.source.log.payload(scope.view, self.entry, start, start + count, self.name)
+        scope, stop = self._scope, start + count
+        key = keys.TENSORS + check_name(self.name)
+        door, size = scope.source.door, self.what.nbytes
+        return door.part(scope.view, key, self.entry, size, start, stop, self.name)
 
 
 class Tile(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mldb import keys
 from mldb.errors import InvalidTypeError, TensorNotFoundError
 from mldb.log import format as fmt
+from mldb.log.door import Door
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.log import Log
 from mldb.log.view import View
@@ -26,11 +27,11 @@ class Source:
     Counters may miss a read when two threads count at once.
     """
 
-    __slots__ = ("border", "cache", "copied_reads", "log", "mapped_reads", "verify")
+    __slots__ = ("border", "cache", "copied_reads", "door", "log", "mapped_reads")
 
     def __init__(self, log: Log, border: MapBorder, cache: DecodedCache) -> None:
         self.log = log
-        self.verify = log.options.verify
+        self.door = Door(log.head, log.options.verify, decode_bytes, cache)
         self.border = border
         self.cache = cache
         self.mapped_reads = 0
@@ -40,7 +41,7 @@ class Source:
         """Whether this version is handed out as a view (True) or as a copy."""
         border = self.border
         if entry.length >= SIZES[0] and not border.known:
-            border.learn(view.segments[entry.segment].name)
+            border.learn(self.door.file(view, entry))
         if entry.length >= border.value:
             self.mapped_reads += 1
             return True
@@ -104,18 +105,20 @@ def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
 
     They have been verified, and live as long as they are held. Raises CorruptError.
     """
-    source = scope.source
-    segment = scope.view.segments[entry.segment]
-    data = segment.payload(entry, 0, entry.length, source.verify, name)
-    if entry.encoding == fmt.ENCODING_RAW:
-        return data
-    size = unpack_descriptor(entry.attr).nbytes
-    file = segment.name
-    return source.cache.get(
-        (entry.segment, entry.offset),
-        size,
-        lambda: decode_bytes(data, entry.encoding, size, file, entry.offset, name),
-    )
+    key, size = keys.TENSORS + check_name(name), unpack_descriptor(entry.attr).nbytes
+    return scope.source.door.version(scope.view, key, entry, size, name)
+
+
+def own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
+    """Return the decoded bytes of one version as writable memory that is the caller's alone.
+
+    Large raw ones are a copy-on-write mapping of the log. Raises CorruptError.
+    """
+    source, view, _, _ = scope
+    if not source.door.is_raw(entry) or not source.is_mapped(view, entry):
+        return bytearray(stored_bytes(scope, entry, name))
+    key = keys.TENSORS + check_name(name)
+    return source.door.private(view, key, entry, entry.length, name)
 
 
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
@@ -126,11 +129,8 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     """
     what: Descriptor = unpack_descriptor(entry.attr)
     source, view, _, _ = scope
-    if entry.encoding == fmt.ENCODING_RAW:
-        segment = view.segments[entry.segment]
-        data = segment.payload(entry, 0, entry.length, source.verify, name)
-    else:
-        data = stored_bytes(scope, entry, name)
+    key = keys.TENSORS + check_name(name)
+    data = source.door.version(view, key, entry, what.nbytes, name)
     if what.layout != "dense":
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
     return view_numpy(what, data if source.is_mapped(view, entry) else bytes(data))

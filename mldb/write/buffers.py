@@ -6,36 +6,44 @@ copies of 256 KiB took 600 µs into fresh memory and 34 µs into memory used bef
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from mldb.log.ownership import OwnedLock
 
 KEEP_BYTES: Final = 64 << 20
 _SMALLEST: Final = 64 << 10
 
 
 class BufferPool:
-    """Buffers that come back. Any thread; ``_lock`` guards the fields.
+    """Buffers that come back. Any thread; ``_lock`` guards what is kept.
 
-    At most ``keep_bytes`` are kept for the next one who asks.
+    At most ``keep_bytes`` are kept for the next one who asks. A call inside another one of the same
+    thread, as in a signal handler, does without: it gets fresh memory, and keeps none.
     """
 
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self.keep_bytes = keep_bytes
-        self.kept_bytes = 0
         self._free: dict[int, list[npt.NDArray[Any]]] = {}  # by size, a power of two
-        self._lock = threading.Lock()
+        self._lock = OwnedLock("the memory of transactions")
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes wait for the next one who asks."""
+        # Counted, not kept: Ctrl-C between two steps cannot make it wrong.
+        return sum(size * len(free) for size, free in self._free.copy().items())
 
     def take(self, count: int) -> memoryview:
         """Return *count* writable bytes; what is in them is of no meaning."""
         size = max(_SMALLEST, 1 << (count - 1).bit_length())
-        with self._lock:
-            free = self._free.get(size)
-            if free:
-                self.kept_bytes -= size
-                return free.pop().data[:count]
+        guard = self._lock.hold_unless_inside()
+        if guard is not None:
+            with guard:
+                free = self._free.get(size)
+                if free:
+                    return free.pop().data[:count]
         return np.empty(size, np.uint8).data[:count]
 
     def give(self, part: memoryview) -> None:
@@ -43,7 +51,8 @@ class BufferPool:
         whole = part.obj
         assert isinstance(whole, np.ndarray)
         size = whole.nbytes
-        with self._lock:
-            if self.kept_bytes + size <= self.keep_bytes:
-                self.kept_bytes += size
-                self._free.setdefault(size, []).append(whole)
+        guard = self._lock.hold_unless_inside()
+        if guard is not None:
+            with guard:
+                if self.kept_bytes + size <= self.keep_bytes:
+                    self._free.setdefault(size, []).append(whole)

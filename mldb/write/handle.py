@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mldb.errors import ClosedError
@@ -18,17 +17,21 @@ from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
 from mldb.log.log import Log, LogOptions
 from mldb.log.pending import PendingSegment
-from mldb.log.sequencer import WriterOptions
-from mldb.log.single import SingleLane
+from mldb.log.sequencer import SequencerOptions
 from mldb.log.view import View
 from mldb.options import Options
-from mldb.state.checkpointing import Background, CheckpointJob, stage
+from mldb.state.background import Background
+from mldb.state.checkpointing import CheckpointJob, stage
 from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import DecodedCache
 from mldb.tensors.scope import Scope, Source, make_scope
 from mldb.write.buffers import BufferPool
+from mldb.write.preemption import is_forced
 from mldb.write.rules import EpochRule, check_epoch
 from mldb.write.staging import Staging
+
+_NO_EXTRA: Mapping[str, object] = {}
+_INTERRUPTED: Mapping[str, object] = {"interrupted": True}
 
 # The id of this process, kept current over forks: asking the system costs every read 0.2 µs.
 _process = [os.getpid()]
@@ -49,13 +52,15 @@ class Handle(StateSurface):
         self.path = fs.root
         self._pid = _process[0]
         self._closed = False
-        writer = WriterOptions(options.durability, options.segment_bytes, options.segment_entries)
+        sequencer = SequencerOptions(
+            options.durability, options.segment_bytes, options.segment_entries
+        )
         self._log = Log(
             fs,
             LogOptions(
                 options.mode,
                 options.verify,
-                writer,
+                sequencer,
                 options.lock_timeout,
                 kinds.KNOWN_KINDS,
                 options.max_mapped,
@@ -63,14 +68,14 @@ class Handle(StateSurface):
             metadata_of,
         )
         self._state = self._log.state
-        plain = options.mode == "rw" and options.compression is None
-        self._single = SingleLane(self._log.writer) if plain else None
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
         self._buffers = BufferPool()
         self._lake_rows: dict[str, Any] = {}  # see mldb.lake.host; belongs to the lakes
         self._epochs = EpochRule()
-        self._background = Background(options.pending_checkpoints)
+        self._background = Background(
+            options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
+        )
 
     def _is_forked(self) -> bool:
         """Whether this is a forked child of the process that opened the store."""
@@ -107,7 +112,7 @@ class Handle(StateSurface):
     def new_staging(self, *, fix: bool) -> Staging:
         """Return an empty staging area for one transaction."""
         self._guard()
-        self._log.writer  # noqa: B018 - raises ReadOnlyError before any work is done
+        self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
         return Staging(
             self._log.pending_segment,
@@ -155,12 +160,17 @@ class Handle(StateSurface):
                 validate(view)
             return rule.choose(view, epoch), view.commit
 
-        return self._log.commit(records, decide, pending)
+        extra = _INTERRUPTED if is_forced() else _NO_EXTRA
+        return self._log.commit(records, decide, pending, extra)
 
     def _settle_background(self) -> None:
-        """Wait for checkpoints that are still on their way: commits come in the order of calls."""
+        """Wait for checkpoints that are still on their way: commits come in the order of calls.
+
+        Raises ReentryError where they wait for an outer call of this thread.
+        """
         background = self._background
-        if background.busy() and threading.current_thread() is not background.thread:
+        if background.busy() and not background.is_inside():
+            self._guard()  # a forked child has no part in what its parent has on the way
             background.drain()
 
     def _write_job(self, job: CheckpointJob) -> CommitRow:

@@ -143,7 +143,7 @@ class TensorWriter:
             draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft
             for draft in record.drafts
         ]
-        placed.written = True
+        record.written = True
 
 
 def _code_of(dtype: Any) -> str:

@@ -87,8 +87,8 @@ class TimelineVerbs(Handle):
     def _events(self, view: View, low: int, high: int) -> Iterator[Event]:
         from mldb.history.events import events_of  # a training loop that only saves never needs it
 
-        for row, frames in self._log.batches(view, low, high):
-            yield from events_of(row, frames, "segments")
+        for row, frames, file in self._log.batches(view, low, high):
+            yield from events_of(row, frames, file)
 
     def follow(
         self, start: AsOf = None, *, poll_seconds: float = 0.05, timeout: float | None = None

@@ -7,8 +7,10 @@ import signal
 import threading
 from collections.abc import Sequence
 
+from mldb.log.fs.descriptor import Fd
 from mldb.log.fs.gather import byte_count
-from mldb.log.fs.posix import OsFile, OsFileSystem
+from mldb.log.fs.posix import OsFileSystem
+from mldb.log.fs.posix_file import OsFile
 from mldb.log.fs.protocol import Buffer, OpenMode
 
 
@@ -52,7 +54,7 @@ class _MeteredFile(OsFile):
     __slots__ = ("_meter",)
 
     def __init__(self, meter: MeteredFileSystem, file: OsFile) -> None:
-        super().__init__(meter.root, file.name, os.dup(file._fd))
+        super().__init__(meter, file.name, Fd(os.dup(file._fd)))
         self._meter = meter
         file.close()
 

@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from mldb.lake.augment.graph import Graph, build_graph, extend_graph
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.log.hints import load_hint_bytes, save_hint
+from mldb.sphere.graph import Graph, build_graph, extend_graph
 
 GRAPH_NEIGHBOURS: Final = 30  # what the bandwidth needs; walks and chains take the nearest of them
 _VERSION: Final = 1

@@ -12,12 +12,12 @@ from mldb.arrays import Bools, Float32s, Numbers
 from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Dynamics, MixtureEnergy, Table
 from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
-from mldb.lake.augment.graph import Graph, bandwidth, walk
 from mldb.lake.augment.graph_store import lake_graph
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import Augmentation
 from mldb.noise.keys import Keys
-from mldb.sphere import vmf_sampling
+from mldb.sphere import langevin
+from mldb.sphere.graph import Graph, bandwidth, walk
 
 WALK_K: Final = 10
 CHAIN_K: Final = 16
@@ -136,10 +136,10 @@ class Landscape:
     def dynamics(self) -> Dynamics:
         """The chain whose stationary cosine to a lone row is the strength asked for."""
         chosen, dim = self._chosen, self._rows.dim
-        temperature = vmf_sampling.temperature_for(chosen.strength, self.kappa, dim)
+        temperature = langevin.temperature_for(chosen.strength, self.kappa, dim)
         return Dynamics(
             steps=chosen.steps,
-            step_size=vmf_sampling.step_size(chosen.h, self.kappa, dim, temperature),
+            step_size=langevin.step_size(chosen.h, self.kappa, dim, temperature),
             temperature=temperature,
             method=chosen.method,
             form=chosen.form,

@@ -8,9 +8,9 @@ from typing import Any, Final, Literal, NamedTuple
 from mldb.errors import InvalidValueError, MissingError
 from mldb.gpu.torch_device import torch_device_of
 from mldb.history.splats import PROVENANCE
-from mldb.lake.order.order import (
+from mldb.lake.order.pass_order import (
     STRATUM_ROWS,
-    Order,
+    PassOrder,
     Sampler,
     Sequential,
     plain_order,
@@ -18,7 +18,7 @@ from mldb.lake.order.order import (
 )
 from mldb.lake.order.plan import Plan, shuffle_quality
 from mldb.lake.order.weights import Importance, chances
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import StreamOptions
 from mldb.log.fs.machine import total_memory
 
@@ -63,7 +63,7 @@ class Passes:
             last = self._last = Pass(number, plan)
         return last
 
-    def _order(self, number: int) -> Order:
+    def _order(self, number: int) -> PassOrder:
         options, rows = self._options, self._rows
         if options.importance is not None:
             sampler = self._drawn = self._sampler(options.importance)

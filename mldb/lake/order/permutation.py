@@ -28,7 +28,7 @@ from mldb.noise.draws import Purpose, sampling_words, wide
 from mldb.noise.keys import ROW_ID_BITS
 
 SORTED_MAX: Final = 1 << 14
-ROUNDS: Final = 8  # six already pass the tests of statistical quality, three do not
+FEISTEL_ROUNDS: Final = 8  # six already pass the tests of statistical quality, three do not
 _BASES_TRIED: Final = 2048
 WINDOW_BITS: Final = 16  # numbers below it are counted inside a window
 WINDOWS_MAX: Final = 1 << (ROW_ID_BITS - WINDOW_BITS)
@@ -79,7 +79,7 @@ class Permutation:
         high = given // self.bases[1]
         digits = [high.astype(np.uint32), (given - high * self.bases[1]).astype(np.uint32)]
         spare = _Spare(np.empty_like(digits[0]), np.empty_like(digits[0]), np.empty_like(given))
-        for number in range(ROUNDS) if forward else reversed(range(ROUNDS)):
+        for number in range(FEISTEL_ROUNDS) if forward else reversed(range(FEISTEL_ROUNDS)):
             changed = number % 2
             base = self.bases[changed]
             _hash(digits[1 - changed], self.keys[number], base, spare)
@@ -148,9 +148,9 @@ def permutation(
         numbers = np.arange(base, base + n, dtype=np.uint64)
         raw = sampling_words(seed, pass_number, Purpose(purpose + 1), numbers)
         return _tabled(n, np.argsort(wide(raw), kind="stable"))
-    numbers = np.arange(base, base + -(-ROUNDS // 4), dtype=np.uint64)
+    numbers = np.arange(base, base + -(-FEISTEL_ROUNDS // 4), dtype=np.uint64)
     raw = sampling_words(seed, pass_number, purpose, numbers)
-    keys = tuple(int(word) for word in raw.reshape(-1)[:ROUNDS])
+    keys = tuple(int(word) for word in raw.reshape(-1)[:FEISTEL_ROUNDS])
     return Permutation(n, keys, _bases(n))
 
 

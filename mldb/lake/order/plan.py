@@ -19,12 +19,12 @@ import numpy as np
 
 from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.lake.order.order import Order
+from mldb.lake.order.pass_order import PassOrder
 
 _AHEAD_ROWS: Final = 1 << 14  # positions computed at once: array operations cost as much for 256
 
 
-class Batch(NamedTuple):
+class BatchRows(NamedTuple):
     """One global batch: its number, rows int64 [B], and weights float64 [B] or None."""
 
     number: int
@@ -75,7 +75,7 @@ class Plan:
     ``drop_last`` leaves out a last batch that is not full.
     """
 
-    order: Order
+    order: PassOrder
     batch_size: int
     drop_last: bool = False
 
@@ -99,7 +99,7 @@ class Plan:
         """Return the weights of a global batch, float64 [B]; None when the order has none."""
         return self.batch(number).weights
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int) -> BatchRows:
         """Return one global batch, whatever was read before.
 
         Raises InvalidTypeError, InvalidValueError.
@@ -112,7 +112,7 @@ class Plan:
 
     def read(
         self, cursor: int = 0, shard: Shard | None = None, *, even: bool = False
-    ) -> Iterator[Batch]:
+    ) -> Iterator[BatchRows]:
         """Iterate over the batches of *shard* (default: all) from *cursor* on, in their order.
 
         The first is computed alone, at any cursor and size, and then several at once. Raises
@@ -122,20 +122,20 @@ class Plan:
             raise InvalidValueError(f"cursor={cursor} is not in a pass of {len(self)} batches")
         return self._read((shard or Shard()).deal(cursor, len(self), even=even))
 
-    def _read(self, numbers: range) -> Iterator[Batch]:
+    def _read(self, numbers: range) -> Iterator[BatchRows]:
         start, ahead, most = 0, 1, max(1, _AHEAD_ROWS // self.batch_size)
         while start < len(numbers):
             yield from self._compute(numbers[start : start + ahead])
             start, ahead = start + ahead, min(4 * ahead, most)  # the first one comes at once
 
-    def _compute(self, numbers: Sequence[int]) -> Iterator[Batch]:
+    def _compute(self, numbers: Sequence[int]) -> Iterator[BatchRows]:
         starts = np.asarray(numbers, np.int64) * self.batch_size
         positions = (starts[:, None] + np.arange(self.batch_size)).reshape(-1)
         # Only the last batch of a pass is short, and it comes last.
         rows, weights = self.order.at(positions[positions < self.order.length])
         for place, number in enumerate(numbers):
             part = slice(place * self.batch_size, (place + 1) * self.batch_size)
-            yield Batch(number, rows[part], None if weights is None else weights[part])
+            yield BatchRows(number, rows[part], None if weights is None else weights[part])
 
 
 class Quality(NamedTuple):

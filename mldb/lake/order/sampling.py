@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.noise.draws import Purpose, check_numbers, sampling_words, uniforms
+from mldb.noise.draws import Purpose, check_numbers, sampling_words, wide_uniforms
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,13 +47,8 @@ class AliasTable:
         numbers = positions.astype(np.uint64)
         check_numbers("positions", numbers)
         raw = sampling_words(seed, pass_number, Purpose.DRAW, numbers)
-        column = (uniforms(raw) * len(self.keep)).astype(np.int64)
-        return np.where(uniforms(raw, 2) < self.keep[column], column, self.alias[column])
-
-    def probabilities(self) -> Float64s:
-        """Return the chance of each row as this table draws it, float64 [N]."""
-        lent = np.bincount(self.alias, weights=1 - self.keep, minlength=len(self.keep))
-        return (self.keep + lent) / len(self.keep)
+        column = (wide_uniforms(raw) * len(self.keep)).astype(np.int64)
+        return np.where(wide_uniforms(raw, 2) < self.keep[column], column, self.alias[column])
 
 
 def alias_table(weights: npt.ArrayLike) -> AliasTable:
@@ -120,7 +115,7 @@ def systematic(pi: Float64s, *, seed: int, pass_number: int) -> Numbers:
     count = round(float(sums[-1])) if len(sums) else 0
     raw = sampling_words(seed, pass_number, Purpose.START, np.zeros(1, np.uint64))
     steps = np.arange(count)
-    taken = np.searchsorted(sums, uniforms(raw)[0] + steps, side="right")
+    taken = np.searchsorted(sums, wide_uniforms(raw)[0] + steps, side="right")
     # Rounding of the sums may put two points into a row of pi near 1, or one behind the last row.
     taken = np.maximum.accumulate(taken - steps) + steps
     taken = np.minimum(taken, len(open_rows) - count + steps)
@@ -177,7 +172,7 @@ def bottom_k(
     if numbers.shape != values.shape:
         raise InvalidValueError(f"{len(values)} weights and ids of shape {numbers.shape}")
     check_numbers("ids", numbers)
-    u = uniforms(sampling_words(seed, pass_number, Purpose.RANK, numbers))
+    u = wide_uniforms(sampling_words(seed, pass_number, Purpose.RANK, numbers))
     rows = np.flatnonzero(values > 0)
     return _smallest(count, rows + first_row, values[rows], -np.log(u[rows]) / values[rows])
 

@@ -17,13 +17,14 @@ Nothing here is random. Arrays are float64 [N]; N may be a lake of millions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Float64s
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.lake.checks import check_choice, check_share
 from mldb.lake.on_host import to_host
 
 Target = Literal["rows", "distinct"]
@@ -32,12 +33,6 @@ LowEss = Literal["refuse", "raise_floor"]
 
 EXPONENT_MAX: Final = 8.0
 _HALVINGS: Final = 40
-
-_CHOICES: Final = {
-    "target": (None, "rows", "distinct"),
-    "replacement": ("with", "systematic", "bottom_k"),
-    "low_ess": ("refuse", "raise_floor"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +60,14 @@ class Importance:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant. Raises InvalidTypeError, InvalidValueError."""
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise InvalidValueError(
-                    f"{name}={value!r} is not one of {', '.join(map(repr, choices))}"
-                )
+        if self.target is not None:
+            check_choice("target", self.target, Target)
+        check_choice("replacement", self.replacement, Replacement)
+        check_choice("low_ess", self.low_ess, LowEss)
         for name in ("beta", "gamma"):
-            _check_within(name, getattr(self, name), EXPONENT_MAX)
+            check_share(name, getattr(self, name), EXPONENT_MAX)
         for name in ("floor", "anneal", "least_ess"):
-            _check_within(name, getattr(self, name), 1.0)
+            check_share(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +81,6 @@ class Chances:
     p: Float64s
     target: Float64s | None
     weights: Float64s
-    anneal: float
     floor: float
     ess: float
 
@@ -113,13 +105,6 @@ def chances(
     if found.ess < importance.least_ess:
         found = _raised(importance, chosen, target, found)
     return found
-
-
-def kish_ess(weights: npt.ArrayLike) -> float:
-    """Return (sum w)^2 / sum w^2 of the weights of a sample: how many equal ones it is worth."""
-    values = np.asarray(weights, np.float64)
-    square = float(np.vdot(values, values))
-    return float(values.sum()) ** 2 / square if square else 0.0
 
 
 def ratios(target: Float64s | None, chance: Float64s, anneal: float) -> Float64s:
@@ -189,7 +174,7 @@ def _at_floor(
     weights = ratios(target, p, importance.anneal)
     mean = float(np.vdot(p, weights))
     ess = mean * mean / float(np.vdot(p, weights * weights))
-    return Chances(p, target, weights, importance.anneal, floor, ess)
+    return Chances(p, target, weights, floor, ess)
 
 
 def _raised(
@@ -221,15 +206,3 @@ def _raised(
         else:
             high, best = middle.floor, middle
     return best
-
-
-def check_number(name: str, value: object) -> None:
-    """Refuse what is no real number. Raises InvalidTypeError."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not a number")
-
-
-def _check_within(name: str, value: Any, most: float) -> None:
-    check_number(name, value)
-    if not 0 <= value <= most:  # NaN is not
-        raise InvalidValueError(f"{name}={value} is not between 0 and {most:g}")

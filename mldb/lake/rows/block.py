@@ -30,10 +30,11 @@ class MappedBlock:
         self.start = block.start
         self.stop = block.start + block.info.rows
         self._scope = scope
+        self._key = block.key
         self._lake = lake
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._places = {c.name: (c.offset, c.row_bytes) for c in block.info.columns}
-        self._verify = scope.source.verify
+        self._verify = scope.source.door.verify
         self._verified: set[str] = set()  # columns that need no further check
 
     def column(self, name: str) -> BlockColumn:
@@ -48,9 +49,9 @@ class MappedBlock:
         array = self._arrays.get(name)
         if array is None:
             column = self.column(name)
-            segment = self._scope.view.segments[self.entry.segment]
             high = column.offset + self.info.rows * column.row_bytes
-            data = segment.payload(self.entry, column.offset, high, "never", self._lake)
+            door, at = self._scope.source.door, (self._scope.view, self._key, self.entry)
+            data = door.unverified(*at, column.offset, high, self._lake)
             array = np.frombuffer(data, column.dtype).reshape(self.info.rows, *column.shape)
             self._arrays[name] = array
         return array
@@ -74,18 +75,18 @@ class MappedBlock:
 
     def verify(self, name: str, rows: Selection) -> None:
         """Check the stored blocks that hold these rows of a column, each once."""
-        log = self._scope.source.log
+        door, at = self._scope.source.door, (self._scope.view, self._key, self.entry)
         place, row_bytes = self._places[name]
         if isinstance(rows, slice):
             low, high = place + rows.start * row_bytes, place + rows.stop * row_bytes
-            log.payload(self._scope.view, self.entry, low, high, self._lake)
+            door.part(*at, self.entry.length, low, high, self._lake)
         elif row_bytes:
-            log.touch_rows(self._scope.view, self.entry, place, row_bytes, rows, self._lake)
+            door.touch_rows(*at, place, row_bytes, rows, self._lake)
         if self._verify == "always":
             return
-        segment = self._scope.view.segments[self.entry.segment]
         end = place + self.info.rows * row_bytes
-        if self._verify == "never" or segment.is_verified(self.entry, place, end):
+        view = self._scope.view
+        if self._verify == "never" or door.is_verified(view, self.entry, place, end):
             self._verified.add(name)
 
     def is_verified(self, name: str) -> bool:
@@ -94,8 +95,9 @@ class MappedBlock:
 
     def private_mu(self) -> npt.NDArray[np.float32]:
         """The rows in a new private mapping: writable, and no write reaches the file."""
-        segment = self._scope.view.segments[self.entry.segment]
-        data = segment.private(self.entry, "never", self._lake)
+        door, size = self._scope.source.door, self.entry.length
+        view = self._scope.view
+        data = door.private(view, self._key, self.entry, size, self._lake, is_verified=True)
         rows, (dim,) = self.info.rows, self.column("mu").shape
         return np.frombuffer(data, np.float32, rows * dim).reshape(rows, dim)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 
 
 class Lender:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mldb.errors import InvalidValueError, MissingError
 from mldb.lake.host import Host
-from mldb.lake.rows.rows import Rows, rows_in
+from mldb.lake.rows.live import Rows, rows_in
 from mldb.log.index.address import Lsn
 from mldb.tensors.scope import Scope
 
@@ -31,7 +31,7 @@ class LakeSource:
         self.lake_id = info.lake_id.hex()
         self.geometry = info.geometry
         self._reopen: Callable[..., Any] = host.reopen
-        self._verify = scope.source.verify
+        self._verify = scope.source.door.verify
         self._host: Host | None = host
         self._rows: Rows | None = rows
         self._snapshot: Any = None  # what another process opened

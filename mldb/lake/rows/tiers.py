@@ -15,7 +15,7 @@ import numpy as np
 from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
 from mldb.lake.rows.block import Selection
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.lake.rows.take import take_rows
 
 CHUNK_ROWS: Final = 4096

@@ -6,23 +6,24 @@ import os
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.lake.order.pass_order import PlainOrder
 from mldb.lake.order.passes import Pass, Passes, check_stream, chosen_order
 from mldb.lake.order.plan import Shard
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.lake.rows.source import LakeSource
+from mldb.lake.stream.batches import Stream
 from mldb.lake.stream.prefetch import prefetch
 from mldb.lake.stream.settings import StreamOptions
-from mldb.lake.stream.stream import Stream
 from mldb.noise.draws import PASS_BITS, check_seed
 from mldb.noise.philox import LAYOUT_VERSION
+from mldb.write.preemption import safe_point
 
 STATE_VERSION: Final = 1
-DECIDED: Final = ("sequential", "permutation", "windowed")  # what "auto" may have become
 
 
 class M2MDataLake(IterableDataset[Any]):
@@ -50,7 +51,7 @@ class M2MDataLake(IterableDataset[Any]):
         self._start = 0  # the first batch of the pass, over all ranks
         self._done = 0  # batches handed out since, by this iterator
         self._flow: Generator[Any] | None = None  # what runs, or was left in the middle of its pass
-        self._here: Reader | None = None
+        self._here: OpenedLake | None = None
         check_stream(source.rows(), options)
         self._auto = options.order == "auto" and options.importance is None
         if self._auto:
@@ -83,6 +84,7 @@ class M2MDataLake(IterableDataset[Any]):
             for batch in flow:
                 self._done += 1
                 yield batch
+                safe_point()  # the step before is done, and counted
         finally:
             flow.close()
         if self._flow is flow:
@@ -138,10 +140,10 @@ class M2MDataLake(IterableDataset[Any]):
     def _pass(self, number: int | None = None) -> Pass:
         return self._reader().passes.plan(self.pass_number if number is None else number)
 
-    def _reader(self) -> Reader:
+    def _reader(self) -> OpenedLake:
         """What reads in this process: opened when first asked for."""
         if self._here is None or self._here.pid != os.getpid():
-            self._here = Reader(self._source.rows(), self._source.geometry, self.options)
+            self._here = OpenedLake(self._source.rows(), self._source.geometry, self.options)
         return self._here
 
     # --- state ------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ class M2MDataLake(IterableDataset[Any]):
         if (
             any(type(state[key]) is not int or not 0 <= state[key] < 1 << 63 for key in numbers)
             or state["pass"] >> PASS_BITS
-            or state["order"] not in (DECIDED if self.options.importance is None else ("auto",))
+            or state["order"] not in self._orders()
         ):
             raise InvalidTypeError(f"{state!r:.200} is no state of a lake's stream")
         if not self._auto and state["order"] != self.options.order:
@@ -217,6 +219,10 @@ class M2MDataLake(IterableDataset[Any]):
             )
         return state["cursor"], state["done"]
 
+    def _orders(self) -> tuple[str, ...]:
+        """What the order in a state of this stream may be: "auto" was decided, if there is any."""
+        return get_args(PlainOrder) if self.options.importance is None else ("auto",)
+
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs; devices and mappings are opened where they are used."""
         state = self.__dict__ | {"_here": None, "_flow": None}
@@ -225,7 +231,7 @@ class M2MDataLake(IterableDataset[Any]):
         return state
 
 
-class Reader:
+class OpenedLake:
     """What one process opened to read a lake: the stream that is iterated, and one beside it.
 
     They share the passes and no memory, so that a batch can be looked at while others are made.

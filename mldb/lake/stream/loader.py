@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from mldb.errors import InvalidValueError
 from mldb.lake.stream.dataset import M2MDataLake
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 WORKER_OPTIONS: Final = frozenset(
     {
@@ -49,7 +49,7 @@ class LakeLoader(DataLoader[Any]):
             raise InvalidValueError(f"num_workers={workers!r} is not a number of workers")
         self.workers_asked = workers
         if workers and dataset.options.augmentation is None:
-            logger.info("rows are only read: a thread does that, not %d workers", workers)
+            _logger.info("rows are only read: a thread does that, not %d workers", workers)
             options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
         try:
             super().__init__(dataset, batch_size=None, **options)

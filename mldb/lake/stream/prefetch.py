@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _END: Final = object()
 
 
@@ -16,7 +16,7 @@ class _Failure:
         self.error = error
 
 
-def prefetch(batches: Iterable[T], depth: int) -> Generator[T]:
+def prefetch(batches: Iterable[_T], depth: int) -> Generator[_T]:
     """Yield *batches* in order; a thread makes them, up to *depth* ahead.
 
     An error is raised where its batch would have come. Closing the iterator, or dropping it, ends

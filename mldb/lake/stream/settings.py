@@ -9,15 +9,17 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.gpu.device import AUGMENTATIONS_MAX, Form, Method
+from mldb.gpu.device import AUGMENTATIONS_MAX, ChainMethod, Form
 from mldb.gpu.select import check_spec
-from mldb.lake.order.weights import Importance, check_number
+from mldb.lake.checks import check_choice, check_count, check_number
+from mldb.lake.order.pass_order import PlainOrder
+from mldb.lake.order.weights import Importance
 from mldb.log.checksum import digest128
 from mldb.noise.keys import STEPS_MAX
 
-T = TypeVar("T")
-Mode = Literal["isotropic", "walk", "langevin"]
-Order = Literal["auto", "sequential", "permutation", "windowed"]
+_T = TypeVar("_T")
+AugmentationMode = Literal["isotropic", "walk", "langevin"]
+OrderChoice = Literal["auto", PlainOrder]
 
 SEED_MAX: Final = (1 << 64) - 1
 
@@ -37,7 +39,7 @@ class Augmentation:
     steps, h:    length of a chain and its dimensionless step; *method* "mala" makes its law exact.
     """
 
-    mode: Mode = "isotropic"
+    mode: AugmentationMode = "isotropic"
     strength: float = 0.9
     copies: int = 1
     keep: bool = False
@@ -46,14 +48,14 @@ class Augmentation:
     k: int | None = None
     steps: int = 20
     h: float = 0.3
-    method: Method = "ula"
+    method: ChainMethod = "ula"
     form: Form = "direct"
 
     def __post_init__(self) -> None:
         """Raises InvalidValueError, InvalidTypeError."""
-        _choice("mode", self.mode, ("isotropic", "walk", "langevin"))
-        _choice("method", self.method, ("ula", "mala"))
-        _choice("form", self.form, ("direct", "subspace"))
+        check_choice("mode", self.mode, AugmentationMode)
+        check_choice("method", self.method, ChainMethod)
+        check_choice("form", self.form, Form)
         check_number("strength", self.strength)
         check_number("h", self.h)
         for name in ("keep", "gate"):
@@ -63,11 +65,11 @@ class Augmentation:
             raise InvalidValueError(f"strength={self.strength}; it is a mean cosine in (0, 1)")
         if not 0.0 < self.h < 2.0:
             raise InvalidValueError(f"h={self.h}; chains are stable for 0 < h < 2")
-        _count("copies", self.copies, 1, AUGMENTATIONS_MAX)
-        _count("hops", self.hops, 1, 1000)
-        _count("steps", self.steps, 1, STEPS_MAX)
+        check_count("copies", self.copies, 1, AUGMENTATIONS_MAX)
+        check_count("hops", self.hops, 1, 1000)
+        check_count("steps", self.steps, 1, STEPS_MAX)
         if self.k is not None:
-            _count("k", self.k, 1, 1024)
+            check_count("k", self.k, 1, 1024)
 
     @property
     def group(self) -> int:
@@ -96,7 +98,7 @@ class StreamOptions:
 
     batch_size: int = 256
     seed: int = 0
-    order: Order = "auto"
+    order: OrderChoice = "auto"
     drop_last: bool = False
     even_ranks: bool = False
     importance: Importance | None = None
@@ -116,21 +118,21 @@ class StreamOptions:
         self._check_importance()
         if self.fields is not None:
             object.__setattr__(self, "fields", names_of("fields", self.fields))
-        _count("hot_bytes", self.hot_bytes, 0, 1 << 50)
+        check_count("hot_bytes", self.hot_bytes, 0, 1 << 50)
         if self.warm_bytes is not None:
-            _count("warm_bytes", self.warm_bytes, 0, 1 << 50)
+            check_count("warm_bytes", self.warm_bytes, 0, 1 << 50)
         if self.importance is not None and self.order != "auto":
             raise InvalidValueError(
                 f"order={self.order!r} (or shuffle=False) and importance_sampling do not fit: rows "
                 "that are drawn have no other order"
             )
-        _count("batch_size", self.batch_size, 1, 1 << 24)
-        _count("seed", self.seed, 0, SEED_MAX)
-        _count("prefetch", self.prefetch, 0, 1024)
+        check_count("batch_size", self.batch_size, 1, 1 << 24)
+        check_count("seed", self.seed, 0, SEED_MAX)
+        check_count("prefetch", self.prefetch, 0, 1024)
         if self.draws is not None:
-            _count("draws", self.draws, 1, 1 << 47)
-        _count("window_rows", self.window_rows, 1, 1 << 40)
-        _choice("order", self.order, ("auto", "sequential", "permutation", "windowed"))
+            check_count("draws", self.draws, 1, 1 << 47)
+        check_count("window_rows", self.window_rows, 1, 1 << 40)
+        check_choice("order", self.order, OrderChoice)
         if self.batch_size % self.group:
             raise InvalidValueError(
                 f"batch_size={self.batch_size} is no multiple of the {self.group} rows that one "
@@ -226,7 +228,7 @@ def _plain(settings: Any) -> Any:
     return [(k, float(v) if isinstance(v, int | float | np.number) else v) for k, v in values]
 
 
-def given(name: str, kind: type[T], value: bool | T) -> T | None:
+def given(name: str, kind: type[_T], value: bool | _T) -> _T | None:
     """Return None for False, the defaults for True, or the settings themselves."""
     if isinstance(value, bool):
         return kind() if value else None
@@ -235,15 +237,3 @@ def given(name: str, kind: type[T], value: bool | T) -> T | None:
             f"{name} is a {type(value).__name__}, not a bool or mldb.{kind.__name__}(...)"
         )
     return value
-
-
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidValueError(f"{name}={value!r}; it is one of {', '.join(map(repr, allowed))}")
-
-
-def _count(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
-    if not low <= value <= high:
-        raise InvalidValueError(f"{name}={value} is outside {low} .. {high}")

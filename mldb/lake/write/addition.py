@@ -12,22 +12,18 @@ import numpy.typing as npt
 
 from mldb.arrays import Numbers
 from mldb.errors import InvalidValueError, LimitError
+from mldb.history.kinds.changes import records_of
 from mldb.history.kinds.lakes import lake_created, splats_added
-from mldb.history.kinds.marks import records_of
-from mldb.history.splats import (
-    ID_MAX,
-    BlockInfo,
-    Geometry,
-    LakeInfo,
-)
+from mldb.history.splats import ID_MAX, BlockInfo, LakeInfo
 from mldb.lake import projection
 from mldb.lake.host import Host, head_scope
-from mldb.lake.rows.rows import rows_in
+from mldb.lake.rows.live import rows_in
 from mldb.lake.write.block import block_of, fill_block, write_block
 from mldb.lake.write.given import GivenRows
 from mldb.log.frame import TO_BE_HASHED, Record
 from mldb.log.view import View
 from mldb.names import check_name
+from mldb.sphere.geometry import Geometry
 from mldb.tensors.scope import Scope
 
 _IN_MEMORY: Final = 16 << 20  # larger blocks are written before the commit lock is taken
@@ -44,21 +40,20 @@ def add_rows(
     """
     host.settle()
     base = host.scope(None)
-    found = projection.find(base, name)
+    found = projection.find_lake(base, name)
     if found is not None and given.ids is not None:
         # Before the rows are written as well: what it reads under the lock is then known.
         _refuse_taken(host, base, name, found[0], given.ids)
     block = block_of(given, dim)
-    size = block.nbytes
     # Key and first id are not known yet: what stands for them here has their length.
     nothing = LakeInfo(bytes(16), dim, geometry, 0)
     record = _record(name, 0, nothing, given, block, TO_BE_HASHED)
-    digest, first_id = TO_BE_HASHED, 0
+    size, digest, first_id = record.payload_length, TO_BE_HASHED, 0
 
     def decide(view: View) -> None:
         nonlocal first_id
         scope = head_scope(base, view)
-        info, _ = projection.require(scope, name)
+        info, _ = projection.require_lake(scope, name)
         if (info.dim, info.geometry) != (dim, geometry):
             raise InvalidValueError(
                 f"lake {name!r} was made by another one in the meantime, with dim={info.dim} and "
@@ -89,7 +84,7 @@ def add_rows(
             record.checks, digest = write_block(
                 pending.file, placed.payload, given, block, geometry, host.buffers
             )
-            placed.written = True
+            record.written = True
             _make_lake(host, name, dim, geometry, epoch)  # it may have been rewound meanwhile
             host.commit([], epoch, decide, pending)
         finally:
@@ -113,13 +108,13 @@ def _record(
 def _make_lake(host: Host, name: str, dim: int, geometry: Geometry, epoch: int | None) -> None:
     """Make the lake, unless it exists, in a commit of its own before that of its first rows."""
     base = host.scope(None)
-    if projection.find(base, name) is not None:
+    if projection.find_lake(base, name) is not None:
         return
     info = LakeInfo(os.urandom(16), dim, geometry, 0)
     records = records_of([lake_created(check_name(name), info)])
 
     def decide(view: View) -> None:
-        if projection.find(head_scope(base, view), name) is not None:
+        if projection.find_lake(head_scope(base, view), name) is not None:
             raise _ExistsAlready
 
     with suppress(_ExistsAlready):

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Float32s
-from mldb.history.splats import CHECK_LOG2, BlockInfo, Geometry, lay_out
+from mldb.history.splats import CHECK_LOG2, BlockInfo, lay_out
 from mldb.lake.on_host import to_host
 from mldb.lake.write.given import GivenRows
 from mldb.log.checksum import PayloadHash
 from mldb.log.fs.protocol import File
+from mldb.sphere.geometry import Geometry
 from mldb.sphere.norms import divide_by_norms, refuse_infinite
 from mldb.write.buffers import BufferPool
 

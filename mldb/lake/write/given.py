@@ -17,11 +17,11 @@ from mldb.history.splats import (
     ID_MAX,
     PROVENANCE,
     USER_COLUMNS_MAX,
-    Geometry,
     check_column_name,
 )
 from mldb.lake.on_host import to_host
 from mldb.sphere import vmf
+from mldb.sphere.geometry import Geometry
 
 DEFAULT_MEAN_COS: Final = 0.9
 DEFAULT_KAPPA_EUCLID: Final = np.float32(1)

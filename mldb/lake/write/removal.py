@@ -7,7 +7,7 @@ import numpy as np
 from mldb.arrays import Numbers
 from mldb.history.kinds.lakes import splats_deleted
 from mldb.lake.host import Host, head_scope
-from mldb.lake.rows.rows import found_rows, rows_in
+from mldb.lake.rows.live import found_rows, rows_in
 from mldb.log.frame import hash_record
 from mldb.log.index.address import Lsn
 from mldb.log.view import View

@@ -19,12 +19,12 @@ from torch.utils.data import get_worker_info
 
 from mldb.arrays import Numbers
 from mldb.gpu.select import check_spec
-from mldb.lake.augment.augment import Augmenter
+from mldb.lake.augment.augmenter import Augmenter
 from mldb.lake.order.passes import Pass
-from mldb.lake.order.plan import Batch
+from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.block import Selection
 from mldb.lake.rows.lent import Lender
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.lake.rows.tiers import CHUNK_ROWS, Segments, Tier, hot_tier, warm_tier
 from mldb.lake.stream.pool import BatchPool
 from mldb.lake.stream.settings import StreamOptions
@@ -67,7 +67,7 @@ class Stream:
 
     # --- batches ----------------------------------------------------------------------------------
 
-    def flow(self, current: Pass, batches: Iterable[Batch]) -> Iterator[Any]:
+    def flow(self, current: Pass, batches: Iterable[BatchRows]) -> Iterator[Any]:
         """Make batches of a pass in order; the device works on the next while one is handed out.
 
         Rows in their order are lent from a mapping of this pass, where that is possible.
@@ -102,7 +102,7 @@ class Stream:
         return self._start(current, current.plan.batch(number))()
 
     def _start(
-        self, current: Pass, batch: Batch, lender: Lender | None = None
+        self, current: Pass, batch: BatchRows, lender: Lender | None = None
     ) -> Callable[[], Any]:
         """Read a batch and start to augment it; what is returned hands it out."""
         self._batches += 1
@@ -119,13 +119,13 @@ class Stream:
         finish = self._augmenter.start(x, batch.rows, ids, current.number, out=out)
         return lambda: self._handed_out(batch, *finish())
 
-    def _handed_out(self, batch: Batch, rows: Any, changed: Any) -> Any:
+    def _handed_out(self, batch: BatchRows, rows: Any, changed: Any) -> Any:
         mu = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
         if self._type is None:
             return mu
         return self._type(*(self._field(name, batch, mu, changed) for name in self._type._fields))
 
-    def _size(self, batch: Batch) -> int:
+    def _size(self, batch: BatchRows) -> int:
         return len(batch.rows) * self.options.group
 
     def _read(self, rows: Selection, count: int) -> Any:
@@ -140,7 +140,7 @@ class Stream:
             return x
         return torch.from_numpy(x).to(self._torch_device)
 
-    def _field(self, name: str, batch: Batch, mu: torch.Tensor, changed: Any) -> torch.Tensor:
+    def _field(self, name: str, batch: BatchRows, mu: torch.Tensor, changed: Any) -> torch.Tensor:
         if name == "mu":
             return mu
         if name == "augmentation":
@@ -152,7 +152,7 @@ class Stream:
             column = np.repeat(column, group, axis=0) if group > 1 else column
         return torch.from_numpy(column).to(mu.device)
 
-    def _column(self, name: str, batch: Batch) -> Any:
+    def _column(self, name: str, batch: BatchRows) -> Any:
         """A field of the rows that a batch takes from the lake, an array of its own."""
         if name == "weight":
             weights = np.ones(len(batch.rows)) if batch.weights is None else batch.weights

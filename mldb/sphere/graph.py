@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from mldb.arrays import Float32s, Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
-from mldb.gpu.checks import check_keys
 from mldb.noise.draws import SAMPLING_STEP, Purpose
-from mldb.noise.keys import Keys
+from mldb.noise.keys import Keys, check_keys
 from mldb.noise.philox import words
 from mldb.sphere import vmf
 from mldb.sphere.approximate import approximate_nearest
@@ -27,18 +26,18 @@ from mldb.sphere.neighbours import (
     Pairs,
     best_of,
     blocks,
-    check_unit_rows,
+    check_row_matrix,
     exact_pairs,
     nearest,
     top,
 )
 
-Method = Literal["auto", "exact", "faiss"]
+GraphMethod = Literal["auto", "exact", "faiss"]
 
 EXACT_ROWS_MAX: Final = 100_000
 """Up to here "auto" compares all pairs: 2 N^2 d operations."""
 
-ROWS_MAX: Final = 1 << 31
+GRAPH_ROWS_MAX: Final = 1 << 31
 WALK_NEIGHBOURS: Final = 10
 HOPS_MAX: Final = 1024
 PERPLEXITY: Final = 10.0
@@ -65,7 +64,7 @@ class Graph:
 
 
 def build_graph(
-    rows: Float32s, k: int, *, method: Method = "auto", recall: float = 0.95, seed: int = 0
+    rows: Float32s, k: int, *, method: GraphMethod = "auto", recall: float = 0.95, seed: int = 0
 ) -> Graph:
     """Return the graph of unit *rows*, float32 [N, d].
 
@@ -73,7 +72,7 @@ def build_graph(
     an index seeded with *seed*; "auto" goes over to it above EXACT_ROWS_MAX. Raises
     InvalidValueError, LimitError, and UsageError where faiss is needed and not installed.
     """
-    check_unit_rows("rows", rows)
+    check_row_matrix("rows", rows)
     _check_k(k, len(rows))
     if method not in ("auto", "exact", "faiss"):
         raise InvalidValueError(f"method={method!r} is not one of 'auto', 'exact', 'faiss'")
@@ -92,7 +91,7 @@ def extend_graph(graph: Graph, rows: Float32s) -> Graph:
     exact graph the result is that of :func:`build_graph`; else its recall stays about what it was.
     Raises InvalidValueError when there are fewer rows than before.
     """
-    check_unit_rows("rows", rows)
+    check_row_matrix("rows", rows)
     old, width = graph.neighbours.shape
     if len(rows) < old:
         raise InvalidValueError(f"a graph of {old} rows cannot be extended to {len(rows)}")
@@ -207,7 +206,7 @@ def _check_k(k: object, rows: int) -> None:
         raise InvalidTypeError(f"k is a {type(k).__name__}, not an int")
     if k < 1:
         raise InvalidValueError(f"k={k} neighbours; ask for at least one")
-    if rows >= ROWS_MAX:
+    if rows >= GRAPH_ROWS_MAX:
         raise LimitError(f"{rows} rows; a graph numbers them in 31 bits")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy.typing as npt
 
 from mldb.arrays import Numbers
 from mldb.errors import InvalidValueError, MissingError
-from mldb.lake.projection import LakeState, fold
+from mldb.lake.projection import LakeState, Removal, fold
 from mldb.lake.rows.block import MappedBlock, Selection
-from mldb.log.index.address import Entry
 from mldb.log.log import Log
+from mldb.log.ownership import OwnedLock
 from mldb.tensors.scope import Scope
 
 
@@ -23,7 +22,7 @@ class Rows:
 
     Any thread. It maps segments and copies what is asked for; what it returns is the caller's own
     where nothing else is said. What it maps stays readable as long as it lives. ``_lock`` guards
-    what is computed once.
+    what is computed once; a call inside the one that computes it computes it for itself.
     """
 
     def __init__(self, scope: Scope, state: LakeState) -> None:
@@ -36,7 +35,7 @@ class Rows:
         self.blocks = [MappedBlock(scope, block, state.name) for block in state.blocks]
         self._starts = np.array([block.start for block in state.blocks], np.int64)
         self._commits = np.array([block.entry.commit_lsn for block in state.blocks], np.int64)
-        self._lock = threading.Lock()
+        self._lock = OwnedLock(f"the ids of lake {state.name!r}")
         self._live: Numbers | None = None  # stored numbers of the live rows; None when all are
         self._ids: Numbers | None = None
         self._order: Numbers | None = None  # row numbers in the order of ids
@@ -141,26 +140,44 @@ class Rows:
 
     def ids(self) -> Numbers:
         """The id of every row, in row order; computed once, 8 bytes a row."""
-        with self._lock:
-            if self._ids is None:
-                self._ids = np.empty(len(self), np.int64)
-                if len(self):
-                    self.gather("id", slice(0, len(self)), self._ids.view(np.uint64))
-                self._ids.setflags(write=False)  # all who ask share it
+        if self._ids is not None:
             return self._ids
+        guard = self._lock.hold_unless_inside()
+        if guard is None:
+            return self._read_ids()
+        with guard:
+            if self._ids is None:
+                self._ids = self._read_ids()
+            return self._ids
+
+    def _read_ids(self) -> Numbers:
+        ids = np.empty(len(self), np.int64)
+        if len(self):
+            self.gather("id", slice(0, len(self)), ids.view(np.uint64))
+        ids.setflags(write=False)  # all who ask share it
+        return ids
 
     def find(self, ids: npt.NDArray[np.int64]) -> Numbers:
         """Return the row number of every id, -1 where no live row has it."""
-        have = self.ids()
-        with self._lock:
-            if self._order is None:
-                self._order = np.argsort(have, kind="stable")
-            order = self._order
+        have, order = self.ids(), self._order_of_ids()
         if not len(have):
             return np.full(len(ids), -1, np.int64)
         place = np.minimum(np.searchsorted(have, ids, sorter=order), len(have) - 1)
         rows: Numbers = order[place]
         return np.where(have[rows] == ids, rows, -1)
+
+    def _order_of_ids(self) -> Numbers:
+        """The row numbers in the order of ids; computed once, as the ids are."""
+        if self._order is not None:
+            return self._order
+        ids = self.ids()
+        guard = self._lock.hold_unless_inside()
+        if guard is None:
+            return np.argsort(ids, kind="stable")
+        with guard:
+            if self._order is None:
+                self._order = np.argsort(ids, kind="stable")
+            return self._order
 
     def lsns(self, rows: Numbers) -> Numbers:
         """Return the commit that added each row."""
@@ -171,17 +188,16 @@ class Rows:
         """Fold the removals: which stored rows are live. A removal concerns rows before it only."""
         alive = np.ones(self.state.stored, np.bool_)
         for removal in self.state.removals:
-            gone = self._payload(removal.entry, np.dtype("<u8"))
+            gone = self._removed(removal)
             for block in self.blocks:
                 if block.start < removal.before:
                     alive[block.start : block.stop] &= ~block.holds(gone)
         return alive
 
-    def _payload(self, entry: Entry, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        log = self._scope.source.log
-        return np.frombuffer(
-            log.payload(self._scope.view, entry, 0, entry.length, self.name), dtype
-        )
+    def _removed(self, removal: Removal) -> npt.NDArray[np.uint64]:
+        door, entry = self._scope.source.door, removal.entry
+        data = door.version(self._scope.view, removal.key, entry, entry.length, self.name)
+        return np.frombuffer(data, "<u8")
 
     # --- whole blocks -----------------------------------------------------------------------------
 

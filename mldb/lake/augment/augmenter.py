@@ -20,7 +20,7 @@ from mldb.gpu.device import Device, Table
 from mldb.lake.augment.devices import borrow, give_back
 from mldb.lake.augment.landscape import Landscape, Moved
 from mldb.lake.on_host import to_host
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import Augmentation
 from mldb.noise.draws import check_seed
 from mldb.noise.keys import Keys

@@ -33,7 +33,7 @@ from mldb.lake.order.weights import Chances, Importance, ratios
 from mldb.noise.draws import Purpose, check_seed
 from mldb.noise.keys import ROW_ID_BITS
 
-Kind = Literal["sequential", "permutation", "windowed"]
+PlainOrder = Literal["sequential", "permutation", "windowed"]
 
 STRATUM_ROWS: Final = 1024
 WINDOW_STRATA: Final = 256  # 262,144 rows: 640 MiB of 640 float32
@@ -46,7 +46,7 @@ class Picked(NamedTuple):
     weights: Float64s | None = None
 
 
-class Order(Protocol):
+class PassOrder(Protocol):
     """The order of one pass. Immutable; any thread."""
 
     @property
@@ -210,14 +210,14 @@ class Chosen:
 
 
 def plain_order(
-    kind: Kind,
+    kind: PlainOrder,
     rows: int,
     *,
     seed: int = 0,
     pass_number: int = 0,
     stratum_rows: int = STRATUM_ROWS,
     window_strata: int = WINDOW_STRATA,
-) -> Order:
+) -> PassOrder:
     """Return the order of one pass over *rows* rows without weights.
 
     Raises InvalidTypeError, InvalidValueError, LimitError.
@@ -256,7 +256,7 @@ class Sampler:
     ids: npt.NDArray[np.uint64]
     table: AliasTable | None
 
-    def order(self, *, seed: int, pass_number: int, length: int | None = None) -> Order:
+    def order(self, *, seed: int, pass_number: int, length: int | None = None) -> PassOrder:
         """Return one pass of *length* rows; None is as many as there are, with replacement.
 
         Without replacement a length must be given; the mean of weight times value over the pass is
@@ -282,7 +282,7 @@ class Sampler:
             chosen, pi = sketch.chosen, sketch.inclusion()
         target = self.chances.target
         wanted = None if target is None else target[chosen]
-        weights = ratios(wanted, pi / max(len(chosen), 1), self.chances.anneal)
+        weights = ratios(wanted, pi / max(len(chosen), 1), self.importance.anneal)
         return Chosen(seed, pass_number, chosen, weights)
 
 

@@ -1,0 +1,192 @@
+"""The one door to stored bytes: what a version is made of, whatever file and form it lies in.
+
+Encodings are behind it, and so will be references, deltas and compacted files. A view that somebody
+holds may name a segment whose file was replaced since: then the version is looked up as (key,
+commit) in the newest view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mldb.errors import VersionGoneError
+from mldb.log import format as fmt
+from mldb.log.index.address import Entry
+from mldb.log.segment import Segment, SegmentGoneError, Verify
+from mldb.log.view import View
+
+_T = TypeVar("_T")
+
+Decode = Callable[[memoryview, int, int, str, int, str], memoryview]
+"""From stored bytes, their encoding, the decoded size, and file, offset and name for errors."""
+
+
+class Cache(Protocol):
+    """Where decoded bytes are kept. Any thread."""
+
+    def get(self, key: object, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
+        """Return the value of *key*, made with *decode* when it is absent."""
+
+
+class Door:
+    """Hands out the bytes of versions. Any thread; what it returns lives as long as it is held.
+
+    *key* is the index key of the version, *name* what errors call it, *size* its decoded bytes,
+    which whoever knows what the bytes mean says. Raises CorruptError, FormatVersionError for an
+    encoding of a newer mldb, VersionGoneError for a version that was pruned meanwhile.
+    """
+
+    __slots__ = ("_cache", "_decode", "_head", "verify")
+
+    def __init__(
+        self, head: Callable[[], View], verify: Verify, decode: Decode, cache: Cache
+    ) -> None:
+        self.verify = verify
+        self._head = head
+        self._decode = decode
+        self._cache = cache
+
+    def version(self, view: View, key: bytes, entry: Entry, size: int, name: str) -> memoryview:
+        """Return the decoded bytes of one version: a view of the log, or of the cache."""
+        try:
+            segment = view.segments[entry.segment]
+            data = segment.payload(entry, 0, entry.length, self.verify, name)
+        except SegmentGoneError as error:
+            return self._elsewhere(
+                error, key, entry, name, lambda new, at: self.version(new, key, at, size, name)
+            )
+        if entry.encoding == fmt.ENCODING_RAW:
+            return data
+        return self._decoded(segment, data, entry, size, name)
+
+    def part(
+        self, view: View, key: bytes, entry: Entry, size: int, low: int, high: int, name: str
+    ) -> memoryview:
+        """Return decoded bytes low..high of one version, reading no more than it has to."""
+        if entry.encoding != fmt.ENCODING_RAW:
+            return self.version(view, key, entry, size, name)[low:high]
+        try:
+            return view.segments[entry.segment].payload(entry, low, high, self.verify, name)
+        except SegmentGoneError as error:
+            return self._elsewhere(
+                error,
+                key,
+                entry,
+                name,
+                lambda new, at: self.part(new, key, at, size, low, high, name),
+            )
+
+    def unverified(
+        self, view: View, key: bytes, entry: Entry, low: int, high: int, name: str
+    ) -> memoryview:
+        """Return raw bytes low..high of one version; who reads them verifies them first."""
+        try:
+            return view.segments[entry.segment].payload(entry, low, high, "never", name)
+        except SegmentGoneError as error:
+            return self._elsewhere(
+                error,
+                key,
+                entry,
+                name,
+                lambda new, at: self.unverified(new, key, at, low, high, name),
+            )
+
+    def private(
+        self,
+        view: View,
+        key: bytes,
+        entry: Entry,
+        size: int,
+        name: str,
+        *,
+        is_verified: bool = False,
+    ) -> memoryview | bytearray:
+        """Return the decoded bytes as writable memory of the caller's own.
+
+        Raw bytes come as a copy-on-write mapping. *is_verified*: the caller sees to that.
+        """
+        if entry.encoding != fmt.ENCODING_RAW:
+            return bytearray(self.version(view, key, entry, size, name))
+        try:
+            verify = "never" if is_verified else self.verify
+            return view.segments[entry.segment].private(entry, verify, name)
+        except SegmentGoneError as error:
+            return self._elsewhere(
+                error,
+                key,
+                entry,
+                name,
+                lambda new, at: self.private(new, key, at, size, name, is_verified=is_verified),
+            )
+
+    def touch_rows(
+        self,
+        view: View,
+        key: bytes,
+        entry: Entry,
+        start: int,
+        row_bytes: int,
+        rows: npt.NDArray[np.int64],
+        name: str,
+    ) -> None:
+        """Verify what holds *rows* of a column that starts at byte *start* of a raw version."""
+        try:
+            segment = view.segments[entry.segment]
+            segment.touch_rows(entry, start, row_bytes, rows, self.verify, name)
+        except SegmentGoneError as error:
+            self._elsewhere(
+                error,
+                key,
+                entry,
+                name,
+                lambda new, at: self.touch_rows(new, key, at, start, row_bytes, rows, name),
+            )
+
+    def is_verified(self, view: View, entry: Entry, low: int, high: int) -> bool:
+        """Whether decoded bytes low..high are raw, were verified before, and this is remembered."""
+        return entry.encoding == fmt.ENCODING_RAW and view.segments[entry.segment].is_verified(
+            entry, low, high
+        )
+
+    @staticmethod
+    def is_raw(entry: Entry) -> bool:
+        """Whether the stored bytes are the decoded ones, so that a part costs only itself."""
+        return entry.encoding == fmt.ENCODING_RAW
+
+    @staticmethod
+    def file(view: View, entry: Entry) -> str:
+        """The file that a version lies in, relative to the store: for messages and measuring."""
+        return view.segments[entry.segment].name
+
+    def _decoded(
+        self, segment: Segment, data: memoryview, entry: Entry, size: int, name: str
+    ) -> memoryview:
+        return self._cache.get(
+            (entry.segment, entry.offset),
+            size,
+            lambda: self._decode(data, entry.encoding, size, segment.name, entry.offset, name),
+        )
+
+    def _elsewhere(
+        self,
+        error: SegmentGoneError,
+        key: bytes,
+        entry: Entry,
+        name: str,
+        again: Callable[[View, Entry], _T],
+    ) -> _T:
+        """Find a version whose file is gone in the newest view, and read it there."""
+        view = self._head()
+        found = view.version_at(key, entry.commit_lsn)
+        if found is not None and found.segment != entry.segment:
+            return again(view, found)
+        if entry.segment in view.segments:
+            raise error  # the manifest still names the file, so it is lost
+        raise VersionGoneError(
+            f"the version of {name!r} that commit {entry.commit_lsn} stored was pruned while it "
+            "was being read. Hold a snapshot (db.at) to keep what you read, or pin the commit."
+        )

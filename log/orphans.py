@@ -1,0 +1,112 @@
+"""Segments that no manifest names: left by a process that died, or by a manifest that was deleted.
+
+A segment gets its name before the manifest that publishes it. So a process that dies in between
+leaves one behind with at most one batch in it, of which nobody was told. More can only have been
+written under a manifest that is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from mldb.errors import CorruptError, StorageIOError
+from mldb.log import format as fmt
+from mldb.log.active import chain_start
+from mldb.log.fs.protocol import FileSystem
+from mldb.log.manifest import Manifest
+from mldb.log.scan import Cursor, scan
+from mldb.log.segment import SEGMENTS, header_of, segment_name
+
+_SUFFIX: Final = ".seg"
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A segment file that the manifest does not name, and the manifest that was to publish it.
+
+    ``published`` is 0 when the header does not say. ``size`` is in bytes.
+    """
+
+    name: str
+    id: bytes
+    store_id: bytes
+    published: int
+    size: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a file header and nothing else."""
+        return self.size <= fmt.FILE_HEADER_SIZE
+
+
+def orphans(fs: FileSystem, manifest: Manifest) -> Iterator[Orphan]:
+    """Yield the segment files that *manifest* does not name; lists the folder.
+
+    Those of version 1 have a number: one behind the active one's was to be published next.
+    """
+    known = {segment_name(info.id) for info in manifest.segments}
+    known.add(segment_name(manifest.active))
+    active = manifest.active
+    for base in fs.list(SEGMENTS):
+        name = f"{SEGMENTS}/{base}"
+        if name in known or not base.endswith(_SUFFIX):
+            continue
+        try:
+            header, size = header_of(fs, name), _size(fs, name)
+        except StorageIOError:  # gone meanwhile
+            continue
+        if header is None:
+            yield Orphan(name, fmt.NO_ID, manifest.store_id, 0, size)
+            continue
+        published = header.published
+        if header.version == fmt.FIRST_VERSION and len(active) != len(fmt.NO_ID):
+            ahead = header.file_id - int.from_bytes(active, "little")
+            published = manifest.number + 1 if ahead > 0 else 0
+        yield Orphan(name, header.segment_id, header.store_id, published, size)
+
+
+def _size(fs: FileSystem, name: str) -> int:
+    file = fs.open(name, "r")
+    try:
+        return file.size()
+    finally:
+        file.close()
+
+
+def in_use(fs: FileSystem, orphan: Orphan) -> bool:
+    """Whether a segment holds two batches or a footer, as only a published one can."""
+    file = fs.open(orphan.name, "r")
+    try:
+        data = file.map(file.size())
+    finally:
+        file.close()
+    cursor = Cursor(fmt.FILE_HEADER_SIZE, 0, chain_start(orphan.store_id, orphan.id))
+    seed = fmt.file_seed(orphan.store_id, orphan.id)
+    batches = len(list(islice(scan(data, cursor, seed, orphan.id), 2)))
+    return batches == 2 or cursor.index is not None
+
+
+def refuse_lost_manifest(fs: FileSystem, manifest: Manifest) -> None:
+    """Raise CorruptError when a segment is in use that only a newer manifest can have published."""
+    for orphan in orphans(fs, manifest):
+        if orphan.published > manifest.number and in_use(fs, orphan):
+            raise CorruptError(
+                f"segment {fmt.id_text(orphan.id)} holds commits, but no manifest names it: the "
+                "newest manifest was deleted. Nothing was changed and everything is still there; "
+                "restore the MANIFEST files from a backup.",
+                file=orphan.name,
+                offset=0,
+            )
+
+
+def published_by(fs: FileSystem, manifest: Manifest, number: int) -> bool:
+    """Whether a segment that *manifest* does not name, but *number* or a later one, holds bytes.
+
+    Then manifest *number*, which is damaged, must not be stepped over: commits would be dropped.
+    """
+    return any(
+        orphan.published >= number and not orphan.is_empty for orphan in orphans(fs, manifest)
+    )
