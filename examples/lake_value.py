@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import mldb
 from mldb import Augmentation, Importance
-from mldb.lake.augment.graph import build_graph, knn_kappa
+from mldb.sphere.graph import build_graph, knn_kappa
 
 FIELDS = ("mu", "label", "weight")
 BATCH = 32

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, LimitError
 from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, SelfEnergy, Table
-from mldb.noise.keys import ROW_ID_BITS, STEPS_MAX, Keys
+from mldb.noise.keys import STEPS_MAX, Keys, check_keys
 from mldb.noise.philox import ACCEPT_BLOCK, DIM_MAX
 
 LENGTH_ERROR_MAX: Final = 1e-3
@@ -38,26 +38,6 @@ def check_usable(what: str, *, closed: bool, pid: int, current_pid: int) -> None
             "fork of it. Threads and drivers do not survive a fork: call open_device() in the "
             "child, or load data with num_workers=0."
         )
-
-
-def check_keys(keys: Keys, step: int = 0) -> None:
-    """Refuse keys that would name another row's noise. Raises InvalidTypeError, -ValueError."""
-    _array("keys.rows", keys.rows, np.uint64, 1)
-    _array("keys.augmentations", keys.augmentations, np.uint16, 1)
-    if keys.rows.shape != keys.augmentations.shape:
-        raise InvalidValueError(
-            f"keys have {len(keys.rows)} rows and {len(keys.augmentations)} augmentation numbers; "
-            "each row needs one"
-        )
-    for name, value, bits in (("seed", keys.seed, 64), ("pass_number", keys.pass_number, 32)):
-        if not 0 <= value < 1 << bits:
-            raise InvalidValueError(f"keys.{name}={value} does not fit in {bits} bits without sign")
-    if len(keys) and int(keys.rows.max()) >> ROW_ID_BITS:
-        raise InvalidValueError(
-            f"a row id is {int(keys.rows.max())}; ids are below 2^{ROW_ID_BITS}"
-        )
-    if not 0 <= step <= 2 * STEPS_MAX + 1:
-        raise InvalidValueError(f"step={step} does not fit in the 16 bits of the counter")
 
 
 def check_dim(dim: int) -> None:

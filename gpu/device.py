@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from mldb.noise.keys import Keys
 
-Method: TypeAlias = Literal["ula", "mala"]
+ChainMethod: TypeAlias = Literal["ula", "mala"]
 Form: TypeAlias = Literal["direct", "subspace"]
 
 AUGMENTATIONS_MAX: Final = 1 << 16
 
-Floats: TypeAlias = Any
+DeviceArray: TypeAlias = Any
 """float32, C-contiguous: a NumPy array, or on a torch device a tensor that lives there."""
 
 
@@ -35,7 +35,7 @@ class Dynamics:
     steps: int
     step_size: float
     temperature: float = 1.0
-    method: Method = "ula"
+    method: ChainMethod = "ula"
     form: Form = "direct"
 
 
@@ -55,8 +55,8 @@ class Table(Protocol):
 class SelfEnergy:
     """Each row under its own splat: E(x) = -kappa (mu.x - 1). mu [B, d], kappa [B]."""
 
-    mu: Floats
-    kappa: Floats
+    mu: DeviceArray
+    kappa: DeviceArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +68,8 @@ class MixtureEnergy:
 
     table: Table
     index: npt.NDArray[np.int32]
-    kappa: Floats
-    log_weight: Floats
+    kappa: DeviceArray
+    log_weight: DeviceArray
 
 
 Energy: TypeAlias = SelfEnergy | MixtureEnergy
@@ -78,7 +78,7 @@ Energy: TypeAlias = SelfEnergy | MixtureEnergy
 class Chains(NamedTuple):
     """Where the chains ended: x [B, d] on the device, and how many steps each accepted, i32 [B]."""
 
-    x: Floats
+    x: DeviceArray
     accepted: Any
 
 
@@ -117,13 +117,13 @@ class Device(Protocol):
     def words(self, keys: Keys, step: int, blocks: int) -> npt.NDArray[np.uint32]:
         """Return the raw noise words of one step, u32 [B, blocks, 4]; for tests and provenance."""
 
-    def normals(self, keys: Keys, step: int, dim: int) -> Floats:
+    def normals(self, keys: Keys, step: int, dim: int) -> DeviceArray:
         """Return the standard normals of one step, float32 [B, dim]."""
 
-    def isotropic(self, x: Floats, keys: Keys, strength: float) -> Pending:
+    def isotropic(self, x: DeviceArray, keys: Keys, strength: float) -> Pending:
         """Start x' = rho x + sqrt(1 - rho^2) u, u uniform in the tangent sphere at x (step 0)."""
 
-    def langevin(self, x: Floats, keys: Keys, energy: Energy, dynamics: Dynamics) -> Pending:
+    def langevin(self, x: DeviceArray, keys: Keys, energy: Energy, dynamics: Dynamics) -> Pending:
         """Start chains at x [B, d], unit rows.
 
         Raises InvalidTypeError and InvalidValueError (``mldb.gpu.checks``), the latter also for a

@@ -24,51 +24,45 @@ import numpy as np
 
 from mldb.gpu.device import Dynamics
 
-Array: TypeAlias = Any
+AnyArray: TypeAlias = Any
 """An array of NumPy or a tensor of torch."""
 
-EnergyAt: TypeAlias = Callable[[Array], tuple[Array, Array]]
+EnergyAt: TypeAlias = Callable[[AnyArray], tuple[AnyArray, AnyArray]]
 """From rows [B, d] to their energy [B] and its Euclidean gradient [B, d]."""
 
-TINY: Final = 1e-30
+TINY_SQUARE: Final = 1e-30
 """Keeps a quotient finite where its numerator is zero as well; below every square that matters."""
 
 
-def dot(a: Array, b: Array) -> Array:
+def dot(a: AnyArray, b: AnyArray) -> AnyArray:
     """Return the row-wise products [..., 1] of [..., d] and [..., d]."""
     return (a * b).sum(-1)[..., None]
 
 
-def tangent(x: Array, vector: Array) -> Array:
+def tangent(x: AnyArray, vector: AnyArray) -> AnyArray:
     """Return the part of ``vector`` [B, d] that is tangent at unit rows x [B, d]."""
     return vector - x * dot(x, vector)
 
 
-def normalise(x: Array, *, xp: Any = np) -> Array:
+def unit_length(x: AnyArray, *, xp: Any = np) -> AnyArray:
     """Return rows scaled to length 1; they must not be zero."""
     return x / xp.sqrt(dot(x, x))
 
 
-def isotropic_step(x: Array, noise: Array, strength: float, *, xp: Any = np) -> Array:
+def isotropic_step(x: AnyArray, noise: AnyArray, strength: float, *, xp: Any = np) -> AnyArray:
     """Return rho x + sqrt(1 - rho^2) u with u uniform among the unit tangents at x.
 
     The cosine to x is exactly ``strength`` = rho. Normals projected and scaled are uniform.
     """
     along = tangent(x, noise)
     size = xp.sqrt(dot(along, along))
-    moved = strength * x + sqrt(1 - strength * strength) * (along / (size + TINY))
-    return normalise(moved, xp=xp)
-
-
-def self_energy(x: Array, mu: Array, kappa: Array) -> tuple[Array, Array]:
-    """Return E [B] = -kappa (mu.x - 1) and its Euclidean gradient [B, d]."""
-    force = kappa[:, None] * mu
-    return kappa - dot(force, x)[:, 0], -force
+    moved = strength * x + sqrt(1 - strength * strength) * (along / (size + TINY_SQUARE))
+    return unit_length(moved, xp=xp)
 
 
 def mixture_energy(
-    x: Array, mu: Array, kappa: Array, log_weight: Array, *, xp: Any = np
-) -> tuple[Array, Array]:
+    x: AnyArray, mu: AnyArray, kappa: AnyArray, log_weight: AnyArray, *, xp: Any = np
+) -> tuple[AnyArray, AnyArray]:
     """Return E [B] = -logsumexp_j(log_weight + kappa (mu.x - 1)) and its gradient [B, d].
 
     mu [B, K, d], kappa and log_weight [B, K]. The largest exponent is taken out first, so no sum
@@ -80,8 +74,8 @@ def mixture_energy(
 
 
 def mixture_forces(
-    cosines: Array, kappa: Array, log_weight: Array, *, xp: Any = np
-) -> tuple[Array, Array]:
+    cosines: AnyArray, kappa: AnyArray, log_weight: AnyArray, *, xp: Any = np
+) -> tuple[AnyArray, AnyArray]:
     """Return E [B] and by how much each neighbour pulls, responsibility times kappa [B, K]."""
     exponents = log_weight + kappa * (cosines - 1)
     top = xp.amax(exponents, -1)[:, None]
@@ -91,28 +85,28 @@ def mixture_forces(
 
 
 def velocity(
-    x: Array, gradient: Array, noise: Array, step_size: float, temperature: float
-) -> Array:
+    x: AnyArray, gradient: AnyArray, noise: AnyArray, step_size: float, temperature: float
+) -> AnyArray:
     """Return v [B, d], by which a step moves along its geodesic; ``gradient`` is Euclidean."""
     spread = sqrt(2 * step_size * temperature)
     return tangent(x, spread * noise - step_size * gradient)
 
 
-def exponential(x: Array, v: Array, *, xp: Any = np) -> Array:
+def exponential(x: AnyArray, v: AnyArray, *, xp: Any = np) -> AnyArray:
     """Return where the geodesic from unit rows x with velocity v, tangent at x, ends after time 1.
 
     Renormalised, so that rounding does not add up over steps.
     """
     size = xp.sqrt(dot(v, v))
-    return normalise(xp.cos(size) * x + sine_quotient(size, xp=xp) * v, xp=xp)
+    return unit_length(xp.cos(size) * x + sine_quotient(size, xp=xp) * v, xp=xp)
 
 
-def sine_quotient(angle: Array, *, xp: Any = np) -> Array:
+def sine_quotient(angle: AnyArray, *, xp: Any = np) -> AnyArray:
     """Return sin(angle) / angle, which is 1 at 0."""
-    return xp.where(angle > 0, xp.sin(angle) / (angle + TINY), xp.ones_like(angle))
+    return xp.where(angle > 0, xp.sin(angle) / (angle + TINY_SQUARE), xp.ones_like(angle))
 
 
-def logarithm(x: Array, moved: Array) -> Array:
+def logarithm(x: AnyArray, moved: AnyArray) -> AnyArray:
     """Return the velocity at x whose geodesic ends at ``moved``: the inverse of ``exponential``.
 
     float64 arrays of NumPy; both have unit rows, not antipodal. For tests and readers: the log
@@ -120,21 +114,21 @@ def logarithm(x: Array, moved: Array) -> Array:
     """
     across = tangent(x, moved)
     size = np.sqrt(dot(across, across))
-    return across / (size + TINY) * np.arctan2(size, dot(x, moved))
+    return across / (size + TINY_SQUARE) * np.arctan2(size, dot(x, moved))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Point:
     """Rows x [B, d] with their energy [B] and its Riemannian (tangent) gradient [B, d]."""
 
-    x: Array
-    energy: Array
-    gradient: Array
+    x: AnyArray
+    energy: AnyArray
+    gradient: AnyArray
 
 
 def log_acceptance(
-    start: Point, v: Array, end: Point, step_size: float, temperature: float, *, xp: Any = np
-) -> Array:
+    start: Point, v: AnyArray, end: Point, step_size: float, temperature: float, *, xp: Any = np
+) -> AnyArray:
     """Return the log acceptance [B] of the step from ``start`` by v to ``end``.
 
     With w = Log_end(start), so |w| = |v|, the two squares of the textbook formula
@@ -156,19 +150,19 @@ def log_acceptance(
     return xp.where(size[:, 0] < pi, log_ratio, xp.full_like(log_ratio, -np.inf))
 
 
-class Draws(Protocol):
+class StepDraws(Protocol):
     """Where the noise of a batch of B rows comes from."""
 
-    def normals(self, step: int, dim: int) -> Array:
+    def normals(self, step: int, dim: int) -> AnyArray:
         """Return the standard normals [B, dim] of a step."""
 
-    def uniforms(self, step: int) -> Array:
+    def uniforms(self, step: int) -> AnyArray:
         """Return the uniforms [B] in (0, 1) by which MALA accepts or rejects a step."""
 
 
-def run(
-    x: Array, energy: EnergyAt, draws: Draws, dynamics: Dynamics, *, xp: Any = np
-) -> tuple[Array, Array]:
+def run_chain(
+    x: AnyArray, energy: EnergyAt, draws: StepDraws, dynamics: Dynamics, *, xp: Any = np
+) -> tuple[AnyArray, AnyArray]:
     """Return where the chains end, [B, d], and how many of their steps each accepted, int32 [B].
 
     ``energy`` maps rows to (E [B], Euclidean gradient [B, d]). ULA accepts every step.

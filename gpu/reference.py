@@ -19,7 +19,6 @@ from mldb.gpu.checks import (
     check_dim,
     check_dynamics,
     check_energy,
-    check_keys,
     check_lengths,
     check_rows,
     check_strength,
@@ -27,9 +26,9 @@ from mldb.gpu.checks import (
 )
 from mldb.gpu.device import Chains, Dynamics, Energy, Pending, SelfEnergy, Table
 from mldb.noise import philox
-from mldb.noise.keys import Keys
+from mldb.noise.keys import Keys, check_keys
 
-CHUNK_ROWS: Final = 256
+REFERENCE_CHUNK_ROWS: Final = 256
 """Rows worked on at once: their 16 neighbours of 640 dimensions take 10 MiB."""
 
 
@@ -157,7 +156,7 @@ class NumpyDevice:
         check_lengths(np.einsum("ij,ij->i", x, x))
         moved = np.empty(x.shape, self._dtype)
         for part in chunks(len(x)):
-            draws = KeyDraws(keys_of(keys, part), self._dtype)
+            draws = KeyDraws(keys_part(keys, part), self._dtype)
             here = x[part].astype(self._dtype)
             noise = draws.normals(0, x.shape[1])
             moved[part] = formulas.isotropic_step(here, noise, strength)
@@ -174,13 +173,13 @@ class NumpyDevice:
         accepted = np.full(len(x), dynamics.steps, np.int32)
         for part in chunks(len(x)):
             mu, kappa, weight = self._neighbours(energy, part)
-            draws = KeyDraws(keys_of(keys, part), self._dtype)
+            draws = KeyDraws(keys_part(keys, part), self._dtype)
             here = x[part].astype(self._dtype)
             if dynamics.form == "subspace":
-                moved[part] = subspace.run(here, mu, kappa, weight, draws, dynamics)
+                moved[part] = subspace.run_subspace(here, mu, kappa, weight, draws, dynamics)
             else:
                 at = mixture_at(mu, kappa, weight)
-                moved[part], accepted[part] = formulas.run(here, at, draws, dynamics)
+                moved[part], accepted[part] = formulas.run_chain(here, at, draws, dynamics)
         return Ready(Chains(moved, accepted))
 
     def close(self) -> None:
@@ -206,12 +205,12 @@ def mixture_at(mu: Any, kappa: Any, log_weight: Any, *, xp: Any = np) -> formula
     return lambda x: formulas.mixture_energy(x, mu, kappa, log_weight, xp=xp)
 
 
-def chunks(rows: int, size: int = CHUNK_ROWS) -> Iterator[slice]:
+def chunks(rows: int, size: int = REFERENCE_CHUNK_ROWS) -> Iterator[slice]:
     """Cut ``rows`` rows into slices of at most ``size``."""
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
 
-def keys_of(keys: Keys, part: slice) -> Keys:
+def keys_part(keys: Keys, part: slice) -> Keys:
     """Return the keys of some rows of a batch."""
     return Keys(keys.seed, keys.pass_number, keys.rows[part], keys.augmentations[part])

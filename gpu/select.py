@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from threading import Lock
 from typing import Any, Final
 
 from mldb.errors import GpuUnavailableError, InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Device
 from mldb.gpu.vulkan.instance import ENVIRONMENT
+from mldb.log.ownership import OwnedLock
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 NAMES: Final = ("auto", "vulkan", "vulkan:NAME", "cuda", "cuda:N", "torch", "cpu", "numpy")
 
-_warn_lock = Lock()
+_warn_lock = OwnedLock("the warning that no device was found")
 _warned: list[bool] = []
 
 
@@ -93,12 +93,15 @@ def _try(reasons: list[str], opened: Any) -> Any:
 
 
 def _chosen(device: Device) -> Device:
-    logger.info("device='auto' is %s", device.name)
+    _logger.info("device='auto' is %s", device.name)
     return device
 
 
 def _warn_once(reasons: list[str]) -> None:
-    with _warn_lock:
+    guard = _warn_lock.hold_unless_inside()
+    if guard is None:
+        return  # the call around this one warns
+    with guard:
         if _warned:
             return
         _warned.append(True)

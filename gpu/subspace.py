@@ -39,24 +39,24 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from mldb.gpu.device import Dynamics
-from mldb.gpu.dynamics import Array, dot, mixture_forces, normalise, sine_quotient
+from mldb.gpu.dynamics import AnyArray, dot, mixture_forces, sine_quotient, unit_length
 from mldb.noise.philox import GAMMA_TRIES, SUBSPACE_STEP
 
 PIVOT_MIN: Final = 1e-5
 """Squared distance from the span of the others below which a row of V counts as in the span."""
 
 
-class Draws(Protocol):
+class SubspaceDraws(Protocol):
     """Where the noise of a batch of B rows comes from."""
 
-    def normals(self, step: int, dim: int) -> Array:
+    def normals(self, step: int, dim: int) -> AnyArray:
         """Return the standard normals [B, dim] of a step."""
 
-    def trial(self, step: int, number: int) -> tuple[Array, Array]:
+    def trial(self, step: int, number: int) -> tuple[AnyArray, AnyArray]:
         """Return a normal [B] and a uniform [B] for try ``number`` of the gamma draw of a step."""
 
 
-def cholesky(gram: Array, *, xp: Any = np) -> tuple[Array, Array]:
+def cholesky(gram: AnyArray, *, xp: Any = np) -> tuple[AnyArray, AnyArray]:
     """Return L [B, m, m] and 1 / its diagonal [B, m]; zeros where a pivot is below PIVOT_MIN."""
     rest = gram + 0
     factor, inverse = xp.zeros_like(gram), xp.zeros_like(gram[:, 0])
@@ -71,7 +71,7 @@ def cholesky(gram: Array, *, xp: Any = np) -> tuple[Array, Array]:
     return factor, inverse
 
 
-def invert(factor: Array, inverse: Array, *, xp: Any = np) -> Array:
+def invert(factor: AnyArray, inverse: AnyArray, *, xp: Any = np) -> AnyArray:
     """Return L^-1 [B, m, m], with zero rows where the pivot was zero: Q = L^-1 V."""
     result = xp.zeros_like(factor)
     for j in range(factor.shape[1]):
@@ -82,7 +82,7 @@ def invert(factor: Array, inverse: Array, *, xp: Any = np) -> Array:
     return result
 
 
-def chi_square(freedom: Array, draws: Draws, step: int, *, xp: Any = np) -> Array:
+def chi_square(freedom: AnyArray, draws: SubspaceDraws, step: int, *, xp: Any = np) -> AnyArray:
     """Return chi-square numbers [B] of ``freedom`` [B] >= 2 degrees each, exactly distributed."""
     d = freedom / 2 - 1 / 3
     c = 1 / xp.sqrt(9 * d)
@@ -99,16 +99,16 @@ def chi_square(freedom: Array, draws: Draws, step: int, *, xp: Any = np) -> Arra
     return result
 
 
-def run(
-    x: Array,
-    mu: Array,
-    kappa: Array,
-    log_weight: Array,
-    draws: Draws,
+def run_subspace(
+    x: AnyArray,
+    mu: AnyArray,
+    kappa: AnyArray,
+    log_weight: AnyArray,
+    draws: SubspaceDraws,
     dynamics: Dynamics,
     *,
     xp: Any = np,
-) -> Array:
+) -> AnyArray:
     """Return where the chains [B, d] end after ``dynamics.steps`` steps of ULA.
 
     x [B, d] unit rows, mu [B, K, d], kappa and log_weight [B, K]; d >= K + 4.
@@ -129,15 +129,15 @@ def run(
 
 
 def _step(
-    c: Array,
-    r: Array,
-    factor: Array,
-    kappa: Array,
-    log_weight: Array,
-    noise: tuple[Array, Array, Array],
+    c: AnyArray,
+    r: AnyArray,
+    factor: AnyArray,
+    kappa: AnyArray,
+    log_weight: AnyArray,
+    noise: tuple[AnyArray, AnyArray, AnyArray],
     dynamics: Dynamics,
     xp: Any,
-) -> tuple[Array, Array]:
+) -> tuple[AnyArray, AnyArray]:
     """One step of part 2; ``noise`` is (normals [B, m + 1], coordinates that exist, chi-square)."""
     normals, held, rest = noise
     eps = dynamics.step_size
@@ -160,9 +160,11 @@ def _step(
     return c / length, r / length
 
 
-def _lift(c: Array, r: Array, vectors: Array, n: Array, inverse: Array, xp: Any) -> Array:
+def _lift(
+    c: AnyArray, r: AnyArray, vectors: AnyArray, n: AnyArray, inverse: AnyArray, xp: Any
+) -> AnyArray:
     """Part 3: from coordinates to rows of the full space."""
     y = xp.matmul(inverse, xp.matmul(vectors, n[:, :, None]))[:, :, 0]
     h = r / xp.sqrt(dot(n, n) - dot(y, y))
     weights = xp.matmul((c - h * y)[:, None, :], inverse)
-    return normalise(xp.matmul(weights, vectors)[:, 0] + h * n, xp=xp)
+    return unit_length(xp.matmul(weights, vectors)[:, 0] + h * n, xp=xp)

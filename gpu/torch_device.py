@@ -21,7 +21,6 @@ from mldb.gpu.checks import (
     check_dim,
     check_dynamics,
     check_energy,
-    check_keys,
     check_rows,
     check_strength,
     check_usable,
@@ -31,15 +30,15 @@ from mldb.gpu.cpu.engine import CompiledEngine
 from mldb.gpu.cuda.engine import EagerEngine
 from mldb.gpu.device import Chains, Dynamics, Energy, Form, Pending
 from mldb.gpu.reference import ArrayTable, check_table
-from mldb.noise.keys import Keys
+from mldb.noise.keys import Keys, check_keys
 from mldb.noise.philox import words as numpy_words
-from mldb.noise.philox_compiled import load
+from mldb.noise.philox_compiled import load_kernels
 from mldb.noise.philox_torch import TorchDraws
 
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 SLOTS: Final = 3
 
@@ -95,10 +94,10 @@ class TorchDevice:
         self.device = torch_device_of(device)
         self.kind = "cuda" if self.device.type == "cuda" else "torch"
         self._engine: CompiledEngine | EagerEngine
-        kernels = load() if self.kind == "torch" and compiled is not False else None
+        kernels = load_kernels() if self.kind == "torch" and compiled is not False else None
         if kernels is not None:
             self._engine = CompiledEngine(kernels, slots=SLOTS, copy=copy, threads=threads)
-            logger.info("compiled the kernels in %.1f s", kernels.seconds)
+            _logger.info("compiled the kernels in %.1f s", kernels.seconds)
         elif compiled:
             raise GpuUnavailableError(
                 f"compiled kernels were asked for on {device}. They are for the CPU and need numba:"

@@ -54,6 +54,7 @@ DOOR_CALLS = frozenset(
 HARMLESS = frozenset(
     {
         "os.PathLike",
+        "os._exit",
         "os.close",
         "os.cpu_count",
         "os.environ",
@@ -71,6 +72,9 @@ DOORS = ("mldb.log.fs.*", "mldb.tools", "mldb.tools.*", "mldb.gpu.selftest.memor
 
 PICKLES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 PICKLE_CALLS = frozenset({"torch.load", "torch.save"})
+
+# Names that two modules define: "main", the entry point of a command, and what is yet to be mended.
+DOUBLED = frozenset({"main", "Descriptor", "Durability", "HINTS", "Rows", "Verify"})
 
 FILE_LINES_MAX = 400
 TEST_FILE_LINES_MAX = 700
@@ -269,6 +273,28 @@ def machine_paths(text: str) -> list[str]:
     return re.findall(rf"(?<![\w.~])(?:/|[A-Z]:\\+)(?:{folders})[/\\]\S*", text)
 
 
+def doubled_names(found: tuple[Module, ...]) -> list[str]:
+    """Public names that two modules define at their top, each with all of these modules."""
+    places: dict[str, set[str]] = {}
+    for module in found:
+        for name in _defined_names(module.tree):
+            if not name.startswith("_"):
+                places.setdefault(name, set()).add(module.name)
+    return [
+        f"{name}: {', '.join(sorted(modules))}"
+        for name, modules in sorted(places.items())
+        if len(modules) > 1
+    ]
+
+
+def _defined_names(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef):
+            yield node.name
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
 def _text_files() -> Iterator[Path]:
     """Every file of the tree; caches, stores and installs are not part of it."""
     yield from (path for path in sorted(ROOT.iterdir()) if path.is_file())
@@ -362,6 +388,11 @@ def test_files_are_short() -> None:
     expect_none(long)
 
 
+def test_a_public_name_has_one_meaning() -> None:
+    found = [line.partition(":")[0] for line in doubled_names(modules())]
+    assert sorted(found) == sorted(DOUBLED), "what is no longer doubled leaves the list as well"
+
+
 def test_no_path_of_one_machine() -> None:
     found = {
         str(path.relative_to(ROOT)): machine_paths(path.read_text(errors="ignore"))
@@ -422,5 +453,12 @@ def test_remaining_rules_find_what_they_look_for() -> None:
     assert missing_docstrings(bare) == ["mldb.x (the module)", "mldb.x.A:1", "mldb.x.A.b:2"]
     screen = _module("mldb.x", "def f():\n" + "    a = 1\n" * FUNCTION_LINES_MAX)
     assert long_functions(screen) == [f"mldb.x.f: {FUNCTION_LINES_MAX + 1} lines"]
+    twice = (
+        _module("mldb.x", "class A: ...\nb = 1"),
+        _module("mldb.y", "A: int = 1\ndef b(): ..."),
+    )
+    assert doubled_names(twice) == ["A: mldb.x, mldb.y", "b: mldb.x, mldb.y"]
+    private = (_module("mldb.x", "_a = 1\nb.c = 1"), _module("mldb.y", "_a = 1\ndef f(b): ..."))
+    assert doubled_names(private) == []
     assert machine_paths("see /" + "home/me/store") == ["/" + "home/me/store"]
     assert machine_paths("tests/root/x, ~/work/x, https://example.org/home/x") == []

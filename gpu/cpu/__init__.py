@@ -1,1 +1,1 @@
-"""Kernels of the CPU, compiled by numba."""
+"""The engine of host memory: kernels compiled by numba, run on a few threads."""

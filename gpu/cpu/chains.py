@@ -8,18 +8,17 @@ a row's result depends on its arguments and the processor alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi, sqrt
-from threading import Lock
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.gpu.cpu.subspace import chain_blocks, pull_kernel, subspace_kernel
+from mldb.gpu.cpu.subspace import Kernel, chain_blocks, pull_kernel, subspace_kernel
 from mldb.gpu.device import Dynamics, Form
+from mldb.log.ownership import OwnedLock
 from mldb.noise.keys import Keys
 from mldb.noise.philox import ACCEPT_BLOCK
 from mldb.noise.philox_compiled import (
@@ -29,11 +28,9 @@ from mldb.noise.philox_compiled import (
     Real,
     first_words,
     kernel_input,
-    load,
+    load_kernels,
     stream_arguments,
 )
-
-Kernel: TypeAlias = Callable[..., Any]
 
 _ZERO, _ONE, _TWO, _FOUR = np.float32(0), np.float32(1), np.float32(2), np.float32(4)
 _PI = np.float32(pi)
@@ -217,27 +214,41 @@ class ChainKernels:
     """How long each form took to compile."""
 
 
-_lock = Lock()
+_lock = OwnedLock("the compilation of the chain kernels")
 _loaded: list[ChainKernels] = []
 
 
 def load_chains(form: Form) -> ChainKernels | None:
     """Compile the kernel of a form, once per process; None where numba is not installed.
 
-    Any thread may call it; the others wait. It takes three to six seconds the first time.
+    Any thread may call it; the others wait. It takes three to six seconds the first time. A call
+    inside the one that compiles (in a signal handler) compiles kernels of its own.
     """
-    kernels = load()
+    kernels = load_kernels()
     if kernels is None:
         return None
-    with _lock:
+    if _loaded and form in _loaded[0].seconds:
+        return _loaded[0]
+    guard = _lock.hold_unless_inside()
+    if guard is None:
+        return _compiled(_made(kernels), form)
+    with guard:
         if not _loaded:
-            pulls, add = pull_kernel(kernels.compiler.exact), add_kernel(kernels.compiler)
-            direct = _direct_kernel(kernels, pulls, add)
-            _loaded.append(ChainKernels(direct, subspace_kernel(kernels, pulls, add), {}))
-        chains = _loaded[0]
-        if form not in chains.seconds:
-            chains.seconds[form] = _compile(chains, form)
-        return chains
+            _loaded.append(_made(kernels))
+        return _compiled(_loaded[0], form)
+
+
+def _made(kernels: Kernels) -> ChainKernels:
+    """The kernels of both forms, not compiled yet."""
+    pulls, add = pull_kernel(kernels.compiler.exact), add_kernel(kernels.compiler)
+    direct = _direct_kernel(kernels, pulls, add)
+    return ChainKernels(direct, subspace_kernel(kernels, pulls, add), {})
+
+
+def _compiled(chains: ChainKernels, form: Form) -> ChainKernels:
+    if form not in chains.seconds:
+        chains.seconds[form] = _compile(chains, form)
+    return chains
 
 
 def _compile(chains: ChainKernels, form: Form) -> float:
@@ -246,12 +257,12 @@ def _compile(chains: ChainKernels, form: Form) -> float:
     x = np.full((1, 8), sqrt(1 / 8), np.float32)
     keys = Keys(0, 0, np.zeros(1, np.uint64), np.zeros(1, np.uint16))
     ones = np.ones((1, 1), np.float32)
-    batch = Batch(keys, x, x, np.zeros((1, 1), np.int32), ones, ones)
+    batch = ChainBatch(keys, x, x, np.zeros((1, 1), np.int32), ones, ones)
     batch.run(chains, Dynamics(1, 0.1, form=form), 0, 1)
     return perf_counter() - begin
 
 
-class Batch:
+class ChainBatch:
     """A batch of chains for the kernels, and where their results go.
 
     Ranges of rows may be run by several threads at once. The arguments must not change meanwhile.

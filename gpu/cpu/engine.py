@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mldb.arrays import Float32s
 from mldb.gpu.checks import check_lengths
-from mldb.gpu.cpu.chains import Batch, load_chains
+from mldb.gpu.cpu.chains import ChainBatch, load_chains
 from mldb.gpu.cpu.threads import RowThreads, Running
 from mldb.gpu.device import Chains, Dynamics, Energy, Pending, SelfEnergy
 from mldb.gpu.reference import table_array
@@ -71,7 +71,7 @@ class CompiledEngine:
         if kernels is None:
             raise RuntimeError("numba was there when the device was opened and is gone")
         chains = kernels
-        batch = Batch(keys, x, *_neighbours(energy), self._output(x.shape))
+        batch = ChainBatch(keys, x, *_neighbours(energy), self._output(x.shape))
 
         def run(first: int, end: int) -> None:
             batch.run(chains, dynamics, first, end)

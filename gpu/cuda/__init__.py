@@ -1,1 +1,1 @@
-"""CUDA: its runtime, and batches as torch operations."""
+"""The engine of CUDA: torch operations, which need no numba on a CPU either; and its runtime."""

@@ -12,7 +12,7 @@ from mldb.gpu import dynamics as formulas
 from mldb.gpu import subspace
 from mldb.gpu.checks import check_lengths
 from mldb.gpu.device import Chains, Dynamics, Energy, Pending, SelfEnergy
-from mldb.gpu.reference import chunks, keys_of, mixture_at
+from mldb.gpu.reference import chunks, keys_part, mixture_at
 from mldb.noise.keys import Keys
 from mldb.noise.philox_torch import TorchDraws
 
@@ -48,7 +48,7 @@ class EagerEngine:
             here = self._move(x)
             moved = torch.empty_like(here)
             for part in chunks(len(here), self._chunk):
-                noise = TorchDraws(keys_of(keys, part), self._device).normals(0, here.shape[1])
+                noise = TorchDraws(keys_part(keys, part), self._device).normals(0, here.shape[1])
                 moved[part] = formulas.isotropic_step(here[part], noise, strength, xp=torch)
             accepted = torch.ones(len(here), dtype=torch.int32, device=self._device)
             return self._pending(here, moved, accepted)
@@ -65,14 +65,14 @@ class EagerEngine:
             )
             for part in chunks(len(here), self._chunk):
                 mu, kappa, weight = self._neighbours(energy, part)
-                draws = TorchDraws(keys_of(keys, part), self._device)
+                draws = TorchDraws(keys_part(keys, part), self._device)
                 if dynamics.form == "subspace":
-                    moved[part] = subspace.run(
+                    moved[part] = subspace.run_subspace(
                         here[part], mu, kappa, weight, draws, dynamics, xp=torch
                     )
                 else:
                     at = mixture_at(mu, kappa, weight, xp=torch)
-                    moved[part], accepted[part] = formulas.run(
+                    moved[part], accepted[part] = formulas.run_chain(
                         here[part], at, draws, dynamics, xp=torch
                     )
             return self._pending(here, moved, accepted)

@@ -14,7 +14,7 @@ from mldb.gpu.cuda.runtime import CudaBindings, CudaRuntime
 from mldb.gpu.device import Pending
 from mldb.gpu.reference import NumpyDevice
 from mldb.gpu.selftest.lines import Line, index_of, judged
-from mldb.gpu.selftest.rates import DIM, keys_of, unit_rows
+from mldb.gpu.selftest.rates import DIM, sample_keys, unit_rows
 from mldb.gpu.vulkan import cuda as vk_cuda
 from mldb.gpu.vulkan.device import VulkanDevice, open_vulkan
 from mldb.noise.keys import Keys
@@ -43,7 +43,7 @@ def export(device: VulkanDevice) -> Iterator[Line]:
 
 
 def _as_cuda_tensors(shared: VulkanDevice, runtime: CudaRuntime) -> Iterator[Line]:
-    keys, x = keys_of(64), unit_rows(64, DIM)
+    keys, x = sample_keys(64), unit_rows(64, DIM)
     output = vk_cuda.CudaOutput(shared, runtime)
     pending = shared.isotropic(x, keys, 0.9)
     tensor = output.tensor(pending, copy=False)
@@ -103,7 +103,7 @@ def _wrong_batches(
 ) -> int:
     reference, count = NumpyDevice(np.float32), 8
     x = unit_rows(count, 32)
-    base = keys_of(count)
+    base = sample_keys(count)
     wrong = 0
     waiting: list[tuple[Keys, Pending]] = []
     for number in range(batches):

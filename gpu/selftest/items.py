@@ -22,7 +22,7 @@ from mldb.gpu.selftest import rates
 from mldb.gpu.selftest.cuda import export, stamps
 from mldb.gpu.selftest.lines import Item, Line, index_of, judged
 from mldb.gpu.selftest.memory import imports, memory
-from mldb.gpu.selftest.rates import DIM, aligned_rows, keys_of, unit_rows
+from mldb.gpu.selftest.rates import DIM, aligned_rows, sample_keys, unit_rows
 from mldb.gpu.vulkan import errors as vk_errors
 from mldb.gpu.vulkan import instance as vk_instance
 from mldb.gpu.vulkan.device import VulkanDevice, open_vulkan
@@ -44,7 +44,7 @@ KNOWN_ANSWERS: Final = (
 
 def devices(_: VulkanDevice) -> Iterator[Line]:
     """Item 1: every device, its limits, memory and extensions."""
-    api = vk_errors.load()
+    api = vk_errors.load_vulkan()
     instance = vk_instance.create_instance(api)
     try:
         for info in vk_instance.list_devices(api, instance):
@@ -69,14 +69,14 @@ def devices(_: VulkanDevice) -> Iterator[Line]:
         api.vkDestroyInstance(instance, None)
 
 
-def numbers(device: VulkanDevice) -> Iterator[Line]:
+def against_reference(device: VulkanDevice) -> Iterator[Line]:
     """Item 2: known answers, words, normals and chains against the reference."""
     for (seed, pass_number, row, augmentation, step, block), expected in KNOWN_ANSWERS:
         ids = np.array([row], np.uint64), np.array([augmentation], np.uint16)
         words = device.words(Keys(seed, pass_number, *ids), step, block + 1)[0, block]
         found = " ".join(f"{word:08x}" for word in words)
         yield judged("known answer", found == expected, found)
-    keys, reference = keys_of(256), NumpyDevice(np.float32)
+    keys, reference = sample_keys(256), NumpyDevice(np.float32)
     same = np.array_equal(device.words(keys, 3, 160), reference.words(keys, 3, 160))
     yield judged("words", same, "256 rows of 160 blocks, equal to the reference")
     exact, float32 = NumpyDevice(np.float64).normals(keys, 3, DIM), reference.normals(keys, 3, DIM)
@@ -115,15 +115,23 @@ def _chains(device: VulkanDevice, keys: Keys) -> Iterator[Line]:
 
 def figures(device: VulkanDevice) -> Iterator[Line]:
     """Item 6: rates of the shader, of the ring and of torch."""
-    for name, value, unit in rates.measure(device, index_of(device)):
+    for name, value, unit in rates.measure_rates(device, index_of(device)):
         yield Line("rate", "INFO", f"{name}: {value:,.1f} {unit}", {name: value})
     yield Line("rate", "SKIP", "neighbours in fp16 and an unrolled shader: there are none")
 
 
-ITEMS: Final[tuple[Item, ...]] = (devices, numbers, export, stamps, imports, figures, memory)
+ITEMS: Final[tuple[Item, ...]] = (
+    devices,
+    against_reference,
+    export,
+    stamps,
+    imports,
+    figures,
+    memory,
+)
 
 
-def run(selector: str | None, say: Callable[[Line], None]) -> list[Line]:
+def run_items(selector: str | None, say: Callable[[Line], None]) -> list[Line]:
     """Run all items on one device; an item that breaks is a FAIL and the next one goes on."""
     found: list[Line] = []
 
@@ -150,7 +158,9 @@ def run(selector: str | None, say: Callable[[Line], None]) -> list[Line]:
 def main(selector: str | None, target: TextIO | None) -> None:
     """Print the findings; exit with 1 if an item failed or there is no device."""
     try:
-        found = run(selector, lambda line: click.echo(f"{line.status}  {line.item}: {line.text}"))
+        found = run_items(
+            selector, lambda line: click.echo(f"{line.status}  {line.item}: {line.text}")
+        )
     except GpuUnavailableError as error:
         raise click.ClickException(str(error)) from error
     if target is not None:

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from mldb.errors import GpuUnavailableError
 from mldb.gpu.selftest import rates
 from mldb.gpu.selftest.lines import Line, index_of, judged
-from mldb.gpu.selftest.rates import DIM, aligned_rows, keys_of
+from mldb.gpu.selftest.rates import DIM, aligned_rows, sample_keys
 from mldb.gpu.vulkan.device import VulkanDevice, open_vulkan
 from mldb.gpu.vulkan.errors import DeviceMemoryError
-from mldb.gpu.vulkan.memory import Place, allocate
+from mldb.gpu.vulkan.memory import MemoryPlace, allocate
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import FileSystem
 
@@ -62,12 +62,12 @@ def memory(device: VulkanDevice) -> Iterator[Line]:
     context = shared.exported_memory().context
     size = context.info.limits.heap * 3 // 2
     try:
-        allocate(context, size, Place.DEVICE, option="nothing").close()
+        allocate(context, size, MemoryPlace.DEVICE, option="nothing").close()
         yield Line("memory", "INFO", f"the driver promised {size:,} bytes, more than it has")
     except DeviceMemoryError as error:
         yield judged("memory", error.asked_bytes == size, str(error))
     except GpuUnavailableError as error:
         yield Line("memory", "FAIL", f"not the error of memory: {error}")
-    works = shared.words(keys_of(4), 0, 2).shape == (4, 2, 4)
+    works = shared.words(sample_keys(4), 0, 2).shape == (4, 2, 4)
     yield judged("memory", works, "the device works after it")
     shared.close()

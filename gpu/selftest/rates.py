@@ -21,10 +21,10 @@ STEPS: Final = 5
 STEP_SIZE: Final = 1e-4
 TABLE_ROWS: Final = 20_000
 PAGE: Final = 4096
-ROUNDS: Final = 5
+MEASURED_ROUNDS: Final = 5
 
 Figure = tuple[str, float, str]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def unit_rows(count: int, dim: int) -> Float32s:
@@ -43,32 +43,32 @@ def aligned_rows(count: int, dim: int) -> Float32s:
     return rows
 
 
-def keys_of(count: int) -> Keys:
+def sample_keys(count: int) -> Keys:
     """Return keys of *count* rows."""
     rng = np.random.default_rng(3)
     rows = rng.integers(0, 1 << 48, count, dtype=np.uint64)
     return Keys(0x0123456789ABCDEF, 7, rows, rng.integers(0, 1 << 16, count).astype(np.uint16))
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
+def timed(work: Callable[[], _T]) -> tuple[float, _T]:
     """Return how many seconds a call took, and what it returned."""
     start = perf_counter()
     result = work()
     return perf_counter() - start, result
 
 
-def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+def best(work: Callable[[], object], rounds: int = MEASURED_ROUNDS) -> float:
     """Return the fewest seconds of several calls, after one that does not count."""
     work()
     return min(timed(work)[0] for _ in range(rounds))
 
 
-def measure(device: VulkanDevice, index: int) -> Iterator[Figure]:
+def measure_rates(device: VulkanDevice, index: int) -> Iterator[Figure]:
     """Yield name, value and unit of each figure."""
     yield from _first_use(index)
     yield from _kernels(device)
     yield from _forms(index)
-    keys, x = keys_of(1), unit_rows(1, DIM)
+    keys, x = sample_keys(1), unit_rows(1, DIM)
     seconds = best(lambda: device.isotropic(x, keys, 0.9).result(), 50)
     yield "one row there and back", seconds * 1e6, "us"
     yield from _torch()
@@ -86,7 +86,7 @@ def _first_use(index: int) -> Iterator[Figure]:
 
 def batch(device: VulkanDevice, kind: str, rows: int) -> Callable[[], Any]:
     """Return a call that runs one batch of *rows* rows to its end."""
-    x, keys = unit_rows(rows, DIM), keys_of(rows)
+    x, keys = unit_rows(rows, DIM), sample_keys(rows)
     if kind == "normals":
         return lambda: device.normals(keys, 0, DIM)
     energy: Energy = SelfEnergy(x, np.full(rows, 500, np.float32))
@@ -108,7 +108,7 @@ def _kernels(device: VulkanDevice) -> Iterator[Figure]:
     capacity = int(device.stats()["batch_rows"])
     for kind in ("normals", "self", "mixture"):
         yield f"{kind}, {capacity} rows", capacity / best(batch(device, kind, capacity)), "rows/s"
-    x, mine = unit_rows(capacity, DIM), keys_of(capacity)
+    x, mine = unit_rows(capacity, DIM), sample_keys(capacity)
     energy, dynamics = SelfEnergy(x, np.full(capacity, 500, np.float32)), Dynamics(STEPS, STEP_SIZE)
     for augment in (1, 4, 16, 40):
 

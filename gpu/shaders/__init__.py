@@ -5,5 +5,5 @@ The SPIR-V is built with pinned flags and shipped; nothing is compiled at run ti
 version of the compiler. A test compares them, and compiles again where ``glslc`` is installed:
 
     glslc --target-env=vulkan1.2 -O langevin.comp -o langevin.spv
-    python -m tests.test_shaders            compiles and writes both files
+    python -m tests.gpu.test_shaders            compiles and writes both files
 """

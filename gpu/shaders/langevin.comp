@@ -2,7 +2,7 @@
 // One subgroup moves one splat: lane l holds the quads l, l + LANES, ... of its row in registers,
 // and every sum over the row is one subgroupAdd. No shared memory, no barriers.
 //
-// Counters and normals repeat mldb/gpu/philox.py operation for operation; everything marked
+// Counters and normals repeat mldb/noise/philox.py operation for operation; everything marked
 // `precise` may be neither fused nor reordered, so their bits are those of the NumPy reference.
 // Loops over quads carry no hint: drivers unroll short ones, which keeps the arrays in registers
 // (on lavapipe three times faster than as loops). Loops over steps and neighbours must stay loops:
@@ -65,7 +65,7 @@ uint quad_of(uint i) { return i * LANES + lane; }
 bool held(uint i) { return WHOLE || quad_of(i) < QUADS; }
 float total(vec4 part) { return subgroupAdd((part.x + part.y) + (part.z + part.w)); }
 
-// ---- noise: mldb/gpu/philox.py ----
+// ---- noise: mldb/noise/philox.py ----
 
 uvec4 philox(uvec4 c) {
     uvec2 k = p.seed;

@@ -42,7 +42,7 @@ class Context:
     @classmethod
     def open(cls, selector: str | int | None = None, *, validation: bool = False) -> Context:
         """Open the device that ``vk_instance.select`` chooses. Raises GpuUnavailableError."""
-        api = vk_errors.load()
+        api = vk_errors.load_vulkan()
         instance = vk_instance.create_instance(api, validation=validation)
         try:
             info = vk_instance.select(vk_instance.list_devices(api, instance), selector)

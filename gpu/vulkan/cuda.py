@@ -13,7 +13,7 @@ it is closed here exactly when the import fails. A tensor refers to ``CudaRows``
 and that to the Vulkan device, which therefore outlives every tensor over its memory.
 
 The host waits for a batch, because rows that are no unit vectors are known only then; it never
-waits for CUDA where timelines are shared (``vk_turns``).
+waits for CUDA where timelines are shared (``turns``).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from mldb.gpu.device import Chains, Pending
 from mldb.gpu.vulkan import errors as vk_errors
 from mldb.gpu.vulkan import instance as vk_instance
 from mldb.gpu.vulkan.device import VulkanDevice
-from mldb.gpu.vulkan.memory import Buffer
+from mldb.gpu.vulkan.memory import DeviceBuffer
 from mldb.gpu.vulkan.pending import SlotRows, VulkanPending
-from mldb.gpu.vulkan.timeline import Timeline
+from mldb.gpu.vulkan.timeline import TimelineSemaphore
 from mldb.gpu.vulkan.turns import HostTurns, SharedTurns, Turns, end_when_needed
 
 
-class Mapped:
+class CudaMapping:
     """The memory of a Vulkan device's results as CUDA sees it, for as long as anybody holds this.
 
     At its end CUDA's side is given back, and only then Vulkan's. A forked child leaves both alone.
@@ -60,7 +60,7 @@ class CudaRows:
     Valid until ``slots`` further batches were started; the memory itself lives as long as this.
     """
 
-    def __init__(self, mapped: Mapped, offset: int, rows: int, dim: int) -> None:
+    def __init__(self, mapped: CudaMapping, offset: int, rows: int, dim: int) -> None:
         self.mapped = mapped
         self.__cuda_array_interface__: dict[str, Any] = {
             "shape": (rows, dim),
@@ -131,7 +131,7 @@ class CudaOutput:
             undo.callback(runtime.free, pointer)
             self._turns = _turns(runtime, device.timelines() if timelines else None, undo)
             undo.callback(runtime.synchronize)
-            self._mapped: Mapped | None = Mapped(pointer, undo.pop_all())
+            self._mapped: CudaMapping | None = CudaMapping(pointer, undo.pop_all())
 
     def tensor(self, pending: Pending, *, copy: bool = True) -> Any:
         """Return the rows of a batch as a CUDA tensor; see :meth:`chains`."""
@@ -172,7 +172,9 @@ class CudaOutput:
 
 
 def _turns(
-    runtime: CudaRuntime, timelines: tuple[Timeline, Timeline] | None, undo: ExitStack
+    runtime: CudaRuntime,
+    timelines: tuple[TimelineSemaphore, TimelineSemaphore] | None,
+    undo: ExitStack,
 ) -> Turns:
     """Import the timelines where there are any; *undo* gives them back."""
     if timelines is None:
@@ -196,7 +198,7 @@ def ordinal_of(runtime: CudaRuntime, uuid: bytes) -> int:
     return found.index(uuid)
 
 
-def export_descriptor(buffer: Buffer) -> int:
+def export_descriptor(buffer: DeviceBuffer) -> int:
     """Return a new file descriptor of exported memory; the caller owns it.
 
     Raises GpuUnavailableError when the device cannot export memory.

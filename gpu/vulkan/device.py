@@ -13,22 +13,22 @@ import numpy.typing as npt
 from mldb.arrays import Float32s
 from mldb.errors import InvalidValueError, LimitError
 from mldb.gpu import checks
-from mldb.gpu.device import Chains, Dynamics, Energy, Method, Pending
+from mldb.gpu.device import ChainMethod, Chains, Dynamics, Energy, Pending
 from mldb.gpu.reference import Ready, check_table
 from mldb.gpu.vulkan import table as vk_table
 from mldb.gpu.vulkan.context import Context
 from mldb.gpu.vulkan.errors import DeviceMemoryError
-from mldb.gpu.vulkan.memory import Buffer, can_share
+from mldb.gpu.vulkan.memory import DeviceBuffer, can_share
 from mldb.gpu.vulkan.pending import Piece, VulkanPending, as_words
-from mldb.gpu.vulkan.pipeline import WINDOWS, Mode, Pipelines, Variant
+from mldb.gpu.vulkan.pipeline import WINDOWS, Pipelines, ShaderMode, Variant
 from mldb.gpu.vulkan.request import Request, isotropic_request, langevin_request, steps_at_once
 from mldb.gpu.vulkan.ring import Ring
 from mldb.gpu.vulkan.slots import Arena, Capacity, Slot
 from mldb.gpu.vulkan.table import VulkanTable, padded_dim
-from mldb.gpu.vulkan.timeline import Timeline
-from mldb.noise.keys import STEPS_MAX, Keys
+from mldb.gpu.vulkan.timeline import TimelineSemaphore
+from mldb.noise.keys import STEPS_MAX, Keys, check_keys
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 SLOTS_DEFAULT: Final = 3
 SLOTS_MIN: Final = 2
@@ -43,7 +43,7 @@ WORK_MAX_GPU: Final = 400_000_000
 So a device that does not answer for 30 s hangs, and is not at work on very long chains.
 """
 
-Kind = Literal["isotropic", "self", "mixture"]
+ShaderKind = Literal["isotropic", "self", "mixture"]
 
 
 class VulkanDevice:
@@ -112,17 +112,17 @@ class VulkanDevice:
     def words(self, keys: Keys, step: int, blocks: int) -> npt.NDArray[np.uint32]:
         """Return the raw noise words of one step, u32 [B, blocks, 4]."""
         self._context.check()
-        checks.check_keys(keys, step)
+        check_keys(keys, step)
         checks.check_blocks(blocks)
-        request = Request(variant=Variant(Mode.WORDS, 4 * blocks), keys=keys, step=step)
+        request = Request(variant=Variant(ShaderMode.WORDS, 4 * blocks), keys=keys, step=step)
         return as_words(self._start(request, copy=True).result().x, blocks)
 
     def normals(self, keys: Keys, step: int, dim: int) -> Float32s:
         """Return the standard normals of one step, float32 [B, dim]."""
         self._context.check()
-        checks.check_keys(keys, step)
+        check_keys(keys, step)
         checks.check_dim(dim)
-        request = Request(variant=Variant(Mode.NORMALS, dim), keys=keys, step=step)
+        request = Request(variant=Variant(ShaderMode.NORMALS, dim), keys=keys, step=step)
         normals: Float32s = self._start(request, copy=True).result().x
         return normals
 
@@ -169,18 +169,20 @@ class VulkanDevice:
             )
         return most
 
-    def prepare(self, kind: Kind, dim: int, *, neighbours: int = 1, method: Method = "ula") -> None:
+    def prepare(
+        self, kind: ShaderKind, dim: int, *, neighbours: int = 1, method: ChainMethod = "ula"
+    ) -> None:
         """Compile the shader for requests to come, so that the first one does not wait for it.
 
         For a mixture over a table of one window; lavapipe compiles at the first dispatch, so one
         splat is moved by no steps.
         """
         self._context.check()
-        variant = Variant(Mode[kind.upper()], dim, neighbours, method == "mala")
+        variant = Variant(ShaderMode[kind.upper()], dim, neighbours, method == "mala")
         if variant not in self._pipelines:
             self._warm(self._ring.acquire(), variant, None)
 
-    def exported_memory(self) -> Buffer:
+    def exported_memory(self) -> DeviceBuffer:
         """Return the memory of all slots' results, for ``mldb.gpu.vulkan.cuda``.
 
         Raises InvalidValueError if the device was not opened with ``exported=True``.
@@ -190,13 +192,13 @@ class VulkanDevice:
             raise InvalidValueError("open the device with exported=True to share its results")
         return self._ring.arena.outputs
 
-    def timelines(self) -> tuple[Timeline, Timeline] | None:
+    def timelines(self) -> tuple[TimelineSemaphore, TimelineSemaphore] | None:
         """Return the timelines "a batch is ready" and "a slot was read", if they can be shared."""
         self._context.check()
         ring = self._ring
         return (ring.ready, ring.freed) if ring.ready.exported else None
 
-    def share(self) -> Buffer:
+    def share(self) -> DeviceBuffer:
         """Return the memory of all slots' results to the one reader there may be.
 
         Raises InvalidValueError if there is one, or the device was not opened for it.
@@ -337,7 +339,7 @@ def open_vulkan(
     except BaseException:
         context.close()
         raise
-    logger.info("mldb computes on vulkan, %s", context.info.label)
+    _logger.info("mldb computes on vulkan, %s", context.info.label)
     return VulkanDevice(context, pipelines, ring, copy=copy)
 
 
@@ -366,7 +368,7 @@ def _fit(
         else:
             break
     if (batch_rows, slots) != asked:
-        logger.warning(
+        _logger.warning(
             "%s has little memory: the ring has %d slots of %d rows, not %d of %d",
             context.info.label,
             slots,

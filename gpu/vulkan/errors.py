@@ -56,7 +56,7 @@ class DeviceTimeoutError(GpuUnavailableError):
         self.batch = batch
 
 
-def load() -> Any:
+def load_vulkan() -> Any:
     """Return the ``vulkan`` module. Raises GpuUnavailableError with what to install."""
     try:
         import vulkan

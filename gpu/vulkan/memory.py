@@ -24,13 +24,13 @@ from mldb.gpu.vulkan.context import Context
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-ALIGNMENT: Final = 256
+BUFFER_ALIGNMENT: Final = 256
 """Of regions inside a buffer; no device asks for more of the offset of a binding."""
 HOST_PAGE_BYTES: Final = 4096
 """The smallest page of any machine this runs on: memory up to the next one is mapped too."""
 
 
-class Place(Enum):
+class MemoryPlace(Enum):
     """Where a buffer lives: flags that its memory must have, then those that are preferred."""
 
     SHARED = ("DEVICE_LOCAL", "HOST_VISIBLE", "HOST_COHERENT"), ("HOST_CACHED",)
@@ -40,7 +40,7 @@ class Place(Enum):
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class Buffer:
+class DeviceBuffer:
     """A VkBuffer with its memory; ``view`` is u8 [size] where the host sees it.
 
     ``close`` drops the view. Where somebody else still holds an array over the same memory, the
@@ -98,12 +98,12 @@ class Buffer:
         self.source = None
 
 
-def aligned(size: int, alignment: int = ALIGNMENT) -> int:
+def aligned(size: int, alignment: int = BUFFER_ALIGNMENT) -> int:
     """Return *size* rounded up to a multiple of *alignment*."""
     return -(-size // alignment) * alignment
 
 
-def memory_type(context: Context, place: Place, allowed: int = 0xFFFFFFFF) -> int | None:
+def memory_type(context: Context, place: MemoryPlace, allowed: int = 0xFFFFFFFF) -> int | None:
     """Return the index of the memory type that fits *place* best, or None."""
     needed, preferred = (_flags(context.api, names) for names in place.value)
     best: tuple[int, int] | None = None
@@ -129,13 +129,13 @@ def can_share(context: Context) -> bool:
     A discrete GPU may offer a window of such memory as well. Reading it from the host is very slow,
     so only CPU and integrated devices count.
     """
-    shared = memory_type(context, Place.SHARED) is not None
+    shared = memory_type(context, MemoryPlace.SHARED) is not None
     return shared and context.info.kind in {"cpu", "integrated", "virtual"}
 
 
 def allocate(
-    context: Context, size: int, place: Place, *, option: str, exported: bool = False
-) -> Buffer:
+    context: Context, size: int, place: MemoryPlace, *, option: str, exported: bool = False
+) -> DeviceBuffer:
     """Return a new buffer; mapped where the host can see it.
 
     ``exported`` makes memory that ``vkGetMemoryFdKHR`` can hand to others. ``option`` names what
@@ -158,7 +158,7 @@ def allocate(
         memory = _allocate_memory(context, wanted.size, index, chained)
         undo.callback(api.vkFreeMemory, device, memory, None)
         api.vkBindBufferMemory(device, handle, memory, 0)
-        buffer = Buffer(context, handle, memory, size, wanted.size)
+        buffer = DeviceBuffer(context, handle, memory, size, wanted.size)
         if "HOST_VISIBLE" in place.value[0]:
             mapped = api.vkMapMemory(device, memory, 0, size, 0)
             buffer.view = np.frombuffer(mapped, np.uint8, size)
@@ -197,7 +197,7 @@ def _allocate_memory(context: Context, size: int, index: int, chained: Any) -> A
     return api.vkAllocateMemory(context.device, info, None)
 
 
-def import_host(context: Context, array: Bytes) -> Buffer | None:
+def import_host(context: Context, array: Bytes) -> DeviceBuffer | None:
     """Return a buffer over the memory of *array* u8 [n], without a copy; None where refused.
 
     The pointer must be aligned to the device's import alignment, and so must the size; a size that
@@ -232,7 +232,7 @@ def import_host(context: Context, array: Bytes) -> Buffer | None:
             undo.pop_all()
     except (api.VkError, api.VkException):
         return None
-    return Buffer(context, handle, memory, size, size, source=array)
+    return DeviceBuffer(context, handle, memory, size, size, source=array)
 
 
 def importable_size(context: Context, array: Bytes) -> int:

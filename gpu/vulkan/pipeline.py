@@ -10,7 +10,6 @@ from mldb.errors import LimitError
 from mldb.gpu.vulkan import errors as vk_errors
 from mldb.gpu.vulkan.context import Context
 
-SPIRV_MAGIC: Final = 0x07230203
 SHADER: Final = "langevin.spv"
 
 QUADS_PER_LANE_MAX: Final = 128
@@ -28,7 +27,7 @@ SUBGROUPS_PER_GROUP: Final = {"cpu": 8}
 SUBGROUPS_PER_GROUP_GPU: Final = 4
 
 
-class Mode(IntEnum):
+class ShaderMode(IntEnum):
     """What the shader computes; the numbers are those of its source."""
 
     WORDS = 0
@@ -41,7 +40,7 @@ class Mode(IntEnum):
 class Variant(NamedTuple):
     """What a pipeline is specialised for."""
 
-    mode: Mode
+    mode: ShaderMode
     dim: int
     neighbours: int = 1
     mala: bool = False
@@ -111,7 +110,7 @@ class Pipelines:
         """Return the pipeline of a variant, made at its first use. Raises LimitError."""
         pipeline = self._made.get(variant)
         if pipeline is None:
-            check_dim(self.context, variant)
+            check_fits_registers(self.context, variant)
             with vk_errors.translated(
                 self.context.api, "make a pipeline", device=self.context.info.label
             ):
@@ -165,9 +164,9 @@ class Pipelines:
         api.vkDestroyShaderModule(device, self._module, None)
 
 
-def check_dim(context: Context, variant: Variant) -> None:
+def check_fits_registers(context: Context, variant: Variant) -> None:
     """Refuse rows that do not fit the registers of a subgroup. Raises LimitError."""
-    if variant.mode in {Mode.WORDS, Mode.NORMALS}:
+    if variant.mode in {ShaderMode.WORDS, ShaderMode.NORMALS}:
         return
     most = 4 * QUADS_PER_LANE_MAX * context.info.lanes
     if variant.dim > most:

@@ -15,7 +15,7 @@ from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.gpu.checks import LENGTH_ERROR_MAX
 from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, SelfEnergy
 from mldb.gpu.vulkan.context import Context
-from mldb.gpu.vulkan.pipeline import Mode, Variant
+from mldb.gpu.vulkan.pipeline import ShaderMode, Variant
 from mldb.gpu.vulkan.ring import Shape
 from mldb.gpu.vulkan.slots import Capacity, Slot
 from mldb.gpu.vulkan.table import VulkanTable, fill, padded_dim
@@ -130,7 +130,7 @@ class Request:
 
     def _write_parameters(self, slot: Slot, rows: int) -> None:
         # The neighbours' columns are index, kappa, log weight; a splat of its own brings kappa.
-        column = rows * self.variant.neighbours if self.variant.mode is Mode.MIXTURE else 0
+        column = rows * self.variant.neighbours if self.variant.mode is ShaderMode.MIXTURE else 0
         mu_base = rows * padded_dim(self.variant.dim) // 4 if self.mu is not None else 0
         PARAMETERS.pack_into(
             slot.parameters,
@@ -153,7 +153,7 @@ def isotropic_request(x: Float32s, keys: Keys, strength: float) -> Request:
     """Return the request of ``Device.isotropic``; arguments were checked."""
     rest = sqrt(1 - strength * strength)
     return Request(
-        variant=Variant(Mode.ISOTROPIC, x.shape[1]),
+        variant=Variant(ShaderMode.ISOTROPIC, x.shape[1]),
         keys=keys,
         x=x,
         steps=1,  # what the shader reports as accepted
@@ -185,7 +185,7 @@ def langevin_request(
     mala, dim = dynamics.method == "mala", x.shape[1]
     if isinstance(energy, SelfEnergy):
         return Request(
-            variant=Variant(Mode.SELF, dim, mala=mala),
+            variant=Variant(ShaderMode.SELF, dim, mala=mala),
             keys=keys,
             x=x,
             mu=None if energy.mu is x else np.asarray(energy.mu),
@@ -197,7 +197,7 @@ def langevin_request(
     table = own_table(context, energy)
     columns = (energy.index, np.asarray(energy.kappa), np.asarray(energy.log_weight))
     return Request(
-        variant=Variant(Mode.MIXTURE, dim, energy.index.shape[1], mala, len(table.windows)),
+        variant=Variant(ShaderMode.MIXTURE, dim, energy.index.shape[1], mala, len(table.windows)),
         keys=keys,
         x=x,
         extra=Extra(columns),
@@ -216,7 +216,7 @@ def steps_at_once(variant: Variant, lanes: int) -> int:
     held = -(-padded_dim(variant.dim) // (4 * lanes))
     loop = held if held > UNROLLED_MAX else 0
     step = 2 + (10 if variant.mala else 6) * loop
-    if variant.mode is Mode.MIXTURE:
+    if variant.mode is ShaderMode.MIXTURE:
         step += variant.neighbours * (1 + 3 * loop) + 2 * loop
     return LOOP_ROUNDS_MAX // step - 1  # MALA has a round more than steps
 

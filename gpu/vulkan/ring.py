@@ -3,7 +3,7 @@
 The value of the semaphore is the number of the last finished batch, counted from 1. A slot is used
 again once the batch that used it last is finished. Commands are recorded once for a shape of batch
 and submitted with structures made once for a slot: per batch only numbers in mapped memory change.
-A second timeline tells when somebody else has read a slot's rows; see ``vk_turns``.
+A second timeline tells when somebody else has read a slot's rows; see ``turns``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mldb.gpu.vulkan.pipeline import (
 )
 from mldb.gpu.vulkan.slots import PARAMETER_BYTES, Arena, Slot
 from mldb.gpu.vulkan.table import VulkanTable
-from mldb.gpu.vulkan.timeline import Timeline, can_export
+from mldb.gpu.vulkan.timeline import TimelineSemaphore, can_export
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 30.0
 
@@ -66,9 +66,9 @@ class Ring:
         self._lib: Any = context.api.lib
         shared = arena.exported and can_export(context)
         with ExitStack() as undo:
-            self.ready = Timeline(context, exported=shared)
+            self.ready = TimelineSemaphore(context, exported=shared)
             undo.callback(self.ready.close)
-            self.freed = Timeline(context, exported=shared)
+            self.freed = TimelineSemaphore(context, exported=shared)
             undo.pop_all()
         self._next = 0
         self._owed = 0  # what batches that were submitted wait for on `freed`
@@ -173,7 +173,7 @@ class Ring:
             result = self._lib.vkWaitSemaphores(self.context.device, self._wait, nanoseconds)
             if result != vk_errors.TIMEOUT or self.freed.reached(self._owed):
                 break
-            logger.info("batch %d waits for who reads the rows before it", batch)
+            _logger.info("batch %d waits for who reads the rows before it", batch)
         self._judge(result, batch)
 
     def _judge(self, result: int, batch: int) -> None:

@@ -122,7 +122,7 @@ def _of_current_cuda(runtime: CudaRuntime) -> str | None:
 
     if not torch.cuda.is_available():
         return None
-    api = vk_errors.load()
+    api = vk_errors.load_vulkan()
     instance = vk_instance.create_instance(api)
     try:
         wanted = runtime.uuids()[torch.cuda.current_device()]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mldb.errors import GpuUnavailableError, LimitError
 from mldb.gpu.vulkan.context import Context
 from mldb.gpu.vulkan.instance import MEMORY_FD
-from mldb.gpu.vulkan.memory import Buffer, Place, aligned, allocate
+from mldb.gpu.vulkan.memory import DeviceBuffer, MemoryPlace, aligned, allocate
 from mldb.gpu.vulkan.pipeline import (
     ACCEPTED,
     ENDS,
@@ -40,7 +40,7 @@ ROW_BYTES: Final = 2560
 EXTRA_BYTES: Final = 384
 """Room for index, kappa and log weight of 32 neighbours of a row."""
 
-OPTION: Final = "batch_rows or slots"
+SLOTS_OPTION: Final = "batch_rows or slots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Arena:
         self.context, self.capacity = context, capacity
         self.direct, self.exported = direct, exported
         _check_range(context, capacity)
-        self._buffers: list[Buffer] = []
+        self._buffers: list[DeviceBuffer] = []
         self._pools: list[tuple[Any, Any]] = []
         self.slots: list[Slot] = []
         try:
@@ -143,16 +143,16 @@ class Arena:
             raise GpuUnavailableError(f"{self.context.info.label} cannot export memory")
         in_size, out_size = (slots * self._stride(group) for group in (INPUTS, OUTPUTS))
         if self.direct:
-            self.inputs = self.host_inputs = self._new(in_size, Place.SHARED)
-            self.outputs = self.host_outputs = self._new(out_size, Place.SHARED, exported)
+            self.inputs = self.host_inputs = self._new(in_size, MemoryPlace.SHARED)
+            self.outputs = self.host_outputs = self._new(out_size, MemoryPlace.SHARED, exported)
             return
-        self.inputs = self._new(in_size, Place.DEVICE)
-        self.outputs = self._new(out_size, Place.DEVICE, exported)
-        self.host_inputs = self._new(in_size, Place.UPLOAD)
-        self.host_outputs = self._new(out_size, Place.READBACK)
+        self.inputs = self._new(in_size, MemoryPlace.DEVICE)
+        self.outputs = self._new(out_size, MemoryPlace.DEVICE, exported)
+        self.host_inputs = self._new(in_size, MemoryPlace.UPLOAD)
+        self.host_outputs = self._new(out_size, MemoryPlace.READBACK)
 
-    def _new(self, size: int, place: Place, exported: bool = False) -> Buffer:
-        buffer = allocate(self.context, size, place, option=OPTION, exported=exported)
+    def _new(self, size: int, place: MemoryPlace, exported: bool = False) -> DeviceBuffer:
+        buffer = allocate(self.context, size, place, option=SLOTS_OPTION, exported=exported)
         self._buffers.append(buffer)
         return buffer
 

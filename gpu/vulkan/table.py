@@ -18,10 +18,10 @@ from mldb.arrays import Float32s
 from mldb.errors import GpuUnavailableError, LimitError
 from mldb.gpu.vulkan import errors as vk_errors
 from mldb.gpu.vulkan.context import Context
-from mldb.gpu.vulkan.memory import Buffer, Place, allocate, import_host, importable_size
+from mldb.gpu.vulkan.memory import DeviceBuffer, MemoryPlace, allocate, import_host, importable_size
 
 STAGING_BYTES: Final = 16 << 20
-OPTION: Final = "the number of rows of the table"
+TABLE_OPTION: Final = "the number of rows of the table"
 
 
 class VulkanTable:
@@ -34,7 +34,7 @@ class VulkanTable:
     def __init__(
         self,
         context: Context,
-        windows: list[Buffer],
+        windows: list[DeviceBuffer],
         rows: int,
         dim: int,
         rows_per_window: int,
@@ -63,7 +63,7 @@ class VulkanTable:
         self._finalizer()
 
 
-def _give_back(windows: list[Buffer], before_close: Callable[[], None]) -> None:
+def _give_back(windows: list[DeviceBuffer], before_close: Callable[[], None]) -> None:
     # What a lost device was doing does not matter any more.
     with suppress(GpuUnavailableError):
         before_close()
@@ -112,11 +112,11 @@ def check_windows(context: Context, rows: int, row_bytes: int, per_window: int, 
         )
 
 
-def import_windows(context: Context, rows: Float32s, per_window: int) -> list[Buffer] | None:
+def import_windows(context: Context, rows: Float32s, per_window: int) -> list[DeviceBuffer] | None:
     """Return the windows of *rows* [N, d] read in place, or None where any part is refused."""
     raw = rows.reshape(-1).view(np.uint8)
     row_bytes = rows.shape[1] * 4
-    made: list[Buffer] = []
+    made: list[DeviceBuffer] = []
     for first, end in spans(len(rows), per_window):
         window = import_host(context, raw[first * row_bytes : end * row_bytes])
         if window is None:
@@ -129,18 +129,18 @@ def import_windows(context: Context, rows: Float32s, per_window: int) -> list[Bu
 
 def copy_windows(
     context: Context, rows: Float32s, per_window: int, *, direct: bool
-) -> list[Buffer]:
+) -> list[DeviceBuffer]:
     """Return the windows of a copy of *rows*, each row padded to a multiple of 16 bytes.
 
     Raises DeviceMemoryError; what was allocated by then is freed.
     """
-    made: list[Buffer] = []
+    made: list[DeviceBuffer] = []
     try:
         for first, end in spans(len(rows), per_window):
             part = rows[first:end]
             size = len(part) * padded_dim(rows.shape[1]) * 4
-            place = Place.SHARED if direct else Place.DEVICE
-            window = allocate(context, size, place, option=OPTION)
+            place = MemoryPlace.SHARED if direct else MemoryPlace.DEVICE
+            window = allocate(context, size, place, option=TABLE_OPTION)
             made.append(window)
             if window.view is not None:
                 fill(window.view.view(np.float32), part)
@@ -168,11 +168,13 @@ def fill(target: Float32s, rows: Float32s) -> None:
         place[:, dim:] = 0
 
 
-def _upload(context: Context, window: Buffer, rows: Float32s) -> None:
+def _upload(context: Context, window: DeviceBuffer, rows: Float32s) -> None:
     """Copy rows into memory that the host does not see, through a staging buffer of its own."""
     row_bytes = padded_dim(rows.shape[1]) * 4
     step = max(1, STAGING_BYTES // row_bytes)
-    staging = allocate(context, min(step, len(rows)) * row_bytes, Place.UPLOAD, option=OPTION)
+    staging = allocate(
+        context, min(step, len(rows)) * row_bytes, MemoryPlace.UPLOAD, option=TABLE_OPTION
+    )
     try:
         if staging.view is None:
             raise LimitError("staging memory is not visible to the host")
@@ -184,7 +186,9 @@ def _upload(context: Context, window: Buffer, rows: Float32s) -> None:
         staging.close()
 
 
-def copy_now(context: Context, source: Buffer, target: Buffer, size: int, offset: int) -> None:
+def copy_now(
+    context: Context, source: DeviceBuffer, target: DeviceBuffer, size: int, offset: int
+) -> None:
     """Copy *size* bytes from the start of *source* to *offset* of *target*, and wait for it."""
     api, device = context.api, context.device
     with vk_errors.translated(api, "copy rows to the device", device=context.info.label):

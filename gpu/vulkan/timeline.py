@@ -10,7 +10,7 @@ from mldb.gpu.vulkan import instance as vk_instance
 from mldb.gpu.vulkan.context import Context
 
 
-class Timeline:
+class TimelineSemaphore:
     """One timeline semaphore of a device, at 0 first. A single thread at a time.
 
     With ``exported`` another API can import it. Raises GpuUnavailableError.

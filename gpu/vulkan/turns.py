@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from mldb.gpu.cuda.runtime import CudaRuntime
 from mldb.gpu.vulkan.slots import Slot
-from mldb.gpu.vulkan.timeline import Timeline
+from mldb.gpu.vulkan.timeline import TimelineSemaphore
 
 
 class Turns(Protocol):
@@ -39,7 +39,9 @@ class SharedTurns:
     the signal before it.
     """
 
-    def __init__(self, runtime: CudaRuntime, ready: Any, freed: Any, timeline: Timeline) -> None:
+    def __init__(
+        self, runtime: CudaRuntime, ready: Any, freed: Any, timeline: TimelineSemaphore
+    ) -> None:
         self._runtime, self._ready, self._freed = runtime, ready, freed
         self._timeline = timeline
         self._stream: int | None = None

@@ -18,7 +18,7 @@ from mldb.errors import GpuUnavailableError
 from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, Pending, SelfEnergy
 from mldb.gpu.select import open_device
 from mldb.noise.keys import Keys
-from mldb.sphere import vmf_sampling
+from mldb.sphere import langevin
 from tests.bench.children import Result, Task
 from tests.bench.workloads import generator
 from tests.bench_lake.loaders import Sink
@@ -46,10 +46,10 @@ class Chains:
         self.index = np.concatenate([self.numbers[:, None], others], 1).astype(np.int32)
         self.kappa = np.full(self.index.shape, KAPPA, np.float32)
         self.log_weight = np.log(data.masses())[self.index]
-        temperature = vmf_sampling.temperature_for(_STRENGTH, KAPPA, data.dim)
+        temperature = langevin.temperature_for(_STRENGTH, KAPPA, data.dim)
         self.dynamics = Dynamics(
             steps=task["steps"],
-            step_size=vmf_sampling.step_size(_H, KAPPA, data.dim, temperature),
+            step_size=langevin.step_size(_H, KAPPA, data.dim, temperature),
             temperature=temperature,
             form=task.get("form", "direct"),
         )

@@ -12,8 +12,9 @@ from scipy import special, stats
 
 from mldb.gpu import dynamics
 from mldb.gpu.device import Dynamics
+from mldb.sphere.draws import sample_rows
+from mldb.sphere.langevin import expected_cosine, relaxation_rate
 from mldb.sphere.vmf import mean_cosine, mean_cosine_slope
-from mldb.sphere.vmf_sampling import expected_cosine, relaxation_rate, sample_rows
 
 Array = npt.NDArray[Any]
 
@@ -119,12 +120,18 @@ def test_logarithm_undoes_exponential(rng: np.random.Generator) -> None:
     v = dynamics.tangent(x, rng.standard_normal((50, 9)))
     v *= rng.uniform(0, 3, (50, 1)) / np.linalg.norm(v, axis=1, keepdims=True)
     assert np.abs(dynamics.logarithm(x, dynamics.exponential(x, v)) - v).max() < 1e-12
-    assert np.array_equal(dynamics.exponential(x, v * 0), dynamics.normalise(x))
+    assert np.array_equal(dynamics.exponential(x, v * 0), dynamics.unit_length(x))
+
+
+def self_energy(x: Array, mu: Array, kappa: Array) -> tuple[Array, Array]:
+    """E [B] = -kappa (mu.x - 1) of rows under their own splats, and its gradient [B, d]."""
+    force = kappa[:, None] * mu
+    return kappa - dynamics.dot(force, x)[:, 0], -force
 
 
 def test_self_energy_is_a_mixture_of_one(rng: np.random.Generator) -> None:
     x, mu, kappa = uniform_rows(rng, 9, 12), uniform_rows(rng, 9, 12), rng.uniform(1, 99, 9)
-    value, gradient = dynamics.self_energy(x, mu, kappa)
+    value, gradient = self_energy(x, mu, kappa)
     mixture = dynamics.mixture_energy(x, mu[:, None], kappa[:, None], np.zeros((9, 1)))
     assert np.allclose(value, mixture[0], rtol=1e-13)
     assert np.allclose(gradient, mixture[1], rtol=1e-13)
@@ -138,9 +145,9 @@ def run_from_uniform(
     mu = np.zeros((1, dim), dtype)
     mu[0, 0] = 1
     concentrations = np.full(rows, kappa, dtype)
-    x, accepted = dynamics.run(
+    x, accepted = dynamics.run_chain(
         uniform_rows(rng, rows, dim, dtype),
-        lambda at: dynamics.self_energy(at, mu, concentrations),
+        lambda at: self_energy(at, mu, concentrations),
         RandomDraws(rng, rows, dtype),
         settings,
     )
@@ -178,9 +185,9 @@ def test_near_its_mean_a_chain_is_an_ornstein_uhlenbeck_process(
     eps = relative_step / kappa
     mu = np.zeros((1, 3))
     mu[0, 0] = 1
-    x, _ = dynamics.run(
+    x, _ = dynamics.run_chain(
         np.repeat(mu, rows, 0),
-        lambda at: dynamics.self_energy(at, mu, np.full(rows, kappa)),
+        lambda at: self_energy(at, mu, np.full(rows, kappa)),
         RandomDraws(rng, rows),
         Dynamics(round(12 / relative_step), eps, temperature),
     )
@@ -199,9 +206,9 @@ def test_expected_cosine_follows_the_riccati_equation(
 ) -> None:
     rows, eps = 1000, 0.05 / relaxation_rate(kappa, dim, 1.0)
     mu = uniform_rows(rng, 1, dim)
-    x, _ = dynamics.run(
+    x, _ = dynamics.run_chain(
         np.repeat(mu, rows, 0),
-        lambda at: dynamics.self_energy(at, mu, np.full(rows, kappa)),
+        lambda at: self_energy(at, mu, np.full(rows, kappa)),
         RandomDraws(rng, rows),
         Dynamics(steps, eps),
     )
@@ -225,7 +232,7 @@ def test_mala_keeps_samples_of_a_mixture(rng: np.random.Generator) -> None:
     def at(x: Array) -> tuple[Array, Array]:
         return dynamics.mixture_energy(x, *shared)
 
-    x, _ = dynamics.run(start, at, RandomDraws(rng, rows), settings)
+    x, _ = dynamics.run_chain(start, at, RandomDraws(rng, rows), settings)
     assert np.abs(dynamics.dot(x, start)).mean() < 0.9  # the chains have moved
     assert stats.ks_2samp(at(x)[0], at(fresh)[0]).pvalue > 1e-3
     for component in range(4):
@@ -234,5 +241,5 @@ def test_mala_keeps_samples_of_a_mixture(rng: np.random.Generator) -> None:
         assert abs(shares[0] - shares[1]) <= 4 * np.sqrt(2) * deviation
 
     coarse = replace(settings, step_size=settings.step_size * 8, method="ula")
-    x, _ = dynamics.run(start, at, RandomDraws(rng, rows), coarse)
+    x, _ = dynamics.run_chain(start, at, RandomDraws(rng, rows), coarse)
     assert stats.ks_2samp(at(x)[0], at(fresh)[0]).pvalue < 1e-6

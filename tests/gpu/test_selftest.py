@@ -26,7 +26,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(batch_rows=64):
         pass
     monkeypatch.setattr(selftest_cuda, "BATCHES", 20)
-    monkeypatch.setattr(selftest_rates, "measure", lambda *_: iter([("a rate", 2.0, "rows/s")]))
+    monkeypatch.setattr(
+        selftest_rates, "measure_rates", lambda *_: iter([("a rate", 2.0, "rows/s")])
+    )
 
 
 def test_every_item_reports_and_none_fails(tmp_path: Path) -> None:
@@ -51,7 +53,7 @@ def test_wrong_numbers_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(self, *arguments) ^ np.uint32(1)
 
     monkeypatch.setattr(VulkanDevice, "words", wrong)
-    monkeypatch.setattr(selftest, "ITEMS", (selftest.numbers,))
+    monkeypatch.setattr(selftest, "ITEMS", (selftest.against_reference,))
     done = CliRunner().invoke(selftest.main, [])
     assert done.exit_code == 1
     assert "FAIL  known answer" in done.output
@@ -66,7 +68,7 @@ def test_an_item_that_breaks_does_not_stop_the_next(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(selftest, "ITEMS", (broken, selftest.figures))
     found: list[Line] = []
-    assert selftest.run(None, found.append) == found
+    assert selftest.run_items(None, found.append) == found
     assert [line.status for line in found] == ["PASS", "FAIL", "INFO", "SKIP"]
     assert "broken here" in found[1].text
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from mldb.gpu import subspace
-from mldb.gpu.cpu.chains import Batch, load_chains
+from mldb.gpu.cpu.chains import ChainBatch, load_chains
 from mldb.gpu.cpu.subspace import chain_blocks
 from mldb.gpu.device import Dynamics, MixtureEnergy
 from mldb.gpu.reference import KeyDraws, NumpyDevice
@@ -42,7 +42,7 @@ class Setting:
     def compiled(self, dynamics: Dynamics) -> Array:
         kernels = load_chains(dynamics.form)
         assert kernels is not None
-        batch = Batch(self.keys, self.x, self.table, self.index, self.kappa, self.log_weight)
+        batch = ChainBatch(self.keys, self.x, self.table, self.index, self.kappa, self.log_weight)
         batch.run(kernels, dynamics, 0, len(self.x))
         return batch.out
 

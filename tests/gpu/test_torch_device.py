@@ -114,7 +114,7 @@ class TorchDeviceContext:
 
 
 def test_without_numba_torch_operations_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_device, "load", lambda: None)
+    monkeypatch.setattr(torch_device, "load_kernels", lambda: None)
     with TorchDeviceContext() as device:
         assert not device.compiled
     with pytest.raises(GpuUnavailableError, match=r"mldb\[lake\]"):
@@ -228,7 +228,7 @@ def test_each_kernel_is_compiled_once(rng: np.random.Generator) -> None:
             device.langevin(rows, keys, SelfEnergy(rows, kappa), Dynamics(1, 0.01)).result()
         device.isotropic(x[::2], half, 0.5).result()
         device.langevin(x[::2], half, SelfEnergy(x[::2], kappa[::2]), Dynamics(1, 0.01)).result()
-    kernels, chains = philox_compiled.load(), chains_compiled.load_chains("direct")
+    kernels, chains = philox_compiled.load_kernels(), chains_compiled.load_chains("direct")
     assert kernels is not None
     assert chains is not None
     for kernel in (kernels.isotropic, kernels.noise, chains.direct):

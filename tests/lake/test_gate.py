@@ -15,9 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
 from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
-from mldb.lake.augment.graph import build_graph, walk
 from mldb.noise.keys import Keys
 from mldb.noise.philox import normals
+from mldb.sphere.graph import build_graph, walk
 
 
 def unit(rows: npt.NDArray[Any]) -> Float32s:

@@ -14,9 +14,9 @@ import pytest
 import mldb
 from mldb.gpu.select import open_device
 from mldb.lake.augment import devices, graph_store
-from mldb.lake.augment.graph import Graph, build_graph
 from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_graph
 from mldb.lake.augment.landscape import Landscape
+from mldb.sphere.graph import Graph, build_graph
 
 DIM = 12
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
-from mldb.lake.order.order import (
+from mldb.lake.order.pass_order import (
     Chosen,
-    Kind,
-    Order,
+    PassOrder,
+    PlainOrder,
     Shuffled,
     Windowed,
     plain_order,
@@ -22,18 +22,19 @@ from mldb.lake.order.order import (
 from mldb.lake.order.permutation import SORTED_MAX
 from mldb.lake.order.plan import Plan, Quality, shuffle_quality
 from mldb.lake.order.sampling import inclusion
-from mldb.lake.order.weights import Importance, Replacement, Target, chances, kish_ess
+from mldb.lake.order.weights import Importance, Replacement, Target, chances
+from tests.support.sampling import kish_ess
 
-KINDS: list[Kind] = ["sequential", "permutation", "windowed"]
+KINDS: list[PlainOrder] = ["sequential", "permutation", "windowed"]
 
 
-def whole(order: Order) -> list[int]:
+def whole(order: PassOrder) -> list[int]:
     rows: list[int] = order.at(np.arange(order.length)).rows.tolist()
     return rows
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> Order:
+def orders(draw: st.DrawFn) -> PassOrder:
     """Plain orders of any size, with strata and windows of any size."""
     return plain_order(
         draw(st.sampled_from(KINDS)),
@@ -46,12 +47,14 @@ def orders(draw: st.DrawFn) -> Order:
 
 
 @given(orders())
-def test_a_pass_visits_every_row_once(order: Order) -> None:
+def test_a_pass_visits_every_row_once(order: PassOrder) -> None:
     assert sorted(whole(order)) == list(range(order.length))
 
 
 @given(orders(), st.data())
-def test_any_selection_of_positions_is_that_of_the_whole(order: Order, data: st.DataObject) -> None:
+def test_any_selection_of_positions_is_that_of_the_whole(
+    order: PassOrder, data: st.DataObject
+) -> None:
     rows = np.array(whole(order))
     positions = data.draw(st.lists(st.integers(0, max(order.length - 1, 0)), max_size=50))
     if order.length:
@@ -60,7 +63,7 @@ def test_any_selection_of_positions_is_that_of_the_whole(order: Order, data: st.
 
 
 @given(orders())
-def test_windows_are_made_of_the_strata_they_name(order: Order) -> None:
+def test_windows_are_made_of_the_strata_they_name(order: PassOrder) -> None:
     if not isinstance(order, Windowed):
         return
     rows, start, strata = whole(order), 0, []
@@ -81,7 +84,7 @@ def test_windows_are_made_of_the_strata_they_name(order: Order) -> None:
 
 @pytest.mark.parametrize("kind", ["permutation", "windowed"])
 @pytest.mark.parametrize("rows", [1000, SORTED_MAX + 1000])
-def test_passes_and_seeds_give_other_orders(kind: Kind, rows: int) -> None:
+def test_passes_and_seeds_give_other_orders(kind: PlainOrder, rows: int) -> None:
     def order(seed: int, pass_number: int) -> list[int]:
         return whole(
             plain_order(
@@ -107,7 +110,7 @@ def test_windows_of_a_pass_are_shuffled_differently() -> None:
 # --- quality --------------------------------------------------------------------------------------
 
 
-def quality(kind: Kind, rows: int, **sizes: int) -> Quality:
+def quality(kind: PlainOrder, rows: int, **sizes: int) -> Quality:
     plan = Plan(order=plain_order(kind, rows, seed=3, **sizes), batch_size=256, drop_last=True)
     return shuffle_quality([batch.rows for batch in plan.read()], rows)
 
@@ -201,10 +204,10 @@ def test_a_pass_with_replacement_may_have_any_length() -> None:
 # --- plans: batches, slices and refusals ----------------------------------------------------------
 
 
-def make_orders() -> list[Order]:
+def make_orders() -> list[PassOrder]:
     """One of each kind, small enough to be read whole."""
     alpha = np.arange(1.0, 501)
-    found: list[Order] = [
+    found: list[PassOrder] = [
         plain_order(kind, 500, seed=1, stratum_rows=30, window_strata=4) for kind in KINDS
     ]
     for replacement in REPLACEMENTS:
@@ -215,7 +218,7 @@ def make_orders() -> list[Order]:
 
 
 @pytest.mark.parametrize("order", make_orders(), ids=lambda order: str(type(order).__name__))
-def test_resume_at_any_batch_is_the_uninterrupted_order(order: Order) -> None:
+def test_resume_at_any_batch_is_the_uninterrupted_order(order: PassOrder) -> None:
     plan = Plan(order=order, batch_size=7)
     batches = list(plan.read())
     rows, weights = order.at(np.arange(order.length))

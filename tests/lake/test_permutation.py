@@ -148,7 +148,7 @@ def cycle_count(order: npt.NDArray[np.int64]) -> int:
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[int]:
     """Orders of as many rounds as the test's parameter says."""
-    monkeypatch.setattr(module, "ROUNDS", request.param)
+    monkeypatch.setattr(module, "FEISTEL_ROUNDS", request.param)
     permutation.cache_clear()
     yield request.param
     permutation.cache_clear()

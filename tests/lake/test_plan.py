@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.lake.order.order import Shuffled, plain_order
+from mldb.lake.order.pass_order import Shuffled, plain_order
 from mldb.lake.order.plan import Plan, Shard
 
 COUNTS = st.integers(1, 5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mldb
-from mldb.lake.rows.rows import Rows
+from mldb.lake.rows.live import Rows
 from mldb.lake.rows.tiers import CHUNK_ROWS, Segments, Tier, slots_of, warm_tier
 
 DIM, ROWS = 8, 5 * CHUNK_ROWS + 100

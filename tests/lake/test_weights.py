@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.lake.order.weights import Importance, Target, chances, kish_ess
+from mldb.lake.order.weights import Importance, Target, chances
+from tests.support.sampling import kish_ess
 
 MASSES = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=50)
 TARGETS: list[Target | None] = ["rows", "distinct", None]
@@ -83,13 +84,6 @@ def test_annealing_takes_weights_to_a_power(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(half.weights**2, whole.weights, rtol=1e-12)
     assert (none.weights == 1).all()
     assert whole.ess < half.ess < none.ess == pytest.approx(1)
-
-
-def test_kish_counts_what_a_sample_is_worth() -> None:
-    assert kish_ess(np.ones(7)) == 7
-    assert kish_ess([1, 0, 0]) == 1
-    assert kish_ess([3, 1]) == pytest.approx(1.6)
-    assert kish_ess([0.0]) == 0
 
 
 def test_expected_ess_is_what_samples_show(rng: np.random.Generator) -> None:

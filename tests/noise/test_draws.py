@@ -8,31 +8,31 @@ from scipy import stats
 
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Dynamics
-from mldb.lake.augment.graph import HOPS_MAX
 from mldb.noise.draws import (
     SAMPLING_STEP,
     Purpose,
     check_numbers,
     sampling_words,
-    uniforms,
     wide,
+    wide_uniforms,
 )
 from mldb.noise.keys import STEPS_MAX, Keys
 from mldb.noise.philox import SUBSPACE_STEP, counters, words
+from mldb.sphere.graph import HOPS_MAX
 
 
 def test_uniforms_are_never_0_or_1() -> None:
     ends = np.array([[0] * 4, [0xFFFFFFFF] * 4], np.uint32)
-    assert uniforms(ends).tolist() == [2.0**-53, 1 - 2.0**-53]
-    assert uniforms(ends, 2).tolist() == uniforms(ends).tolist()
+    assert wide_uniforms(ends).tolist() == [2.0**-53, 1 - 2.0**-53]
+    assert wide_uniforms(ends, 2).tolist() == wide_uniforms(ends).tolist()
     assert wide(np.array([[1, 2, 3, 4]], np.uint32), 2).tolist() == [3 << 32 | 4]
 
 
 def test_uniforms_are_uniform(seed: int) -> None:
     raw = sampling_words(seed, 0, Purpose.DRAW, np.arange(50_000, dtype=np.uint64))
-    assert stats.kstest(uniforms(raw), "uniform").pvalue > 1e-4
-    assert stats.kstest(uniforms(raw, 2), "uniform").pvalue > 1e-4
-    assert abs(np.corrcoef(uniforms(raw), uniforms(raw, 2))[0, 1]) < 5 / np.sqrt(50_000)
+    assert stats.kstest(wide_uniforms(raw), "uniform").pvalue > 1e-4
+    assert stats.kstest(wide_uniforms(raw, 2), "uniform").pvalue > 1e-4
+    assert abs(np.corrcoef(wide_uniforms(raw), wide_uniforms(raw, 2))[0, 1]) < 5 / np.sqrt(50_000)
 
 
 def test_words_are_those_of_the_generator_in_any_selection(rng: np.random.Generator) -> None:

@@ -167,7 +167,7 @@ def test_accept_uniforms_are_word_zero_of_the_last_block(rng: np.random.Generato
 
 
 def test_compiled_normals_are_the_same_bits(rng: np.random.Generator) -> None:
-    kernels = philox_compiled.load()
+    kernels = philox_compiled.load_kernels()
     assert kernels is not None
     assert kernels.seconds > 0
     for dim, step in ((640, 0), (2, 5), (37, philox.SUBSPACE_STEP | 3)):
@@ -189,4 +189,4 @@ def test_without_numba_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.setattr(philox_compiled, "_loaded", [])
-    assert philox_compiled.load() is None
+    assert philox_compiled.load_kernels() is None

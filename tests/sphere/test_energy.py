@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
-from mldb.sphere.energy import Geometry, energy, gradient, responsibilities
+from mldb.sphere.energy import energy, gradient, responsibilities
+from mldb.sphere.geometry import Geometry
 from tests.support import vmf_reference
 from tests.support.vmf_reference import ENERGIES, Point
 

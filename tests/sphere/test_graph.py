@@ -15,7 +15,9 @@ from sklearn.datasets import load_digits
 
 from mldb.arrays import Float32s
 from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
-from mldb.lake.augment.graph import (
+from mldb.noise.keys import Keys
+from mldb.sphere import neighbours as search
+from mldb.sphere.graph import (
     Graph,
     bandwidth,
     build_graph,
@@ -24,8 +26,6 @@ from mldb.lake.augment.graph import (
     row_bandwidths,
     walk,
 )
-from mldb.noise.keys import Keys
-from mldb.sphere import neighbours as search
 from mldb.sphere.neighbours import nearest
 
 
@@ -159,7 +159,7 @@ def test_without_faiss_the_error_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UsageError, match="pip install faiss-cpu"):
         build_graph(digits[:100], 5, method="faiss")
-    monkeypatch.setattr("mldb.lake.augment.graph.EXACT_ROWS_MAX", 50)
+    monkeypatch.setattr("mldb.sphere.graph.EXACT_ROWS_MAX", 50)
     with pytest.raises(UsageError, match="method='exact'"):
         build_graph(digits[:100], 5)
     assert len(build_graph(digits[:100], 5, method="exact")) == 100

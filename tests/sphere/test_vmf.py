@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.sphere import vmf
-from mldb.sphere.vmf_sampling import sample
+from mldb.sphere.draws import sample
 from tests.support import vmf_reference
 from tests.support.vmf_reference import INVERSES, LAWS, Inverse, Law
 

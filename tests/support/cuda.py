@@ -22,7 +22,7 @@ import numpy as np
 from mldb.errors import GpuUnavailableError
 from mldb.gpu.vulkan.cuda import CudaOutput, CudaRows, TensorMaker
 from mldb.gpu.vulkan.device import VulkanDevice
-from mldb.gpu.vulkan.timeline import Timeline
+from mldb.gpu.vulkan.timeline import TimelineSemaphore
 from tests.support.vulkan import keys_of, unit_rows
 
 PAYLOAD = 4096
@@ -65,7 +65,7 @@ class FakeStream:
 class FakeTimeline:
     """A timeline of lavapipe as something that has a descriptor."""
 
-    def __init__(self, real: Timeline) -> None:
+    def __init__(self, real: TimelineSemaphore) -> None:
         self.real = real
         self.descriptors: list[int] = []
 

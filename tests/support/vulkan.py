@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pytest
 
 from mldb.errors import GpuUnavailableError
-from mldb.gpu.device import Device, Dynamics, Energy, Method, MixtureEnergy, SelfEnergy
+from mldb.gpu.device import ChainMethod, Device, Dynamics, Energy, MixtureEnergy, SelfEnergy
 from mldb.gpu.vulkan.device import VulkanDevice, open_vulkan
 from mldb.noise.keys import Keys
 
 Floats = npt.NDArray[np.float32]
-METHODS: tuple[Method, ...] = ("ula", "mala")
+METHODS: tuple[ChainMethod, ...] = ("ula", "mala")
 
 
 def give_up(reason: str) -> NoReturn:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, LimitError
-from mldb.gpu.device import Dynamics, Method, MixtureEnergy, SelfEnergy
+from mldb.gpu.device import ChainMethod, Dynamics, MixtureEnergy, SelfEnergy
 from mldb.gpu.reference import NumpyDevice
 from mldb.gpu.vulkan import device as vk_device
 from mldb.gpu.vulkan.device import WORK_MAX, VulkanDevice
@@ -275,7 +275,7 @@ def test_counter_words_differ_wherever_a_field_does(device: VulkanDevice) -> Non
     ],
 )
 def test_long_and_wide_chains_run_to_their_end(
-    rng: np.random.Generator, dim: int, neighbours: int, steps: int, method: Method
+    rng: np.random.Generator, dim: int, neighbours: int, steps: int, method: ChainMethod
 ) -> None:
     """llvmpipe ends all loops after 65,535 rounds without a word: rows were cut short, or inf."""
     batch = batch_of(rng, rows=2, dim=dim, neighbours=neighbours, table=8)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mldb.gpu.vulkan.memory import Place, allocate, can_share, importable_size, memory_type
+from mldb.gpu.vulkan.memory import MemoryPlace, allocate, can_share, importable_size, memory_type
 from tests.support.vulkan import keys_of, opened, unit_rows
 
 LOCAL, VISIBLE, COHERENT, CACHED = 1, 2, 4, 8
@@ -38,17 +38,22 @@ def _context(types: tuple[int, ...], kind: str) -> Any:
 
 @pytest.mark.parametrize(
     ("place", "index"),
-    [(Place.DEVICE, 1), (Place.UPLOAD, 2), (Place.READBACK, 3), (Place.SHARED, 4)],
+    [
+        (MemoryPlace.DEVICE, 1),
+        (MemoryPlace.UPLOAD, 2),
+        (MemoryPlace.READBACK, 3),
+        (MemoryPlace.SHARED, 4),
+    ],
 )
-def test_memory_of_a_discrete_card(place: Place, index: int) -> None:
+def test_memory_of_a_discrete_card(place: MemoryPlace, index: int) -> None:
     assert memory_type(_context(DISCRETE, "discrete"), place) == index
 
 
 def test_cached_memory_is_preferred_and_not_demanded() -> None:
     context = _context(INTEGRATED, "integrated")
-    assert memory_type(context, Place.SHARED) == 2
-    assert memory_type(context, Place.SHARED, allowed=0b011) == 1
-    assert memory_type(context, Place.SHARED, allowed=0b001) is None
+    assert memory_type(context, MemoryPlace.SHARED) == 2
+    assert memory_type(context, MemoryPlace.SHARED, allowed=0b011) == 1
+    assert memory_type(context, MemoryPlace.SHARED, allowed=0b001) is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_memory_goes_with_the_last_array_over_it(
                 real(*arguments)
 
             monkeypatch.setattr(context.api, name, record)
-        buffer = allocate(context, 4096, Place.UPLOAD, option="nothing")
+        buffer = allocate(context, 4096, MemoryPlace.UPLOAD, option="nothing")
         assert buffer.view is not None
         part = buffer.view[16:32]
         buffer.close()
