@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mldb.sphere.energy import Geometry
+from mldb.sphere.geometry import Geometry
 
 DIGITS = 60  # 1 - A^2 - (d-1) A / kappa cancels up to 20 of them
 LAW_DIMS = (2, 3, 16, 39, 64, 640, 4096)
