@@ -197,18 +197,37 @@ def make_entries(
     drafts: Sequence[Draft], commit_lsn: int, segment: bytes, frame: int, payload: int
 ) -> list[tuple[bytes, Entry]]:
     """Return the entries of the frame at offset *frame*, whose payload starts at *payload*."""
-    return [
-        (
-            key,
-            make_entry(
-                (
-                    *(commit_lsn, segment, frame, payload + offset, length),
-                    *(attr, flags, encoding, base, digest, owner),
-                )
-            ),
+    entries: list[tuple[bytes, Entry]] = []
+    add_entries(entries, drafts, commit_lsn, segment, frame, payload)
+    return entries
+
+
+def add_entries(
+    entries: list[tuple[bytes, Entry]],
+    drafts: Sequence[Draft],
+    commit_lsn: int,
+    segment: bytes,
+    frame: int,
+    payload: int,
+) -> None:
+    """Add the entries of a frame as :func:`make_entries` returns them."""
+    add = entries.append
+    for key, flags, encoding, offset, length, digest, base, attr, owner in drafts:
+        at = payload + offset
+        fields = (
+            commit_lsn,
+            segment,
+            frame,
+            at,
+            length,
+            attr,
+            flags,
+            encoding,
+            base,
+            digest,
+            owner,
         )
-        for key, flags, encoding, offset, length, digest, base, attr, owner in drafts
-    ]
+        add((key, make_entry(fields)))
 
 
 # --- decoding -------------------------------------------------------------------------------------

@@ -50,17 +50,16 @@ class CommitLock(OwnedLock):
         """
         key = [get_ident(), id(_getframe(1)), 1]
         guard = Guard(self, key)
+        began = 0.0
         if self.slot.setdefault(0, key) is not key:
             if self._is_inside():
                 raise self.reentry()
             began = time.monotonic()
             self._queue_up(key, self.timeout)
-        else:
-            began = 0.0
         try:
-            self._turn += 1
+            self._turn = turn = self._turn + 1
             commit = self._commit or self._open()
-            if self._turn % _GATE_EVERY == 0 or not commit.try_acquire():
+            if not turn % _GATE_EVERY or not commit.try_acquire():
                 self._pass_gate(commit, (began or time.monotonic()) + self.timeout)
         except BaseException:
             guard.free()
@@ -78,8 +77,9 @@ class CommitLock(OwnedLock):
 
     def before_free(self) -> None:
         """Give the kernel lock back; harmless when it is not held."""
-        if self._commit is not None:
-            self._commit.release()
+        commit = self._commit
+        if commit is not None:
+            commit.release()
 
     def _open(self) -> KernelLock:
         if self._closed:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from mldb.errors import CorruptError, StorageError
+from mldb.errors import ClosedError, CorruptError, StorageError
 from mldb.log import format as fmt
 from mldb.log.blocks import payload_checks
 from mldb.log.checksum import checks_and_digest
@@ -141,5 +141,5 @@ def publish_over(
 
 def discard(fs: FileSystem, name: str) -> None:
     """Remove a file; one that stays is no reason to call what was done a failure."""
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(StorageError, ClosedError):  # ClosedError: in a forked child
         fs.unlink(name)

@@ -129,22 +129,23 @@ class Sequencer:
                 if record.checks is None:
                     hash_record(record)
         state = self.state
-        with self.lock.hold() as guard:
+        guard = self.lock.hold()
+        try:
             state.begin_writing(guard.key)
-            try:
-                epoch, parent = decide(self.catch_up())
-                if pending is None:
-                    row = self._append(records, payload, count, epoch, parent, extra)
-                else:
-                    row = self._publish(pending, records, epoch, parent, extra)
-                self.commits += 1
-                return Appended(row, state.active)
-            except MldbError as error:
-                if not self.syncing.note(error):
-                    raise
-                raise self.syncing.retire(error, publishing=pending is not None) from error
-            finally:
-                state.end_writing()
+            epoch, parent = decide(self.catch_up())
+            if pending is None:
+                row = self._append(records, payload, count, epoch, parent, extra)
+            else:
+                row = self._publish(pending, records, epoch, parent, extra)
+            self.commits += 1
+            return Appended(row, state.active)
+        except MldbError as error:
+            if not self.syncing.note(error):
+                raise
+            raise self.syncing.retire(error, publishing=pending is not None) from error
+        finally:
+            state.writing = None
+            guard.free()
 
     def catch_up(self) -> View:
         """Follow the files, repair what a dead process left, and return the newest view.

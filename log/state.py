@@ -58,7 +58,7 @@ class LogState:
         self.known = known
         self.mutex = OwnedLock("what this process knows of the log")
         self.writing: Key | None = None
-        self._lock_slot = lock_slot or {}
+        self._lock_slot = {} if lock_slot is None else lock_slot
         self.manifest = manifest
         self.mappings = MappingBudget(max_mapped)
         fs.relieve = self.mappings.release_all
@@ -178,11 +178,16 @@ class LogState:
         """Whether a newer manifest may have appeared.
 
         Whoever installs number N makes the lock file N bytes long before that, so that equality
-        proves in one cheap call that nothing is newer. Otherwise look: while this process slept,
-        the next one may have come and gone; then this one is gone too.
+        proves in one cheap call that nothing is newer. Otherwise the newest one is N, or the one
+        before while N is being made. Without a lock file look for the next one: while this process
+        slept, it may have come and gone; then this one is gone too, unless it is a base.
         """
-        if self._announced is not None and self._announced.size() == self.manifest.number:
+        announced = self.announced_number
+        if announced == self.manifest.number:
             return False
+        for number in (announced, announced - 1):
+            if number >= self.next_number and self.fs.exists(manifest_name(number)):
+                return True
         return self.fs.exists(self._next_manifest) or not self.fs.exists(self._manifest_name)
 
     def is_current(self) -> bool:

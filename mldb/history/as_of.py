@@ -129,7 +129,7 @@ def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
 def kept(view: View, row: CommitRow) -> CommitRow:
     """Return *row*; raises VersionGoneError naming the nearest kept commits when it was pruned."""
     ranges = view.kept
-    if ranges is None or row.lsn == 0 or row.lsn > ranges[-1][1] or in_ranges(row.lsn, ranges):
+    if not ranges or row.lsn == 0 or row.lsn > ranges[-1][1] or in_ranges(row.lsn, ranges):
         return row
     below = max((last for _, last in ranges if last < row.lsn), default=None)
     above = min((first for first, _ in ranges if first > row.lsn), default=None)

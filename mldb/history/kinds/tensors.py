@@ -11,7 +11,7 @@ from mldb.history.kinds.changes import KeyChange, attr_draft
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import block_check, checks_and_digest
-from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.frame import TO_BE_HASHED, Draft, Record, make_draft
 from mldb.log.fs.protocol import Buffer
 from mldb.tensors.codec import (
     Descriptor,
@@ -47,6 +47,11 @@ def tensor_stored(
     digest = TO_BE_HASHED
     if length < OVERLAP_BYTES:
         checks, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
+        if metadata is None and not aliases:  # for loops that store tensor after tensor
+            key, align = keys.TENSORS + name, fmt.payload_align_log2(length)
+            one = make_draft((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, prepared.attr, b""))
+            payload, block = prepared.buffers, fmt.BLOCK_LOG2
+            return Record(TENSOR_STORED, [one], payload, length, None, 1, align, block, checks)
     draft = tensor_draft(keys.TENSORS + name, prepared.attr, 0, length, digest)
     return Record(
         TENSOR_STORED,
