@@ -23,8 +23,9 @@ from mldb.log.mappings import MappingBudget
 from mldb.log.newest import is_damaged, load_newest, open_announced
 from mldb.log.ownership import Key, OwnedLock
 from mldb.log.scan import Batch, refuse_unknown, scan
-from mldb.log.segment import Segment, Verify, segment_name
+from mldb.log.segment import Segment, segment_name
 from mldb.log.view import EMPTY_VIEW, SealedPart, View, make_view
+from mldb.options import Verify
 
 
 class LogState:
