@@ -424,19 +424,23 @@ def test_tags_move_end_and_stand_before_checkpoints(db: mldb.MLDatabase) -> None
 # --- pruned commits -------------------------------------------------------------------------------
 
 
-def pruned(*lsns: int) -> View:
-    """As much of a view as retention concerns: the commits that it left."""
-    return cast(View, SimpleNamespace(kept=lsns))
+def pruned(*ranges: tuple[int, int]) -> View:
+    """As much of a view as retention concerns: the ranges of commits that it left."""
+    return cast(View, SimpleNamespace(kept=ranges))
+
+
+def commit(lsn: int) -> CommitRow:
+    return EMPTY_COMMIT._replace(lsn=lsn, epoch=3)
 
 
 def test_a_pruned_commit_names_its_nearest_kept_neighbours() -> None:
-    view = pruned(10, 20, 30)
-    for lsn in (10, 20, 30, 31, 50):
-        row = CommitRow(lsn, 0, 3, 0, 0, 0, 0)
+    view = pruned((10, 10), (20, 25), (30, 30))
+    for lsn in (10, 20, 23, 25, 30, 31, 50):
+        row = commit(lsn)
         assert kept(view, row) is row
     assert kept(view, EMPTY_COMMIT) is EMPTY_COMMIT
-    for lsn, below, above in ((5, None, 10), (15, 10, 20), (29, 20, 30)):
+    for lsn, below, above in ((5, None, 10), (15, 10, 20), (26, 25, 30), (29, 25, 30)):
         with pytest.raises(mldb.VersionGoneError, match="pruned by retention") as caught:
-            kept(view, CommitRow(lsn, 0, 3, 0, 0, 0, 0))
+            kept(view, commit(lsn))
         assert (caught.value.below, caught.value.above) == (below, above)
         assert str(above) in str(caught.value)

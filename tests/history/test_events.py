@@ -199,6 +199,26 @@ def test_follow_wakes_for_another_thread_and_ends_with_the_store(db: mldb.MLData
         list(started)
 
 
+def test_readers_that_look_at_the_head_meanwhile_double_no_commit(db: mldb.MLDatabase) -> None:
+    """A reader that finds the file longer than it knows leaves the commit to who writes it."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            assert len(db.history("x0")) <= 1
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(300):
+        db[f"x{number}"] = number
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert told(db) == [("TensorStored", f"x{number}") for number in range(300)]
+    assert all(len(db.history(f"x{number}")) == 1 for number in range(300))
+
+
 _FOLLOWER = """
     import sys
     import mldb

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mldb.errors import FormatVersionError
 from mldb.history import splats
 from mldb.history.splats import BlockInfo, LakeInfo, RemovalInfo
 
@@ -67,7 +68,8 @@ GOOD = [1, 0, 4, bytes(8), PLACED, [1.0, 1.0, 1.0, 1.0]]
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (0, 2),
+        (0, 0),
+        (0, "1"),
         (1, 5),
         (2, 0),
         (2, -1),
@@ -97,8 +99,26 @@ def test_blocks_of_other_shapes_are_refused(place: int, value: object) -> None:
 @given(st.binary(max_size=80))
 def test_noise_is_a_value_or_type_error(data: bytes) -> None:
     for decode in (splats.unpack_lake, lambda attr: splats.unpack_splats(attr, 64)):
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, FormatVersionError):
             decode(data)
+
+
+def test_what_a_newer_version_adds_is_read_over_and_a_newer_version_refused() -> None:
+    length = splats.lay_out(4, 2, labels=False)[-1].offset + 4 * 8
+    columns = [[*column, "more"] for column in PLACED]
+    more = [*GOOD[:4], columns, [1.0, 1.0, 1.0, 1.0, 9.0], "more"]
+    assert splats.unpack_splats(msgpack.packb(more), length) == splats.unpack_splats(
+        msgpack.packb(GOOD), length
+    )
+    assert splats.unpack_splats(msgpack.packb([1, 1, 3, "more"]), 24) == RemovalInfo(3)
+    info = LakeInfo(bytes(16), 640, "sphere", 7)
+    fields = msgpack.unpackb(splats.pack_lake(info))
+    assert splats.unpack_lake(msgpack.packb([*fields, "more"])) == info
+    with pytest.raises(FormatVersionError, match=r"version 2.*newer mldb"):
+        splats.unpack_lake(msgpack.packb([2, *fields[1:]]))
+    for other in ([2, 0, 1], [3, 1, 3], [2, *GOOD[1:]]):
+        with pytest.raises(FormatVersionError, match="newer mldb"):
+            splats.unpack_splats(msgpack.packb(other), 24)
 
 
 def test_columns_have_names_of_their_own() -> None:
