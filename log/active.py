@@ -18,7 +18,8 @@ from mldb.log.index.memory import IndexPart, MemoryIndex
 from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import Manifest, Mark
 from mldb.log.scan import Cursor
-from mldb.log.segment import Segment, Verify
+from mldb.log.segment import Segment
+from mldb.options import Verify
 
 HINTS = "hints"
 HALF_DONE = -2

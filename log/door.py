@@ -16,8 +16,9 @@ import numpy.typing as npt
 from mldb.errors import VersionGoneError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry
-from mldb.log.segment import Segment, SegmentGoneError, Verify
+from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.view import View
+from mldb.options import Verify
 
 _T = TypeVar("_T")
 

@@ -31,10 +31,10 @@ from mldb.log.orphans import refuse_lost_manifest
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
-from mldb.log.segment import Verify
 from mldb.log.sequencer import Decide, Sequencer, SequencerOptions
 from mldb.log.state import LogState
 from mldb.log.view import View
+from mldb.options import Verify
 
 __all__ = ["FOLDERS", "Log", "LogOptions", "Still", "StoredBatch"]
 

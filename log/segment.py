@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,7 @@ from mldb.log.file_header import decode_file_header
 from mldb.log.frame import DamagedFrame, Frame, check_body, decode_header
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import Entry
-
-Verify = Literal["first", "always", "never"]
+from mldb.options import Verify
 
 SEGMENTS: Final = "segments"
 REMAP_BYTES: Final = 1 << 20

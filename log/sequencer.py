@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
@@ -38,8 +38,7 @@ from mldb.log.sealing import Sealer, ceiling_of
 from mldb.log.state import LogState
 from mldb.log.syncing import Syncing
 from mldb.log.view import View
-
-Durability = Literal["commit", "os"]
+from mldb.options import Durability
 
 Decide = Callable[[View], tuple[int, CommitRow]]
 """Called under the commit lock with the newest head; returns (epoch, parent), or raises to stop.

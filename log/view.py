@@ -17,7 +17,8 @@ from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import Kept, SegmentInfo
 from mldb.log.mappings import MappingBudget
-from mldb.log.segment import Segment, Verify
+from mldb.log.segment import Segment
+from mldb.options import Verify
 
 _KEYS_AT_ONCE: Final = 512
 

@@ -73,8 +73,8 @@ DOORS = ("mldb.log.fs.*", "mldb.tools", "mldb.tools.*", "mldb.gpu.selftest.memor
 PICKLES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 PICKLE_CALLS = frozenset({"torch.load", "torch.save"})
 
-# Names that two modules define: "main", the entry point of a command, and what is yet to be mended.
-DOUBLED = frozenset({"main", "Descriptor", "Durability", "HINTS", "Rows", "Verify"})
+# Names that two modules define: the entry points of commands.
+DOUBLED = frozenset({"main"})
 
 FILE_LINES_MAX = 400
 TEST_FILE_LINES_MAX = 700

@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "bench-lake": (("-m", "tests.bench_lake"),),
     "lint": LINT,
 }
-HINTS = {
+_HINTS = {
     "ruff check": "`.venv/bin/python -m ruff check --fix .` mends most of these",
     "ruff format": "`.venv/bin/python -m ruff format .` mends this",
 }
@@ -227,7 +227,7 @@ def run(name: str, arguments: list[str]) -> int:
         extra = arguments if number == len(steps) else []
         code = subprocess.run([str(PYTHON), *step, *extra], cwd=ROOT, check=False).returncode
         if code:
-            hint = f": {HINTS[title]}" if title in HINTS else ""
+            hint = f": {_HINTS[title]}" if title in _HINTS else ""
             _say(f"{title} failed with exit status {code}{hint}")
         status = status or code
     return status

@@ -48,7 +48,7 @@ class Fd(int):
                 pass
 
 
-class Descriptor:
+class OsDescriptor:
     """One open descriptor. Any thread; closed by :meth:`close` or when collected.
 
     It keeps its file system, but no file system keeps its files.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from mldb.errors import MldbError, StorageIOError
-from mldb.log.fs.descriptor import Descriptor
+from mldb.log.fs.descriptor import OsDescriptor
 from mldb.log.fs.gather import IOV_MAX, byte_count, groups, skip
 from mldb.log.fs.process import CURRENT
 from mldb.log.fs.protocol import Buffer
@@ -36,7 +36,7 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     return call
 
 
-class OsFile(Descriptor):
+class OsFile(OsDescriptor):
     """One open descriptor. Thread-safe; closed by :meth:`close` or when collected."""
 
     __slots__ = ()

@@ -8,7 +8,7 @@ import weakref
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from typing import Final
 
-from mldb.log.fs.descriptor import CLOSED, Descriptor, Fd
+from mldb.log.fs.descriptor import CLOSED, Fd, OsDescriptor
 from mldb.log.fs.process import CURRENT
 from mldb.log.fs.protocol import FileSystem
 
@@ -26,7 +26,7 @@ def _close_locks_in_child() -> None:
 os.register_at_fork(after_in_child=_close_locks_in_child)
 
 
-class OsLock(Descriptor):
+class OsLock(OsDescriptor):
     """flock on its own file: the kernel frees it with the process, forked children close it."""
 
     __slots__ = ()

@@ -19,7 +19,7 @@ _KEY_CACHE_MAX = 1 << 14
 _COMMIT_NAMES = tuple(COMMIT_COLUMNS)
 _NO_DIGEST = bytes(DIGEST_SIZE)
 
-Rows = tuple[tuple[int, ...], int]
+_KeyRows = tuple[tuple[int, ...], int]
 """The commit LSNs of one key's versions, and the row of the first."""
 
 
@@ -37,14 +37,14 @@ class MappedIndex:
     def __init__(self, reader: ColumnReader, segment: bytes) -> None:
         self._reader = reader
         self._segment = segment
-        self._cache: dict[bytes, Rows | None] = {}
+        self._cache: dict[bytes, _KeyRows | None] = {}
         self._entries: dict[int, Entry] = {}
         count = reader.count("commit_lsn")
         self.first_lsn = reader.value("commit_lsn", 0) if count else 0
         self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
         self._last: CommitRow | None = None
 
-    def _rows(self, key: bytes) -> Rows | None:
+    def _rows(self, key: bytes) -> _KeyRows | None:
         """Find the versions of a key by its hash."""
         try:
             return self._cache[key]
@@ -55,7 +55,7 @@ class MappedIndex:
         self._cache[key] = found
         return found
 
-    def _find(self, key: bytes) -> Rows | None:
+    def _find(self, key: bytes) -> _KeyRows | None:
         reader = self._reader
         wanted = check64(key)
         count = reader.count("hash")

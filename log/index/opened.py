@@ -11,7 +11,8 @@ from mldb.log.frame import unpack
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.columns import ColumnReader
 from mldb.log.index.mapped import MappedIndex
-from mldb.log.segment import Segment, Verify
+from mldb.log.segment import Segment
+from mldb.options import Verify
 
 
 def index_source(

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from mldb.gpu import subspace
+from mldb.gpu.cpu import chains as compiled
 from mldb.gpu.cpu.chains import ChainBatch, load_chains
 from mldb.gpu.cpu.subspace import chain_blocks
 from mldb.gpu.device import Dynamics, MixtureEnergy
@@ -206,3 +207,25 @@ def test_blocks_of_a_chain_never_meet() -> None:
     blocks = chain_blocks(steps=7, neighbours=16, dim=640)
     assert len(np.unique(blocks)) == len(blocks) == 7 * 6 + 160
     assert (blocks >> np.uint32(31) == 1).all()  # none is of the direct form
+
+
+def test_chains_can_be_asked_for_inside_the_call_that_compiles_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a signal handler would; it gets kernels of its own, and the outer call keeps its."""
+    inner: list[Any] = []
+
+    def compiling(chains: Any, form: Any) -> float:
+        if not inner:
+            inner.append(None)
+            inner[0] = load_chains(form)
+        return 0.5
+
+    monkeypatch.setattr(compiled, "load_kernels", object)
+    monkeypatch.setattr(compiled, "_made", lambda kernels: compiled.ChainKernels(min, max, {}))
+    monkeypatch.setattr(compiled, "_compile", compiling)
+    monkeypatch.setattr(compiled, "_loaded", [])
+    outer = load_chains("direct")
+    assert outer is load_chains("direct") is compiled._loaded[0]
+    assert outer is not inner[0]
+    assert outer.seconds == inner[0].seconds == {"direct": 0.5}

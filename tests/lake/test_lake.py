@@ -330,6 +330,28 @@ def test_buffers_come_back_only_after_the_last_write(
         assert db.verify().ok
 
 
+def test_ids_can_be_asked_for_inside_the_call_that_reads_them(
+    db: mldb.MLDatabase, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal handler would: it waited for the lock of its own thread, for ever."""
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, 20), ids=rng.permutation(20) + 100)
+    rows = lake.rows()
+    gather = type(rows).gather
+    inside: list[Any] = []
+
+    def interrupted(self: Any, name: str, *rest: Any) -> Any:
+        if not inside:
+            inside.append(None)
+            inside[0] = self.find(np.array([104, 7]))
+        return gather(self, name, *rest)
+
+    monkeypatch.setattr(type(rows), "gather", interrupted)
+    want = np.array([rows.ids().tolist().index(104), -1])
+    assert inside[0].tolist() == want.tolist() == rows.find(np.array([104, 7])).tolist()
+    assert rows.ids() is rows.ids()
+
+
 def test_rows_of_another_shape_do_not_get_into_a_lake(
     db: mldb.MLDatabase, rng: np.random.Generator
 ) -> None:

@@ -190,3 +190,23 @@ def test_without_numba_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.setattr(philox_compiled, "_loaded", [])
     assert philox_compiled.load_kernels() is None
+
+
+def test_kernels_can_be_asked_for_inside_the_call_that_compiles_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a signal handler would; it gets kernels of its own, and the outer call keeps its."""
+    made: list[Any] = []
+
+    def compiling() -> Any:
+        made.append(object())
+        mine = made[-1]
+        if len(made) == 1:
+            assert philox_compiled.load_kernels() is made[1]
+        return mine
+
+    monkeypatch.setattr(philox_compiled, "_loaded", [])
+    monkeypatch.setattr(philox_compiled, "_compile", compiling)
+    assert philox_compiled.load_kernels() is made[0]
+    assert philox_compiled.load_kernels() is made[0]
+    assert len(made) == 2
