@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
+from unittest import mock
 
 from hypothesis import strategies as st
 
+from mldb.log import batch as batch_module
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
-from mldb.log.batch import Place, Written, place_all, write_batch, write_small
-from mldb.log.frame import TO_BE_HASHED, Draft, Record, encode_file_header
+from mldb.log.batch import (
+    BatchStart,
+    EncodedBatch,
+    encode_batch,
+    place_all,
+    write_batch,
+    write_payloads,
+)
+from mldb.log.door import Door
+from mldb.log.file_header import encode_file_header
+from mldb.log.frame import TO_BE_HASHED, Draft, Record, hash_record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
@@ -19,9 +32,13 @@ from mldb.log.index.lineage import Jump, intervals_at
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.log import Log, LogOptions
 from mldb.log.scan import Batch, Cursor, scan
-from mldb.log.sequencer import WriterOptions
+from mldb.log.sequencer import SequencerOptions
+from mldb.log.view import View
 
 STORE_ID = bytes(range(16))
+SEGMENT_ID = bytes(range(16, 32))
+OLD_SEGMENT_ID = fmt.number_id(1)
+"""That of the first segment of a store of version 1."""
 CLOCK = 1_700_000_000_000_000_000
 
 
@@ -45,12 +62,13 @@ def drafts(draw: st.DrawFn, payload_length: int) -> Draft:
     whole = payload_length > 0 and draw(st.booleans())
     return Draft(
         draw(st.binary(min_size=1, max_size=12)),
-        draw(st.integers(0, fmt.ENTRY_FLAGS_KNOWN)),
-        draw(st.integers(0, 255)),
+        draw(st.integers(0, fmt.ENTRY_FLAGS_MAX)),
+        draw(st.integers(0, fmt.ENCODING_MAX)),
         0 if whole else offset,
         payload_length if whole else length,
         TO_BE_HASHED if whole else draw(digests),
         draw(st.integers(0, fmt.LSN_MAX)),
+        draw(small_bytes),
         draw(small_bytes),
     )
 
@@ -77,19 +95,27 @@ def records(draw: st.DrawFn, payload_max: int = 200) -> Record:
 batches = st.lists(st.lists(records(), max_size=3), min_size=1, max_size=4)
 
 
+@contextmanager
+def counted_ids() -> Iterator[None]:
+    """Make commit ids 1, 2, ... in place of random ones, so that bytes can be compared."""
+    ids = (number.to_bytes(fmt.DIGEST_SIZE, "big") for number in count(1))
+    with mock.patch.object(batch_module, "new_commit_id", side_effect=ids):
+        yield
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """A segment file in memory and what the writer said about each batch."""
 
     data: bytes
-    written: list[Written]
+    written: list[EncodedBatch]
     seed: int
-    number: int = 1
+    segment: bytes = SEGMENT_ID
     store_id: bytes = STORE_ID
 
     def cursor(self) -> Cursor:
         """A cursor in front of the first batch."""
-        return Cursor(fmt.FILE_HEADER_SIZE, 0, chain_start(self.store_id, self.number))
+        return Cursor(fmt.FILE_HEADER_SIZE, 0, chain_start(self.store_id, self.segment))
 
     def scan(
         self, data: bytes | None = None, *, verify_after: int | None = 0
@@ -97,38 +123,50 @@ class Built:
         """Scan the segment, or other bytes in its place."""
         cursor = self.cursor()
         view = memoryview(self.data if data is None else data)
-        found = list(scan(view, cursor, self.seed, self.number, verify_after=verify_after))
+        found = list(scan(view, cursor, self.seed, self.segment, verify_after=verify_after))
         return found, cursor
 
 
 def build_segment(
     content: Sequence[Sequence[Record]],
     *,
-    number: int = 1,
+    segment: bytes = SEGMENT_ID,
     store_id: bytes = STORE_ID,
-    small: bool = True,
+    ahead: bool = False,
     epochs: Sequence[int] = (),
     parents: Sequence[CommitRow] = (),
+    durable: Sequence[int] = (),
 ) -> Built:
-    """Write these batches behind a file header, as the writer does."""
+    """Write these batches behind a file header, as the sequencer does.
+
+    *ahead*: payloads are written before the rest, as large ones and those of spilled segments are.
+    """
     fs = MemoryFileSystem()
     file = fs.open("segment", "create")
-    file.pwritev([encode_file_header(fmt.FILE_SEGMENT, store_id, number, 1, CLOCK)], 0)
-    seed = fmt.file_seed(store_id, number)
-    chain, offset, lsn, last = chain_start(store_id, number), fmt.FILE_HEADER_SIZE, 1, EMPTY_COMMIT
-    written: list[Written] = []
-    for index, batch in enumerate(content):
-        parent = parents[index] if parents else last
-        epoch = epochs[index] if epochs else index
-        where = Place(seed, number, chain, 0, lsn, parent, epoch, CLOCK + index)
-        if small:
-            done = write_small(file, batch, offset, where)
-        else:
-            placed = place_all(batch, offset)
-            done = write_batch(file, placed, placed[-1].end if placed else offset, where)
-        written.append(done)
-        chain, offset, lsn, last = done.chain, done.end, done.row.lsn + 1, done.row
-    return Built(file.pread(file.size(), 0), written, seed, number, store_id)
+    header = encode_file_header(
+        fmt.FILE_SEGMENT, store_id, CLOCK, segment_id=segment, base_lsn=1, published=1
+    )
+    file.pwritev([header], 0)
+    seed = fmt.file_seed(store_id, segment)
+    chain, offset, lsn, last = chain_start(store_id, segment), len(header), 1, EMPTY_COMMIT
+    written: list[EncodedBatch] = []
+    with counted_ids():
+        for index, batch in enumerate(content):
+            parent = parents[index] if parents else last
+            epoch = epochs[index] if epochs else index
+            mark = durable[index] if durable else 0
+            clock = CLOCK + index
+            start = BatchStart(seed, segment, chain, offset, lsn, mark, parent, epoch, clock)
+            if ahead:
+                placed = [item for item in place_all(batch, offset) if item.record.payload_length]
+                write_payloads(file, placed)
+            for record in batch:
+                hash_record(record)
+            done = encode_batch(batch, start)
+            write_batch(file, done)
+            written.append(done)
+            chain, offset, lsn, last = done.chain, done.end, done.row.lsn + 1, done.row
+    return Built(file.pread(file.size(), 0), written, seed, segment, store_id)
 
 
 def flip(data: bytes, bit: int) -> bytes:
@@ -203,7 +241,7 @@ KEYS = st.binary(max_size=3).map(lambda raw: b"\x01" + raw) | st.sampled_from(
 
 
 @st.composite
-def histories(draw: st.DrawFn, segment: int = 1) -> History:
+def histories(draw: st.DrawFn, segment: bytes = SEGMENT_ID) -> History:
     """Commits with rewinds; epochs and times do not decrease along a lineage."""
     rows: list[CommitRow] = []
     entries: list[list[tuple[bytes, Entry]]] = []
@@ -223,21 +261,23 @@ def histories(draw: st.DrawFn, segment: int = 1) -> History:
         for key in draw(st.lists(KEYS, max_size=4, unique=True)):
             attr, digest = draw(small_bytes), draw(digests)
             offset, length = draw(st.integers(0, 2**40)), draw(st.integers(0, 2**40))
-            flags, encoding = draw(st.integers(0, 1)), draw(st.integers(0, 255))
-            base = draw(st.integers(0, fmt.LSN_MAX))
-            version = (lsn, segment, place, offset, length, attr, flags, encoding, base, digest)
-            found.append((key, Entry(*version)))
+            flags = draw(st.integers(0, fmt.ENTRY_FLAGS_MAX))
+            encoding = draw(st.integers(0, fmt.ENCODING_MAX))
+            base, owner = draw(st.integers(0, fmt.LSN_MAX)), draw(st.just(b"") | KEYS)
+            form = (attr, flags, encoding, base, digest, owner)
+            found.append((key, Entry(lsn, segment, place, offset, length, *form)))
             place += draw(st.integers(8, 1000))
         clock = draw(st.integers(fmt.TIME_MIN, fmt.TIME_MAX))
-        rows.append(CommitRow(lsn, parent.lsn, epoch, time, clock, start, place))
+        commit_id = draw(st.sampled_from([b"", bytes(range(16)), bytes([255]) * 16]))
+        rows.append(CommitRow(lsn, parent.lsn, epoch, time, clock, start, place, commit_id))
         entries.append(found)
     return History(rows, entries, jumps)
 
 
 def open_log(fs: FileSystem, mode: Literal["r", "rw"] = "rw", **options: Any) -> Log:
-    """Open the log of a store; *options* are those of the writer."""
+    """Open the log of a store; *options* are those of the sequencer."""
     known = frozenset({16})
-    return Log(fs, LogOptions(mode, writer=WriterOptions(**options), known=known))
+    return Log(fs, LogOptions(mode, writer=SequencerOptions(**options), known=known))
 
 
 def store(log: Log, key: bytes, data: bytes, epoch: int = 0) -> int:
@@ -247,10 +287,30 @@ def store(log: Log, key: bytes, data: bytes, epoch: int = 0) -> int:
     return log.commit([record], lambda view: (epoch, view.commit)).lsn
 
 
+class _NoCache:
+    """Keeps nothing: what these tests store is raw."""
+
+    def get(self, key: object, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
+        return decode()
+
+
+def _no_codec(
+    data: memoryview, encoding: int, size: int, file: str, offset: int, name: str
+) -> memoryview:
+    raise AssertionError(f"{name} is stored in encoding {encoding}")
+
+
+def door(log: Log) -> Door:
+    """The door to the stored bytes of a log, all of which are raw."""
+    return Door(log.head, log.options.verify, _no_codec, _NoCache())
+
+
+def read(log: Log, view: View, key: bytes, entry: Entry) -> bytes:
+    """The bytes of one version."""
+    return bytes(door(log).version(view, key, entry, entry.length, key.decode("latin-1")))
+
+
 def content(log: Log) -> dict[bytes, bytes]:
     """Every key at the head with its bytes."""
     view = log.head()
-    return {
-        key: bytes(log.payload(view, entry, 0, entry.length))
-        for key, entry in view.live(b"", view.intervals)
-    }
+    return {key: read(log, view, key, entry) for key, entry in view.live(b"", view.intervals)}
