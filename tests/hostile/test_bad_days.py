@@ -21,7 +21,6 @@ import pytest
 
 import mldb
 from mldb import keys
-from mldb.history import reading
 from mldb.history.kinds import TENSOR_STORED
 from mldb.log import format as fmt
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
@@ -369,7 +368,7 @@ def test_a_memory_error_while_decoding_leaves_the_handle_usable(
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(reading, "decode_bytes", no_memory)
+            patch.setattr(db._source.door, "_decode", no_memory)
             calls: list[Callable[[], object]] = [
                 lambda: db["x"],
                 db.tensor("x").numpy,
