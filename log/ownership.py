@@ -74,7 +74,10 @@ class Guard:
         self.key = _FREE
 
     def __del__(self) -> None:
-        key = self.key
+        try:
+            key = self.key
+        except AttributeError:  # Ctrl-C came before there was anything to free
+            return
         if key is _FREE:
             return
         key[_WANTED] = 0  # first: who passes the lock on looks at this after passing it on
@@ -204,6 +207,9 @@ class OwnedLock:
         """Free the lock, which the caller holds: for the next in the queue, or for anybody."""
         self.before_free()
         queue = self._queue
+        if not queue:
+            self.slot.pop(_HELD, None)
+            return
         while queue:
             try:
                 waiter = queue.popleft()

@@ -59,7 +59,11 @@ def tell(lines: Iterable[str]) -> None:
 
 
 def end_process(lines: Iterable[str]) -> NoReturn:
-    """Tell *lines* and end the process at once, with EXIT_LOST. Any thread."""
+    """Tell *lines* and end the process at once, with EXIT_LOST. Any thread.
+
+    Nothing else can change the exit status at this point. What ``atexit`` would have called after
+    this does not come any more, but for what the log does.
+    """
     tell(lines)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):

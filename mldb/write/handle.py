@@ -130,7 +130,12 @@ class Handle(StateSurface):
         return self._commit_staging(staging, epoch, validate)
 
     def _commit_staging(
-        self, staging: Staging, epoch: int | None, validate: Callable[[View], None] | None
+        self,
+        staging: Staging,
+        epoch: int | None,
+        validate: Callable[[View], None] | None,
+        *,
+        interrupted: bool = False,
     ) -> CommitRow:
         records = staging.records()
         if (
@@ -142,7 +147,7 @@ class Handle(StateSurface):
             # Outside the commit lock: other writers go on while the payloads are written.
             staging.pending.add(records)
             records = []
-        return self._commit(records, epoch, validate, staging.pending)
+        return self._commit(records, epoch, validate, staging.pending, interrupted=interrupted)
 
     def _commit(
         self,
@@ -150,6 +155,8 @@ class Handle(StateSurface):
         epoch: int | None,
         validate: Callable[[View], None] | None = None,
         pending: PendingSegment | None = None,
+        *,
+        interrupted: bool = False,
     ) -> CommitRow:
         self._guard()
         epoch = check_epoch(epoch)
@@ -160,8 +167,8 @@ class Handle(StateSurface):
                 validate(view)
             return rule.choose(view, epoch), view.commit
 
-        extra = _INTERRUPTED if is_forced() else _NO_EXTRA
-        return self._log.commit(records, decide, pending, extra)
+        extra = _INTERRUPTED if interrupted or is_forced() else _NO_EXTRA
+        return self._log.sequencer.commit(records, decide, pending, extra)
 
     def _settle_background(self) -> None:
         """Wait for checkpoints that are still on their way: commits come in the order of calls.
@@ -177,6 +184,6 @@ class Handle(StateSurface):
         staging = self.new_staging(fix=False)
         try:
             stage(job, staging)
-            return self._commit_staging(staging, job.epoch, None)
+            return self._commit_staging(staging, job.epoch, None, interrupted=job.interrupted)
         finally:
             staging.discard()

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow
-from mldb.state import checkpointing
-from mldb.state.checkpointing import Background, CheckpointJob, make_job
+from mldb.state.background import Background, CopyBuffer
+from mldb.state.checkpointing import CheckpointJob, make_job
 from tests.support.faults import FaultFileSystem
 
 
@@ -537,14 +537,14 @@ def test_the_background_writes_in_order_and_raises_each_error_once() -> None:
         late.result(10)
     background.close()
     background.close()
-    assert background.thread is None
+    assert not background.busy()
 
 
 def test_what_is_copied_already_is_not_copied_again() -> None:
     """The bytes of a device tensor come through page-locked memory; one copy is enough."""
     plain, turned = np.ones((64, 64)), np.ones((64, 32)).T  # the second has to be gathered first
     job = make_job({"a": plain, "b": turned}, epoch=1, step=None, name=None, metrics=None)
-    buffer = checkpointing._Buffer()
+    buffer = CopyBuffer()
     fixed = buffer.copy_of(job)
     assert buffer.data.nbytes == plain.nbytes
     assert fixed.tensors["b"] is job.tensors["b"]
