@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from mldb.errors import MldbError, StorageIOError
+from mldb.errors import MldbError, StorageFullError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import DamagedFrame, pack, unpack
@@ -125,7 +125,8 @@ class Registration:
     def hold(self, lsn: int) -> None:
         """Say that commit *lsn* must stay readable until :meth:`release`.
 
-        Raises StorageIOError when an older registration cannot be changed; nothing is held then.
+        Raises StorageIOError when an older registration cannot be changed; nothing is held then. A
+        full disk is no reason not to read: on it nobody compacts.
         """
         self._drop_given_up()
         token = object()
@@ -137,7 +138,8 @@ class Registration:
                     # Read-only folder: no compactor can run there either. Full disk: nothing is
                     # made, and only a compactor could miss it.
                     self.ensure()
-            self._update()
+            with contextlib.suppress(StorageFullError):
+                self._update()
         except BaseException:
             self._drop(lsn)
             raise
