@@ -261,7 +261,9 @@ def _places(directory: Mapping[Any, object], length: int, file: str) -> dict[str
 def _kind_of_metadata(name: object) -> tuple[np.dtype[Any], str, int] | None:
     if not isinstance(name, str) or not name.startswith(META_PREFIX):
         return None
-    return _CODES if name.endswith(":code") else _VALUES
+    if name.endswith(":code"):
+        return _CODES
+    return _VALUES if name.endswith(":values") else None
 
 
 def _impossible(name: object, place: object, file: str) -> CorruptError:
