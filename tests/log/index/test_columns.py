@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -19,6 +20,7 @@ from mldb.log.index.address import CommitRow, Entry
 from mldb.log.index.columns import (
     COLUMN_TYPES,
     META_PREFIX,
+    OPTIONAL_COLUMNS,
     ColumnReader,
     IndexImage,
     MetadataOf,
@@ -27,7 +29,7 @@ from mldb.log.index.columns import (
 )
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
-from tests.support.logs import KEYS, History, histories
+from tests.support.logs import KEYS, SEGMENT_ID, History, histories
 
 
 def flat(image: IndexImage) -> memoryview:
@@ -47,7 +49,10 @@ def reader_of(image: IndexImage, touched: list[tuple[int, int]] | None = None) -
 
 def mapped(history: History, metadata_of: MetadataOf | None = None) -> MappedIndex:
     entries, rows = history.memory().dump()
-    return MappedIndex(reader_of(build_index(entries, rows, metadata_of)), 1)
+    return MappedIndex(reader_of(build_index(entries, rows, metadata_of)), SEGMENT_ID)
+
+
+ROW = CommitRow(1, 0, 0, 0, 0, 128, 256, b"")
 
 
 def keys_of(history: History) -> set[bytes]:
@@ -99,7 +104,10 @@ def test_dump_gives_everything_back(history: History) -> None:
 def test_the_image_is_aligned_and_complete(history: History) -> None:
     entries, rows = history.memory().dump()
     image = build_index(entries, rows)
-    assert image.directory.keys() == COLUMN_TYPES.keys()
+    owners = any(entry.owner for versions in entries.values() for entry in versions)
+    optional = OPTIONAL_COLUMNS.keys() if owners else {"commit_id"}
+    assert image.directory.keys() == COLUMN_TYPES.keys() | optional
+    types = COLUMN_TYPES | OPTIONAL_COLUMNS
     end = 0
     for name, place in image.directory.items():
         start, count, code = place
@@ -107,7 +115,7 @@ def test_the_image_is_aligned_and_complete(history: History) -> None:
         assert isinstance(count, int)
         assert start % (1 << fmt.PAYLOAD_ALIGN_LOG2) == 0
         assert end <= start
-        assert np.dtype(str(code)) == np.dtype(COLUMN_TYPES[name])
+        assert np.dtype(str(code)) == np.dtype(types[name])
         end = start + count * np.dtype(str(code)).itemsize
     assert end == image.length
     assert flat(image).nbytes == image.length
@@ -124,7 +132,7 @@ def test_nothing_is_read_that_was_not_touched(history: History) -> None:
     def reveal(low: int, high: int) -> None:
         scratch[low:high] = clean[low:high]
 
-    index = MappedIndex(ColumnReader(memoryview(scratch), image.directory, "x", reveal), 1)
+    index = MappedIndex(ColumnReader(memoryview(scratch), image.directory, "x", reveal), SEGMENT_ID)
     assert index.dump() == history.memory().dump()
     for key in keys_of(history):
         assert list(index.versions(key)) == list(history.memory().versions(key))
@@ -136,12 +144,14 @@ def test_nothing_is_read_that_was_not_touched(history: History) -> None:
 def many(count: int) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
     """So many keys that their columns span several pages."""
     rows = [
-        CommitRow(lsn, lsn - 1, lsn // 3, lsn * 10, lsn, lsn * 100, lsn * 100 + 50)
+        CommitRow(lsn, lsn - 1, lsn // 3, lsn * 10, lsn, lsn * 100, lsn * 100 + 50, b"")
         for lsn in range(1, count)
     ]
     entries = {
         b"\x01name%06d" % row.lsn: [
-            Entry(row.lsn, 1, row.start, row.start, 4, b"at", 0, 0, 0, bytes(15) + b"1")
+            Entry(
+                row.lsn, SEGMENT_ID, row.start, row.start, 4, b"at", 0, 0, 0, bytes(15) + b"1", b""
+            )
         ]
         for row in rows
     }
@@ -151,7 +161,7 @@ def many(count: int) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
 def test_searches_touch_few_pages(rng: np.random.Generator) -> None:
     entries, rows = many(20_000)
     touched: list[tuple[int, int]] = []
-    index = MappedIndex(reader_of(build_index(entries, rows), touched), 1)
+    index = MappedIndex(reader_of(build_index(entries, rows), touched), SEGMENT_ID)
     for lsn in rng.integers(1, 20_000, 50).tolist():
         touched.clear()
         key = b"\x01name%06d" % lsn
@@ -172,9 +182,9 @@ def test_searches_touch_few_pages(rng: np.random.Generator) -> None:
 
 def test_keys_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     entries, rows = many(300)
-    for module in ("columns", "mapped_index"):
-        monkeypatch.setattr(f"mldb.log.{module}.check64", lambda key: len(key) % 2)
-    index = MappedIndex(reader_of(build_index(entries, rows)), 1)
+    for module in ("columns", "mapped"):
+        monkeypatch.setattr(f"mldb.log.index.{module}.check64", lambda key: len(key) % 2)
+    index = MappedIndex(reader_of(build_index(entries, rows)), SEGMENT_ID)
     index.check()
     for key, versions in entries.items():
         assert list(index.versions(key)) == versions
@@ -184,7 +194,7 @@ def test_keys_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
 def test_caches_are_bounded_and_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mldb.log.index.mapped._KEY_CACHE_MAX", 7)
     entries, rows = many(200)
-    index = MappedIndex(reader_of(build_index(entries, rows)), 1)
+    index = MappedIndex(reader_of(build_index(entries, rows)), SEGMENT_ID)
     for _ in range(2):
         for key, versions in entries.items():
             assert index.newest(key, ((1, 200),)) == versions[0]
@@ -194,10 +204,8 @@ def test_caches_are_bounded_and_emptied(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_entry_without_a_digest_has_none_after_sealing() -> None:
     """It came back as 16 zero bytes, so sealing a segment changed what its index said."""
-    entry = Entry(1, 1, 128, 256, 0, b"", 1, 0, 0, b"")
-    index = MappedIndex(
-        reader_of(build_index({b"\x01a": [entry]}, [CommitRow(1, 0, 0, 0, 0, 128, 256)])), 1
-    )
+    entry = Entry(1, SEGMENT_ID, 128, 256, 0, b"", 1, 0, 0, b"", b"")
+    index = MappedIndex(reader_of(build_index({b"\x01a": [entry]}, [ROW])), SEGMENT_ID)
     assert index.newest(b"\x01a", ((1, 1),)) == entry
 
 
@@ -218,11 +226,16 @@ def described(items: Sequence[Fields]) -> tuple[IndexImage, list[bytes]]:
     """An index of one key for each of these metadata, and their attrs by number."""
     attrs = [msgpack.packb(dict(item)) for item in items]
     entries = {
-        b"\x02%05d" % at: [Entry(1, 1, 128, 256, 0, attr, 0, 0, 0, b"")]
+        b"\x02%05d" % at: [Entry(1, SEGMENT_ID, 128, 256, 0, attr, 0, 0, 0, b"", b"")]
         for at, attr in enumerate(attrs)
     }
-    image = build_index(entries, [CommitRow(1, 0, 0, 0, 0, 128, 256)], metadata_of)
+    image = build_index(entries, [ROW], metadata_of)
     return image, list(dict.fromkeys(attrs))
+
+
+def metadata_columns(image: IndexImage) -> set[str]:
+    """The names of its columns of metadata."""
+    return image.directory.keys() - COLUMN_TYPES.keys() - OPTIONAL_COLUMNS.keys()
 
 
 def column(image: IndexImage, field: str) -> list[object]:
@@ -247,7 +260,7 @@ def test_metadata_columns_say_what_the_attrs_say(items: list[dict[str, object]])
     image, attrs = described(items)
     fields = {field for item in items for field in item}
     names = {f"{META_PREFIX}{field}:{part}" for field in fields for part in ("code", "values")}
-    assert image.directory.keys() - COLUMN_TYPES.keys() == names
+    assert metadata_columns(image) == names
     for field in fields:
         expected = [msgpack.unpackb(attr).get(field) for attr in attrs]
         found = column(image, field)
@@ -256,10 +269,8 @@ def test_metadata_columns_say_what_the_attrs_say(items: list[dict[str, object]])
 
 def test_times_keep_their_moment() -> None:
     moment = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
-    entry = Entry(1, 1, 128, 256, 0, b"attr", 0, 0, 0, b"")
-    image = build_index(
-        {b"\x02a": [entry]}, [CommitRow(1, 0, 0, 0, 0, 128, 256)], lambda key, attr: {"at": moment}
-    )
+    entry = Entry(1, SEGMENT_ID, 128, 256, 0, b"attr", 0, 0, 0, b"", b"")
+    image = build_index({b"\x02a": [entry]}, [ROW], lambda key, attr: {"at": moment})
     assert column(image, "at") == [moment]
 
 
@@ -270,7 +281,7 @@ def test_fields_of_their_own_in_every_attr_do_not_cost_the_square() -> None:
     image, _ = described(items)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    fields = {name.split(":")[1] for name in image.directory.keys() - COLUMN_TYPES.keys()}
+    fields = {name.split(":")[1] for name in metadata_columns(image)}
     assert len(fields) == fmt.META_COLUMNS_MAX
     assert "type" in fields
     assert set(column(image, "type")) == {"weights"}
@@ -280,17 +291,15 @@ def test_fields_of_their_own_in_every_attr_do_not_cost_the_square() -> None:
 def test_long_field_names_have_no_column() -> None:
     """The names stand in the body, whose length is limited."""
     image, _ = described([{"a" * fmt.KEY_BYTES_MAX: 1, "b" * (fmt.KEY_BYTES_MAX + 1): 2}])
-    fields = {name.split(":")[1][0] for name in image.directory.keys() - COLUMN_TYPES.keys()}
+    fields = {name.split(":")[1][0] for name in metadata_columns(image)}
     assert fields == {"a"}
 
 
 def test_an_attr_that_another_key_space_has_too_keeps_its_metadata() -> None:
     """The attr of a relationship may be the same bytes as the metadata of a tensor."""
     attr = msgpack.packb({"a": 1})
-    entry = Entry(1, 1, 128, 256, 0, attr, 0, 0, 0, b"")
-    image = build_index(
-        {b"\x01a": [entry], b"\x02a": [entry]}, [CommitRow(1, 0, 0, 0, 0, 128, 256)], metadata_of
-    )
+    entry = Entry(1, SEGMENT_ID, 128, 256, 0, attr, 0, 0, 0, b"", b"")
+    image = build_index({b"\x01a": [entry], b"\x02a": [entry]}, [ROW], metadata_of)
     assert column(image, "a") == [1]
 
 
@@ -301,10 +310,10 @@ def test_an_attr_that_another_key_space_has_too_keeps_its_metadata() -> None:
 @settings(max_examples=30)
 def test_heaps_give_their_items_back(items: list[bytes], start: int) -> None:
     entries = {
-        b"\x01%04d" % at + item: [Entry(1, 1, 0, 0, 0, item, 0, 0, 0, b"")]
+        b"\x01%04d" % at + item: [Entry(1, SEGMENT_ID, 0, 0, 0, item, 0, 0, 0, b"", b"")]
         for at, item in enumerate(items)
     }
-    reader = reader_of(build_index(entries, [CommitRow(1, 0, 0, 0, 0, 128, 256)]))
+    reader = reader_of(build_index(entries, [ROW]))
     assert list(iterate_heap(reader, "key", start)) == sorted(entries)[start:]
     attrs = list(dict.fromkeys(items))
     assert [reader.heap("attr", number) for number in range(len(attrs))] == attrs
@@ -314,7 +323,7 @@ def test_heaps_give_their_items_back(items: list[bytes], start: int) -> None:
 def test_search_right_is_bisect_right(values: list[int], value: int, low: int, high: int) -> None:
     values = sorted(values)
     low, high = sorted((min(low, len(values)), min(high, len(values))))
-    rows = [CommitRow(at + 1, at, item, 0, 0, 0, 0) for at, item in enumerate(values)]
+    rows = [CommitRow(at + 1, at, item, 0, 0, 0, 0, b"") for at, item in enumerate(values)]
     reader = reader_of(build_index({}, rows))
     expected = low + sum(item <= value for item in values[low:high])
     assert reader.search_right("commit_epoch", value, low, high) == expected
@@ -333,3 +342,77 @@ def test_hashes_are_those_of_the_format() -> None:
     reader = reader_of(build_index(entries, rows))
     hashes = reader.span("hash", 0, 49).tolist()
     assert hashes == sorted(map(check64, entries))
+
+
+# --- columns of other versions --------------------------------------------------------------------
+
+
+def read_with(image: IndexImage, directory: Mapping[Any, object]) -> MappedIndex:
+    """The index of these bytes with another directory."""
+    return MappedIndex(
+        ColumnReader(flat(image), directory, "x", lambda low, high: None), SEGMENT_ID
+    )
+
+
+@given(histories())
+def test_an_index_of_version_1_has_neither_commit_ids_nor_owners(history: History) -> None:
+    entries, rows = history.memory().dump()
+    image = build_index(entries, rows)
+    kept = {name: place for name, place in image.directory.items() if name in COLUMN_TYPES}
+    index = read_with(image, kept)
+    index.check()
+    found, commits = index.dump()
+    assert commits == [row._replace(id=b"") for row in rows]
+    assert found == {
+        key: [entry._replace(owner=b"") for entry in versions] for key, versions in entries.items()
+    }
+
+
+@given(histories(), st.sampled_from([[0, 1, "<f8"], [0, 1, "no type"], [-1], "text", None, 7]))
+def test_columns_that_are_not_known_are_read_over(history: History, place: object) -> None:
+    """Whatever they say: a newer mldb wrote them, and this one can do without."""
+    entries, rows = history.memory().dump()
+    image = build_index(entries, rows)
+    names = ["row_lsn", "row_colour", "meta:step:histogram", b"bytes", 7]
+    directory: dict[Any, object] = {**image.directory, **dict.fromkeys(names, place)}
+    assert read_with(image, directory).dump() == (entries, rows)
+
+
+@given(histories())
+def test_what_follows_in_the_place_of_a_column_is_read_over(history: History) -> None:
+    entries, rows = history.memory().dump()
+    image = build_index(entries, rows)
+    longer = {name: [*place, "more", 1] for name, place in image.directory.items()}
+    assert read_with(image, longer).dump() == (entries, rows)
+
+
+@pytest.mark.parametrize("name", [*COLUMN_TYPES])
+def test_a_known_column_must_be_there_and_be_possible(name: str) -> None:
+    entries, rows = many(5)
+    image = build_index(entries, rows)
+    start, count, code = image.directory[name]
+    short = {key: place for key, place in image.directory.items() if key != name}
+    with pytest.raises(CorruptError, match=f"lacks the columns .'{name}'"):
+        read_with(image, short)
+    for place in (
+        [start, count, "<f4"],
+        [-8, count, code],
+        [start, -1, code],
+        [image.length, 1, code],
+        [start, 2**60, code],
+        [start, True, code],
+        [start, count],
+        None,
+    ):
+        changed = {**image.directory, name: place}
+        with pytest.raises(CorruptError, match=f"'{name}' has an impossible place"):
+            read_with(image, changed)
+
+
+def test_optional_columns_are_bounded_like_the_others() -> None:
+    entries, rows = many(5)
+    image = build_index(entries, rows)
+    for name in OPTIONAL_COLUMNS:
+        for place in ([0, 2**60, OPTIONAL_COLUMNS[name]], [0, 1, "<f8"], "text"):
+            with pytest.raises(CorruptError, match=f"'{name}' has an impossible place"):
+                read_with(image, {**image.directory, name: place})

@@ -7,30 +7,34 @@ from hypothesis import strategies as st
 
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
-from mldb.log.frame import encode_file_header
+from mldb.log.file_header import encode_file_header
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import EMPTY_COMMIT
 from mldb.log.index.footer import describe, index_frame
+from mldb.log.index.opened import open_index
 from mldb.log.scan import Cursor
-from mldb.log.segment import Segment, open_index, segment_name
+from mldb.log.segment import Segment, segment_name
 from tests.support.files import replace_file
-from tests.support.logs import CLOCK, STORE_ID, History, histories
+from tests.support.logs import CLOCK, SEGMENT_ID, STORE_ID, History, histories
 
-NAME = segment_name(1)
+NAME = segment_name(SEGMENT_ID)
+HEADER = encode_file_header(
+    fmt.FILE_SEGMENT, STORE_ID, CLOCK, segment_id=SEGMENT_ID, base_lsn=1, published=1
+)
 
 
 def active_of(history: History) -> Active:
     """An active segment that holds this history."""
     fs = MemoryFileSystem()
     fs.mkdir("segments")
-    replace_file(fs, NAME, encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK))
+    replace_file(fs, NAME, HEADER)
     end = history.rows[-1].end + 200 if history.rows else fmt.FILE_HEADER_SIZE
     last = history.rows[-1].lsn if history.rows else 0
-    cursor = Cursor(end, last, chain_start(STORE_ID, 1))
+    cursor = Cursor(end, last, chain_start(STORE_ID, SEGMENT_ID))
     count = sum(map(len, history.entries))
     return Active(
-        Segment(fs, 1, STORE_ID, end),
+        Segment(fs, SEGMENT_ID, STORE_ID, end),
         fs.open(NAME, "rw"),
         cursor,
         history.memory(),
@@ -45,11 +49,10 @@ def written(buffers: list[Buffer], offset: int) -> Segment:
     """The frame in a file, at *offset*."""
     fs = MemoryFileSystem()
     fs.mkdir("segments")
-    header = encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK)
-    data = header.ljust(offset, b"\0") + b"".join(buffers)
+    data = HEADER.ljust(offset, b"\0") + b"".join(buffers)
     assert len(data) % fmt.FRAME_ALIGN == 0
     replace_file(fs, NAME, data)
-    return Segment(fs, 1, STORE_ID, len(data))
+    return Segment(fs, SEGMENT_ID, STORE_ID, len(data))
 
 
 @settings(max_examples=100)
@@ -83,7 +86,7 @@ def test_an_index_says_what_memory_said_up_to_its_last_commit(
 def test_a_description_names_the_first_and_the_last_commit(history: History) -> None:
     active = active_of(history)
     info = describe(active, active.cursor.last_lsn, 1000, "segments/0000000001.idx", 128)
-    assert (info.number, info.kind, info.origin) == (1, fmt.FILE_SEGMENT, STORE_ID)
+    assert (info.id, info.kind, info.origin) == (SEGMENT_ID, fmt.FILE_SEGMENT, STORE_ID)
     assert (info.length, info.index_file) == (1000, "segments/0000000001.idx")
     assert (info.index_offset, info.chain) == (128, active.cursor.chain)
     rows = history.rows

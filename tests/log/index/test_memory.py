@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.lineage import is_visible
 from mldb.log.index.memory import CommitField, MemoryIndex
-from tests.support.logs import KEYS, History, histories
+from tests.support.logs import KEYS, SEGMENT_ID, History, histories
 
 
 def newest(history: History, key: bytes, intervals: Intervals) -> Entry | None:
@@ -78,11 +78,11 @@ def test_a_snapshot_does_not_see_what_is_added_later(history: History, count: in
 
 
 def row(lsn: int) -> CommitRow:
-    return CommitRow(lsn, lsn - 1, lsn, lsn, lsn, 128, 200)
+    return CommitRow(lsn, lsn - 1, lsn, lsn, lsn, 128, 200, b"")
 
 
 def entry(lsn: int) -> Entry:
-    return Entry(lsn, 1, 128, 256, 4, b"", 0, 0, 0, b"")
+    return Entry(lsn, SEGMENT_ID, 128, 256, 4, b"", 0, 0, 0, b"", b"")
 
 
 def test_keys_may_be_listed_while_others_are_added() -> None:
