@@ -8,6 +8,7 @@ serves object stores, which offer put-if-absent and nothing more.
 
 from __future__ import annotations
 
+import errno
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -122,6 +123,10 @@ def _load_base(fs: FileSystem, name: str, number: int, digest: bytes) -> Base:
     try:
         data = read_file(fs, base_name, _BYTES_MAX)
     except StorageIOError as error:
+        # Damaged is only what lacks its base: not what could not be read just now, and not what a
+        # writer has replaced together with its base since.
+        if error.errno != errno.ENOENT or not fs.exists(name):
+            raise
         raise CorruptError(
             f"its base {base_name} cannot be read: {error}", file=name, offset=0
         ) from error
