@@ -41,7 +41,7 @@ def test_one_at_a_time_over_threads_and_handles(fs: FileSystem) -> None:
     def work(lock: CommitLock, who: int) -> None:
         nonlocal total
         for _ in range(60):
-            with lock:
+            with lock.hold():
                 inside.append(who)
                 seen = total
                 time.sleep(0)
@@ -66,14 +66,14 @@ def test_one_at_a_time_over_threads_and_handles(fs: FileSystem) -> None:
 
 def test_a_wait_that_is_too_long_names_the_holder_and_the_time(fs: FileSystem) -> None:
     holder, waiter = CommitLock(fs, 1), CommitLock(fs, 0.02)
-    with holder:
+    with holder.hold():
         began = time.monotonic()
-        with pytest.raises(LockedError) as info, waiter:
+        with pytest.raises(LockedError) as info, waiter.hold():
             pytest.fail("two are in")
         assert time.monotonic() - began >= 0.02
         for part in (f"process {os.getpid()}", fs.root, "0.02 s", "Nothing was stored"):
             assert part in str(info.value)
-    with waiter:
+    with waiter.hold():
         assert not free(fs)
     assert free(fs), "the wait in vain left something locked"
 
@@ -83,16 +83,16 @@ def test_a_thread_that_waits_for_another_of_its_process_is_told_so(fs: FileSyste
     errors: list[str] = []
 
     def wait() -> None:
-        with pytest.raises(LockedError) as info, lock:
+        with pytest.raises(LockedError) as info, lock.hold():
             pytest.fail("two are in")
         errors.append(str(info.value))
 
-    with lock:
+    with lock.hold():
         thread = threading.Thread(target=wait)
         thread.start()
         thread.join()
     assert "another thread of this process" in errors[0]
-    with lock:
+    with lock.hold():
         pass
     assert free(fs)
 
@@ -100,7 +100,7 @@ def test_a_thread_that_waits_for_another_of_its_process_is_told_so(fs: FileSyste
 def test_an_error_inside_frees_the_lock(fs: FileSystem) -> None:
     lock = CommitLock(fs, 1)
     for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), lock:
+        with pytest.raises(error), lock.hold():
             raise error
         assert free(fs)
 
@@ -115,13 +115,13 @@ def test_every_few_commits_a_writer_passes_the_gate(fs: FileSystem) -> None:
     turns = 0
     while turns < 100:
         try:
-            with lock:
+            with lock.hold():
                 turns += 1
         except LockedError:
             break
     assert turns < 10
     waiting.release()
-    with lock:
+    with lock.hold():
         pass
     assert free(fs)
 
@@ -134,14 +134,14 @@ def test_a_loop_of_commits_starves_nobody(fs: FileSystem) -> None:
     def hurry() -> None:
         nonlocal turns
         while not stop.is_set():
-            with greedy:
+            with greedy.hold():
                 turns += 1
 
     thread = threading.Thread(target=hurry)
     thread.start()
     try:
         for _ in range(30):
-            with polite:
+            with polite.hold():
                 pass
             # Long enough for some more turns of the other.
             time.sleep(0.0005)
@@ -163,12 +163,12 @@ def test_a_call_that_fails_leaves_nothing_locked(kind: str, contended: bool) -> 
         lock, other = CommitLock(fault, 0.01), CommitLock(inner, 1)
         fault.fail(kind, at=number, code=errno.EIO)
         if contended:
-            with other, pytest.raises((StorageIOError, LockedError)), lock:
+            with other.hold(), pytest.raises((StorageIOError, LockedError)), lock.hold():
                 pytest.fail("two are in")
         else:
             for _ in range(10):
                 try:
-                    with lock:
+                    with lock.hold():
                         assert not free(inner)
                 except StorageIOError:
                     break
@@ -176,9 +176,9 @@ def test_a_call_that_fails_leaves_nothing_locked(kind: str, contended: bool) -> 
                 assert kind == "lock", "the fault did not happen"
         fault.heal()
         assert free(inner)
-        with lock:
+        with lock.hold():
             pass
-        with other:
+        with other.hold():
             pass
 
 
@@ -215,11 +215,11 @@ def test_ctrl_c_behind_the_call_that_took_the_lock_gives_it_back() -> None:
     lock = CommitLock(fs, 1)
     for turns in range(10):  # some of them at the gate
         fs.armed = True
-        with pytest.raises(KeyboardInterrupt), lock:
+        with pytest.raises(KeyboardInterrupt), lock.hold():
             pytest.fail("not interrupted")
         assert free(fs)
         for _ in range(turns):
-            with lock:
+            with lock.hold():
                 pass
 
 
@@ -229,7 +229,7 @@ def test_the_lock_file_is_made_where_a_copy_lost_it(fs: FileSystem) -> None:
     lock.make_file()
     assert fs.exists(LOCK)
     assert free(fs)
-    with lock:
+    with lock.hold():
         lock_again = fs.lock(LOCK)
         assert not lock_again.try_acquire()
         lock_again.close()
@@ -238,7 +238,7 @@ def test_the_lock_file_is_made_where_a_copy_lost_it(fs: FileSystem) -> None:
 def test_closing_waits_for_the_commit_in_progress(fs: FileSystem) -> None:
     lock = CommitLock(fs, 1)
     thread = threading.Thread(target=lock.close)
-    with lock:
+    with lock.hold():
         thread.start()
         thread.join(0.02)
         assert thread.is_alive()

@@ -15,12 +15,13 @@ from mldb.log.frame import TO_BE_HASHED, Draft, Record, decode_entries
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.log import Log, LogOptions
 from mldb.log.manifest import PENDING
-from mldb.log.pending import PendingSegment, sweep_pending
+from mldb.log.pending import PendingSegment
+from mldb.log.readers import READERS, sweep_dead
 from mldb.log.segment import segment_name
-from mldb.log.sequencer import WriterOptions
+from mldb.log.sequencer import SequencerOptions
 from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
-from tests.support.files import contents_of, replace_file
+from tests.support.files import contents_of, read_file, replace_file
 from tests.support.logs import content, open_log, records, store
 
 STORED = 16 | fmt.MUST_UNDERSTAND
@@ -40,11 +41,11 @@ def events(log: Log) -> list[tuple[object, ...]]:
     """The last commit's frames: kinds, entries and payloads."""
     view = log.head()
     found: list[tuple[object, ...]] = []
-    number, row = next(view.commits(view.commit.lsn, view.commit.lsn))
-    segment = view.segments[number]
-    for frame, body in log.batch_frames(segment, row):
+    [(row, frames, file)] = log.batches(view, view.commit.lsn, view.commit.lsn)
+    content = read_file(log.fs, file)
+    for frame, body in frames:
         head = frame.header
-        data = segment.view(frame.end)[frame.payload_offset :][: head.payload_length]
+        data = content[frame.payload_offset :][: head.payload_length]
         entries = decode_entries(body, frame) if head.flags & fmt.FLAG_KEYED else None
         found.append((head.kind, head.lsn - row.lsn, entries, bytes(data)))
     return found
@@ -58,7 +59,7 @@ def test_a_published_segment_holds_what_a_plain_commit_would(
     """Spilled records come first, those that were not spilled behind them."""
     fs = MemoryFileSystem()
     every_kind = frozenset(range(fmt.MUST_UNDERSTAND))
-    log = Log(fs, LogOptions(writer=WriterOptions("os"), known=every_kind))
+    log = Log(fs, LogOptions(writer=SequencerOptions("os"), known=every_kind))
     store(log, b"\x01a", b"before")
     for number, (part, _) in enumerate(parts):  # a key has one version in a batch
         for place, draft in enumerate(part.drafts):
@@ -100,7 +101,7 @@ def test_nobody_sees_a_spilled_segment_before_it_is_published() -> None:
     reader = open_log(fs, "r")
     assert content(reader) == {b"\x01a": b"1"}
     assert fs.list(PENDING) == [pending.name.removeprefix("pending/")]
-    assert fs.list("segments") == ["0000000001.seg"]
+    assert len(fs.list("segments")) == 1
     store(log, b"\x01c", b"3")  # others go on meanwhile
     publish(log, pending)
     assert content(reader) == content(log)
@@ -127,7 +128,8 @@ def test_discarding_behind_the_publication_takes_nothing_back() -> None:
     publish(log, pending)
     pending.discard()
     assert content(open_log(fs, "r")) == {b"\x01b": b"2" * 5000}
-    assert fs.exists(segment_name(2))
+    assert log.state.active.id == pending.id
+    assert fs.exists(segment_name(pending.id))
 
 
 def test_a_file_that_cannot_be_removed_is_no_error() -> None:
@@ -158,17 +160,23 @@ def test_a_commit_that_is_refused_leaves_the_store_as_it_was() -> None:
 
 
 def test_sweeping_removes_all_but_the_segments_of_the_living() -> None:
+    """What a living process has in its hands starts with the name of its registration."""
     fs = MemoryFileSystem()
-    fs.mkdir(PENDING)
-    alive, dead = "a" * 32, "b" * 32
-    keep = [f"{alive}-1.seg", f"{alive}-12.seg"]
-    gone = [f"{dead}-1.seg", f"{alive}.idx", f"{alive}-1.idx", "MANIFEST-0000000009-x", "x.seg"]
+    for folder in (PENDING, READERS):
+        fs.mkdir(folder)
+    alive, dead, own = "a" * 32, "b" * 32, "c" * 32
+    held = fs.lock(f"{READERS}/{alive}")
+    assert held.try_acquire()
+    keep = [f"{name}-{rest}" for name in (alive, own) for rest in ("1.seg", "12.tmp")]
+    gone = [f"{dead}-1.seg", f"{alive}.idx", "MANIFEST-0000000009-x", "x.seg", dead]
     for name in [*keep, *gone]:
         replace_file(fs, f"{PENDING}/{name}", b"data")
-    sweep_pending(fs, frozenset({alive}))
+    sweep_dead(fs, own, fmt.LSN_MAX)
     assert fs.list(PENDING) == sorted(keep)
-    sweep_pending(fs, frozenset())
-    assert fs.list(PENDING) == []
+    held.close()
+    sweep_dead(fs, own, fmt.LSN_MAX)
+    assert fs.list(PENDING) == sorted(name for name in keep if name.startswith(own))
+    assert fs.list(READERS) == []
 
 
 def test_a_handle_sweeps_before_it_spills_and_when_it_closes() -> None:

@@ -17,12 +17,13 @@ from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import File
 from mldb.log.log import Log, LogOptions
+from mldb.log.newest import load_newest
 from mldb.log.segment import segment_name
-from mldb.log.state import load_newest
 from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
 from tests.support.files import append_to, read_file, replace_file
-from tests.support.logs import content, flip, open_log, store
+from tests.support.logs import content, flip, open_log, read, store
+from tests.support.segments import segment_names
 
 TAIL = fmt.FRAME_MAGIC + b"half a batch"
 ACTS = ("store", "store", "look", "look", "spill", "reopen", "tear", "close")
@@ -59,7 +60,7 @@ def test_handles_that_take_turns_all_see_the_same(
             known[key] = data
         elif act == "tear":
             log.head()
-            append_to(fs, segment_name(log.state.active.segment.number), TAIL)
+            append_to(fs, segment_name(log.state.active.id), TAIL)
         elif act == "look":
             assert content(log) == content(reader) == known
         else:
@@ -147,8 +148,8 @@ def test_an_event_that_need_not_be_understood_is_skipped_and_kept() -> None:
     assert content(older) == {b"\x01b": b"2", b"\x01c": b"3"}
     frames = [
         frame.header.kind & ~fmt.MUST_UNDERSTAND
-        for _, batch in older.batches(older.head(), 0, fmt.LSN_MAX)
-        for frame, _ in batch
+        for batch in older.batches(older.head(), 0, fmt.LSN_MAX)
+        for frame, _ in batch.frames
     ]
     assert frames == [99, 16, 16]
 
@@ -160,12 +161,13 @@ def test_payloads_behind_the_last_mark_are_verified_at_opening_and_not_while_fol
     store(log, b"\x01a", b"first" * 50)
     reader = open_log(fs, "r")
     store(log, b"\x01b", b"second" * 50)
-    data = read_file(fs, segment_name(1))
+    [name] = segment_names(fs)
+    data = read_file(fs, name)
     place = data.index(b"second")
-    fs.open(segment_name(1), "rw").pwritev([b"S"], place)
+    fs.open(name, "rw").pwritev([b"S"], place)
     assert reader.head().commit == log.head().commit
     fs.kill()
-    replace_file(fs, segment_name(1), flip(data, 8 * place))
+    replace_file(fs, name, flip(data, 8 * place))
     again = open_log(fs)
     assert content(again) == {b"\x01a": b"first" * 50}
     assert again.recovery.dropped_transactions == 1
@@ -178,10 +180,7 @@ def test_views_and_bytes_stay_valid_after_the_close() -> None:
         store(log, b"\x01%d" % number, b"%d" % number)
     view, known = log.head(), content(log)
     log.close()
-    found = {
-        key: bytes(log.payload(view, entry, 0, entry.length))
-        for key, entry in view.live(b"", view.intervals)
-    }
+    found = {key: read(log, view, key, entry) for key, entry in view.live(b"", view.intervals)}
     assert found == known
 
 

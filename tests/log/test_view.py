@@ -16,7 +16,7 @@ from mldb.log.index.lineage import intervals_at
 from mldb.log.index.memory import CommitField
 from mldb.log.log import Log
 from mldb.log.view import EMPTY_VIEW, View, make_view
-from tests.support.logs import open_log, store
+from tests.support.logs import open_log, read, store
 
 KEYS = [b"\x01", b"\x01a", b"\x01ab", b"\x01b", b"\x02", b"\xff\xff"]
 PREFIXES = [b"", b"\x01", b"\x01a", b"\x01c", b"\x02", b"\xff"]
@@ -152,10 +152,7 @@ def test_a_view_does_not_change_whatever_is_committed_after_it() -> None:
 
 
 def describe(log: Log, view: View) -> object:
-    live = {
-        key: bytes(log.payload(view, entry, 0, entry.length))
-        for key, entry in view.live(b"", view.intervals)
-    }
+    live = {key: read(log, view, key, entry) for key, entry in view.live(b"", view.intervals)}
     rows = [row.lsn for _, row in view.commits(0, fmt.LSN_MAX)]
     versions = {key: len(view.versions(key)) for key in live}
     return view.commit, view.jumps, view.intervals, live, rows, versions
@@ -187,5 +184,5 @@ def test_a_released_segment_is_mapped_again_by_the_next_question() -> None:
         assert part.segment.mapped_bytes
         part.release()
         assert not part.segment.mapped_bytes
-    found = [bytes(log.payload(view, entry, 0, 1)) for entry in view.versions(b"\x01a")]
+    found = [read(log, view, b"\x01a", entry) for entry in view.versions(b"\x01a")]
     assert found == [b"0", b"1", b"2"]
