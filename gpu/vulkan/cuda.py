@@ -9,8 +9,9 @@ on the same GPU, found by its UUID and never by its index. Calls, in this order:
                           -> cudaDestroyExternalMemory -> vkFreeMemory
 
 Each export is a new descriptor. It is ours until CUDA has imported it, and CUDA's from then on; so
-it is closed here exactly when the import fails. A tensor refers to ``CudaRows``, that to ``Mapped``
-and that to the Vulkan device, which therefore outlives every tensor over its memory.
+it is closed here exactly when the import fails. A tensor refers to ``CudaRows``, that to
+``CudaMapping`` and that to the Vulkan device, which therefore outlives every tensor over its
+memory.
 
 The host waits for a batch, because rows that are no unit vectors are known only then; it never
 waits for CUDA where timelines are shared (``turns``).

@@ -1,8 +1,8 @@
 """Device memory: buffers that the host can see, buffers that it cannot, and imported host memory.
 
 Vulkan promises at least one memory type that is both HOST_VISIBLE and HOST_COHERENT, so nothing
-here flushes or invalidates. A ``Buffer`` must outlive the commands that use it; its view must not
-be used after ``close``.
+here flushes or invalidates. A ``DeviceBuffer`` must outlive the commands that use it; its view must
+not be used after ``close``.
 """
 
 from __future__ import annotations

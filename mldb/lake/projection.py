@@ -58,7 +58,7 @@ def find_lake(scope: Scope, name: str) -> tuple[LakeInfo, Entry] | None:
 
 
 def require_lake(scope: Scope, name: str) -> tuple[LakeInfo, Entry]:
-    """Like :func:`find`. Raises MissingError."""
+    """Like :func:`find_lake`. Raises MissingError."""
     found = find_lake(scope, name)
     if found is None:
         known = ", ".join(map(repr, names(scope))) or "none"
