@@ -39,7 +39,6 @@ OVERLAP_BYTES: Final = 4 << 20
 LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
 """Behind it no batch is begun."""
 
-_FEW_DRAFTS: Final = 8
 _SMALL_BODY: Final = fmt.KEY_BYTES_MAX  # nothing in a body is longer than itself
 assert fmt.DIGEST_SIZE == 16
 assert fmt.ATTR_BYTES_MAX >= _SMALL_BODY
@@ -212,12 +211,17 @@ def _check_record(drafts: Sequence[Draft], length: int, body_length: int) -> Non
             f"exceeds the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and "
             f"{fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
         )
-    if count > _FEW_DRAFTS:
+    if body_length > fmt.ATTR_BYTES_MAX:
         if not are_sound(tuple(zip(*drafts, strict=True)), length):
             raise _unsound(drafts, length)
         return
-    for draft in drafts:
-        if not is_sound(draft, length):
+    for draft in drafts:  # an attr is shorter than the body
+        key, flags, encoding, offset, size, _, _, _, owner = draft
+        if (
+            len(key) > fmt.KEY_BYTES_MAX
+            or offset + size > length
+            or ((flags or encoding or owner or not key) and not is_sound(draft, length))
+        ):
             raise _unsound(drafts, length)
 
 

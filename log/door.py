@@ -36,22 +36,31 @@ class Cache(Protocol):
 class Door:
     """Hands out the bytes of versions. Any thread; what it returns lives as long as it is held.
 
-    *key* is the index key of the version, *name* what errors call it, *size* its decoded bytes,
-    which whoever knows what the bytes mean says. Raises CorruptError, FormatVersionError for an
-    encoding of a newer mldb, VersionGoneError for a version that was pruned meanwhile.
+    *key* is the index key of the version, None for that of the tensor *name*, which errors name.
+    *size* is the number of decoded bytes, which whoever knows what they mean says. Raises
+    CorruptError, FormatVersionError for an encoding of a newer mldb, VersionGoneError for a version
+    that was pruned meanwhile.
     """
 
-    __slots__ = ("_cache", "_decode", "_head", "verify")
+    __slots__ = ("_cache", "_decode", "_head", "_key_of", "verify")
 
     def __init__(
-        self, head: Callable[[], View], verify: Verify, decode: Decode, cache: Cache
+        self,
+        head: Callable[[], View],
+        verify: Verify,
+        decode: Decode,
+        cache: Cache,
+        key_of: Callable[[str], bytes],
     ) -> None:
         self.verify = verify
+        self._key_of = key_of
         self._head = head
         self._decode = decode
         self._cache = cache
 
-    def version(self, view: View, key: bytes, entry: Entry, size: int, name: str) -> memoryview:
+    def version(
+        self, view: View, key: bytes | None, entry: Entry, size: int, name: str
+    ) -> memoryview:
         """Return the decoded bytes of one version: a view of the log, or of the cache."""
         try:
             segment = view.segments[entry.segment]
@@ -65,7 +74,7 @@ class Door:
         return self._decoded(segment, data, entry, size, name)
 
     def part(
-        self, view: View, key: bytes, entry: Entry, size: int, low: int, high: int, name: str
+        self, view: View, key: bytes | None, entry: Entry, size: int, low: int, high: int, name: str
     ) -> memoryview:
         """Return decoded bytes low..high of one version, reading no more than it has to."""
         if entry.encoding != fmt.ENCODING_RAW:
@@ -82,7 +91,7 @@ class Door:
             )
 
     def unverified(
-        self, view: View, key: bytes, entry: Entry, low: int, high: int, name: str
+        self, view: View, key: bytes | None, entry: Entry, low: int, high: int, name: str
     ) -> memoryview:
         """Return raw bytes low..high of one version; who reads them verifies them first."""
         try:
@@ -99,7 +108,7 @@ class Door:
     def private(
         self,
         view: View,
-        key: bytes,
+        key: bytes | None,
         entry: Entry,
         size: int,
         name: str,
@@ -127,7 +136,7 @@ class Door:
     def touch_rows(
         self,
         view: View,
-        key: bytes,
+        key: bytes | None,
         entry: Entry,
         start: int,
         row_bytes: int,
@@ -175,14 +184,14 @@ class Door:
     def _elsewhere(
         self,
         error: SegmentGoneError,
-        key: bytes,
+        key: bytes | None,
         entry: Entry,
         name: str,
         again: Callable[[View, Entry], _T],
     ) -> _T:
         """Find a version whose file is gone in the newest view, and read it there."""
         view = self._head()
-        found = view.version_at(key, entry.commit_lsn)
+        found = view.version_at(self._key_of(name) if key is None else key, entry.commit_lsn)
         if found is not None and found.segment != entry.segment:
             return again(view, found)
         if entry.segment in view.segments:

@@ -21,6 +21,7 @@ from mldb.log.batch import (
     BatchStart,
     check_batch,
     encode_batch,
+    make_start,
     write_ahead,
     write_batch,
 )
@@ -30,7 +31,7 @@ from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
 from mldb.log.index.footer import describe
 from mldb.log.lock import CommitLock
-from mldb.log.manifest import Mark, SegmentInfo
+from mldb.log.manifest import Manifest, Mark, SegmentInfo
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Registration
 from mldb.log.recovery import Recovery, refuse_corruption, save_tail
@@ -65,6 +66,16 @@ class Appended(NamedTuple):
     active: Active
 
 
+class Room(NamedTuple):
+    """What fits under one manifest without a look at anything else."""
+
+    manifest: Manifest | None
+    first_lsn: int
+    stop_lsn: int
+    stop_offset: int
+    stop_count: int
+
+
 class Sequencer:
     """The writing half of a handle. Any thread; calls queue at the commit lock.
 
@@ -89,6 +100,7 @@ class Sequencer:
         self.lock = lock
         self._sealer = Sealer(state, metadata_of, registration.ensure)
         self.syncing = Syncing(state, lock, registration, self._sealer)
+        self._room = Room(None, 0, 0, 0, 0)  # guarded by the commit lock
         self._began = began  # LSNs below the floor cannot have been given out; the commit lock
 
     # --- committing -------------------------------------------------------------------------------
@@ -123,21 +135,16 @@ class Sequencer:
         for record in records:
             payload += record.payload_length
             count += len(record.drafts)
-        if payload < OVERLAP_BYTES:
-            for record in records:
-                if record.checks is None:
-                    hash_record(record)
+            if record.checks is None and record.payload_length < OVERLAP_BYTES:
+                hash_record(record)
         state = self.state
         guard = self.lock.hold()
         try:
             state.begin_writing(guard.key)
             epoch, parent = decide(self.catch_up())
             if pending is None:
-                row = self._append(records, payload, count, epoch, parent, extra)
-            else:
-                row = self._publish(pending, records, epoch, parent, extra)
-            self.commits += 1
-            return Appended(row, state.active)
+                return self._append(records, payload, count, epoch, parent, extra)
+            return self._publish(pending, records, epoch, parent, extra)
         except MldbError as error:
             if not self.syncing.note(error):
                 raise
@@ -151,9 +158,9 @@ class Sequencer:
 
         The commit lock is held, and its owner is the one who writes.
         """
-        self.syncing.refuse_ended()
-        state = self.state
-        state.check_identity()
+        syncing, state = self.syncing, self.state
+        if syncing.has_ended or syncing.doubts:
+            syncing.refuse_ended()
         if not state.is_current():
             state.follow()
             if state.announced_number != state.manifest.number:
@@ -185,23 +192,33 @@ class Sequencer:
         epoch: int,
         parent: CommitRow,
         extra: Mapping[str, object],
-    ) -> CommitRow:
+    ) -> Appended:
         state = self.state
-        first_lsn = self._first_lsn(len(records))
-        if self._is_full(payload, count) or state.is_version_1:
-            self.seal()
-        active = state.active
+        active, manifest = state.active, state.manifest
         cursor, segment = active.cursor, active.segment
-        start = BatchStart(
-            segment.seed,
-            segment.id,
-            cursor.chain,
-            cursor.offset,
-            first_lsn,
-            self.syncing.durable_lsn,
-            parent,
-            epoch,
-            state.fs.time_ns(),
+        first_lsn, room = cursor.last_lsn + 1, self._room
+        # One comparison each, since all of it holds for nearly every commit.
+        if not (
+            room.manifest is manifest
+            and room.first_lsn <= first_lsn < room.stop_lsn - len(records)
+            and cursor.offset + payload <= room.stop_offset
+            and active.count + count <= room.stop_count
+        ):
+            first_lsn = self._make_room(len(records), payload, count)
+            active = state.active
+            cursor, segment = active.cursor, active.segment
+        start = make_start(
+            (
+                segment.seed,
+                segment.id,
+                cursor.chain,
+                cursor.offset,
+                first_lsn,
+                self.syncing.durable_lsn,
+                parent,
+                epoch,
+                state.fs.time_ns(),
+            )
         )
         if payload >= OVERLAP_BYTES:
             check_batch(len(records), first_lsn, epoch)
@@ -209,7 +226,27 @@ class Sequencer:
         batch = encode_batch(records, start, extra)
         write_batch(active.file, batch)
         state.appended(batch)
-        return batch.row
+        self.commits += 1
+        return Appended(batch.row, active)
+
+    def _make_room(self, records: int, payload: int, count: int) -> int:
+        """Make room for a batch: LSNs below the ceiling, a segment that it fits in.
+
+        Returns the LSN of its first record.
+        """
+        state, options = self.state, self.options
+        first_lsn = self._first_lsn(records)
+        if self._is_full(payload, count) or state.is_version_1:
+            self.seal()
+        manifest = state.manifest
+        self._room = Room(
+            manifest,
+            manifest.lsn_floor + 1,
+            manifest.lsn_ceiling - 1,
+            options.segment_bytes,
+            options.segment_entries,
+        )
+        return first_lsn
 
     def _first_lsn(self, count: int) -> int:
         """The LSN of the next record, when *count* more and a commit stay below the ceiling.
@@ -249,7 +286,7 @@ class Sequencer:
         epoch: int,
         parent: CommitRow,
         extra: Mapping[str, object],
-    ) -> CommitRow:
+    ) -> Appended:
         """Append the remaining records to a pending segment and make it the active one."""
         state = self.state
         for record in records:
@@ -290,7 +327,8 @@ class Sequencer:
                 raise
         pending.discard()
         self.syncing.durable = batch.row.lsn
-        return batch.row
+        self.commits += 1
+        return Appended(batch.row, state.active)
 
     # --- sealing ----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.lineage import intervals_at
 from mldb.log.index.pause import collection_paused
 from mldb.log.lock import LOCK
-from mldb.log.manifest import Manifest, manifest_name
+from mldb.log.manifest import Manifest, manifest_name, manifest_numbers
 from mldb.log.mappings import MappingBudget
 from mldb.log.newest import is_damaged, load_newest, open_announced
 from mldb.log.ownership import Key, OwnedLock
@@ -69,7 +69,7 @@ class LogState:
         self.active = self._open(manifest)
         self.view = EMPTY_VIEW
         self._load_sealed()
-        self.identity = fs.identity(LOCK)
+        self._device, self._inode = fs.identity(LOCK) or (0, 0)
         self._announced = announced or open_announced(fs, writable=writable)
         self.named = 0  # the newest manifest whose name is known to be durable
         self.next_number = 0
@@ -89,10 +89,15 @@ class LogState:
         """The newest manifest that was announced; 0 when the lock file is lost."""
         return 0 if self._announced is None else self._announced.size()
 
-    def check_identity(self) -> None:
-        """Raise StoreMovedError unless the store's path still leads to the folder opened."""
-        if self.fs.identity(LOCK) != self.identity:
+    def check_identity(self) -> int:
+        """Raise StoreMovedError unless the store's path still leads to the folder opened.
+
+        Returns the number of the newest manifest that was announced.
+        """
+        found = self.fs.look(LOCK)
+        if found is None or found[0] != self._device or found[1] != self._inode:
             raise self._moved("another folder stands there, or none")
+        return found[2]
 
     def _moved(self, what: str) -> StoreMovedError:
         return StoreMovedError(
@@ -180,26 +185,30 @@ class LogState:
 
         Whoever installs number N makes the lock file N bytes long before that, so that equality
         proves in one cheap call that nothing is newer. Otherwise the newest one is N, or the one
-        before while N is being made. Without a lock file look for the next one: while this process
-        slept, it may have come and gone; then this one is gone too, unless it is a base.
+        before while N is being made. A damaged one may stand there, too: then the next one is
+        looked for by name. Without a lock file the folder is listed.
         """
         announced = self.announced_number
         if announced == self.manifest.number:
             return False
+        if not announced:
+            return manifest_numbers(self.fs.list(""))[-1:] > [self.manifest.number]
         for number in (announced, announced - 1):
             if number >= self.next_number and self.fs.exists(manifest_name(number)):
                 return True
         return self.fs.exists(self._next_manifest) or not self.fs.exists(self._manifest_name)
 
     def is_current(self) -> bool:
-        """Whether the files certainly hold nothing unknown and no torn tail."""
-        active, announced = self.active, self._announced
+        """Whether the files certainly hold nothing unknown and no torn tail.
+
+        Raises StoreMovedError. The commit lock is held.
+        """
+        active = self.active
         seen = active.seen
         return (
-            active.file.size() == seen
+            self.check_identity() == self.manifest.number
             and active.cursor.offset == seen
-            and announced is not None
-            and announced.size() == self.manifest.number
+            and active.file.size() == seen
         )
 
     def follow(self) -> None:
@@ -288,17 +297,18 @@ class LogState:
         _, row, entries, end, chain = batch
         active = self.active
         cursor = active.cursor
-        number, head, jumps, intervals, *rest = self.view
+        view = self.view
+        intervals, lsn = view[3], row[0]
         active.seen = HALF_DONE
         cursor.offset = end
-        cursor.last_lsn = row.lsn
+        cursor.last_lsn = lsn
         cursor.chain = chain
-        if row.parent == head.lsn and intervals:
+        if row[1] == view[1][0] and intervals:
             active.memory.add(row, entries)
             active.count += len(entries)
             active.segment.valid = end
-            intervals = (*intervals[:-1], (intervals[-1][0], row.lsn))
-            self.view = make_view((number, row, jumps, intervals, *rest))
+            seen = (*intervals[:-1], (intervals[-1][0], lsn))
+            self.view = make_view((view[0], row, view[2], seen, *view[4:]))
         else:
             self.add(row, entries)
             self.publish()

@@ -17,10 +17,13 @@ from typing import Final
 
 from mldb.errors import (
     ClosedError,
+    LockedError,
     MldbError,
     ReadOnlyError,
+    StorageError,
     StorageFullError,
     StorageIOError,
+    StoreMovedError,
 )
 from mldb.log import format as fmt
 from mldb.log.active import Active
@@ -54,7 +57,7 @@ class Syncing:
         self._registration = registration
         self._sealer = sealer
         self._lock = OwnedLock("the sync of this handle")
-        self._doubts: set[int] = set()  # threads inside an fdatasync, or cut off in one
+        self.doubts: set[int] = set()  # threads inside an fdatasync, or cut off in one
 
     def hold(self) -> Guard:
         """Wait until nobody syncs, and keep it so."""
@@ -72,7 +75,7 @@ class Syncing:
 
     def refuse_ended(self) -> None:
         """Raise ClosedError when the handle takes no more commits."""
-        if self._doubts:
+        if self.doubts:
             self._take_doubt()
         if self.failed is not None:
             raise ClosedError(
@@ -96,20 +99,20 @@ class Syncing:
         interrupt while the failure is handled is taken for the failure that it hides.
         """
         doubt = get_ident()
-        self._doubts.add(doubt)
+        self.doubts.add(doubt)
         try:
             file.sync()
         except BaseException as error:
             hidden = _failed_sync_in(error)
             if hidden is not None:
                 self.note(hidden)
-            self._doubts.discard(doubt)
+            self.doubts.discard(doubt)
             raise
-        self._doubts.discard(doubt)
+        self.doubts.discard(doubt)
 
     def _take_doubt(self) -> None:
         """Take a sync of this thread that was cut off in between for one that failed."""
-        if get_ident() in self._doubts:
+        if get_ident() in self.doubts:
             error = StorageIOError("an fdatasync was interrupted, and how it ended is not known.")
             error.failed_sync = True
             self.note(error)
@@ -128,16 +131,19 @@ class Syncing:
         if self.durable >= lsn and self.failed is None and state.active is active:
             return
         with self._lock.hold():
-            if self._doubts:
+            if self.doubts:
                 self._take_doubt()
             if self.failed is not None:
                 raise self._not_durable(lsn)
             if self.durable < lsn:
                 reached = self._sync_segment(lsn, active)
-                if reached > self._logged_durable():
-                    self._registration.acknowledge(reached)
-                if state.announced_number != state.manifest.number:
-                    self._follow_announced()
+                try:
+                    if reached > self._logged_durable():
+                        self._registration.acknowledge(reached)
+                    if state.announced_number != state.manifest.number:
+                        self._follow_announced()
+                except (LockedError, StorageError) as error:
+                    raise _not_known(lsn, error) from error
                 if self.failed is not None:
                     raise self._not_durable(lsn)
                 self.durable = max(self.durable, reached)
@@ -163,7 +169,7 @@ class Syncing:
             else:
                 reached = lsn
         except _FAILED_SYNC as error:
-            if not self.note(error):
+            if not self.note(error) and self.failed is not error:
                 raise
             try:
                 guard = self._commit_lock.hold()
@@ -271,6 +277,17 @@ def _failed_sync_in(error: BaseException) -> MldbError | None:
             return hidden
         found = found.__context__
     return None
+
+
+def _not_known(lsn: int, error: MldbError) -> StorageIOError:
+    """What is raised for a commit that is synced but may not be acknowledged."""
+    kind = StoreMovedError if isinstance(error, StoreMovedError) else StorageIOError
+    cause, _, _ = str(error).partition(". ")  # what follows says that nothing was stored
+    return kind(
+        f"commit {lsn} was written and synced, but then {cause}. Whether it is "
+        "stored is not known: look at db.last_commit before you store it again.",
+        errno=getattr(error, "errno", None),
+    )
 
 
 def _closed_for_writing(error: MldbError, outcome: str) -> StorageIOError:

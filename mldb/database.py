@@ -335,7 +335,7 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
         try:
             self._background.close()
         finally:
-            if not self._background.busy():
+            if self._background.closed:
                 self._closed = True
                 self._lake_rows.clear()  # what others hold of them stays readable
                 try:

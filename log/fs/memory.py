@@ -272,6 +272,17 @@ class MemoryFileSystem:
         found = self._found()
         return None if found is None else found._identity(name)
 
+    def look(self, name: str) -> tuple[int, int, int] | None:
+        """Look a file up in what stands at the path now, with its length."""
+        self._check(name)
+        found = self._found()
+        return None if found is None else found._look(name)
+
+    def _look(self, name: str) -> tuple[int, int, int] | None:
+        with self._disk.mutex:
+            inode = self._files.get(name)
+            return None if inode is None else (self._device, inode.number, inode.length)
+
     def _identity(self, name: str) -> tuple[int, int] | None:
         with self._disk.mutex:
             inode = self._files.get(name)

@@ -61,6 +61,7 @@ class OsFileSystem:
         self.relieve: Callable[[], bool] | None = None
         self._process = CURRENT[0]
         self._real_folders: set[str] = {""}  # seen to be folders and not links
+        self._looked: dict[str, str] = {}  # the paths of names that were looked at
 
     @staticmethod
     def prepare_root(path: str, *, create: bool) -> str:
@@ -156,6 +157,20 @@ class OsFileSystem:
             return identity_at(f"{self.root}/{name}" if name else self.root, follow=not name)
         except OSError as error:
             raise translate(error, "stat", self.root, name) from error
+
+    def look(self, name: str) -> tuple[int, int, int] | None:
+        """Device, inode and length of what stands at the path now: one lstat."""
+        path = self._looked.get(name)
+        if path is None:
+            self._check(name)
+            path = self._looked[name] = f"{self.root}/{name}"
+        try:
+            found = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise translate(error, "lstat", self.root, name) from error
+        return found.st_dev, found.st_ino, found.st_size
 
     # --- files ------------------------------------------------------------------------------------
 

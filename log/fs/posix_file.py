@@ -66,8 +66,12 @@ class OsFile(OsDescriptor):
         if self._process is not CURRENT[0]:
             raise self._forked()
         try:
-            # The common case: one small gathered write.
-            if len(buffers) <= IOV_MAX:
+            # The common cases: one small write, one small gathered write.
+            if len(buffers) == 1:
+                total = len(buffers[0])
+                if total <= _WRITE_STEP and os.pwrite(self._fd, buffers[0], offset) == total:
+                    return total
+            elif len(buffers) <= IOV_MAX:
                 total = byte_count(buffers)
                 if total <= _WRITE_STEP and os.pwritev(self._fd, buffers, offset) == total:
                     return total

@@ -40,16 +40,23 @@ def are_sound(columns: tuple[tuple[Any, ...], ...], payload_length: int) -> bool
 
 
 def is_sound(entry: tuple[Any, ...], payload_length: int) -> bool:
-    """Check one entry as :func:`are_sound` checks many; for the few of a small commit."""
+    """Check one entry as :func:`are_sound` checks many; for the few of a small commit.
+
+    A shift leaves 0 of a number within its bits, and -1 of a negative one.
+    """
     key, flags, encoding, offset, length, digest, base, attr, owner = entry
     return (
-        0 < len(key) <= fmt.KEY_BYTES_MAX
-        and len(attr) <= fmt.ATTR_BYTES_MAX
-        and len(owner) <= fmt.KEY_BYTES_MAX
+        0 < len(key) <= _KEY_MAX
+        and len(attr) <= _ATTR_MAX
+        and len(owner) <= _KEY_MAX
         and len(digest) in _DIGEST_SIZES
-        and 0 <= flags <= fmt.ENTRY_FLAGS_MAX
-        and 0 <= encoding <= fmt.ENCODING_MAX
-        and offset >= 0
-        and 0 <= length <= payload_length - offset
-        and 0 <= base <= fmt.LSN_MAX
+        and not (flags | encoding) >> 8
+        and offset >= 0 <= length <= payload_length - offset
+        and not base >> 63
     )
+
+
+_KEY_MAX: Final = fmt.KEY_BYTES_MAX
+_ATTR_MAX: Final = fmt.ATTR_BYTES_MAX
+assert fmt.ENTRY_FLAGS_MAX == fmt.ENCODING_MAX == (1 << 8) - 1
+assert fmt.LSN_MAX == (1 << 63) - 1

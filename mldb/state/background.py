@@ -166,7 +166,8 @@ class Background:
         self._entry = OwnedLock("the queue of background checkpoints")  # to copy and to queue
         self._turn = OwnedLock("the writing of background checkpoints")
         self._thread: threading.Thread | None = None  # the newest
-        self._closed = False
+        self.closed = False
+        """Whether it takes no more jobs, and has written all."""
 
     def submit(self, job: CheckpointJob, started: float, write: _Write) -> PendingCheckpoint:
         """Fix the value of *job* and queue it for *write*; waits while every buffer is in use.
@@ -177,7 +178,7 @@ class Background:
         """
         pending = PendingCheckpoint(job.name, job.epoch, self._turn, self._store)
         with self._entry.hold():
-            if self._closed:
+            if self.closed:
                 raise ClosedError(
                     f"the store {self._store} was closed; checkpoint {job.name!r} was not stored"
                 )
@@ -302,17 +303,17 @@ class Background:
         raise error
 
     def close(self) -> None:
-        """Write what is queued; raises like :meth:`drain`, and ClosedError to who comes later.
+        """Write what is queued; raises like :meth:`drain`. Who comes later gets ClosedError.
 
-        When Ctrl-C ends it, it is open as before.
+        Ended by Ctrl-C, or called inside another call, it leaves all as before.
         """
         with self._entry.hold():
-            self._closed = True
+            self.closed = True
         try:
             self.drain()
         finally:
             if self.busy():
-                self._closed = False
+                self.closed = False
             else:
                 self._join()
 

@@ -9,9 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
-from mldb.names import check_name
 from mldb.tensors.codec import unpack_descriptor
 from mldb.tensors.dtypes import dtype_of
 from mldb.tensors.scope import Scope, stored_bytes
@@ -82,9 +80,8 @@ class Operand:
         if self._decoded is not None:
             return self._decoded[start : start + count]
         scope, stop = self._scope, start + count
-        key = keys.TENSORS + check_name(self.name)
         door, size = scope.source.door, self.what.nbytes
-        return door.part(scope.view, key, self.entry, size, start, stop, self.name)
+        return door.part(scope.view, None, self.entry, size, start, stop, self.name)
 
 
 class Tile(NamedTuple):

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from mldb import keys
 from mldb.errors import CorruptError, InvalidTypeError
 from mldb.log.index.address import Entry, Lsn, to_time
-from mldb.names import check_name
 from mldb.tensors.codec import (
     index_array,
     rebuild,
@@ -169,9 +167,9 @@ class TensorHandle:
         return np.ndarray((count, *shape[1:]), self._dtype, data)
 
     def _part(self, low: int, high: int) -> memoryview:
-        scope, key = self._scope, keys.TENSORS + check_name(self.name)
+        scope = self._scope
         size, door = self._descriptor.nbytes, scope.source.door
-        return door.part(scope.view, key, self._entry, size, low, high, self.name)
+        return door.part(scope.view, None, self._entry, size, low, high, self.name)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the steps of the first axis, each read when it is reached."""

@@ -21,6 +21,10 @@ from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_me
 from mldb.tensors.encoding import decode_bytes
 
 
+def _tensor_key(name: str) -> bytes:
+    return keys.TENSORS + check_name(name)
+
+
 class Source:
     """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread.
 
@@ -31,7 +35,7 @@ class Source:
 
     def __init__(self, log: Log, border: MapBorder, cache: DecodedCache) -> None:
         self.log = log
-        self.door = Door(log.head, log.options.verify, decode_bytes, cache)
+        self.door = Door(log.head, log.options.verify, decode_bytes, cache, _tensor_key)
         self.border = border
         self.cache = cache
         self.mapped_reads = 0
@@ -105,8 +109,8 @@ def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
 
     They have been verified, and live as long as they are held. Raises CorruptError.
     """
-    key, size = keys.TENSORS + check_name(name), unpack_descriptor(entry.attr).nbytes
-    return scope.source.door.version(scope.view, key, entry, size, name)
+    size = unpack_descriptor(entry.attr).nbytes
+    return scope.source.door.version(scope.view, None, entry, size, name)
 
 
 def own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
@@ -117,8 +121,7 @@ def own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
     source, view, _, _ = scope
     if not source.door.is_raw(entry) or not source.is_mapped(view, entry):
         return bytearray(stored_bytes(scope, entry, name))
-    key = keys.TENSORS + check_name(name)
-    return source.door.private(view, key, entry, entry.length, name)
+    return source.door.private(view, None, entry, entry.length, name)
 
 
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
@@ -129,8 +132,7 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     """
     what: Descriptor = unpack_descriptor(entry.attr)
     source, view, _, _ = scope
-    key = keys.TENSORS + check_name(name)
-    data = source.door.version(view, key, entry, what.nbytes, name)
+    data = source.door.version(view, None, entry, what.nbytes, name)
     if what.layout != "dense":
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
     return view_numpy(what, data if source.is_mapped(view, entry) else bytes(data))

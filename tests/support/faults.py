@@ -269,6 +269,11 @@ class FaultFileSystem:
         self.enter("identity", name)
         return self.inner.identity(name)
 
+    def look(self, name: str) -> tuple[int, int, int] | None:
+        """Pass on; of the same kind as identity."""
+        self.enter("identity", name)
+        return self.inner.look(name)
+
     def free_bytes(self) -> int:
         """Pass on."""
         self.enter("free_bytes", "")

@@ -10,7 +10,7 @@ from mldb.history.kinds import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
 from mldb.history.kinds.changes import KeyChange, attr_draft
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES
-from mldb.log.checksum import block_check, checks_and_digest
+from mldb.log.checksum import block_check, checks_and_digest, digest128
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, make_draft
 from mldb.log.fs.protocol import Buffer
 from mldb.tensors.codec import (
@@ -46,12 +46,18 @@ def tensor_stored(
     checks: bytes | None = None
     digest = TO_BE_HASHED
     if length < OVERLAP_BYTES:
-        checks, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
-        if metadata is None and not aliases:  # for loops that store tensor after tensor
-            key, align = keys.TENSORS + name, fmt.payload_align_log2(length)
+        payload = prepared.buffers
+        if metadata is None and not aliases and 0 < length < fmt.PAGE_ALIGN_FROM:
+            # The same in fewer steps, for loops that store one small tensor after another.
+            if len(payload) == 1:
+                checks, digest = block_check(payload[0]), digest128(payload[0])
+            else:
+                checks, digest = checks_and_digest(payload, fmt.BLOCK_LOG2)
+            key = keys.TENSORS + name
             one = make_draft((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, prepared.attr, b""))
-            payload, block = prepared.buffers, fmt.BLOCK_LOG2
+            align, block = fmt.PAYLOAD_ALIGN_LOG2, fmt.BLOCK_LOG2
             return Record(TENSOR_STORED, [one], payload, length, None, 1, align, block, checks)
+        checks, digest = checks_and_digest(payload, fmt.BLOCK_LOG2)
     draft = tensor_draft(keys.TENSORS + name, prepared.attr, 0, length, digest)
     return Record(
         TENSOR_STORED,
