@@ -200,9 +200,11 @@ def test_a_disk_that_fails_at_the_commit_rolls_every_layer_back(
     """Each write and each sync in turn; what was there before is all there is after.
 
     A transaction that had read withdrew its registration after the commit; when that failed, it
-    said that it was rolled back although it was stored.
+    said that it was rolled back although it was stored. Nor may the claim that a commit is durable,
+    which is written when it is synced: all of its layers may be there then, and the error says so.
     """
     outcomes = set()
+    unknown = 0
     for call, code in (("pwritev", errno.ENOSPC), ("pwritev", errno.EIO), ("sync", errno.EIO)):
         for number in range(1, 20):
             inner = MemoryFileSystem()
@@ -211,6 +213,7 @@ def test_a_disk_that_fails_at_the_commit_rolls_every_layer_back(
             for name in LAYERS:
                 db.store_model_layer(name, *layer(rng, 2))
             before = contents(db)
+            last = fs.calls[call] + number
             fs.fail(call, at=number, code=code)
             try:
                 with db.storage.transaction() as txn:
@@ -218,20 +221,33 @@ def test_a_disk_that_fails_at_the_commit_rolls_every_layer_back(
                         txn.store_model_layer(name, *layer(rng, 2))
             except MldbError as error:
                 outcomes.add((call, type(error)))
-                assert isinstance(error, StorageFullError) == (code == errno.ENOSPC)
-                assert contents(db) == before
+                after = contents(db)
+                if "stored is not known" in str(error):
+                    unknown += 1
+                    assert set(after["tensors"]) == set(before["tensors"])
+                    assert all(
+                        after["tensors"][item] != before["tensors"][item]
+                        for item in after["tensors"]
+                        if item.endswith("weights")
+                    )
+                else:
+                    assert isinstance(error, StorageFullError) == (code == errno.ENOSPC)
+                    assert after == before
                 with MLDatabase.on(inner, mode="r") as again:
-                    assert contents(again) == before
+                    assert contents(again) == after
             else:
+                # A full disk keeps nobody from reading: the hold of the transaction is not written.
                 assert contents(db) != before
-                fs.heal()
-                db.close()
-                break
+                if fs.calls[call] < last:
+                    fs.heal()
+                    db.close()
+                    break
             fs.heal()
             db.close()
         else:
             raise AssertionError("a transaction has no 20 calls that can fail")
     assert {call for call, _ in outcomes} == {"pwritev", "sync"}
+    assert unknown == 2  # the claim, once for each way in which a write fails
 
 
 # --- epochs ---------------------------------------------------------------------------------------

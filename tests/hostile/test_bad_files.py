@@ -18,7 +18,7 @@ import pytest
 
 import mldb
 from mldb.log import format as fmt
-from tests.support.seen import contents, listing
+from tests.support.seen import contents, listing, segments_of
 
 
 def sealed_store(path: Path) -> None:
@@ -29,11 +29,13 @@ def sealed_store(path: Path) -> None:
 
 
 def segment(path: Path, number: int) -> Path:
-    return path / "segments" / f"{number:010d}.seg"
+    """The file of the *number*-th segment, from 1, also when it was moved away."""
+    return segments_of(path)[number - 1]
 
 
 def cut(path: Path) -> None:
-    os.truncate(segment(path, 2), segment(path, 2).stat().st_size - 100)
+    file = segment(path, 2)
+    os.truncate(file, file.stat().st_size - 100)
 
 
 def empty(path: Path) -> None:
@@ -45,9 +47,10 @@ def missing(path: Path) -> None:
 
 
 def swapped(path: Path) -> None:
-    segment(path, 2).rename(path / "aside")
-    segment(path, 3).rename(segment(path, 2))
-    (path / "aside").rename(segment(path, 3))
+    one, other = segment(path, 2), segment(path, 3)
+    one.rename(path / "aside")
+    other.rename(one)
+    (path / "aside").rename(other)
 
 
 def from_another_store(path: Path) -> None:
@@ -59,11 +62,19 @@ def from_another_store(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (cut, r"segment 2 is \d+ bytes long, expected at least \d+.*stay readable.*backup"),
-        (empty, r"segment 2 is 0 bytes long, expected at least \d+.*stay readable.*backup"),
-        (missing, r"segment 2 is missing.*stays readable.*backup"),
-        (swapped, r"this is segment \d of store \w{32}, expected segment \d of store \w{32}"),
-        (from_another_store, r"this is segment 2 of store \w{32}, expected segment 2 of store"),
+        (cut, r"segment \w{32} is \d+ bytes long, expected at least \d+.*stay readable.*backup"),
+        (empty, r"segment \w{32} is 0 bytes long, expected at least \d+.*stay readable.*backup"),
+        (missing, r"segment \w{32} is missing.*stays readable.*backup"),
+        (
+            swapped,
+            r"this is segment (\w{32}) of store (\w{32}), expected segment (?!\1)\w{32} of "
+            r"store \2",
+        ),
+        (
+            from_another_store,
+            r"this is segment (\w{32}) of store (\w{32}), expected segment "
+            r"(?!\1)\w{32} of store (?!\2)\w{32}",
+        ),
     ],
 )
 def test_a_segment_that_is_not_the_one_expected_is_named(
@@ -91,20 +102,29 @@ def test_a_torn_tail_is_reported_once_and_costs_nothing(
     with mldb.open(store_path) as db:
         db.store_tensor("kept", np.arange(6), {"k": 1}, epoch=3)
         before = contents(db)
-    active = max((store_path / "segments").iterdir())
+    active = segment(store_path, 1)
     with active.open("ab") as file:
         file.write(b"\x5a" * 333)
+    torn = listing(store_path)
     with caplog.at_level(logging.WARNING, "mldb"), mldb.open(store_path) as again:
         assert contents(again) == before
         report = again.recovery
         assert not report.clean
+        assert (report.dropped_bytes, report.file) == (333, f"segments/{active.name}")
+        assert report.saved_as == ""
+        assert caplog.records == []
+        assert listing(store_path) == torn  # opening repairs nothing
+        again["later"] = 1
+        report = again.recovery
         assert (report.dropped_bytes, report.file) == (333, f"segments/{active.name}")
         assert (store_path / report.saved_as).read_bytes().endswith(b"\x5a" * 333)
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         for words in ("333 bytes", "never acknowledged", report.saved_as, active.name):
             assert words in record.getMessage()
-        again["later"] = 1
+        again["last"] = 2
+        assert again.recovery == report
+        assert len(caplog.records) == 1
     caplog.clear()
     with mldb.open(store_path) as third:
         assert third.recovery.clean

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import mldb
+from mldb.log.fs.posix import OsFileSystem
+from tests.support.segments import segment_names
 
 
 def contents(db: mldb.MLDatabase) -> dict[str, Any]:
@@ -27,3 +29,8 @@ def listing(folder: Path) -> dict[str, tuple[int, int, bytes]]:
         data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
         found[str(path.relative_to(folder))] = (state.st_mode, state.st_mtime_ns, data)
     return found
+
+
+def segments_of(folder: Path) -> list[Path]:
+    """The files of the segments of a store in log order, the active one last."""
+    return [folder / name for name in segment_names(OsFileSystem(folder))]
