@@ -29,6 +29,9 @@ WRONG: list[tuple[str, Any, type[mldb.MldbError]]] = [
     ("lock_timeout", float("nan"), mldb.InvalidValueError),
     ("lock_timeout", float("inf"), mldb.InvalidValueError),
     ("lock_timeout", "1", mldb.InvalidValueError),
+    ("exit_timeout", -0.1, mldb.InvalidValueError),
+    ("exit_timeout", float("nan"), mldb.InvalidValueError),
+    ("exit_timeout", "1", mldb.InvalidValueError),
 ]
 
 

@@ -19,9 +19,6 @@ from hypothesis import strategies as st
 
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.log.index.address import EMPTY_COMMIT, CommitRow
-from mldb.state.background import Background, CopyBuffer
-from mldb.state.checkpointing import CheckpointJob, make_job
 from tests.support.faults import FaultFileSystem
 
 
@@ -499,55 +496,3 @@ def test_a_checkpoint_is_all_or_nothing(fs: FaultFileSystem, kind: str, small: b
             assert db.epoch == number
     assert number > 10
     assert failed > 1 or (kind == "link" and small)
-
-
-# --- the background itself ------------------------------------------------------------------------
-
-
-def job(name: str, value: int = 0) -> CheckpointJob:
-    return make_job({"w": np.full(3, value)}, epoch=0, step=None, name=name, metrics=None)
-
-
-def test_the_background_writes_in_order_and_raises_each_error_once() -> None:
-    written: list[tuple[str, int]] = []
-
-    def write(item: CheckpointJob) -> CommitRow:
-        if item.name.startswith("bad"):
-            raise mldb.StorageIOError(item.name)
-        (buffer,) = item.tensors["w"].buffers
-        written.append((item.name, int(np.frombuffer(buffer, "i8")[0])))
-        return EMPTY_COMMIT
-
-    background = Background(depth=3)
-    assert not background.busy()
-    for number in range(5):
-        background.submit(job(f"good{number}", number), 0.0, write)
-    background.drain()
-    assert written == [(f"good{number}", number) for number in range(5)]
-    bad = [background.submit(job(f"bad{number}"), 0.0, write) for number in range(2)]
-    good = background.submit(job("good"), 0.0, write)
-    with pytest.raises(mldb.StorageIOError, match="bad0"):
-        background.drain()
-    background.drain()
-    background.raise_failed()
-    assert good.done
-    assert all(pending.error is not None for pending in bad)
-    late = background.submit(job("bad late"), 0.0, write)
-    with pytest.raises(mldb.StorageIOError, match="bad late"):
-        late.result(10)
-    background.close()
-    background.close()
-    assert not background.busy()
-
-
-def test_what_is_copied_already_is_not_copied_again() -> None:
-    """The bytes of a device tensor come through page-locked memory; one copy is enough."""
-    plain, turned = np.ones((64, 64)), np.ones((64, 32)).T  # the second has to be gathered first
-    job = make_job({"a": plain, "b": turned}, epoch=1, step=None, name=None, metrics=None)
-    buffer = CopyBuffer()
-    fixed = buffer.copy_of(job)
-    assert buffer.data.nbytes == plain.nbytes
-    assert fixed.tensors["b"] is job.tensors["b"]
-    plain[:] = 0
-    assert bytes(fixed.tensors["a"].buffers[0]) == np.ones((64, 64)).tobytes()
-    assert list(fixed.tensors) == list(job.tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,60 @@ def test_a_value_decoded_twice_at_once_is_counted_once() -> None:
     value = cache.get("a", 40, lambda: cache.get("a", 40, lambda: memoryview(bytes(40))))
     assert cache.used_bytes == 40
     assert cache.get("a", 40, lambda: memoryview(b"")) is value
+
+
+def test_a_call_inside_another_one_does_without_the_cache() -> None:
+    """A signal handler reads something while the cache is held by the thread it interrupts."""
+    cache = DecodedCache(100)
+    value = cache.get("a", 40, lambda: memoryview(bytes(40)))
+    with cache._lock.hold():
+        assert bytes(cache.get("a", 40, lambda: memoryview(b"anew"))) == b"anew"
+        assert bytes(cache.get("b", 4, lambda: memoryview(b"here"))) == b"here"
+    assert cache.get("a", 40, lambda: memoryview(b"")) is value
+    assert bytes(cache.get("b", 5, lambda: memoryview(b"again"))) == b"again"
+    assert (cache.hits, cache.misses, cache.used_bytes) == (1, 2, 45)
+
+
+class Interrupted(OrderedDict[object, object]):
+    """Raises KeyboardInterrupt at a call of a name, once."""
+
+    def __init__(self, name: str, items: OrderedDict[object, object]) -> None:
+        super().__init__(items)
+        self.name = name
+
+    def hit(self, name: str) -> None:
+        if self.name == name:
+            self.name = ""
+            raise KeyboardInterrupt
+
+    def pop(self, *arguments: Any) -> Any:
+        self.hit("pop")
+        found = super().pop(*arguments)
+        self.hit("popped")
+        return found
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key, value)
+        if hasattr(self, "name"):
+            self.hit("set")
+
+    def popitem(self, last: bool = True) -> tuple[object, object]:
+        found = super().popitem(last)
+        self.hit("popitem")
+        return found
+
+
+@pytest.mark.parametrize("where", ["pop", "popped", "set", "popitem"])
+def test_ctrl_c_in_the_middle_of_a_change_leaves_the_count_right(where: str) -> None:
+    cache = DecodedCache(100)
+    for number in range(5):
+        cache.get(number, 20, partial(_zeros, 20))
+    cache._items = Interrupted(where, cache._items)  # type: ignore[arg-type, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        cache.get("big", 50, partial(_zeros, 50))
+    for number in range(10, 13):
+        cache.get(number, 30, partial(_zeros, 30))
+        assert cache.used_bytes == sum(size for _, size in cache._items.values()) <= 100
 
 
 def _zeros(size: int) -> memoryview:

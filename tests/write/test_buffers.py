@@ -41,6 +41,20 @@ def test_memory_is_used_again() -> None:
     assert pool.kept_bytes == 0
 
 
+def test_a_call_inside_another_one_does_without_the_pool() -> None:
+    """A signal handler stores something while the pool is held by the thread that it interrupts."""
+    pool = BufferPool()
+    kept = pool.take(100_000)
+    whole = kept.obj
+    pool.give(kept)
+    with pool._lock.hold():
+        inner = pool.take(100_000)
+        assert inner.obj is not whole
+        pool.give(inner)
+    assert pool.kept_bytes == 128 << 10
+    assert pool.take(100_000).obj is whole
+
+
 def test_a_value_read_back_in_its_transaction_outlives_the_next_one() -> None:
     """Read-your-writes must copy: the memory behind it belongs to whoever writes next."""
     db = mldb.MLDatabase.on(MemoryFileSystem())

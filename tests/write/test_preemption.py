@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import mldb
+from mldb.log.frame import decode_commit
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.write import preemption
 from tests.support.processes import Child, Line
@@ -68,7 +69,7 @@ class Saver:
 
     def __call__(self) -> None:
         name = f"saved {len(self.taken)}"
-        taken = self.db.checkpoint(STATE, epoch=self.db.epoch, name=name, **self.options)
+        taken = self.db.checkpoint(STATE, epoch=1, name=name, **self.options)
         self.taken.append(taken)
 
 
@@ -131,6 +132,37 @@ def test_it_runs_at_each_safe_point_and_nowhere_else(former: Former, point: str)
     with mldb.MLDatabase.on(fs) as again:
         expected = ["running"] if "checkpoint" in point else []
         assert names(again) == [*expected, "saved 0"]
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_loader_serves_it_between_two_steps(
+    store_path: Path, former: Former, rng: np.random.Generator, prefetch: int
+) -> None:
+    """The batch before is trained on and counted, the next one is not: the state says so."""
+    pytest.importorskip("torch")
+    with mldb.open(store_path, durability="os") as db:
+        lake = db.lake(dim=8)
+        lake.add_splats(rng.standard_normal((100, 8)))
+        loader = lake.export_to_dataloader(10, seed=3, device="numpy", prefetch=prefetch)
+        steps: list[object] = []
+
+        def save() -> None:
+            state = {"steps": len(steps), "loader": loader.state_dict()}
+            db.checkpoint(state, epoch=0, name="saved")
+
+        db.save_on_signal(USR1, save)
+        for batch in loader:
+            assert len(former.calls) == (len(steps) >= 3)
+            steps.append(batch)
+            if len(steps) == 3:
+                signal.raise_signal(USR1)
+                assert former.calls == []
+        saved = db.load(None, as_of="saved")
+        assert (saved["steps"], len(steps)) == (3, 10)
+        again = lake.export_to_dataloader(10, seed=3, device="numpy", prefetch=prefetch)
+        again.load_state_dict(saved["loader"])
+        rest = [batch.tolist() for batch in again]
+        assert rest == [batch.tolist() for batch in steps[3:]]  # type: ignore[attr-defined]
 
 
 def test_leaving_its_block_is_a_safe_point_and_cancels(db: mldb.MLDatabase, former: Former) -> None:
@@ -401,6 +433,15 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def commits_marked(db: mldb.MLDatabase) -> list[bool]:
+    """For every commit of the log whether it says that it was interrupted."""
+    view = db._log.head()
+    return [
+        decode_commit(view.segments[segment].frame(row.end)[1]).extra == {"interrupted": True}
+        for segment, row in view.commits(0, db.lsn)
+    ]
+
+
 @pytest.mark.parametrize("wait", [True, False])
 def test_after_the_grace_it_runs_in_the_middle_of_a_step_and_says_so(
     former: Former, wait: bool
@@ -419,6 +460,7 @@ def test_after_the_grace_it_runs_in_the_middle_of_a_step_and_says_so(
         time.sleep(0.15)  # the signal is not sent again
         assert (len(saver.taken), len(former.calls)) == (1, 1)
         assert not db.checkpoint(STATE, epoch=1, name="whole").interrupted
+        assert commits_marked(db) == [True, False]
         signal.raise_signal(USR1)
         db.safe_point()
     with mldb.MLDatabase.on(fs) as again:
