@@ -29,7 +29,7 @@ from mldb.log.manifest import (
 from mldb.log.newest import load_newest, open_announced
 from mldb.log.orphans import refuse_lost_manifest
 from mldb.log.pending import PendingSegment
-from mldb.log.readers import Registration, registrations, sweep_dead
+from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
 from mldb.log.sequencer import Decide, Sequencer, SequencerOptions
 from mldb.log.state import LogState
@@ -217,20 +217,21 @@ class Log:
             fixed = replace(active, cursor=replace(active.cursor), jumps=list(active.jumps))
             return Still(state.manifest, fixed, state.view)
 
-    def hold(self, lsn: int) -> View:
-        """Register that commit *lsn* must stay readable, and return a view that still has it.
+    def hold(self, lsn: int) -> tuple[Hold, View]:
+        """Register that commit *lsn* must stay readable; return the hold and a view since then.
 
         First it is written, then looked for a manifest that was announced meanwhile: who prunes
-        does so the other way round. ``registration.release`` takes it back. Raises StorageIOError.
+        does so the other way round. Whether the view still has the commit is for the caller to see.
+        Raises StorageIOError.
         """
         state = self._state
-        self.registration.hold(lsn)
+        hold = Hold(self.registration, lsn)
         view = state.head()
         for _ in range(_LOOKS):
             if state.announced_number in (0, state.manifest.number):
                 break
             view = state.head()
-        return view
+        return hold, view
 
     def batches(self, view: View, low: int, high: int) -> Iterator[StoredBatch]:
         """Yield every commit with low <= LSN <= high and its frames, in log order, all lineages.

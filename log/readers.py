@@ -18,10 +18,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from mldb.errors import MldbError, StorageFullError, StorageIOError
+from mldb.errors import CorruptError, MldbError, StorageFullError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import DamagedFrame, pack, unpack
+from mldb.log.fs.process import CURRENT
 from mldb.log.fs.protocol import File, FileSystem, KernelLock
 from mldb.log.lone import PENDING, decode_lone, discard, encode_lone, read_file
 from mldb.log.ownership import OwnedLock
@@ -235,6 +236,46 @@ class Registration:
             lock.close()
 
 
+class Hold:
+    """A commit that must stay readable until :meth:`release`, or until this is collected.
+
+    Any thread; it is given back once, whoever comes first, and never by a forked child, whose
+    parent holds it.
+    """
+
+    __slots__ = ("_given", "_process", "_registration", "lsn")
+
+    def __init__(self, registration: Registration, lsn: int) -> None:
+        """Register it. Raises StorageIOError when an older registration cannot be changed."""
+        self.lsn = lsn
+        self._registration = registration
+        self._process = CURRENT[0]
+        self._given: list[int] = []  # the commit while it is held; pop is one step
+        registration.hold(lsn)
+        self._given.append(lsn)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has not been given back."""
+        return bool(self._given)
+
+    def release(self) -> None:
+        """Give it back; again, nothing happens. Never raises."""
+        if self._take():
+            self._registration.release(self.lsn)
+
+    def __del__(self) -> None:
+        if self._take():
+            self._registration.give_up(self.lsn)
+
+    def _take(self) -> bool:
+        try:
+            self._given.pop()
+        except (IndexError, AttributeError):
+            return False
+        return self._process is CURRENT[0]
+
+
 def _encode(store_id: bytes, started: int, lowest: int, acknowledged: int) -> list[bytes]:
     body = pack((os.getpid(), os.uname().nodename, started, lowest, acknowledged))
     header = encode_file_header(fmt.FILE_READER, store_id, started)
@@ -293,7 +334,11 @@ def _is_dead(fs: FileSystem, name: str) -> bool:
 
 
 def _content(fs: FileSystem, name: str) -> bytes:
-    return read_file(fs, f"{READERS}/{name}", _BYTES_MAX)
+    """Return the file, or nothing of one that is too large to be a registration."""
+    try:
+        return read_file(fs, f"{READERS}/{name}", _BYTES_MAX)
+    except CorruptError:
+        return b""
 
 
 def sweep_dead(fs: FileSystem, own: str, durable: int) -> None:
@@ -303,6 +348,8 @@ def sweep_dead(fs: FileSystem, own: str, durable: int) -> None:
     that it is certainly nobody's. One that claims more than *durable*, the commit that the log says
     was durable, stays.
     """
+    # Listed first: whoever made one of these is registered by now, unless it is dead.
+    pending = fs.list(PENDING)
     living = {own}
     for name in fs.list(READERS):
         if name == own:
@@ -318,6 +365,6 @@ def sweep_dead(fs: FileSystem, own: str, durable: int) -> None:
                 discard(fs, path)
         finally:
             lock.close()
-    for name in fs.list(PENDING):
+    for name in pending:
         if name.split("-")[0] not in living:
             discard(fs, f"{PENDING}/{name}")

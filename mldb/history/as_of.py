@@ -20,7 +20,9 @@ from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn
 from mldb.log.index.lineage import intervals_at
 from mldb.log.index.memory import CommitField
 from mldb.log.manifest import in_ranges
+from mldb.log.readers import Hold
 from mldb.log.view import View
+from mldb.tensors.scope import Scope
 
 AsOf: TypeAlias = "int | Lsn | datetime | str | None"
 
@@ -124,6 +126,18 @@ def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
             f"no tag or checkpoint is named {name[:80]!r}; see db.tags() and db.checkpoints()"
         )
     return _commit(view, checkpoint.commit_lsn)
+
+
+def held(scope: Scope) -> tuple[Scope, Hold]:
+    """Register the commit of a snapshot; return the snapshot on a view since then, and the hold.
+
+    Raises VersionGoneError when it was pruned in between.
+    """
+    hold, view = scope.source.log.hold(scope.commit.lsn)
+    if view.number != scope.view.number:
+        kept(view, scope.commit)
+        scope = scope._replace(view=view)
+    return scope, hold
 
 
 def kept(view: View, row: CommitRow) -> CommitRow:

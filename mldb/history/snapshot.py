@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mldb.closing import Closing
 from mldb.errors import ClosedError, InvalidTypeError
 from mldb.history import checkpoints, relationships, tags
-from mldb.history.as_of import AsOf, resolve, snapshot_intervals
+from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
 from mldb.history.checkpoints import Checkpoint
 from mldb.history.reading import ReadSurface
 from mldb.history.relationships import Relationship
@@ -93,20 +92,12 @@ class Snapshot(StateSurface, Closing):
     """
 
     def __init__(self, scope: Scope, guard: Callable[[], None]) -> None:
-        self._fixed = scope
         self._guard = guard
-        self._pid = os.getpid()
-        self._holds: list[int] = []  # the commit while it is held; who pops it gives it free
-        scope.source.log.registration.hold(scope.commit.lsn)
-        self._holds.append(scope.commit.lsn)
-
-    def __del__(self) -> None:
-        """Give the commit free, from wherever the collector runs."""
-        self._give_free(self._fixed.source.log.registration.give_up)
+        self._fixed, self._hold = held(scope)
 
     def _scope(self, as_of: AsOf = None) -> Scope:
         self._guard()
-        if not self._holds:
+        if not self._hold.is_held:
             raise ClosedError("this snapshot is closed; db.at(as_of) opens another")
         fixed = self._fixed
         if as_of is None:
@@ -135,16 +126,7 @@ class Snapshot(StateSurface, Closing):
 
     def close(self) -> None:
         """Give the commit free for retention. Closing twice is harmless."""
-        self._give_free(self._fixed.source.log.registration.release)
-
-    def _give_free(self, give: Callable[[int], None]) -> None:
-        """Take the hold back once, whoever comes first; a forked child's belongs to its parent."""
-        try:
-            lsn = self._holds.pop()
-        except IndexError:
-            return
-        if self._pid == os.getpid():
-            give(lsn)
+        self._hold.release()
 
     def __reduce__(self) -> NoReturn:
         """A snapshot belongs to an open store, which does not travel between processes."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.history.as_of import AsOf
+from mldb.history.as_of import AsOf, held
 from mldb.log.fs.machine import available_memory
 from mldb.names import check_name
 from mldb.tensors.blocked import PIECE_PART, Operand, Product, Tile
@@ -81,9 +81,7 @@ class Operations:
         then.
         """
         budget = _checked_budget(memory_bytes)
-        scope = self._scope_at(as_of)
-        registration = scope.source.log.registration
-        registration.hold(scope.commit.lsn)
+        scope, hold = held(self._scope_at(as_of))
         try:
             left = Operand(scope, a, as_row=True)
             right = Operand(scope, b, as_row=False)
@@ -103,7 +101,7 @@ class Operations:
                 for tile in product.tiles():
                     _write_tile(writer, shape, tile, right.columns, piece)
         finally:
-            registration.release(scope.commit.lsn)
+            hold.release()
         stored = self._scope_at(writer.lsn)
         return TensorHandle(stored, out, stored.tensor_entry(out))
 

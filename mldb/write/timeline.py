@@ -82,13 +82,17 @@ class TimelineVerbs(Handle):
         scope = self._scope()
         low = 1 if start is None else resolve(scope.view, scope.intervals, start).lsn
         high = scope.commit.lsn if stop is None else resolve(scope.view, scope.intervals, stop).lsn
-        return self._events(scope.view, max(low, 1), high)
+        return self._events(max(low, 1), high)
 
-    def _events(self, view: View, low: int, high: int) -> Iterator[Event]:
+    def _events(self, low: int, high: int) -> Iterator[Event]:
         from mldb.history.events import events_of  # a training loop that only saves never needs it
 
-        for row, frames, file in self._log.batches(view, low, high):
-            yield from events_of(row, frames, file)
+        hold, view = self._log.hold(low)  # what it has still to tell stays readable
+        try:
+            for row, frames, file in self._log.batches(view, low, high):
+                yield from events_of(row, frames, file)
+        finally:
+            hold.release()
 
     def follow(
         self, start: AsOf = None, *, poll_seconds: float = 0.05, timeout: float | None = None
@@ -106,7 +110,7 @@ class TimelineVerbs(Handle):
         while True:
             view = self._scope().view
             if view.commit.lsn > seen:
-                yield from self._events(view, seen + 1, view.commit.lsn)
+                yield from self._events(seen + 1, view.commit.lsn)
                 seen = view.commit.lsn
                 last = clock.monotonic()
             elif timeout is not None and clock.monotonic() - last > timeout:

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from mldb import keys
 from mldb.errors import ClosedError, TensorNotFoundError
 from mldb.history import relationships
+from mldb.history.as_of import held
 from mldb.history.kinds.relationships import relationship_created, relationship_deleted
 from mldb.history.kinds.tensors import metadata_set, tensor_deleted
 from mldb.history.relationships import Relationship
 from mldb.log.index.address import CommitRow, Lsn
+from mldb.log.readers import Hold
 from mldb.log.view import View
 from mldb.names import check_name
 from mldb.tensors.codec import (
@@ -62,7 +64,7 @@ class Transaction(MutableMapping[str, Any]):
         self._reads = ReadSet()
         self._open = False
         self._entered = False
-        self._held = False
+        self._hold: Hold | None = None
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -94,8 +96,8 @@ class Transaction(MutableMapping[str, Any]):
             self.lsn = Lsn(row.lsn)
         finally:
             self._staging.discard()
-            if self._held:
-                self._base.source.log.registration.release(self._base.commit.lsn)
+            if self._hold is not None:
+                self._hold.release()
 
     def _check(self) -> Staging:
         if not self._open:
@@ -159,17 +161,16 @@ class Transaction(MutableMapping[str, Any]):
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _hold(self) -> None:
+    def _keep_base(self) -> None:
         """Register the snapshot at the first read, so that compaction keeps it."""
-        if not self._held:
-            self._base.source.log.registration.hold(self._base.commit.lsn)
-            self._held = True
+        if self._hold is None:
+            self._base, self._hold = held(self._base)
 
     def _read(self, key: bytes) -> Staged | None:
         """Return what is staged for *key*; otherwise note that the base is read."""
         staged = self._check().read(key)
         if staged is None and key not in self._reads.keys:
-            self._hold()
+            self._keep_base()
             entry = self._base.find(key)
             self._reads.keys[key] = 0 if entry is None else entry.commit_lsn
         return staged
@@ -248,7 +249,7 @@ class Transaction(MutableMapping[str, Any]):
     def _listed(self, prefix: bytes) -> dict[bytes, int]:
         """Return the keys under *prefix* with the commit that wrote them (0: this transaction)."""
         staging = self._check()
-        self._hold()
+        self._keep_base()
         base = {
             key: entry.commit_lsn
             for key, entry in self._base.view.live(prefix, self._base.intervals)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable
 from copy import copy
 from typing import Any
@@ -12,6 +11,7 @@ from mldb.errors import InvalidValueError, MissingError
 from mldb.lake.host import Host
 from mldb.lake.rows.live import Rows, rows_in
 from mldb.log.index.address import Lsn
+from mldb.log.readers import Hold
 from mldb.tensors.scope import Scope
 
 
@@ -36,9 +36,7 @@ class LakeSource:
         self._rows: Rows | None = rows
         self._snapshot: Any = None  # what another process opened
         self._pid = os.getpid()
-        registration = rows.log.registration
-        registration.hold(self.lsn)
-        weakref.finalize(self, registration.give_up, self.lsn).atexit = False
+        self._hold = Hold(rows.log.registration, self.lsn)
 
     def rows(self) -> Rows:
         """The rows, opened in this process if need be. Raises what opening a store raises."""
@@ -68,4 +66,5 @@ class LakeSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs; no handle travels."""
-        return self.__dict__ | {"_host": None, "_rows": None, "_snapshot": None, "_pid": -1}
+        own = ("_host", "_rows", "_snapshot", "_hold")
+        return self.__dict__ | dict.fromkeys(own) | {"_pid": -1}
