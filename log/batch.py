@@ -40,6 +40,7 @@ LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
 """Behind it no batch is begun."""
 
 _SMALL_BODY: Final = fmt.KEY_BYTES_MAX  # nothing in a body is longer than itself
+_DIGEST_SIZES: Final = (fmt.DIGEST_SIZE, 0)
 assert fmt.DIGEST_SIZE == 16
 assert fmt.ATTR_BYTES_MAX >= _SMALL_BODY
 _NO_EXTRA: Mapping[str, object] = {}
@@ -111,6 +112,8 @@ def encode_batch(
     seed, segment, chain, offset, lsn, durable, parent, epoch, clock = start
     if len(records) > fmt.FRAMES_MAX or lsn > LSN_ROOM or not 0 <= epoch <= fmt.EPOCH_MAX:
         check_batch(len(records), lsn, epoch)
+    if not fmt.TIME_MIN <= clock <= fmt.TIME_MAX:
+        raise LimitError(f"the time {clock} has no place in the log. Nothing was stored.")
     commit_lsn = lsn + len(records)
     first = offset
     buffers: list[Buffer] = []
@@ -121,8 +124,8 @@ def encode_batch(
         drafts, length = record.drafts, record.payload_length
         body = pack((drafts, record.extra)) if drafts else pack(record.extra)
         size = len(body)
-        if size > _SMALL_BODY or len(drafts) != 1 or not _is_plain(drafts[0], length):
-            _check_record(drafts, length, size)
+        if size > _SMALL_BODY or len(drafts) != 1 or not _is_plain(drafts[0], record):
+            _check_record(record, size)
         head = encode_head(
             record.kind,
             record.body_version,
@@ -159,6 +162,8 @@ def encode_batch(
     row = make_row((commit_lsn, parent.lsn, epoch, time, clock, first, offset, new_commit_id()))
     chain = digest128(b"".join(heads))
     commit = encode_commit(row, len(records), chain, durable, seed, extra)
+    if extra and len(commit) > fmt.BODY_BYTES_MAX:
+        raise LimitError(f"a commit of {len(commit)} bytes is too long. Nothing was stored.")
     buffers.append(commit)
     return make_batch((extents, row, entries, offset + len(commit), chain))
 
@@ -192,35 +197,46 @@ def check_batch(count: int, lsn: int, epoch: int) -> None:
         raise LimitError(f"epoch {epoch} is outside 0 .. 2**63 - 1. Nothing was stored.")
 
 
-def _is_plain(draft: Draft, length: int) -> bool:
-    """Whether a draft is the whole payload as it is, in a body that bounds its key and attr."""
-    _, flags, encoding, offset, size, digest, base, _, _ = draft
-    return not (flags or encoding or offset or base or size != length) and len(digest) == 16
+def _is_plain(draft: Draft, record: Record) -> bool:
+    """Whether a draft is all of a usual payload; the short body bounds its key and attr."""
+    key, flags, encoding, offset, size, digest, base, _, _ = draft
+    return (
+        not (flags or encoding or offset or base)
+        and size == record.payload_length < fmt.PAGE_ALIGN_FROM
+        and len(digest) == 16
+        and record.align_log2 == fmt.PAYLOAD_ALIGN_LOG2
+        and record.block_log2 == fmt.BLOCK_LOG2
+        and key != b""
+    )
 
 
-def _check_record(drafts: Sequence[Draft], length: int, body_length: int) -> None:
+def _check_record(record: Record, body_length: int) -> None:
     """Refuse what a reader would refuse, by the same bounds."""
+    drafts, length = record.drafts, record.payload_length
     count = len(drafts)
     if (
         body_length > fmt.BODY_BYTES_MAX
         or length > fmt.PAYLOAD_BYTES_MAX
         or count > fmt.ENTRIES_MAX
+        or (length and not fmt.is_readable(record.block_log2, record.align_log2))
     ):
         raise LimitError(
             f"a record of {count} entries, {body_length} body bytes and {length} payload bytes "
-            f"exceeds the limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and "
-            f"{fmt.PAYLOAD_BYTES_MAX}. Nothing was stored."
+            f"(blocks of 2**{record.block_log2}, aligned to 2**{record.align_log2}) exceeds the "
+            f"limits {fmt.ENTRIES_MAX}, {fmt.BODY_BYTES_MAX} and {fmt.PAYLOAD_BYTES_MAX} (2**"
+            f"{fmt.BLOCK_LOG2_MAX}, 2**{fmt.ALIGN_LOG2_MAX}). Nothing was stored."
         )
     if body_length > fmt.ATTR_BYTES_MAX:
-        if not are_sound(tuple(zip(*drafts, strict=True)), length):
+        if drafts and not are_sound(tuple(zip(*drafts, strict=True)), length):
             raise _unsound(drafts, length)
         return
     for draft in drafts:  # an attr is shorter than the body
-        key, flags, encoding, offset, size, _, _, _, owner = draft
+        key, flags, encoding, offset, size, digest, base, _, owner = draft
         if (
-            len(key) > fmt.KEY_BYTES_MAX
-            or offset + size > length
-            or ((flags or encoding or owner or not key) and not is_sound(draft, length))
+            not 0 < len(key) <= fmt.KEY_BYTES_MAX
+            or not 0 <= offset <= offset + size <= length
+            or len(digest) not in _DIGEST_SIZES
+            or ((flags or encoding or base or owner) and not is_sound(draft, length))
         ):
             raise _unsound(drafts, length)
 
@@ -245,7 +261,7 @@ def place(record: Record, offset: int) -> Placed:
     """
     body_length = len(encode_body(record))
     length = record.payload_length
-    _check_record(record.drafts, length, body_length)
+    _check_record(record, body_length)
     payload = fmt.payload_offset(offset, body_length, length, record.block_log2, record.align_log2)
     end = payload + length if length else fmt.align_up(payload, 3)
     return Placed(record, offset, payload, fmt.align_up(end, 3))

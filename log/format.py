@@ -83,6 +83,8 @@ BLOCK_LOG2: Final = 20
 INDEX_BLOCK_LOG2: Final = 14
 BLOCK_LOG2_MIN: Final = 12
 BLOCK_LOG2_MAX: Final = 30
+ALIGN_LOG2_MIN: Final = 3
+ALIGN_LOG2_MAX: Final = 21
 DIGEST_SIZE: Final = 16
 
 KEY_BYTES_MAX: Final = 1024
@@ -171,6 +173,14 @@ def id_text(segment_id: SegmentId) -> str:
 def file_seed(store_id: bytes, file_id: bytes) -> int:
     """Seed of all header checksums of a file: ties every frame to its store and file."""
     return xxh3_64_intdigest(store_id + file_id)
+
+
+def is_readable(block_log2: int, align_log2: int) -> bool:
+    """Whether a payload may have blocks of this size and this alignment."""
+    return (
+        BLOCK_LOG2_MIN <= block_log2 <= BLOCK_LOG2_MAX
+        and ALIGN_LOG2_MIN <= align_log2 <= ALIGN_LOG2_MAX
+    )
 
 
 def payload_offset(

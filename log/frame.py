@@ -256,10 +256,7 @@ def _bound(header: fmt.FrameHeader) -> None:
         raise DamagedFrame("a length exceeds its limit")
     if header.lsn > fmt.LSN_MAX or header.commit_lsn > fmt.LSN_MAX:
         raise DamagedFrame("an LSN exceeds its limit")
-    if header.payload_length and not (
-        fmt.BLOCK_LOG2_MIN <= header.block_log2 <= fmt.BLOCK_LOG2_MAX
-        and 3 <= header.align_log2 <= 21
-    ):
+    if header.payload_length and not fmt.is_readable(header.block_log2, header.align_log2):
         raise DamagedFrame("block size or alignment is out of range")
 
 
@@ -304,7 +301,7 @@ def decode_entries(body: bytes, frame: Frame) -> tuple[list[Draft], object]:
         drafts = list(map(_make_drafts, raw))
         columns = tuple(zip(*raw, strict=True)) or ((),) * _DRAFT_SIZE
         sound = are_sound(columns, frame.header.payload_length)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise DamagedFrame(f"entries cannot be decoded: {error}") from None
     if len(drafts) > fmt.ENTRIES_MAX:
         raise DamagedFrame(f"{len(drafts)} entries in one frame")
@@ -345,7 +342,7 @@ def decode_commit(body: bytes) -> CommitBody:
             stored += _SINCE_VERSION_2
         commit = CommitBody._make(stored[:_COMMIT_SIZE])
         good = all(type(value) is int for value in (*commit[:5], commit.durable))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise DamagedFrame(f"a commit cannot be decoded: {error}") from None
     if not (
         good
