@@ -302,7 +302,7 @@ def _no_codec(
 
 def door(log: Log) -> Door:
     """The door to the stored bytes of a log, all of which are raw."""
-    return Door(log.head, log.options.verify, _no_codec, _NoCache())
+    return Door(log.head, log.options.verify, _no_codec, _NoCache(), str.encode)
 
 
 def read(log: Log, view: View, key: bytes, entry: Entry) -> bytes:
