@@ -103,7 +103,7 @@ def _check_sealed(part: SealedPart, tally: _Tally) -> None:
         rows = list(index.commits(1, fmt.LSN_MAX))
         sound = True
     except MldbError as error:
-        tally.problems.append(_problem(error, part.segment.name))
+        tally.problems.append(_problem(error, info.index_file or part.segment.name))
         sound = False  # the batches are checked all the same, up to the first that is damaged
     end = info.index_offset if not info.index_file else info.length
     _check_batches(part.segment, data[:end], rows, tally)
