@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from mldb.errors import StorageError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start, hint_name
-from mldb.log.frame import decode_file_header
+from mldb.log.file_header import decode_file_header
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT
 from mldb.log.log import Log
@@ -23,6 +25,7 @@ from mldb.log.view import SealedPart
 from tests.support.faults import FaultFileSystem
 from tests.support.files import contents_of, read_file
 from tests.support.logs import content, open_log, store
+from tests.support.segments import segment_names
 
 
 def outline(log: Log) -> object:
@@ -34,12 +37,20 @@ def outline(log: Log) -> object:
 
 def seal(log: Log) -> None:
     """Seal the active segment, as a commit does that no longer fits."""
-    with log.writer.lock:
+    with writing(log):
+        log.sequencer.catch_up()
+        log.sequencer.seal()
+
+
+@contextmanager
+def writing(log: Log) -> Iterator[None]:
+    """Be the one who writes, as a commit is."""
+    with log.sequencer.lock.hold() as guard:
+        log.state.begin_writing(guard.key)
         try:
-            log.writer.catch_up()
-            log.writer.seal()
+            yield
         finally:
-            log.state.writing = False
+            log.state.end_writing()
 
 
 def rewind(log: Log, lsn: int) -> None:
@@ -78,24 +89,28 @@ def test_a_sealed_segment_is_described_by_the_manifest_and_never_changes() -> No
     log = open_log(fs)
     lsns = [store(log, b"\x01%d" % number, b"x", 3 + number) for number in range(4)]
     seal(log)
-    data = read_file(fs, segment_name(1))
     manifest = log.state.manifest
     [info] = manifest.segments
-    assert (info.number, info.kind, info.origin) == (1, fmt.FILE_SEGMENT, log.store_id)
+    name = segment_name(info.id)
+    data = read_file(fs, name)
+    assert (len(info.id), info.kind, info.origin) == (16, fmt.FILE_SEGMENT, log.store_id)
+    assert decode_file_header(data, name).segment_id == info.id
     assert (info.length, info.index_file) == (len(data), "")
     assert (info.first_lsn, info.last_lsn) == (lsns[0], lsns[-1])
     assert (info.first_epoch, info.last_epoch) == (3, 6)
-    assert (manifest.active, manifest.mark.segment) == (2, 2)
+    active = manifest.active
+    assert manifest.mark.segment == active != info.id
     assert (manifest.mark.lsn, manifest.mark.offset) == (lsns[-1], fmt.FILE_HEADER_SIZE)
-    assert manifest.mark.chain == chain_start(log.store_id, 2)
-    header = decode_file_header(read_file(fs, segment_name(2)), segment_name(2))
-    assert (header.file_id, header.base_lsn, header.store_id) == (2, lsns[-1] + 1, log.store_id)
+    assert manifest.mark.chain == chain_start(log.store_id, active)
+    header = decode_file_header(read_file(fs, segment_name(active)), segment_name(active))
+    assert (header.segment_id, header.published) == (active, manifest.number)
+    assert (header.file_id, header.base_lsn, header.store_id) == (0, lsns[-1] + 1, log.store_id)
     part = SealedPart(fs, info, "always", log.state.mappings)
     assert [row.lsn for row in part.index.commits(0, fmt.LSN_MAX)] == lsns
     assert part.index.entry_count() == 4
     store(log, b"\x01more", b"y", 9)
     log.close()
-    assert read_file(fs, segment_name(1)) == data
+    assert read_file(fs, name) == data
 
 
 def test_the_hint_of_a_segment_goes_when_it_is_sealed() -> None:
@@ -103,14 +118,14 @@ def test_the_hint_of_a_segment_goes_when_it_is_sealed() -> None:
     log = open_log(fs)
     store(log, b"\x01a", b"1")
     log.close()
-    assert fs.exists(hint_name(1))
+    assert fs.exists(hint_name(log.state.active.id))
     log = open_log(fs)
     seal(log)
     assert fs.list("hints") == []
     assert fs.list("pending") == []
     store(log, b"\x01b", b"2")
     log.close()
-    assert fs.list("hints") == [hint_name(2).removeprefix("hints/")]
+    assert fs.list("hints") == [hint_name(log.state.active.id).removeprefix("hints/")]
 
 
 def test_a_seal_that_fails_at_any_call_loses_nothing_and_the_next_writer_finishes() -> None:
@@ -139,7 +154,7 @@ def test_a_seal_that_fails_at_any_call_loses_nothing_and_the_next_writer_finishe
             found = content(log)
             assert found.items() >= known.items(), number
             assert b"\x01c" in found or not stored
-            if log.writer.failed is None:
+            if log.sequencer.syncing.failed is None:
                 store(log, b"\x01d", b"4")
                 assert content(reader) == content(log) == found | {b"\x01d": b"4"}
             found = content(log)
@@ -163,15 +178,18 @@ def test_a_footer_without_its_manifest_is_taken_over_by_the_next_writer() -> Non
     with pytest.raises(StorageError):
         seal(log)
     fs.kill()
-    size = len(read_file(fs, segment_name(1)))
+    [name] = segment_names(fs)
+    size = len(read_file(fs, name))
     reader = open_log(fs, "r")
     assert content(reader) == {b"\x01a": b"1"}
-    assert manifest_numbers(fs) == [1]
+    assert manifest_numbers(fs.list("")) == [1]
     writer = open_log(fs)
-    assert writer.state.manifest.segments[0].length == size
+    assert manifest_numbers(fs.list("")) == [1], "opening repairs nothing"
     store(writer, b"\x01b", b"2")
+    assert writer.state.manifest.segments[0].length == size
     assert content(reader) == content(writer) == {b"\x01a": b"1", b"\x01b": b"2"}
-    assert len(read_file(fs, segment_name(1))) == size
+    assert segment_names(fs)[0] == name
+    assert len(read_file(fs, name)) == size
 
 
 def test_a_manifest_that_appears_under_the_lock_is_another_machine_at_work() -> None:
@@ -180,14 +198,14 @@ def test_a_manifest_that_appears_under_the_lock_is_another_machine_at_work() -> 
     log = open_log(fs)
     store(log, b"\x01a", b"1")
     before = contents_of(fs)
-    with log.writer.lock:
-        log.writer.catch_up()
-        log.state.writing = False
+    with writing(log):
+        log.sequencer.catch_up()
         manifest = log.state.manifest
-        assert install_manifest(fs, replace(manifest, number=log.state.next_number))
+        assert install_manifest(fs, replace(manifest, number=log.state.next_number), "x")
         with pytest.raises(StorageIOError, match="appeared although this process holds"):
-            log.writer._sealer.install(manifest)
-    assert contents_of(fs)[segment_name(1)] == before[segment_name(1)]
+            log.sequencer._sealer.install(manifest)
+    [name] = segment_names(fs)
+    assert contents_of(fs)[name] == before[name]
 
 
 def test_a_segment_is_closed_in_front_of_what_is_given_up() -> None:
@@ -195,17 +213,19 @@ def test_a_segment_is_closed_in_front_of_what_is_given_up() -> None:
     fs = MemoryFileSystem()
     log = open_log(fs, durability="os")
     lsns = [store(log, b"\x01%d" % (number % 2), b"%d" % number, number) for number in range(6)]
-    data = read_file(fs, segment_name(1))
-    with log.writer.lock, log.state.mutex:
-        log.state.follow()
-        log.writer._sealer.close_at(lsns[2], lsns[2])
+    [name] = segment_names(fs)
+    data = read_file(fs, name)
+    ceiling = log.state.manifest.lsn_ceiling
+    with writing(log):
+        log.sequencer.catch_up()
+        log.sequencer._sealer.close_at(lsns[2], lsns[2])
     assert content(log) == {b"\x010": b"2", b"\x011": b"1"}
     assert log.head().commit.epoch == 2
     [info] = log.state.manifest.segments
-    assert info.index_file == "segments/0000000001.idx"
+    assert info.index_file == name.replace(".seg", ".idx")
     assert info.length < len(data)
     assert info.last_lsn == lsns[2]
-    assert store(log, b"\x01new", b"new", 2) > lsns[-1] + fmt.LSN_JUMP
-    assert read_file(fs, segment_name(1)) == data
+    assert store(log, b"\x01new", b"new", 2) == ceiling + 1 > lsns[-1]
+    assert read_file(fs, name) == data
     assert content(open_log(fs, "r")) == content(log)
     assert verify(log).ok

@@ -17,6 +17,7 @@ from mldb.log.segment import segment_name
 from mldb.log.verify import VerifyReport, verify
 from tests.support.files import append_to, contents_of, read_file, replace_file
 from tests.support.logs import content, flip, open_log, store
+from tests.support.segments import segment_ids, segment_names
 
 
 def several_segments() -> MemoryFileSystem:
@@ -26,7 +27,7 @@ def several_segments() -> MemoryFileSystem:
     for number in range(10):
         store(log, b"\x01%d" % (number % 7), b"value %d" % number * 30, number)
     log.close()
-    append_to(fs, segment_name(3), b"torn")
+    append_to(fs, segment_names(fs)[2], b"torn")
     log = open_log(fs, durability="os")
     assert log.recovery.dropped_bytes == 4
     for number in range(3):
@@ -49,7 +50,7 @@ def test_a_whole_store_has_no_problem_and_every_byte_and_commit_is_counted() -> 
     seen: list[tuple[int, int]] = []
     report = verify(log, lambda done, total: seen.append((done, total)))
     sizes = [info.length for info in log.state.manifest.segments]
-    total = sum(sizes) + len(read_file(fs, segment_name(4)))
+    total = sum(sizes) + len(read_file(fs, segment_names(fs)[3]))
     assert report == VerifyReport(4, 13, total, ())
     assert report.ok
     assert seen == [(sum(sizes[: n + 1]), total) for n in range(3)] + [(total, total)]
@@ -63,7 +64,7 @@ def places(fs: MemoryFileSystem, seed: int) -> Iterator[tuple[str, int]]:
     """
     rng = random.Random(seed)
     manifest = open_log(fs, "r").state.manifest
-    lengths = {segment_name(info.number): info.length for info in manifest.segments}
+    lengths = {segment_name(info.id): info.length for info in manifest.segments}
     names = [name for name in contents_of(fs) if name.startswith(("segments/", "MANIFEST"))]
     for name in sorted(names):
         length = lengths.get(name, len(read_file(fs, name)))
@@ -75,9 +76,13 @@ def test_every_flipped_bit_is_found_in_its_file_near_its_place(seed: int) -> Non
     """Headers, bodies, padding, payloads, checksums, footers, side indexes and manifests."""
     fs = several_segments()
     log = open_log(fs, "r")
-    rows: dict[int, list[tuple[int, int, int]]] = {}
-    for number, row in log.head().commits(0, fmt.LSN_MAX):
-        rows.setdefault(number, []).append((row.start, row.end, row.lsn))
+    rows: dict[str, list[tuple[int, int, int]]] = {}
+    for where, row in log.head().commits(0, fmt.LSN_MAX):
+        rows.setdefault(segment_name(where), []).append((row.start, row.end, row.lsn))
+    active, newest = segment_names(fs)[-1], log.state.manifest
+    at_once = {active, manifest_name(newest.number)}
+    if newest.base is not None:
+        at_once.add(manifest_name(newest.base.number))
     found = 0
     hint = next(name for name in contents_of(fs) if name.startswith("hints/"))
     fs.unlink(hint)
@@ -88,15 +93,14 @@ def test_every_flipped_bit_is_found_in_its_file_near_its_place(seed: int) -> Non
             report = checked(fs)
         except MldbError as error:  # the newest manifest and the active segment are read at once
             assert name in str(error), (name, place)
-            assert name in (segment_name(4), manifest_name(manifest_numbers(fs)[-1]))
+            assert name in at_once
         else:
             assert not report.ok, (name, place)
             problem = report.problems[0]
             assert problem.file == name, place
             assert 0 <= problem.offset <= place, name
             assert problem.message
-            number = int(name[9:19]) if name.endswith(".seg") else 0
-            for start, end, lsn in rows.get(number, []):
+            for start, end, lsn in rows.get(name, []):
                 if start <= place < end and problem.lsns:
                     assert problem.lsns == (lsn,), (name, place)
         found += 1
@@ -109,17 +113,19 @@ def test_behind_damage_it_goes_on_and_finds_the_rest() -> None:
     """A damaged footer once kept the batches in front of it from being checked."""
     fs = several_segments()
     log = open_log(fs, "r")
-    own = [row for number, row in log.head().commits(0, fmt.LSN_MAX) if number == 1]
-    data = read_file(fs, segment_name(1))
+    ids = segment_ids(fs)
+    first, second, *_ = segment_names(fs)
+    own = [row for where, row in log.head().commits(0, fmt.LSN_MAX) if where == ids[0]]
+    data = read_file(fs, first)
     for row in (own[0], own[2]):
         data = flip(data, 8 * (row.start + 10))
-    replace_file(fs, segment_name(1), data)
-    other = read_file(fs, segment_name(2))
-    replace_file(fs, segment_name(2), flip(other, 8 * (len(other) - 100)))
+    replace_file(fs, first, data)
+    other = read_file(fs, second)
+    replace_file(fs, second, flip(other, 8 * (len(other) - 100)))
     report = checked(fs)
     assert [problem.lsns for problem in report.problems[:2]] == [(own[0].lsn,), (own[2].lsn,)]
     assert [problem.offset for problem in report.problems[:2]] == [own[0].start, own[2].start]
-    assert {problem.file for problem in report.problems} == {segment_name(1), segment_name(2)}
+    assert {problem.file for problem in report.problems} == {first, second}
     assert report.commits == 13
 
 
@@ -128,22 +134,23 @@ def test_a_segment_that_is_not_there_as_a_whole_is_reported_and_the_others_are_c
     damage: str,
 ) -> None:
     fs = several_segments()
-    name, data = segment_name(1), read_file(fs, segment_name(1))
+    name, second, third, _ = segment_names(fs)
+    data = read_file(fs, name)
     fs.unlink(name)
     if damage == "cut":
         replace_file(fs, name, data[:-1])
     elif damage == "swapped":
-        replace_file(fs, name, read_file(fs, segment_name(2)) + bytes(len(data)))
-    last = read_file(fs, segment_name(3))
-    replace_file(fs, segment_name(3), flip(last, 8 * 200))
+        replace_file(fs, name, read_file(fs, second) + bytes(len(data)))
+    last = read_file(fs, third)
+    replace_file(fs, third, flip(last, 8 * 200))
     report = checked(fs)
-    assert [problem.file for problem in report.problems] == [name, segment_name(3)]
+    assert [problem.file for problem in report.problems] == [name, third]
     assert report.problems[0].offset == (len(data) - 1 if damage == "cut" else 0)
 
 
 def test_a_missing_side_index_is_reported() -> None:
     fs = several_segments()
-    name = segment_name(3).replace(".seg", ".idx")
+    name = segment_names(fs)[2].replace(".seg", ".idx")
     fs.unlink(name)
     [problem] = checked(fs).problems
     assert name in problem.message
@@ -151,7 +158,7 @@ def test_a_missing_side_index_is_reported() -> None:
 
 def test_a_manifest_that_opening_stepped_over_is_reported() -> None:
     fs = several_segments()
-    older, newest = (manifest_name(number) for number in manifest_numbers(fs))
+    older, newest = (manifest_name(number) for number in manifest_numbers(fs.list(""))[-2:])
     for name in (older, newest):
         data = read_file(fs, name)
         replace_file(fs, name, flip(data, 8 * 150))
@@ -163,7 +170,7 @@ def test_a_manifest_that_opening_stepped_over_is_reported() -> None:
 def test_what_is_not_valid_is_not_verified() -> None:
     """The torn tail of a closed segment, hints, and what recovery kept are nobody's data."""
     fs = several_segments()
-    append_to(fs, segment_name(3), b"more")
+    append_to(fs, segment_names(fs)[2], b"more")
     for name in list(contents_of(fs)):
         if name.startswith(("hints/", "lost+found/")):
             replace_file(fs, name, b"nothing")
@@ -200,5 +207,5 @@ def test_an_index_that_is_whole_and_wrong_is_found(wrong: str) -> None:
     active.memory = memory
     store(log, b"\x01b", b"next segment", 9)
     [problem] = checked(fs).problems
-    assert problem.file == segment_name(1)
+    assert problem.file == segment_names(fs)[0]
     assert ("lists 2 commits" if wrong == "less" else "contradicts itself") in problem.message
