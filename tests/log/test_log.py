@@ -13,17 +13,19 @@ import pytest
 import mldb
 from mldb.errors import CorruptError, FormatVersionError, LockedError, ReadOnlyError
 from mldb.log import format as fmt
-from mldb.log.frame import TO_BE_HASHED, Draft, Record, encode_file_header
+from mldb.log.file_header import encode_file_header
+from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.lock import CommitLock
 from mldb.log.log import FOLDERS, Log, LogOptions
 from mldb.log.manifest import manifest_name, manifest_numbers
 from mldb.log.segment import segment_name
-from mldb.log.sequencer import WriterOptions
+from mldb.log.sequencer import SequencerOptions
 from mldb.log.view import View
 from tests.support.files import append_to, contents_of, replace_file
-from tests.support.logs import CLOCK, STORE_ID, content, open_log, store
+from tests.support.logs import CLOCK, SEGMENT_ID, STORE_ID, content, open_log, store
+from tests.support.segments import segment_names
 
 KIND = 16 | fmt.MUST_UNDERSTAND
 
@@ -39,7 +41,8 @@ def test_a_store_is_made_in_an_empty_folder_and_found_there_again() -> None:
     fs = MemoryFileSystem()
     log = open_log(fs)
     assert set(fs.list("")) == {*FOLDERS, "LOCK", manifest_name(1)}
-    assert fs.list("segments") == ["0000000001.seg"]
+    [segment] = fs.list("segments")
+    assert segment == f"{log.state.active.id.hex()}.seg"
     view = log.head()
     assert (view.commit.lsn, view.number, list(view.keys(b""))) == (0, 1, [])
     log.close()
@@ -53,7 +56,7 @@ def test_two_that_make_a_store_at_once_make_one() -> None:
     fs = MemoryFileSystem()
     for folder in FOLDERS:
         fs.mkdir(folder)
-    with CommitLock(fs, 1), pytest.raises(LockedError):
+    with CommitLock(fs, 1).hold(), pytest.raises(LockedError):
         Log(fs, LogOptions(lock_timeout=0.01))
     one, two = open_log(fs), open_log(fs)
     assert one.store_id == two.store_id
@@ -65,23 +68,29 @@ def test_two_that_make_a_store_at_once_make_one() -> None:
 def test_a_creation_that_did_not_finish_is_started_again(size: int) -> None:
     fs = MemoryFileSystem()
     fs.mkdir("segments")
-    header = encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK)
-    replace_file(fs, segment_name(1), header[:size])
+    header = encode_file_header(
+        fmt.FILE_SEGMENT, STORE_ID, CLOCK, segment_id=SEGMENT_ID, base_lsn=1, published=1
+    )
+    replace_file(fs, segment_name(SEGMENT_ID), header[:size])
     log = open_log(fs)
     store(log, b"\x01a", b"1")
     assert log.store_id != STORE_ID
+    assert not fs.exists(segment_name(SEGMENT_ID))
     assert content(open_log(fs, "r")) == {b"\x01a": b"1"}
 
 
 def test_segments_that_hold_anything_are_never_made_anew() -> None:
     fs = MemoryFileSystem()
     fs.mkdir("segments")
-    header = encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK)
-    replace_file(fs, segment_name(1), header + b"x")
+    header = encode_file_header(
+        fmt.FILE_SEGMENT, STORE_ID, CLOCK, segment_id=SEGMENT_ID, base_lsn=1, published=1
+    )
+    name = segment_name(SEGMENT_ID)
+    replace_file(fs, name, header + b"x")
     with pytest.raises(CorruptError, match="manifests were deleted") as info:
         open_log(fs)
-    assert info.value.file == segment_name(1)
-    assert contents_of(fs)[segment_name(1)] == header + b"x"
+    assert info.value.file == name
+    assert contents_of(fs)[name] == header + b"x"
 
 
 @pytest.mark.parametrize("mode", ["r", "rw"])
@@ -124,14 +133,15 @@ def test_every_commit_comes_back_with_its_frames_in_log_order_on_every_lineage()
     for handle in (log, open_log(fs, "r")):
         view = handle.head()
         found = []
-        for row, frames in handle.batches(view, 0, fmt.LSN_MAX):
+        for row, frames, file in handle.batches(view, 0, fmt.LSN_MAX):
+            assert file in segment_names(fs)
             head = [frame.header for frame, _ in frames]
             lsns = [header.lsn for header in head]
             assert lsns == list(range(row.lsn - len(frames), row.lsn))
             assert all(header.commit_lsn == row.lsn for header in head)
             found.append((row.lsn, bodies(frames)))
         assert found == expected
-        some = [row.lsn for row, _ in handle.batches(view, expected[3][0], expected[5][0])]
+        some = [batch.row.lsn for batch in handle.batches(view, expected[3][0], expected[5][0])]
         assert some == [lsn for lsn, _ in expected[3:6]]
 
 
@@ -165,7 +175,7 @@ def test_reading_refuses_to_write_and_says_how() -> None:
     reader = open_log(fs, "r")
     calls: list[Callable[[], object]] = [
         lambda: store(reader, b"\x01a", b"1"),
-        lambda: reader.writer,
+        lambda: reader.sequencer,
         reader.pending_segment,
         reader.sync,
     ]
@@ -178,12 +188,14 @@ def test_reading_refuses_to_write_and_says_how() -> None:
 
 def test_closing_while_another_process_holds_the_lock_gives_up_the_mark_and_nothing_else() -> None:
     fs = MemoryFileSystem()
-    log = Log(fs, LogOptions(writer=WriterOptions("os"), lock_timeout=0.01, known=frozenset({16})))
+    log = Log(
+        fs, LogOptions(writer=SequencerOptions("os"), lock_timeout=0.01, known=frozenset({16}))
+    )
     store(log, b"\x01a", b"1")
-    numbers = manifest_numbers(fs)
-    with CommitLock(fs, 1):
+    numbers = manifest_numbers(fs.list(""))
+    with CommitLock(fs, 1).hold():
         log.close()
-    assert manifest_numbers(fs) == numbers
+    assert manifest_numbers(fs.list("")) == numbers
     assert content(open_log(fs)) == {b"\x01a": b"1"}
 
 
@@ -200,14 +212,14 @@ def test_the_figures_count_what_is_there_and_what_this_handle_did() -> None:
     other = open_log(fs, "r")
     other.registration.hold(last)
     stats = log.stats()
-    sizes = [len(contents_of(fs)[segment_name(number)]) for number in (1, 2, 3)]
+    sizes = [len(contents_of(fs)[name]) for name in segment_names(fs)]
     assert stats["store_id"] == log.store_id.hex()
     assert (stats["epoch"], stats["lsn"]) == (7, last)
     assert (stats["segments"], stats["manifest"]) == (3, 3)
     assert (stats["bytes"], stats["active_bytes"]) == (sum(sizes), sizes[2])
     assert (stats["versions"], stats["active_versions"]) == (8, 2)
     assert stats["durable_lsn"] < last, "the last two were not synced"
-    assert (stats["commits"], stats["readers"]) == (8, 1)
+    assert (stats["commits"], stats["readers"]) == (8, 2), "it is registered itself, as it seals"
     assert (stats["free_bytes"], stats["distrusted"]) == (12345, [])
     assert 0 < stats["mapped_bytes"] <= sum(sizes)
     assert stats["mapped_segments"] <= stats["max_mapped"]
@@ -224,12 +236,13 @@ def test_what_was_distrusted_is_told_by_the_figures_and_by_the_recovery() -> Non
     log = open_log(fs)
     store(log, b"\x01a", b"1")
     log.close()
-    replace_file(fs, "hints/0000000001.idx", b"nothing of a hint")
-    append_to(fs, segment_name(1), b"torn")
+    [hint] = fs.list("hints")
+    replace_file(fs, f"hints/{hint}", b"nothing of a hint")
+    append_to(fs, segment_names(fs)[0], b"torn")
     for mode in ("r", "rw"):
         log = open_log(fs, "r" if mode == "r" else "rw")
         [report] = log.stats()["distrusted"]
-        assert report.startswith("hints/0000000001.idx")
+        assert report.startswith(f"hints/{hint}")
         assert log.recovery.distrusted == (report,)
 
 
