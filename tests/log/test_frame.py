@@ -1,4 +1,4 @@
-"""Frames and file headers: what is written is read back, and nothing else is taken for it."""
+"""Frames: what is written is read back, and nothing else is taken for it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from mldb.log.frame import (
     TO_BE_HASHED,
     DamagedFrame,
     Draft,
+    Frame,
     Record,
     check_body,
     decode_commit,
     decode_entries,
-    decode_file_header,
     decode_header,
     encode_body,
     encode_commit,
-    encode_file_header,
     encode_head,
     hash_record,
+    is_zero,
+    make_entries,
     pack,
     unpack,
 )
 from mldb.log.index.address import CommitRow
-from tests.support.logs import CLOCK, PLAIN, STORE_ID, flip, records
+from tests.support.logs import CLOCK, PLAIN, SEGMENT_ID, flip, records
 
 U64 = st.integers(0, 2**64 - 1)
 LSN = st.integers(0, fmt.LSN_MAX)
@@ -102,7 +103,7 @@ def test_every_flipped_bit_outside_the_payload_is_found(
 
 def test_every_flipped_bit_of_a_header_is_found() -> None:
     record = Record(
-        16 | fmt.MUST_UNDERSTAND, [Draft(b"k", 0, 0, 0, 3, TO_BE_HASHED, 0, b"a")], [b"abc"], 3
+        16 | fmt.MUST_UNDERSTAND, [Draft(b"k", 0, 0, 0, 3, TO_BE_HASHED, 0, b"a", b"")], [b"abc"], 3
     )
     raw = encoded(record, 1, 2, 7, 128)
     for bit in range(8 * fmt.FRAME_HEADER_SIZE):
@@ -157,8 +158,6 @@ def head(**changes: int) -> bytes:
     [
         {"kind": 0},
         {"kind": fmt.MUST_UNDERSTAND},
-        {"flags": fmt.FLAG_EXTERNAL},
-        {"flags": 0x80},
         {"payload": 8, "block": fmt.BLOCK_LOG2_MIN - 1},
         {"payload": 8, "block": fmt.BLOCK_LOG2_MAX + 1},
         {"payload": 8, "align": 2},
@@ -171,6 +170,15 @@ def test_a_right_checksum_does_not_excuse_an_impossible_header(changes: dict[str
     data = head(**changes) + bytes(64)
     with pytest.raises(DamagedFrame):
         decode_header(data, 0, 0, len(data))
+
+
+@pytest.mark.parametrize("flags", range(256))
+def test_flags_that_are_not_known_are_read_over(flags: int) -> None:
+    """What others must understand is named in the manifest's features, not by a flag."""
+    data = head(flags=flags)
+    frame = decode_header(data, 0, 0, len(data))
+    assert frame.header.flags == flags
+    assert check_body(data, frame) == b"\xc0"
 
 
 def test_lengths_beyond_the_limits_are_refused_before_they_are_used() -> None:
@@ -191,6 +199,105 @@ def test_a_newer_body_is_refused_by_name_when_it_must_be_understood() -> None:
     assert check_body(optional, decode_header(optional, 0, 0, len(optional))) == b"\xc0"
 
 
+def test_only_manifests_have_a_body_of_version_2() -> None:
+    kind = fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND
+    newest = head(kind=kind, version=fmt.MANIFEST_BODY_VERSION)
+    assert check_body(newest, decode_header(newest, 0, 0, len(newest))) == b"\xc0"
+    newer = head(kind=kind, version=fmt.MANIFEST_BODY_VERSION + 1)
+    with pytest.raises(FormatVersionError, match=r"kind 3 and body version 3.*reads up to 2"):
+        check_body(newer, decode_header(newer, 0, 0, len(newer)))
+
+
+# --- entries --------------------------------------------------------------------------------------
+
+
+def keyed(rows: object, payload: int = 100) -> tuple[bytes, Frame]:
+    """The body of a frame with these entries, and the frame; its payload is not there."""
+    body = pack((rows, ["extra"]))
+    header = fmt.FrameHeader(
+        fmt.FRAME_MAGIC, 16, 1, fmt.FLAG_KEYED, len(body), 20, 6, 0, payload, 1, 1, 0, 0
+    )
+    return body, Frame(header, 128, 184, 184 + len(body), 256, 256 + payload)
+
+
+SOUND = [b"\x01k", 1, 7, 8, 9, bytes(16), 5, b"attr", b"\x01owner"]
+
+
+def test_an_entry_of_version_1_has_no_owner() -> None:
+    old, more = SOUND[:8], [b"\x01l", *SOUND[1:]]
+    for rows in ([old], [old, old], [old, more], [more, old]):
+        found, extra = decode_entries(*keyed(rows))
+        assert found == [Draft._make([*row, b""][:9]) for row in rows]
+        assert extra == ["extra"]
+
+
+@given(st.lists(st.lists(PLAIN, max_size=3), max_size=4), st.lists(PLAIN, max_size=2))
+def test_what_follows_in_an_entry_or_a_body_is_read_over(
+    more: list[list[object]], behind: list[object]
+) -> None:
+    rows = [[*SOUND, *items] for items in more]
+    body, frame = keyed(rows)
+    longer = pack([*unpack(body), *behind])
+    assert decode_entries(longer, frame) == ([Draft._make(SOUND)] * len(rows), ["extra"])
+
+
+@given(st.integers(0, 255), st.integers(0, 255))
+def test_flags_and_encodings_of_entries_that_are_not_known_are_read_over(
+    flags: int, encoding: int
+) -> None:
+    (draft,), _ = decode_entries(*keyed([[SOUND[0], flags, encoding, *SOUND[3:]]]))
+    assert (draft.flags, draft.encoding) == (flags, encoding)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        7,
+        None,
+        [7],
+        [[]],
+        [SOUND[:7]],
+        [SOUND, SOUND[:7]],
+        [dict(enumerate(SOUND))],
+        ["nine char"],
+        [b"nine byte"],
+        [[*SOUND[:4], 93, *SOUND[5:]]],
+        [[*SOUND[:8], bytes(fmt.KEY_BYTES_MAX + 1)]],
+        [[*SOUND[:8], "text"]],
+        [[*SOUND[:8], None, "more"]],
+    ],
+)
+def test_impossible_entries_are_damage(rows: object) -> None:
+    with pytest.raises(DamagedFrame, match=r"cannot be decoded|out of range"):
+        decode_entries(*keyed(rows))
+
+
+def test_a_body_that_is_no_array_of_two_is_damage() -> None:
+    frame = keyed([])[1]
+    values: list[object] = [None, 7, [], [[]], {}, "ab", b"ab"]
+    for value in values:
+        with pytest.raises(DamagedFrame):
+            decode_entries(pack(value), frame)
+
+
+def test_more_entries_than_the_limit_are_damage() -> None:
+    assert len(decode_entries(*keyed([SOUND] * fmt.ENTRIES_MAX))[0]) == fmt.ENTRIES_MAX
+    with pytest.raises(DamagedFrame, match="65537 entries"):
+        decode_entries(*keyed([SOUND] * (fmt.ENTRIES_MAX + 1)))
+
+
+def test_entries_lie_where_their_payload_does() -> None:
+    draft = Draft._make(SOUND)
+    ((key, entry),) = make_entries([draft], 3, SEGMENT_ID, 128, 256)
+    assert (key, entry.commit_lsn, entry.segment, entry.frame) == (b"\x01k", 3, SEGMENT_ID, 128)
+    assert (entry.offset, entry.length, entry.owner) == (264, 9, b"\x01owner")
+
+
+@given(st.binary(max_size=100))
+def test_zeros_are_told_from_everything_else(data: bytes) -> None:
+    assert is_zero(data) == is_zero(memoryview(data)) == (not any(data))
+
+
 # --- commits --------------------------------------------------------------------------------------
 
 TIMES = st.integers(fmt.TIME_MIN, fmt.TIME_MAX)
@@ -205,6 +312,8 @@ TIMES = st.integers(fmt.TIME_MIN, fmt.TIME_MAX)
     st.integers(0, fmt.FRAMES_MAX),
     st.binary(min_size=16, max_size=16),
     LSN,
+    st.sampled_from([b"", bytes(range(16))]),
+    st.dictionaries(st.text(max_size=5), st.integers(0, 9), max_size=2),
 )
 def test_commits_come_back(
     lsn: int,
@@ -215,85 +324,57 @@ def test_commits_come_back(
     count: int,
     digest: bytes,
     durable: int,
+    commit_id: bytes,
+    extra: dict[str, object],
 ) -> None:
-    row = CommitRow(lsn, parent, epoch, time, clock, 128, 256)
-    data = encode_commit(row, count, digest, durable, 11)
+    row = CommitRow(lsn, parent, epoch, time, clock, 128, 256, commit_id)
+    data = encode_commit(row, count, digest, durable, 11, extra)
     frame = decode_header(data, 256, 11, 256 + len(data), 256)
     assert frame.end == 256 + len(data)
     assert (frame.header.lsn, frame.header.commit_lsn) == (lsn, lsn)
     commit = decode_commit(check_body(data, frame, 256))
-    assert commit == (parent, epoch, time, clock, count, digest, durable, {})
+    assert commit == (
+        *(parent, epoch, time, clock, count, digest, durable, extra),
+        *(commit_id, []),
+    )
 
 
-@pytest.mark.parametrize("place", range(8))
+COMMIT: list[object] = [1, 2, CLOCK, CLOCK, 3, bytes(16), 1, {}, bytes(16), []]
+
+
+def test_a_commit_of_version_1_has_no_id() -> None:
+    commit = decode_commit(pack(COMMIT[:8]))
+    assert list(commit) == [*COMMIT[:8], b"", []]
+    for length in (*range(8), 9):
+        with pytest.raises(DamagedFrame):
+            decode_commit(pack(COMMIT[:length]))
+
+
+@given(st.lists(PLAIN, min_size=1, max_size=3), st.dictionaries(st.text(max_size=3), PLAIN))
+def test_what_follows_in_a_commit_and_what_else_it_says_is_read_over(
+    more: list[object], extra: dict[str, object]
+) -> None:
+    commit = decode_commit(pack([*COMMIT[:7], extra, bytes(16), [5, 6], *more]))
+    assert repr(commit.extra) == repr(extra)
+    assert (commit.id, commit.merged) == (bytes(16), [5, 6])
+
+
+@pytest.mark.parametrize("place", range(10))
 @given(value=PLAIN)
 def test_a_commit_with_a_strange_field_is_taken_or_damaged(place: int, value: object) -> None:
-    fields: list[object] = [1, 2, CLOCK, CLOCK, 3, bytes(16), 1, {}]
+    fields = list(COMMIT)
     fields[place] = value
     try:
         commit = decode_commit(pack(fields))
     except DamagedFrame:
         return
-    assert type(value) is type([1, 2, CLOCK, CLOCK, 3, bytes(16), 1, {}][place])
+    assert type(value) is type(COMMIT[place])
+    assert len(commit.id) in (0, 16)
     assert fmt.TIME_MIN <= commit.clock <= fmt.TIME_MAX
     assert 0 <= commit.durable <= fmt.LSN_MAX
 
 
-# --- file headers ---------------------------------------------------------------------------------
-
-
-@given(
-    st.integers(1, 2**16 - 1),
-    st.binary(min_size=16, max_size=16),
-    U64,
-    U64,
-    st.integers(-(2**63), 2**63 - 1),
-)
-def test_file_headers_come_back(
-    kind: int, store_id: bytes, file_id: int, base_lsn: int, created: int
-) -> None:
-    data = encode_file_header(kind, store_id, file_id, base_lsn, created)
-    assert len(data) == fmt.FILE_HEADER_SIZE
-    header = decode_file_header(data, "x")
-    assert (header.kind, header.store_id, header.file_id) == (kind, store_id, file_id)
-    assert (header.base_lsn, header.created) == (base_lsn, created)
-    assert header.writer.rstrip(b"\0") == fmt.WRITER
-
-
-def test_every_flipped_bit_and_cut_of_a_file_header_is_found() -> None:
-    data = encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK)
-    for bit in range(8 * len(data)):
-        with pytest.raises((DamagedFrame, FormatVersionError)):
-            decode_file_header(flip(data, bit), "x")
-    for length in range(len(data)):
-        with pytest.raises(DamagedFrame):
-            decode_file_header(data[:length], "x")
-
-
-def header_with(**changes: int) -> bytes:
-    """A file header with some fields changed and a right checksum."""
-    header = decode_file_header(encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK), "x")
-    raw = fmt.FILE_HEADER.pack(*{**header._asdict(), **changes}.values())[:-8]
-    return raw + check64(raw).to_bytes(8, "little")
-
-
-def test_a_newer_format_is_refused_by_name() -> None:
-    with pytest.raises(FormatVersionError) as caught:
-        decode_file_header(header_with(version=fmt.FORMAT_VERSION + 1), "segments/x.seg")
-    for part in ("segments/x.seg", "version 2", "up to 1", "mldb 0.1.0", "Nothing was changed"):
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize("field", ["version", "kind"])
-def test_version_0_and_kind_0_are_never_valid(field: str) -> None:
-    with pytest.raises(DamagedFrame, match="never valid"):
-        decode_file_header(header_with(**{field: 0}), "x")
-
-
-@given(st.binary(max_size=200))
-def test_foreign_bytes_are_no_file_header(data: bytes) -> None:
-    with pytest.raises((DamagedFrame, FormatVersionError)):
-        decode_file_header(data, "x")
+# --- MessagePack ----------------------------------------------------------------------------------
 
 
 @given(st.binary(max_size=100))
