@@ -66,6 +66,20 @@ class CommitLock(OwnedLock):
             raise
         return guard
 
+    def try_hold(self) -> Guard | None:
+        """Take both locks if nobody has them; never wait. None when somebody does."""
+        guard = Guard(self, [get_ident(), id(_getframe(1)), 1])
+        if self.slot.setdefault(0, guard.key) is not guard.key:
+            return None
+        try:
+            if (self._commit or self._open()).try_acquire():
+                return guard
+        except BaseException:
+            guard.free()
+            raise
+        guard.free()
+        return None
+
     def hold_in_process(self) -> Guard:
         """Keep the other threads of this process from committing; for the caller's block."""
         guard = Guard(self, [get_ident(), id(_getframe(1)), 1])

@@ -161,13 +161,12 @@ class Log:
         """Whether another process is in the middle of a commit, so that a tail is nothing torn."""
         assert self._lock is not None
         state = self._state
-        try:
-            with self._lock.hold():
-                with state.mutex.hold():
-                    state.follow()
-                return state.active.cursor.offset >= state.active.seen
-        except LockedError:
+        guard = self._lock.try_hold()
+        if guard is None:
             return True
+        with guard, state.mutex.hold():
+            state.follow()
+            return state.active.cursor.offset >= state.active.seen
 
     def _sweep(self) -> None:
         """Remove what dead processes left in ``pending/`` and ``readers/``, once per handle.
