@@ -16,6 +16,7 @@ from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.timeline import pin_cleared, pin_set, rewound, tag_deleted, tag_set
 from mldb.history.snapshot import Snapshot
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Lsn
+from mldb.log.readers import Hold
 from mldb.log.view import View
 from mldb.names import check_name
 from mldb.write.handle import Handle
@@ -85,9 +86,12 @@ class TimelineVerbs(Handle):
         return self._events(max(low, 1), high)
 
     def _events(self, low: int, high: int) -> Iterator[Event]:
+        hold, view = self._log.hold(low)  # what it has still to tell stays readable
+        return self._told(hold, view, low, high)
+
+    def _told(self, hold: Hold, view: View, low: int, high: int) -> Iterator[Event]:
         from mldb.history.events import events_of  # a training loop that only saves never needs it
 
-        hold, view = self._log.hold(low)  # what it has still to tell stays readable
         try:
             for row, frames, file in self._log.batches(view, low, high):
                 yield from events_of(row, frames, file)
