@@ -88,7 +88,7 @@ _Part = tuple[np.ndarray[Any, np.dtype[np.uint8]], Prepared]
 
 
 def _copy_all(parts: list[_Part], total: int) -> None:
-    if total < _SPLIT_BYTES:
+    if total < _SPLIT_BYTES or is_exiting():
         _copy(parts)
         return
     half = 0
@@ -96,17 +96,25 @@ def _copy_all(parts: list[_Part], total: int) -> None:
     while half < total // 2:
         half += parts[split][1].nbytes
         split += 1
-    try:
-        from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
+    failed: list[BaseException] = []
 
-        pool = ThreadPoolExecutor(max_workers=1)
-        other = pool.submit(_copy, parts[split:])
-    except RuntimeError:  # the interpreter ends and starts no thread any more
+    def copy_the_rest() -> None:
+        try:
+            _copy(parts[split:])
+        except BaseException as error:  # noqa: BLE001 - raised by who waits
+            failed.append(error)
+
+    # No pool: its locks do not know their owner, and a signal handler may take a checkpoint, too.
+    thread = threading.Thread(target=copy_the_rest, name="mldb-copy", daemon=False)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread is to be had
         _copy(parts)
         return
-    with pool:
-        _copy(parts[:split])
-        other.result()
+    _copy(parts[:split])
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _copy(parts: list[_Part]) -> None:

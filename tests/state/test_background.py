@@ -16,6 +16,7 @@ import pytest
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow
+from mldb.state import background as background_module
 from mldb.state.background import Background, CopyBuffer
 from mldb.state.checkpointing import CheckpointJob, make_job
 from tests.support.faults import FaultFileSystem
@@ -70,6 +71,43 @@ def test_what_is_copied_already_is_not_copied_again() -> None:
     plain[:] = 0
     assert bytes(fixed.tensors["a"].buffers[0]) == np.ones((64, 64)).tobytes()
     assert list(fixed.tensors) == list(job.tensors)
+
+
+def big(value: int) -> CheckpointJob:
+    state = {f"t{number}": np.full(5 << 20, value, np.uint8) for number in range(9)}
+    return make_job(state, epoch=0, step=None, name=None, metrics=None)
+
+
+def test_a_large_state_is_copied_by_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    taking_part = []
+    copy = background_module._copy
+
+    def counted(parts: list[Any]) -> None:
+        taking_part.append((threading.current_thread().name, len(parts)))
+        copy(parts)
+
+    monkeypatch.setattr(background_module, "_copy", counted)
+    given = big(7)
+    fixed = CopyBuffer().copy_of(given)
+    assert sorted(taking_part) == [("MainThread", 5), ("mldb-copy", 4)]
+    for name, tensor in given.tensors.items():
+        assert bytes(fixed.tensors[name].buffers[0]) == bytes(tensor.buffers[0])
+
+
+def test_what_fails_in_either_thread_of_a_copy_fails_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MainThread", "mldb-copy"):
+
+        def failing(parts: list[Any], name: str = name) -> None:
+            if threading.current_thread().name == name:
+                raise MemoryError(name)
+
+        monkeypatch.setattr(background_module, "_copy", failing)
+        buffer = CopyBuffer()
+        with pytest.raises(MemoryError, match=name):
+            buffer.copy_of(big(1))
+        assert buffer.data.nbytes == 0
 
 
 def test_memory_that_may_still_be_copied_into_is_never_used_again(
