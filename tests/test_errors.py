@@ -48,6 +48,12 @@ def test_only_retryable_errors_say_so(kind: type[mldb.MldbError]) -> None:
     assert kind("message").retryable == kind.retryable
 
 
+def _failed_sync() -> mldb.StorageIOError:
+    error = mldb.StorageIOError("fdatasync failed", errno=5)
+    error.failed_sync = True
+    return error
+
+
 INSTANCES = [
     mldb.CorruptError("damaged", file="segments/1.seg", offset=0, key="x"),
     mldb.CorruptError("damaged", file="MANIFEST-1"),
@@ -57,7 +63,9 @@ INSTANCES = [
     mldb.VersionGoneError("pruned", below=3, above=None),
     mldb.ConflictError("changed", names=("a", "b")),
     mldb.TensorNotFoundError("no tensor is named 'x'"),
+    mldb.StoreMovedError("moved", errno=116),
     *(kind("message") for kind in ALL),
+    _failed_sync(),
 ]
 
 

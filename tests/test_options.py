@@ -13,6 +13,7 @@ import mldb
 
 SIZES = ("segment_bytes", "segment_entries", "spill_bytes", "max_mapped", "pending_checkpoints")
 BYTES = ("map_bytes", "cache_bytes")
+SECONDS = ("lock_timeout", "exit_timeout")
 WRONG: list[tuple[str, Any, type[mldb.MldbError]]] = [
     ("mode", "w", mldb.InvalidValueError),
     ("mode", None, mldb.InvalidValueError),
@@ -25,10 +26,12 @@ WRONG: list[tuple[str, Any, type[mldb.MldbError]]] = [
     *((name, True, mldb.InvalidTypeError) for name in (*SIZES, *BYTES)),
     *((name, "1", mldb.InvalidTypeError) for name in (*SIZES, *BYTES)),
     ("cache_bytes", None, mldb.InvalidTypeError),
-    ("lock_timeout", -0.1, mldb.InvalidValueError),
-    ("lock_timeout", float("nan"), mldb.InvalidValueError),
-    ("lock_timeout", float("inf"), mldb.InvalidValueError),
-    ("lock_timeout", "1", mldb.InvalidValueError),
+    *(
+        (name, value, mldb.InvalidValueError)
+        for name in SECONDS
+        for value in (-0.1, float("nan"), float("inf"), "1")
+    ),
+    ("lock_timeout", None, mldb.InvalidValueError),
     ("exit_timeout", -0.1, mldb.InvalidValueError),
     ("exit_timeout", float("nan"), mldb.InvalidValueError),
     ("exit_timeout", "1", mldb.InvalidValueError),
@@ -47,9 +50,9 @@ def test_a_value_that_cannot_be_meant_is_refused_before_anything_is_made(
         mldb.Options(**{name: value})
 
 
-@pytest.mark.parametrize("name", [*SIZES, *BYTES])
+@pytest.mark.parametrize("name", [*SIZES, *BYTES, *SECONDS])
 def test_the_least_value_is_taken(name: str) -> None:
-    least = 0 if name in BYTES else 1
+    least = 1 if name in SIZES else 0
     options: dict[str, Any] = {name: least}
     assert getattr(mldb.Options(**options), name) == least
 
@@ -64,6 +67,7 @@ def test_the_defaults_are_those_of_open(store_path: Path) -> None:
     with mldb.open(store_path) as db:
         assert db.options == mldb.Options()
         assert (db.options.mode, db.options.durability) == ("rw", "commit")
+        assert (db.options.lock_timeout, db.options.exit_timeout) == (30, None)
 
 
 def test_options_are_plain_frozen_values() -> None:
