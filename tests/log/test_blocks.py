@@ -22,7 +22,7 @@ BLOCK = 1 << fmt.BLOCK_LOG2_MIN
 
 def payload_of(data: bytes) -> tuple[Built, Frame]:
     """A segment with this payload, in blocks of the smallest size."""
-    drafts = [Draft(b"\x01x", 0, 0, 0, len(data), TO_BE_HASHED, 0, b"")]
+    drafts = [Draft(b"\x01x", 0, 0, 0, len(data), TO_BE_HASHED, 0, b"", b"")]
     record = Record(16, drafts, [data], len(data), block_log2=fmt.BLOCK_LOG2_MIN)
     built = build_segment([[record]])
     return built, built.scan()[0][0].frames[0][0]

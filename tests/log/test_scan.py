@@ -8,18 +8,19 @@ from hypothesis import strategies as st
 
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.checksum import checks_and_digest
+from mldb.log.checksum import checks_and_digest, digest128
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, encode_commit, encode_head, pack
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow
-from mldb.log.scan import (
-    Batch,
-    Cursor,
-    durable_claim_after,
-    lost_commits,
-    refuse_unknown,
-    scan,
+from mldb.log.scan import Batch, Cursor, refuse_unknown, scan
+from tests.support.logs import (
+    OLD_SEGMENT_ID,
+    SEGMENT_ID,
+    STORE_ID,
+    Built,
+    batches,
+    build_segment,
+    flip,
 )
-from tests.support.logs import STORE_ID, Built, batches, build_segment, flip
 
 STORED = 16 | fmt.MUST_UNDERSTAND
 
@@ -95,14 +96,19 @@ def test_a_scan_goes_on_where_another_one_stopped(
     found: list[Batch] = []
     cuts = data.draw(st.lists(st.integers(fmt.FILE_HEADER_SIZE, len(built.data)), max_size=4))
     for length in [*sorted(cuts), len(built.data)]:
-        found += scan(memoryview(built.data[:length]), cursor, built.seed, built.number)
+        found += scan(memoryview(built.data[:length]), cursor, built.seed, built.segment)
     assert plain(found) == plain(built.scan()[0])
 
 
 def small() -> Built:
     """Two batches of tensors of a few bytes."""
     tensors = [
-        Record(STORED, [Draft(b"\x01" + name, 0, 0, 0, 5, TO_BE_HASHED, 0, b"attr")], [b"12345"], 5)
+        Record(
+            STORED,
+            [Draft(b"\x01" + name, 0, 0, 0, 5, TO_BE_HASHED, 0, b"attr", b"")],
+            [b"12345"],
+            5,
+        )
         for name in (b"a", b"b", b"c")
     ]
     return build_segment([tensors[:2], tensors[2:]])
@@ -140,7 +146,7 @@ def spliced(*parts: bytes) -> tuple[list[Batch], Cursor]:
     return built.scan(built.data[: fmt.FILE_HEADER_SIZE] + b"".join(parts))
 
 
-SEED = fmt.file_seed(STORE_ID, 1)
+SEED = fmt.file_seed(STORE_ID, SEGMENT_ID)
 
 
 def event(offset: int, lsn: int, commit_lsn: int, kind: int = STORED) -> bytes:
@@ -150,7 +156,7 @@ def event(offset: int, lsn: int, commit_lsn: int, kind: int = STORED) -> bytes:
 
 def commit(offset: int, lsn: int, count: int, parent: int = 0) -> bytes:
     """A commit frame whose digest is wrong."""
-    row = CommitRow(lsn, parent, 0, 0, 0, 0, offset)
+    row = CommitRow(lsn, parent, 0, 0, 0, 0, offset, b"")
     return encode_commit(row, count, bytes(16), 0, SEED)
 
 
@@ -179,14 +185,14 @@ def test_valid_frames_in_a_wrong_order_are_no_batch(parts: list[bytes], problem:
 
 def test_a_batch_that_is_dropped_or_swapped_is_found() -> None:
     """Every frame is valid on its own; only the chain and the LSNs tell."""
-    tensor = Record(STORED, [Draft(b"\x01a", 0, 0, 0, 0, b"", 0, b"")])
+    tensor = Record(STORED, [Draft(b"\x01a", 0, 0, 0, 0, b"", 0, b"", b"")])
     built = build_segment([[tensor], [tensor], [tensor]])
     (_, second, third) = [written.row for written in built.written]
     without = built.data[: second.start] + built.data[third.start :]
     assert len(built.scan(without)[0]) == 1
     other = build_segment([[tensor], [tensor, tensor], [tensor]])
     cursor = Cursor(second.start, built.written[0].row.lsn, other.written[1].chain)
-    assert list(scan(memoryview(built.data), cursor, built.seed, 1)) == []
+    assert list(scan(memoryview(built.data), cursor, built.seed, SEGMENT_ID)) == []
     assert "has digest" in cursor.problem
 
 
@@ -194,7 +200,7 @@ def test_behind_known_damage_one_batch_is_believed_without_its_chain() -> None:
     built = small()
     second = built.written[1].row
     cursor = Cursor(second.start, built.written[0].row.lsn, b"")
-    (batch,) = scan(memoryview(built.data), cursor, built.seed, 1)
+    (batch,) = scan(memoryview(built.data), cursor, built.seed, SEGMENT_ID)
     assert batch.row == second
     assert cursor.chain == built.written[1].chain
 
@@ -213,43 +219,6 @@ def test_a_footer_ends_the_scan() -> None:
     assert cursor.index.offset == end == cursor.offset
 
 
-# --- what stands behind damage --------------------------------------------------------------------
-
-
-def durable_segment() -> tuple[bytes, list[int]]:
-    """Three commits, the last of which says that the second was durable; and where each starts."""
-    built = build_segment([[], []])
-    last = built.written[-1]
-    row = CommitRow(3, last.row.lsn, 1, 0, 0, last.end, last.end)
-    third = encode_commit(row, 0, bytes(16), 2, built.seed)
-    return built.data + third, [written.row.start for written in built.written] + [last.end]
-
-
-def test_a_commit_behind_damage_proves_that_earlier_ones_were_durable() -> None:
-    data, starts = durable_segment()
-    damaged = memoryview(flip(data, 8 * starts[1] + 8))
-    offset, what = durable_claim_after(damaged, starts[1], SEED, 1) or (0, "")
-    assert offset == starts[2]
-    assert "commit 2 was durable" in what
-    assert durable_claim_after(damaged, starts[1], SEED, 2) is None
-
-
-def test_damage_before_the_last_mark_of_the_log_is_found_at_any_distance() -> None:
-    data, starts = durable_segment()
-    padded = data[: starts[1]] + b"\xf7mfr" * 1000 + bytes(3)
-    claim = encode_commit(CommitRow(9, 1, 0, 0, 0, 0, len(padded)), 0, bytes(16), 5, SEED)
-    found = durable_claim_after(memoryview(padded + claim), starts[1], SEED, 1)
-    assert found is not None
-    assert found[0] == len(padded)
-
-
-def test_lost_commits_are_counted_by_their_headers() -> None:
-    data, starts = durable_segment()
-    assert lost_commits(memoryview(data), fmt.FILE_HEADER_SIZE, SEED) == 3
-    assert lost_commits(memoryview(data), starts[1] + 1, SEED) == 1
-    assert lost_commits(memoryview(data), fmt.FILE_HEADER_SIZE, SEED + 1) == 0
-
-
 # --- kinds that are not known ---------------------------------------------------------------------
 
 
@@ -264,6 +233,55 @@ def test_unknown_kinds_are_refused_only_when_they_must_be_understood(
             refuse_unknown(batch, frozenset(known), "segments/x.seg")
     else:
         refuse_unknown(batch, frozenset(known), "segments/x.seg")
+
+
+# --- files of version 1, and what a later version may add ----------------------------------------
+
+
+@given(batches)
+def test_a_segment_that_is_known_by_its_number_is_scanned_alike(
+    content: list[list[Record]],
+) -> None:
+    """Only the id differs, and with it seeds, chain and what the entries name."""
+    built = build_segment(content, segment=OLD_SEGMENT_ID)
+    found, cursor = built.scan()
+    assert [batch.entries for batch in found] == [written.entries for written in built.written]
+    assert {entry.segment for batch in found for _, entry in batch.entries} <= {OLD_SEGMENT_ID}
+    assert (cursor.problem, cursor.offset) == ("", len(built.data))
+
+
+def test_batches_of_version_1_have_entries_without_owners_and_commits_without_ids() -> None:
+    entry = [b"\x01a", 0, 0, 0, 0, b"", 0, b"attr"]
+    body, fields = pack(([entry], None)), [0, 3, 4, 5, 1]
+    frame = encode_head(STORED, 1, 1, body, b"", 0, 0, 0, 1, 2, SEED, 128)
+    chain = digest128(small().cursor().chain + frame[: fmt.FRAME_HEADER_SIZE])
+    commit_body = pack([*fields, chain, 0, {}])
+    end = 128 + len(frame)
+    kind = fmt.KIND_COMMIT | fmt.MUST_UNDERSTAND
+    closing = encode_head(kind, 1, 0, commit_body, b"", 0, 0, 0, 2, 2, SEED, end)
+    (batch,), cursor = spliced(frame, closing)
+    assert cursor.problem == ""
+    assert batch.row == CommitRow(2, 0, 3, 4, 5, 128, end, b"")
+    ((key, found),) = batch.entries
+    assert (key, found.attr, found.owner) == (b"\x01a", b"attr", b"")
+
+
+def test_what_a_later_version_adds_to_a_batch_is_read_over() -> None:
+    """Longer arrays, more in ``extra``, flags, encodings: the batch is there, and its entries."""
+    entry = [b"\x01a", 0x82, 9, 0, 0, b"", 0, b"attr", b"\x01o", "new", {"x": 1}]
+    body = pack(([entry], None, "new"))
+    frame = encode_head(STORED, 1, 0xFF, body, b"", 0, 0, 0, 1, 2, SEED, 128)
+    chain = digest128(small().cursor().chain + frame[: fmt.FRAME_HEADER_SIZE])
+    extra = {"interrupted": True, "new": [1, 2]}
+    commit_body = pack([0, 3, 4, 5, 1, chain, 0, extra, bytes(16), [1], "new"])
+    end = 128 + len(frame)
+    kind = fmt.KIND_COMMIT | fmt.MUST_UNDERSTAND
+    closing = encode_head(kind, 1, 0xFE, commit_body, b"", 0, 0, 0, 2, 2, SEED, end)
+    (batch,), cursor = spliced(frame, closing)
+    assert cursor.problem == ""
+    ((key, found),) = batch.entries
+    assert (key, found.flags, found.encoding, found.owner) == (b"\x01a", 0x82, 9, b"\x01o")
+    assert batch.body.extra == extra
 
 
 def test_the_empty_commit_is_no_parent_of_itself() -> None:
