@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from mldb.errors import ClosedError, LockedError, MldbError, ReadOnlyError, StorageFullError
+from mldb.errors import (
+    ClosedError,
+    FormatVersionError,
+    LockedError,
+    MldbError,
+    ReadOnlyError,
+    StorageFullError,
+)
 from mldb.log.active import Active
 from mldb.log.birth import FOLDERS, create_store, restore_folders
 from mldb.log.frame import Frame, Record
@@ -20,11 +27,10 @@ from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
 from mldb.log.lock import CommitLock
 from mldb.log.manifest import (
-    WRITE_FEATURES,
     Manifest,
     manifest_numbers,
     newest_announced,
-    unknown_features,
+    refuse_to_write,
 )
 from mldb.log.newest import load_newest, open_announced
 from mldb.log.orphans import refuse_lost_manifest
@@ -105,10 +111,8 @@ class Log:
                 born = create_store(fs, names, options.lock_timeout, writable=writable)
                 announced = announced or open_announced(fs, writable=writable)
             manifest = load_newest(fs, distrusted, numbers)
-        unknown = set(manifest.features.write) - WRITE_FEATURES
-        if writable and unknown:
-            raise unknown_features(fs, unknown, "write")
         if writable:
+            refuse_to_write(fs, manifest)
             restore_folders(fs)
             self._lock = CommitLock(fs, options.lock_timeout)
             if announced is None:
@@ -323,7 +327,7 @@ class Log:
                 logged = sequencer.syncing.logged
                 if sequencer.commits:
                     self._sweep()
-        except (LockedError, ClosedError, StorageFullError):
+        except (LockedError, ClosedError, StorageFullError, FormatVersionError):
             pass  # the next opening scans instead of starting from the mark
         finally:
             with contextlib.suppress(MldbError):

@@ -110,7 +110,7 @@ def load_manifest(fs: FileSystem, number: int) -> Manifest:
         raise CorruptError(f"this is manifest {stored.number}", file=name, offset=0)
     unknown = set(stored.features.read) - READ_FEATURES
     if unknown:
-        raise unknown_features(fs, unknown, "read")
+        raise _unknown_features(fs, unknown, "read")
     base = None if stored.base is None else _load_base(fs, name, *stored.base)
     manifest = _assemble(stored, base, digest128(data), name)
     if base is not None or manifest.version == fmt.FIRST_VERSION:
@@ -173,8 +173,14 @@ def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: st
     )
 
 
-def unknown_features(fs: FileSystem, names: set[str], use: str) -> FormatVersionError:
-    """What is raised when a store needs something that this mldb does not know."""
+def refuse_to_write(fs: FileSystem, manifest: Manifest) -> None:
+    """Raise FormatVersionError when a writer must know something that this mldb does not."""
+    unknown = set(manifest.features.write) - WRITE_FEATURES
+    if unknown:
+        raise _unknown_features(fs, unknown, "write")
+
+
+def _unknown_features(fs: FileSystem, names: set[str], use: str) -> FormatVersionError:
     return FormatVersionError(
         f"{fs.root} uses {', '.join(sorted(names))}, which this mldb does not know and must to "
         f"{use} it. Nothing was changed; use a newer mldb."

@@ -23,7 +23,14 @@ from mldb.log.index.columns import MetadataOf
 from mldb.log.index.footer import describe, index_frame
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.lone import discard, publish_over, write_pending
-from mldb.log.manifest import Manifest, Mark, SegmentInfo, install_manifest, remove_old
+from mldb.log.manifest import (
+    Manifest,
+    Mark,
+    SegmentInfo,
+    install_manifest,
+    refuse_to_write,
+    remove_old,
+)
 from mldb.log.orphans import orphans
 from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name
@@ -118,6 +125,7 @@ class Sealer:
         """Install the next manifest and follow it."""
         state = self._state
         fs, previous = state.fs, state.manifest
+        refuse_to_write(fs, previous)
         number = state.next_number
         state.announce(number)
         wanted = replace(

@@ -31,7 +31,7 @@ from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
 from mldb.log.index.footer import describe
 from mldb.log.lock import CommitLock
-from mldb.log.manifest import Manifest, Mark, SegmentInfo
+from mldb.log.manifest import Manifest, Mark, SegmentInfo, refuse_to_write
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Registration
 from mldb.log.recovery import Recovery, refuse_corruption, save_tail
@@ -163,6 +163,7 @@ class Sequencer:
             syncing.refuse_ended()
         if not state.is_current():
             state.follow()
+            refuse_to_write(state.fs, state.manifest)
             if state.announced_number != state.manifest.number:
                 self._sealer.clear_orphans()
             self._settle()
@@ -235,6 +236,7 @@ class Sequencer:
         Returns the LSN of its first record.
         """
         state, options = self.state, self.options
+        refuse_to_write(state.fs, state.manifest)
         first_lsn = self._first_lsn(records)
         if self._is_full(payload, count) or state.is_version_1:
             self.seal()
@@ -289,6 +291,7 @@ class Sequencer:
     ) -> Appended:
         """Append the remaining records to a pending segment and make it the active one."""
         state = self.state
+        refuse_to_write(state.fs, state.manifest)
         for record in records:
             pending.reserve(record)
         first_lsn = self._first_lsn(len(pending.placed))
@@ -366,6 +369,7 @@ class Sequencer:
                     self._restore_hint()
                     return
                 self.catch_up()
+                refuse_to_write(state.fs, state.manifest)
                 self.syncing.sync_active()
                 last = state.last_lsn()
                 self.syncing.durable = last

@@ -282,7 +282,7 @@ def _failed_sync_in(error: BaseException) -> MldbError | None:
 def _not_known(lsn: int, error: MldbError) -> StorageIOError:
     """What is raised for a commit that is synced but may not be acknowledged."""
     kind = StoreMovedError if isinstance(error, StoreMovedError) else StorageIOError
-    cause, _, _ = str(error).partition(". ")  # what follows says that nothing was stored
+    cause = str(error).partition(". ")[0].rstrip(".")  # what follows says that nothing was stored
     return kind(
         f"commit {lsn} was written and synced, but then {cause}. Whether it is "
         "stored is not known: look at db.last_commit before you store it again.",
