@@ -157,7 +157,8 @@ class Segment:
             ) from error
         try:
             if not self.header_checked:
-                self._check_size(file.size(), fmt.FILE_HEADER_SIZE)
+                if (size := file.size()) < fmt.FILE_HEADER_SIZE:
+                    self._check_size(size, max(fmt.FILE_HEADER_SIZE, self.valid))
                 self.check_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0))
                 self.header_checked = True
         except BaseException:
@@ -219,12 +220,12 @@ class Segment:
 
         Raises DamagedFrame.
         """
-        data = self._cover(offset + fmt.FRAME_HEADER_SIZE)
+        data = self._cover(min(offset + fmt.FRAME_HEADER_SIZE, self.valid))
         if data is not None:
             frame = decode_header(data, offset, self.seed, max(self.valid, len(data)))
             if _head_end(frame) <= len(data):
                 return data, 0, frame
-        data = self._read(offset, min(offset + _HEAD_BYTES, self.valid))
+        data = self._read(offset, max(offset, min(offset + _HEAD_BYTES, self.valid)))
         frame = decode_header(data, offset, self.seed, self.valid, offset)
         if _head_end(frame) > offset + len(data):
             data = self._read(offset, _head_end(frame))
