@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
+from mldb.log.aside import Aside
 from mldb.log.checksum import digest128
 from mldb.log.frame import (
     Draft,
@@ -278,23 +279,19 @@ def place_all(records: Sequence[Record], offset: int) -> Iterator[Placed]:
 def write_payloads(file: File, placed: Sequence[Placed]) -> None:
     """Write the payloads of these records, and hash them meanwhile in a second thread."""
     records = [item.record for item in placed]
-    try:
-        from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
-
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-hash")
-        hashes = pool.map(hash_record, records)
-    except RuntimeError:  # the interpreter ends and starts no thread any more
-        hashes = map(hash_record, records)
-    else:
-        pool.shutdown(wait=False)
+    hashing = Aside(partial(_hash_all, records))
     try:
         for item in placed:
             file.pwritev(item.record.payload, item.payload)
     finally:
-        for _ in hashes:  # also when a write failed: nobody may change the payload before
-            pass
+        hashing.result()  # also when a write failed: nobody may change the payload before
     for record in records:
         record.written = True
+
+
+def _hash_all(records: Sequence[Record]) -> None:
+    for record in records:
+        hash_record(record)
 
 
 def write_ahead(file: File, records: Sequence[Record], offset: int) -> None:

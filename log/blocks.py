@@ -6,36 +6,16 @@ split over two threads, because hashing runs without the GIL.
 
 from __future__ import annotations
 
-import os
-from functools import cache
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
+from mldb.log.aside import Aside
 from mldb.log.checksum import check64
 from mldb.log.frame import Frame
 
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
 _SPLIT_BYTES = 8 << 20  # from here on a second thread pays for its start and hand-over
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor  # costs every import of mldb 5 ms
-
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mldb-verify")
-
-
-def _forget_pool_in_child() -> None:
-    _pool.cache_clear()  # the threads of a pool do not survive fork
-
-
-os.register_at_fork(after_in_child=_forget_pool_in_child)
 
 
 class Blocks:
@@ -147,11 +127,7 @@ class Blocks:
             self._verify_all(data, todo, key, base)
             return
         half = len(todo) // 2
-        try:
-            behind = _pool().submit(self._verify_all, data, todo[half:], key, base)
-        except RuntimeError:  # the interpreter ends and starts no thread any more
-            self._verify_all(data, todo, key, base)
-            return
+        behind = Aside(lambda: self._verify_all(data, todo[half:], key, base))
         try:
             self._verify_all(data, todo[:half], key, base)
         finally:

@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
 
 from mldb.errors import ClosedError
+from mldb.log.aside import Aside
 from mldb.log.index.address import CommitRow
 from mldb.log.ownership import OwnedLock
 from mldb.state import lost
@@ -88,7 +90,7 @@ _Part = tuple[np.ndarray[Any, np.dtype[np.uint8]], Prepared]
 
 
 def _copy_all(parts: list[_Part], total: int) -> None:
-    if total < _SPLIT_BYTES or is_exiting():
+    if total < _SPLIT_BYTES:
         _copy(parts)
         return
     half = 0
@@ -96,25 +98,11 @@ def _copy_all(parts: list[_Part], total: int) -> None:
     while half < total // 2:
         half += parts[split][1].nbytes
         split += 1
-    failed: list[BaseException] = []
-
-    def copy_the_rest() -> None:
-        try:
-            _copy(parts[split:])
-        except BaseException as error:  # noqa: BLE001 - raised by who waits
-            failed.append(error)
-
-    # No pool: its locks do not know their owner, and a signal handler may take a checkpoint, too.
-    thread = threading.Thread(target=copy_the_rest, name="mldb-copy", daemon=False)
+    rest = Aside(partial(_copy, parts[split:]))
     try:
-        thread.start()
-    except RuntimeError:  # no thread is to be had
-        _copy(parts)
-        return
-    _copy(parts[:split])
-    thread.join()
-    if failed:
-        raise failed[0]
+        _copy(parts[:split])
+    finally:
+        rest.result()
 
 
 def _copy(parts: list[_Part]) -> None:

@@ -78,18 +78,22 @@ def big(value: int) -> CheckpointJob:
     return make_job(state, epoch=0, step=None, name=None, metrics=None)
 
 
+def who() -> str:
+    return "caller" if threading.get_ident() == threading.main_thread().ident else "aside"
+
+
 def test_a_large_state_is_copied_by_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     taking_part = []
     copy = background_module._copy
 
     def counted(parts: list[Any]) -> None:
-        taking_part.append((threading.current_thread().name, len(parts)))
+        taking_part.append((who(), len(parts)))
         copy(parts)
 
     monkeypatch.setattr(background_module, "_copy", counted)
     given = big(7)
     fixed = CopyBuffer().copy_of(given)
-    assert sorted(taking_part) == [("MainThread", 5), ("mldb-copy", 4)]
+    assert sorted(taking_part) == [("aside", 4), ("caller", 5)]
     for name, tensor in given.tensors.items():
         assert bytes(fixed.tensors[name].buffers[0]) == bytes(tensor.buffers[0])
 
@@ -97,10 +101,10 @@ def test_a_large_state_is_copied_by_two_threads(monkeypatch: pytest.MonkeyPatch)
 def test_what_fails_in_either_thread_of_a_copy_fails_the_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("MainThread", "mldb-copy"):
+    for name in ("caller", "aside"):
 
         def failing(parts: list[Any], name: str = name) -> None:
-            if threading.current_thread().name == name:
+            if who() == name:
                 raise MemoryError(name)
 
         monkeypatch.setattr(background_module, "_copy", failing)

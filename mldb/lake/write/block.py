@@ -8,7 +8,7 @@ fails, no commit follows, so nothing is half ingested.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from mldb.arrays import Float32s
 from mldb.history.splats import CHECK_LOG2, BlockInfo, lay_out
 from mldb.lake.on_host import to_host
 from mldb.lake.write.given import GivenRows
+from mldb.log.aside import Aside
 from mldb.log.checksum import PayloadHash
 from mldb.log.fs.protocol import File
 from mldb.sphere.geometry import Geometry
@@ -80,22 +81,22 @@ def write_block(
     """
     hashed = PayloadHash(CHECK_LOG2)
     (dim,) = block.columns[0].shape
+    behind: Aside[int] | None = None
     held = [pool.take(4 * dim * min(_piece_rows(dim), given.count)) for _ in range(2)]
     try:
-        # The thread ends before the memory is given back, and with it the last write.
-        with ThreadPoolExecutor(1, "mldb-ingest") as thread:
-            behind: Future[int] | None = None
-            for part in _parts(given, block, geometry, held):
-                if behind is not None:
-                    behind.result()
-                behind = thread.submit(file.pwritev, [part], offset)
-                offset += len(part)
-                hashed.update(part)
+        for part in _parts(given, block, geometry, held):
             if behind is not None:
                 behind.result()
+            behind = Aside(partial(file.pwritev, [part], offset))
+            offset += len(part)
+            hashed.update(part)
     finally:
-        while held:
-            pool.give(held.pop())
+        try:
+            if behind is not None:  # the last write ends before the memory is given back
+                behind.result()
+        finally:
+            while held:
+                pool.give(held.pop())
     return hashed.finish()
 
 
