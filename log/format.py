@@ -52,7 +52,6 @@ assert FRAME_START.size == FRAME_CHECKED_SIZE
 
 FLAG_KEYED: Final = 1  # the body starts with index entries
 FLAG_EXTERNAL: Final = 2  # reserved: the payload lies in another file
-FLAGS_KNOWN: Final = FLAG_KEYED
 NO_ID: Final = bytes(16)  # the id of a file that has none
 
 MUST_UNDERSTAND: Final = 0x8000
@@ -69,7 +68,6 @@ KIND_FIRST_EVENT: Final = 16
 
 # --- index entries --------------------------------------------------------------------------------
 ENTRY_TOMBSTONE: Final = 1
-ENTRY_FLAGS_KNOWN: Final = ENTRY_TOMBSTONE
 ENTRY_FLAGS_MAX: Final = 255
 ENCODING_RAW: Final = 0
 ENCODING_MAX: Final = 255
@@ -98,6 +96,7 @@ LSN_MAX: Final = (1 << 63) - 1
 TIME_MIN: Final = -(1 << 63)  # nanoseconds
 TIME_MAX: Final = (1 << 63) - 1
 META_COLUMNS_MAX: Final = 64  # metadata fields with columns, per segment
+CHANGES_MAX: Final = 256  # segments that a manifest may replace and add of its base's
 SEGMENT_BYTES: Final = 256 << 20
 SEGMENT_ENTRIES: Final = 1 << 17  # bounds memory, recovery and the pause of a seal
 LSN_CEILING_STEP: Final = 1 << 24  # LSNs that one synced manifest sets free

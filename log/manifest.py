@@ -38,7 +38,6 @@ READ_FEATURES: Final[frozenset[str]] = frozenset()
 WRITE_FEATURES: Final[frozenset[str]] = frozenset()
 """The features of a store that this mldb knows: to read it, and to write it."""
 
-CHANGES_MAX: Final = 256
 _BYTES_MAX: Final = 1 << 30
 _NAME = re.compile(r"MANIFEST-([0-9]{10})\Z")
 
@@ -140,6 +139,9 @@ def _load_base(fs: FileSystem, name: str, number: int, digest: bytes) -> Base:
 
 def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: str) -> Manifest:
     try:
+        changes = sum(count + len(come) for _, count, come in stored.changes)
+        if base is not None and changes > fmt.CHANGES_MAX:
+            raise ValueError(f"{changes} changes of its base")
         segments = splice(() if base is None else base.segments, stored.changes)
         jumps = stored.jumps if base is None else (*base.jumps, *stored.jumps)
         if any(later[0] <= earlier[0] for earlier, later in pairwise(jumps)):
@@ -191,14 +193,17 @@ def newest_announced(fs: FileSystem, number: int) -> Manifest | None:
     """Return manifest *number*, which was announced, when it is the newest for certain.
 
     None when it is not there, damaged, or no longer the newest: then a listing tells more. A
-    listing costs more than all else that opening a store asks of the system.
+    listing costs more than all else that opening a store asks of the system. After a power loss the
+    announcement may be an old one, and a whole manifest may have stayed as the base of newer ones.
     """
     if not number or fs.exists(manifest_name(number + 1)):
         return None
     try:
-        return load_manifest(fs, number)
+        manifest = load_manifest(fs, number)
     except (CorruptError, StorageIOError):
         return None
+    base = manifest.base
+    return None if base is not None and base.number == number else manifest
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -253,7 +258,7 @@ def _changes(
     while high < min(len(old), len(new)) - low and same(old[-1 - high], new[-1 - high]):
         high += 1
     gone, come = len(old) - low - high, new[low : len(new) - high]
-    if gone + len(come) + len(manifest.jumps) - len(base.jumps) > CHANGES_MAX:
+    if gone + len(come) + len(manifest.jumps) - len(base.jumps) > fmt.CHANGES_MAX:
         return None
     return ((low, gone, come),) if gone or come else ()
 

@@ -197,13 +197,14 @@ class Sequencer:
         state = self.state
         active, manifest = state.active, state.manifest
         cursor, segment = active.cursor, active.segment
-        first_lsn, room = cursor.last_lsn + 1, self._room
+        first_lsn = cursor.last_lsn + 1
+        under, low_lsn, stop_lsn, stop_offset, stop_count = self._room
         # One comparison each, since all of it holds for nearly every commit.
         if not (
-            room.manifest is manifest
-            and room.first_lsn <= first_lsn < room.stop_lsn - len(records)
-            and cursor.offset + payload <= room.stop_offset
-            and active.count + count <= room.stop_count
+            under is manifest
+            and low_lsn <= first_lsn < stop_lsn - len(records)
+            and cursor.offset + payload <= stop_offset
+            and active.count + count <= stop_count
         ):
             first_lsn = self._make_room(len(records), payload, count)
             active = state.active
@@ -215,7 +216,7 @@ class Sequencer:
                 cursor.chain,
                 cursor.offset,
                 first_lsn,
-                self.syncing.durable_lsn,
+                max(cursor.durable, self.syncing.durable),
                 parent,
                 epoch,
                 state.fs.time_ns(),
@@ -264,8 +265,8 @@ class Sequencer:
             return last + 1
         if not self._began:
             last = max(last, ceiling - 1)
-        top = last + 1 + count + 1 + fmt.LSN_CEILING_STEP
-        check_batch(count, last + 1, 0)
+        check_batch(count, last + 1, 0)  # so the step has room for it
+        top = last + 1 + fmt.LSN_CEILING_STEP
         self._sealer.install(replace(manifest, lsn_floor=last, lsn_ceiling=top))
         self._began = True
         return last + 1
@@ -358,7 +359,7 @@ class Sequencer:
                 if not syncing.has_ended:
                     self._close_cleanly()
             finally:
-                syncing.closed = True
+                syncing.close()
 
     def _close_cleanly(self) -> None:
         state = self.state
@@ -381,7 +382,7 @@ class Sequencer:
                 if mark != manifest.mark or ceiling != manifest.lsn_ceiling:
                     self._sealer.install(replace(manifest, mark=mark, lsn_ceiling=ceiling))
             finally:
-                self.syncing.closed = True
+                self.syncing.close()
                 state.end_writing()
 
     def _restore_hint(self) -> None:
