@@ -51,6 +51,7 @@ class Syncing:
     ) -> None:
         self.failed: MldbError | None = None
         self.closed = False
+        self.has_ended = False  # either of the two: no more commits are taken
         self.durable = 0  # the highest commit that this handle made durable
         self._state = state
         self._commit_lock = lock
@@ -68,10 +69,9 @@ class Syncing:
         """The highest commit known to be durable."""
         return max(self.durable, self._state.active.cursor.durable)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the handle takes no more commits."""
-        return self.closed or self.failed is not None
+    def close(self) -> None:
+        """Take no more commits."""
+        self.closed = self.has_ended = True
 
     def refuse_ended(self) -> None:
         """Raise ClosedError when the handle takes no more commits."""
@@ -90,6 +90,7 @@ class Syncing:
         if not error.failed_sync or self.failed is not None:
             return False
         self.failed = error
+        self.has_ended = True
         return True
 
     def _sync(self, file: File) -> None:

@@ -28,7 +28,7 @@ from mldb.tensors.encoding import ENCODING_ZSTD, encode_bytes
 
 def tensor_draft(key: bytes, attr: bytes, offset: int, length: int, digest: bytes) -> Draft:
     """The entry of a tensor whose bytes lie at *offset* of the payload as they are."""
-    return Draft(key, 0, fmt.ENCODING_RAW, offset, length, digest, 0, attr)
+    return make_draft((key, 0, fmt.ENCODING_RAW, offset, length, digest, 0, attr, b""))
 
 
 def tensor_stored(
