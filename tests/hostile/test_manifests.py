@@ -291,6 +291,20 @@ def test_the_loss_of_a_base_is_the_loss_of_what_is_made_of_it() -> None:
     assert content(open_log(fs)) == EXPECTED
 
 
+@pytest.mark.parametrize("mode", ["r", "rw"])
+@pytest.mark.parametrize("length", range(NEXT + 2))
+def test_the_newest_manifest_counts_whatever_the_lock_file_says(length: int, mode: Any) -> None:
+    """It is not synced. Cut back to the number of a base, it made that the newest manifest again.
+
+    Everything that was sealed since then was gone, and the next commit gave its LSNs again.
+    """
+    fs = disk()
+    assert fs.exists(manifest_name(NEWEST.base.number))  # type: ignore[union-attr]
+    replace_file(fs, LOCK, bytes(length))
+    log = open_log(fs, mode)
+    assert (content(log), log.head().number) == (EXPECTED, NEWEST.number)
+
+
 @pytest.mark.parametrize("ceiling", [0, 1, 5])
 def test_a_ceiling_below_lsns_that_were_given_out_is_raised_before_the_next(ceiling: int) -> None:
     """An LSN in the log is never given again, whatever the manifest says of those that are not."""

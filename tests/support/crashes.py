@@ -1,29 +1,34 @@
 """Crashes of whole stores: run a workload on a recorded disk, then open every disk it could leave.
 
 A :class:`Recorder` runs transactions on a store and on the model, and marks in the recording what
-was promised when. :func:`violation_of` opens one crashed disk and says which promise is broken.
+was promised when; :func:`given_lsns` says which LSNs a reader may have been given by then, which
+are never given again. :func:`violation_of` opens one crashed disk and says which promise is broken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 import mldb
 from mldb.log.checksum import digest128
+from mldb.log.fs.crash_disks import ProcessDisk
 from mldb.log.fs.crash_states import Model as Persistence
 from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.memory_disk import Image, Names, Write
 from tests.support.model import Change, Content, Model, content_of, differences
 
 PERSISTENCE: tuple[Persistence, ...] = get_args(Persistence)
 AFTER = "after the crash"
 Kind: TypeAlias = Literal["begun", "told", "durable"]
-Seen: TypeAlias = tuple[bytes, int, int]
-"""A disk, and which commits may be the last on it."""
+Seen: TypeAlias = tuple[bytes, int, int, int]
+"""A disk, which commits may be the last on it, and the highest LSN that a reader was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Promise:
     index: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Recorder:
     """One store on a recorded disk and its model, changed together.
 
@@ -64,6 +69,11 @@ class Recorder:
         """Return the number of operations on the disk so far."""
         assert self.fs.journal is not None
         return len(self.fs.journal.operations)
+
+    @cached_property
+    def given(self) -> list[int]:
+        """What :func:`given_lsns` says, once the recording is over."""
+        return given_lsns(self.fs)
 
     def open(self) -> mldb.MLDatabase:
         """Open the store once more."""
@@ -136,6 +146,36 @@ class Recorder:
         self._promise(self.acknowledges)
 
 
+def given_lsns(fs: MemoryFileSystem) -> list[int]:
+    """By the number of operations done: the highest LSN that a reader may have been given by then.
+
+    Readers see a commit as soon as it is written, long before it is durable. So each disk that the
+    recording went through is looked at as it was.
+    """
+    journal = fs.journal
+    assert journal is not None
+    disk = ProcessDisk(journal.base)
+    heads = [_head_of(disk)]
+    for operation in journal.operations:
+        disk.apply(operation)
+        shows = isinstance(operation, Write | Names)
+        heads.append(_head_of(disk) if shows else heads[-1])
+    return list(accumulate(heads, max))
+
+
+def _head_of(disk: ProcessDisk) -> int:
+    """The LSN that a reader is given who looks now; 0 when there is nothing to be opened."""
+    (choice,) = disk.choices()
+    outcome = choice()
+    contents = {number: data for number, (data, _) in outcome.contents.items()}
+    image = Image(outcome.tree.files, outcome.tree.folders, contents)
+    try:
+        with mldb.MLDatabase.on(MemoryFileSystem(image=image), mode="r") as reader:
+            return int(reader.lsn)
+    except mldb.MldbError:
+        return 0
+
+
 def disk_digest(fs: MemoryFileSystem) -> bytes:
     """Tell one disk from another: all names and all content, and nothing else."""
     image = fs.image()
@@ -166,22 +206,23 @@ def _last_commit(db: mldb.MLDatabase, model: Model, low: int, high: int) -> tupl
 
 
 def violation_of(
-    state: MemoryFileSystem, model: Model, low: int, high: int, options: dict[str, Any]
+    state: MemoryFileSystem, model: Model, low: int, high: int, given: int, options: dict[str, Any]
 ) -> str:
     """Open a crashed disk and return what is wrong with it, "" when nothing is.
 
     Exactly the commits up to one between *low* and *high* must be there, every byte of the store
     must verify, another commit must work, and it must be there when the disk is opened again:
-    after a clean close or, every other time, after a kill.
+    after a clean close or, every other time, after a kill. Its LSN was given to nobody before:
+    *given* is the highest that was.
     """
     try:
-        return "; ".join(_check(state, model, low, high, options))
+        return "; ".join(_check(state, model, low, high, given, options))
     except Exception as error:  # noqa: BLE001 - whatever it is, opening must not raise it
         return f"{type(error).__name__}: {error}"
 
 
 def _check(
-    state: MemoryFileSystem, model: Model, low: int, high: int, options: dict[str, Any]
+    state: MemoryFileSystem, model: Model, low: int, high: int, given: int, options: dict[str, Any]
 ) -> Iterator[str]:
     db = mldb.MLDatabase.on(state, **options)
     index, found = _last_commit(db, model, low, high)
@@ -193,12 +234,16 @@ def _check(
     lsn = add_one(db, content)
     if lsn <= before:
         yield f"commit {lsn} came after commit {before}"
-    if state.operations_done % 2:
+    if lsn <= given:
+        yield f"LSN {lsn} may be given again, a reader was given {given} before the crash"
+    killed = state.operations_done % 2
+    if killed:
         state.kill()
     else:
         db.close()
     with mldb.MLDatabase.on(state, **options) as again:
-        if not again.recovery.clean:
+        # A hint that the crash left damaged is written anew by a clean close, and not before.
+        if again.recovery.file or not (killed or again.recovery.clean):
             yield f"the second opening repaired something too: {again.recovery}"
         if again.lsn != lsn or content_of(again) != content:
             yield f"the commit after the crash is gone: {again.lsn} is not {lsn}"
@@ -234,12 +279,13 @@ def violation_in(
         sector=sector,
     ):
         low, high = bounds(state.marks, persistence)
+        given = run.given[state.operations_done]
         if seen is not None:
-            key = (disk_digest(state), low, high)
+            key = (disk_digest(state), low, high, given)
             if key in seen:
                 continue
             seen.add(key)
-        wrong = violation_of(state, run.model, low, high, run.options)
+        wrong = violation_of(state, run.model, low, high, given, run.options)
         if wrong:
             return f"{persistence}, {state.description}: {wrong}"
     return ""
