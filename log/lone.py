@@ -24,12 +24,15 @@ PENDING: Final = "pending"
 
 
 class LoneFile(NamedTuple):
-    """A decoded file: its header, the verified body and payload of its one frame, its version."""
+    """A decoded file: its header, the verified body and payload of its one frame.
+
+    ``end`` is where the frame ends.
+    """
 
     header: fmt.FileHeader
     body: bytes
     payload: memoryview
-    body_version: int
+    end: int
 
 
 def header_seed(header: fmt.FileHeader) -> int:
@@ -82,7 +85,7 @@ def decode_lone(data: memoryview, name: str, file_kind: int, frame_kind: int) ->
         stored = payload_checks(data, frame)
         if stored != checks_and_digest((payload,), frame.header.block_log2)[0]:
             raise DamagedFrame("the payload has another checksum")
-    return LoneFile(header, body, payload, frame.header.body_version)
+    return LoneFile(header, body, payload, frame.end)
 
 
 def read_file(fs: FileSystem, name: str, bytes_max: int) -> bytes:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from mldb.errors import CorruptError, FormatVersionError, StorageIOError
+from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.lineage import Jump
 from mldb.log.lone import PENDING, discard, publish_new, read_file
 from mldb.log.manifest_codec import (
+    WRITE_FEATURES,
     Features,
     Mark,
     SegmentInfo,
@@ -30,13 +31,10 @@ from mldb.log.manifest_codec import (
     decode_manifest,
     encode_manifest,
     splice,
+    unknown_features,
 )
 
 __all__ = ["PENDING", "Features", "Manifest", "Mark", "SegmentInfo"]
-
-READ_FEATURES: Final[frozenset[str]] = frozenset()
-WRITE_FEATURES: Final[frozenset[str]] = frozenset()
-"""The features of a store that this mldb knows: to read it, and to write it."""
 
 _BYTES_MAX: Final = 1 << 30
 _NAME = re.compile(r"MANIFEST-([0-9]{10})\Z")
@@ -107,9 +105,6 @@ def load_manifest(fs: FileSystem, number: int) -> Manifest:
     stored = decode_manifest(data, name)
     if stored.number != number:
         raise CorruptError(f"this is manifest {stored.number}", file=name, offset=0)
-    unknown = set(stored.features.read) - READ_FEATURES
-    if unknown:
-        raise _unknown_features(fs, unknown, "read")
     base = None if stored.base is None else _load_base(fs, name, *stored.base)
     manifest = _assemble(stored, base, digest128(data), name)
     if base is not None or manifest.version == fmt.FIRST_VERSION:
@@ -139,10 +134,10 @@ def _load_base(fs: FileSystem, name: str, number: int, digest: bytes) -> Base:
 
 def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: str) -> Manifest:
     try:
+        segments = splice(() if base is None else base.segments, stored.changes)
         changes = sum(count + len(come) for _, count, come in stored.changes)
         if base is not None and changes > fmt.CHANGES_MAX:
             raise ValueError(f"{changes} changes of its base")
-        segments = splice(() if base is None else base.segments, stored.changes)
         jumps = stored.jumps if base is None else (*base.jumps, *stored.jumps)
         if any(later[0] <= earlier[0] for earlier, later in pairwise(jumps)):
             raise ValueError("the jumps do not ascend")
@@ -179,14 +174,7 @@ def refuse_to_write(fs: FileSystem, manifest: Manifest) -> None:
     """Raise FormatVersionError when a writer must know something that this mldb does not."""
     unknown = set(manifest.features.write) - WRITE_FEATURES
     if unknown:
-        raise _unknown_features(fs, unknown, "write")
-
-
-def _unknown_features(fs: FileSystem, names: set[str], use: str) -> FormatVersionError:
-    return FormatVersionError(
-        f"{fs.root} uses {', '.join(sorted(names))}, which this mldb does not know and must to "
-        f"{use} it. Nothing was changed; use a newer mldb."
-    )
+        raise unknown_features(fs.root, unknown, "write")
 
 
 def newest_announced(fs: FileSystem, number: int) -> Manifest | None:

@@ -18,6 +18,10 @@ from mldb.log.frame import DamagedFrame, pack, unpack
 from mldb.log.index.lineage import Jump, checked_jumps
 from mldb.log.lone import decode_lone, encode_lone
 
+READ_FEATURES: Final[frozenset[str]] = frozenset()
+WRITE_FEATURES: Final[frozenset[str]] = frozenset()
+"""The features of a store that this mldb knows: to read it, and to write it."""
+
 _INDEX_FILE = re.compile(r"segments/([0-9]{10}|[0-9a-f]{32})\.idx\Z")
 _KIND: Final = fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND
 
@@ -126,27 +130,36 @@ def encode_manifest(stored: StoredManifest) -> bytes:
 
 
 def decode_manifest(data: bytes, name: str) -> StoredManifest:
-    """Decode a manifest file of any known version. Raises CorruptError or FormatVersionError."""
+    """Decode a manifest file of any known version.
+
+    Raises CorruptError, and FormatVersionError when it names a feature that this mldb does not know
+    and needs to read the store: before anything else in it is looked at, which may look different.
+    """
     try:
         file = decode_lone(memoryview(data), name, fmt.FILE_MANIFEST, fmt.KIND_MANIFEST)
         body = unpack(file.body)
         if not isinstance(body, dict):
             raise ValueError("no fields")
+        if file.end != len(data):
+            raise ValueError(f"{len(data) - file.end} bytes follow its frame")
         if file.header.version == fmt.FIRST_VERSION:
             return _of_version_1(body, file.header)
-        return _of_version_2(body, bytes(file.payload), file.header)
+        features = _features(body)
+        unknown = set(features.read) - READ_FEATURES
+        if unknown:
+            raise unknown_features(f"the store of {name}", unknown, "read")
+        return _of_version_2(body, features, bytes(file.payload), file.header)
     except FormatVersionError:
         raise
-    except (DamagedFrame, ValueError, TypeError, KeyError) as error:
+    except (DamagedFrame, ValueError, TypeError, LookupError) as error:
         raise CorruptError(f"the manifest is damaged: {error}", file=name, offset=0) from None
 
 
 def _of_version_2(
-    body: Mapping[str, Any], payload: bytes, header: fmt.FileHeader
+    body: Mapping[str, Any], features: Features, payload: bytes, header: fmt.FileHeader
 ) -> StoredManifest:
     changes, jumps, kept = unpack(payload)[:3]
     base = body["base"]
-    features = body["features"]
     stored = StoredManifest(
         _number(body, "number"),
         _bytes(body, "store_id"),
@@ -157,7 +170,7 @@ def _of_version_2(
         _number(body, "lsn_floor"),
         _number(body, "lsn_ceiling"),
         tuple(_plain(item, bytes) for item in body["origins"]),
-        Features(*(_texts(features[item.name]) for item in fields(Features))),
+        features,
         _plain(body["predecessor"], bytes),
         None if base is None else (_plain(base[0], int), _plain(base[1], bytes)),
         tuple(_change(item) for item in changes),
@@ -168,6 +181,19 @@ def _of_version_2(
     if stored.number != header.file_id or stored.store_id != header.store_id:
         raise ValueError("the manifest belongs to another number or store")
     return stored
+
+
+def _features(body: Mapping[str, Any]) -> Features:
+    stored = body["features"]
+    return Features(*(_texts(stored[item.name]) for item in fields(Features)))
+
+
+def unknown_features(store: str, names: set[str], use: str) -> FormatVersionError:
+    """What is raised when a store needs something that this mldb does not know."""
+    return FormatVersionError(
+        f"{store} uses {', '.join(sorted(names))}, which this mldb does not know and must to {use} "
+        "it. Nothing was changed; use a newer mldb."
+    )
 
 
 def _change(item: Sequence[Any]) -> Splice:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import CorruptError, FormatVersionError, StorageIOError
+from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.file_header import decode_file_header
@@ -357,11 +357,15 @@ def _head_end(frame: Frame) -> int:
 
 
 def header_of(fs: FileSystem, name: str) -> fmt.FileHeader | None:
-    """The header of a file, None when it is damaged or has none. Raises StorageIOError."""
+    """The header of a file, None when it is damaged or no file of mldb.
+
+    Raises StorageIOError, and FormatVersionError for a file of a newer mldb.
+    """
     file = fs.open(name, "r")
     try:
-        return decode_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0), name)
-    except (DamagedFrame, FormatVersionError):
+        data = file.pread(fmt.FILE_HEADER_SIZE, 0)
+        return decode_file_header(data, name) if data.startswith(fmt.FILE_MAGIC) else None
+    except DamagedFrame:
         return None
     finally:
         file.close()
