@@ -143,7 +143,7 @@ class Syncing:
                         self._registration.acknowledge(reached)
                     if state.announced_number != state.manifest.number:
                         self._follow_announced()
-                except (LockedError, StorageError) as error:
+                except (LockedError, StorageError, ReadOnlyError, ClosedError) as error:
                     raise _not_known(lsn, error) from error
                 if self.failed is not None:
                     raise self._not_durable(lsn)
