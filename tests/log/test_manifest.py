@@ -1,146 +1,54 @@
-"""Manifests: put-if-absent, the highest valid one counts, and no process misses one."""
+"""Manifests: put-if-absent, a base and few changes, and no process misses one."""
 
 from __future__ import annotations
 
 import random
-import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mldb.errors import CorruptError, FormatVersionError
+from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
-from mldb.log.frame import encode_file_header
+from mldb.log.checksum import digest128
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.lone import PENDING
 from mldb.log.manifest import (
-    KEPT,
-    PENDING,
+    Features,
     Manifest,
     Mark,
     SegmentInfo,
-    decode_manifest,
-    encode_manifest,
+    in_ranges,
     install_manifest,
     load_manifest,
     manifest_name,
     manifest_numbers,
+    newest_announced,
+    refuse_to_write,
+    remove_old,
 )
-from mldb.log.segment import segment_name
-from mldb.log.state import load_newest
-from tests.support.logs import CLOCK, STORE_ID, content, flip, open_log, store
+from mldb.log.manifest_codec import decode_manifest
+from mldb.log.newest import load_newest
+from tests.support.files import contents_of, read_file, replace_file
+from tests.support.logs import CLOCK, SEGMENT_ID, STORE_ID, content, flip, open_log, store
 
-NUMBERS = st.integers(0, fmt.LSN_MAX)
-BYTES_16 = st.binary(min_size=16, max_size=16)
-ASCENDING = st.lists(NUMBERS, unique=True, max_size=4).map(sorted)
-
-
-@st.composite
-def segments(draw: st.DrawFn, number: int) -> SegmentInfo:
-    first, last = sorted((draw(NUMBERS), draw(NUMBERS)))
-    return SegmentInfo(
-        number,
-        draw(st.sampled_from([fmt.FILE_SEGMENT, fmt.FILE_COMPACTED])),
-        draw(BYTES_16),
-        draw(NUMBERS),
-        draw(st.sampled_from(["", "segments/0000000007.idx"])),
-        draw(NUMBERS),
-        first,
-        last,
-        draw(NUMBERS),
-        draw(NUMBERS),
-        draw(BYTES_16),
-    )
-
-
-@st.composite
-def manifests(draw: st.DrawFn) -> Manifest:
-    numbers = draw(st.lists(NUMBERS, unique=True, min_size=1, max_size=4))
-    lsns = [lsn for lsn in draw(ASCENDING) if lsn]
-    return Manifest(
-        draw(NUMBERS),
-        draw(BYTES_16),
-        draw(st.integers(fmt.TIME_MIN, fmt.TIME_MAX)),
-        tuple(draw(segments(number)) for number in numbers[1:]),
-        numbers[0],
-        draw(BYTES_16),
-        Mark(draw(NUMBERS), draw(NUMBERS), draw(NUMBERS), draw(BYTES_16)),
-        draw(NUMBERS),
-        tuple((lsn, draw(st.integers(0, lsn - 1))) for lsn in lsns),
-        draw(st.none() | ASCENDING.map(tuple)),
-    )
-
-
-MARK = Mark(1, 128, 0, bytes(16))
-FIRST = Manifest(1, STORE_ID, CLOCK, (), 1, STORE_ID, MARK, 0, ((9, 2),), (1, 2))
-
-
-@given(manifests())
-def test_manifests_come_back(manifest: Manifest) -> None:
-    assert decode_manifest(encode_manifest(manifest), "MANIFEST") == manifest
-
-
-def test_every_flipped_bit_is_found() -> None:
-    info = SegmentInfo(3, 1, STORE_ID, 900, "", 800, 1, 5, 0, 2, bytes(16))
-    data = encode_manifest(replace(FIRST, segments=(info,)))
-    for bit in range(8 * len(data)):
-        with pytest.raises((CorruptError, FormatVersionError)):
-            decode_manifest(flip(data, bit), "MANIFEST-0000000001")
-
-
-@given(manifests(), st.data())
-def test_every_cut_and_every_byte_more_is_found(manifest: Manifest, data: st.DataObject) -> None:
-    raw = encode_manifest(manifest)
-    with pytest.raises(CorruptError):
-        decode_manifest(raw[: data.draw(st.integers(0, len(raw) - 1))], "MANIFEST")
-    with pytest.raises(CorruptError, match="bytes follow"):
-        decode_manifest(raw + data.draw(st.binary(min_size=1, max_size=9)), "MANIFEST")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"number": -1},
-        {"number": 1.0},
-        {"store_id": b"short"},
-        {"active": "1"},
-        {"jumps": [(5, 7)]},
-        {"jumps": [(5, float("inf"))]},
-        {"kept": [3, 3]},
-        {"kept": ["a"]},
-        {"lsn_floor": 1 << 63},
-        {"segments": [{"number": 2}]},
-        {"segments": [asdict(SegmentInfo(1, 1, STORE_ID, 1, "", 1, 1, 1, 0, 0, bytes(16)))]},
-        {"segments": [asdict(SegmentInfo(2, 1, STORE_ID, 1, "", 1, 2, 1, 0, 0, bytes(16)))]},
-        {"segments": [asdict(SegmentInfo(2, 1, STORE_ID, -1, "", 1, 1, 1, 0, 0, bytes(16)))]},
-        {"segments": [asdict(SegmentInfo(2, 1, STORE_ID, 1, "../x", 1, 1, 1, 0, 0, bytes(16)))]},
-        {"mark": {"segment": 1, "offset": -5, "lsn": 0, "chain": bytes(16)}},
-        {"mark": None},
-        {"unheard_of": 1},
-    ],
+OWNER = "owner"
+MARK = Mark(SEGMENT_ID, fmt.FILE_HEADER_SIZE, 0, bytes(16))
+FIRST = Manifest(
+    1,
+    STORE_ID,
+    CLOCK,
+    (),
+    SEGMENT_ID,
+    STORE_ID,
+    MARK,
+    0,
+    1 + fmt.LSN_CEILING_STEP,
+    ((9, 2),),
+    ((1, 2),),
+    (STORE_ID,),
 )
-def test_impossible_fields_are_corrupt_although_the_checksum_is_right(
-    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A jump to a later commit hung the opening; an infinite one was an OverflowError."""
-    monkeypatch.setattr("mldb.log.manifest.asdict", lambda manifest: asdict(manifest) | changes)
-    with pytest.raises(CorruptError, match="the manifest is damaged") as caught:
-        decode_manifest(encode_manifest(FIRST), "MANIFEST-0000000001")
-    assert caught.value.file == "MANIFEST-0000000001"
-
-
-def test_a_manifest_of_another_number_or_kind_is_refused() -> None:
-    moved = encode_manifest(replace(FIRST, number=2))
-    other = encode_file_header(fmt.FILE_MANIFEST, STORE_ID, 1, 0, CLOCK) + moved[128:]
-    with pytest.raises(CorruptError, match="header checksum"):
-        decode_manifest(other, "MANIFEST-0000000001")
-    segment = encode_file_header(fmt.FILE_SEGMENT, STORE_ID, 1, 1, CLOCK)
-    with pytest.raises(FormatVersionError, match="is a segment, not a manifest"):
-        decode_manifest(segment, "MANIFEST-0000000001")
-
-
-# --- installing -----------------------------------------------------------------------------------
 
 
 def folder() -> MemoryFileSystem:
@@ -150,73 +58,270 @@ def folder() -> MemoryFileSystem:
     return fs
 
 
+def install(fs: MemoryFileSystem, manifest: Manifest) -> Manifest:
+    """Install a manifest as the next one of a handle, and return it as it reads."""
+    found = install_manifest(fs, manifest, OWNER)
+    assert found is not None
+    return found
+
+
+def info(number: int) -> SegmentInfo:
+    """A sealed segment."""
+    chain = number.to_bytes(16, "big")
+    return SegmentInfo(chain, 1, STORE_ID, 900, "", 800, number, number, 0, 2, chain)
+
+
+# --- installing -----------------------------------------------------------------------------------
+
+
 def test_the_first_to_install_a_number_wins() -> None:
     fs = folder()
-    assert install_manifest(fs, FIRST)
-    assert not install_manifest(fs, replace(FIRST, lsn_floor=7))
-    assert load_manifest(fs, 1) == FIRST
+    first = install(fs, FIRST)
+    assert install_manifest(fs, replace(FIRST, lsn_floor=7), OWNER) is None
+    assert load_manifest(fs, 1) == first
+    assert first == replace(FIRST, digest=first.digest, base=first.base)
+    assert first.digest == digest128(read_file(fs, manifest_name(1)))
     assert fs.list(PENDING) == []
 
 
-def test_the_last_two_are_kept() -> None:
+def test_a_manifest_that_would_not_read_as_meant_gets_no_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is decoded again before it is linked: a bug must not be what a store is opened by."""
     fs = folder()
-    for number in range(1, 6):
-        assert install_manifest(fs, replace(FIRST, number=number))
-        assert manifest_numbers(fs) == [*range(max(1, number - KEPT + 1), number + 1)]
+    real = install_manifest.__globals__["encode_manifest"]
+
+    def wrong(stored: object) -> bytes:
+        return bytes(real(replace(stored, lsn_floor=99)))  # type: ignore[type-var]
+
+    monkeypatch.setattr("mldb.log.manifest.encode_manifest", wrong)
+    with pytest.raises(AssertionError, match="would not read as it was meant"):
+        install_manifest(fs, FIRST, OWNER)
+    impossible = replace(FIRST, jumps=((5, 7),))
+    monkeypatch.undo()
+    with pytest.raises(CorruptError, match="impossible"):
+        install_manifest(fs, impossible, OWNER)
+    assert contents_of(fs) == {}
+
+
+def test_a_manifest_beyond_its_limit_gets_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = folder()
+    monkeypatch.setattr("mldb.log.manifest._BYTES_MAX", 300)
+    with pytest.raises(StorageIOError, match="Nothing was stored"):
+        install_manifest(fs, FIRST, OWNER)
+    assert contents_of(fs) == {}
 
 
 def test_names_of_other_files_are_no_manifests() -> None:
     """Digits of other scripts are digits to a regular expression, and led to a missing file."""
-    fs = folder()
-    install_manifest(fs, FIRST)
-    for name in (
+    names = [
         "MANIFEST-٠٠٠٠٠٠٠٠٠٩",
         "MANIFEST-2",
         "MANIFEST-00000000021",
         "MANIFEST-0000000009\n",
-    ):
-        fs.open(name, "create")
-    assert manifest_numbers(fs) == [1]
-    assert load_newest(fs, []) == FIRST
+        "xMANIFEST-0000000009",
+        "segments",
+    ]
+    assert manifest_numbers([*names, manifest_name(7), manifest_name(3)]) == [3, 7]
 
 
-def damage(fs: MemoryFileSystem, name: str, offset: int = 200) -> None:
-    file = fs.open(name, "rw")
-    file.pwritev([bytes([file.pread(1, offset)[0] ^ 1])], offset)
+# --- a base and its changes -----------------------------------------------------------------------
 
 
-def test_a_damaged_newest_one_is_stepped_over_and_reported() -> None:
+def named_base(fs: MemoryFileSystem, number: int) -> int | None:
+    """The number of the base that a manifest file names."""
+    name = manifest_name(number)
+    base = decode_manifest(read_file(fs, name), name).base
+    return None if base is None else base[0]
+
+
+def test_a_manifest_names_what_changed_since_its_base() -> None:
     fs = folder()
-    second = replace(FIRST, number=2)
-    install_manifest(fs, FIRST)
-    install_manifest(fs, second)
-    damage(fs, manifest_name(2))
-    distrusted: list[str] = []
-    assert load_newest(fs, distrusted) == FIRST
-    assert re.search("MANIFEST-0000000002", distrusted[0])
-    damage(fs, manifest_name(1))
-    with pytest.raises(CorruptError, match="MANIFEST-0000000002"):
-        load_newest(fs, [])
+    newest = install(fs, replace(FIRST, segments=tuple(map(info, range(1, 1001)))))
+    whole = len(read_file(fs, manifest_name(1)))
+    for number in range(2, 12):
+        grown = (*newest.segments, info(1000 + number))
+        jumps = (*newest.jumps, (10 * number, 1))
+        newest = install(fs, replace(newest, number=number, segments=grown, jumps=jumps))
+        assert load_manifest(fs, number) == newest
+        assert (newest.segments, newest.jumps) == (grown, jumps)
+        assert named_base(fs, number) == 1
+        assert len(read_file(fs, manifest_name(number))) < whole / 20
 
 
-def test_a_damaged_one_that_may_have_published_a_segment_is_not_stepped_over() -> None:
+def test_more_changes_than_the_limit_make_a_whole_one_that_is_the_next_base() -> None:
     fs = folder()
-    install_manifest(fs, FIRST)
-    install_manifest(fs, replace(FIRST, number=2, active=2))
-    damage(fs, manifest_name(2))
-    fs.open(segment_name(2), "create")
-    with pytest.raises(CorruptError, match="MANIFEST-0000000002"):
-        load_newest(fs, [])
+    newest = install(fs, FIRST)
+    bases = []
+    for number in range(2, 2 * fmt.CHANGES_MAX + 10):
+        grown = (*newest.segments, info(number))
+        newest = install(fs, replace(newest, number=number, segments=grown))
+        bases.append(named_base(fs, number) or number)
+    assert load_manifest(fs, newest.number) == newest
+    assert bases == [1] * 256 + [258] * 257 + [515] * 7
+    assert len(newest.segments) == len(bases)
 
 
-def test_a_newer_format_is_never_stepped_over(monkeypatch: pytest.MonkeyPatch) -> None:
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 400), unique=True, max_size=12),
+            st.booleans(),
+            st.none() | st.integers(1, 30),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_whatever_changes_it_reads_as_it_was_meant(
+    steps: list[tuple[list[int], bool, int | None]],
+) -> None:
+    """Segments come, go and change places, jumps are added, retention narrows what is kept."""
     fs = folder()
-    install_manifest(fs, FIRST)
+    newest = install(fs, FIRST)
+    for number, (ids, jumps, kept) in enumerate(steps, 2):
+        changed = replace(
+            newest,
+            number=number,
+            segments=tuple(map(info, ids)),
+            jumps=(*newest.jumps, (100 * number, 1)) if jumps else newest.jumps,
+            kept=newest.kept if kept is None else ((1, kept),),
+            predecessor=newest.digest,
+        )
+        newest = install(fs, changed)
+        assert newest == replace(changed, digest=newest.digest, base=newest.base)
+        assert load_manifest(fs, number) == newest
+
+
+def test_jumps_that_are_taken_back_make_a_whole_manifest() -> None:
+    """Those of the base cannot be removed by one that is changes of it."""
+    fs = folder()
+    install(fs, FIRST)
+    second = install(fs, replace(load_manifest(fs, 1), number=2, jumps=((8, 1),)))
+    assert named_base(fs, 2) is None
+    assert load_manifest(fs, 2).jumps == second.jumps == ((8, 1),)
+
+
+def test_what_is_kept_may_not_be_widened_to_everything_by_changes() -> None:
+    """``nil`` there means: as in the base."""
+    fs = folder()
+    first = install(fs, FIRST)
+    for number, kept in ((2, ((1, 2),)), (3, ((2, 2),)), (4, ())):
+        installed = install(fs, replace(first, number=number, kept=kept))
+        assert (installed.kept, load_manifest(fs, number).kept) == (kept, kept)
+
+
+def test_a_manifest_with_more_changes_of_its_base_than_the_limit_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fs = folder()
+    first = install(fs, FIRST)
+    segments = tuple(map(info, range(1, fmt.CHANGES_MAX + 2)))
     with monkeypatch.context() as patch:
-        patch.setattr(fmt, "FORMAT_VERSION", 2)
-        install_manifest(fs, replace(FIRST, number=2))
-    with pytest.raises(FormatVersionError, match="version 2"):
-        load_newest(fs, [])
+        patch.setattr(fmt, "CHANGES_MAX", 1000)
+        install(fs, replace(first, number=2, segments=segments))
+        install(fs, replace(first, number=3, segments=segments[:-1]))
+    with pytest.raises(CorruptError, match="257 changes of its base"):
+        load_manifest(fs, 2)
+    assert load_manifest(fs, 3).segments == segments[:-1]
+
+
+@pytest.mark.parametrize("harm", ["lost", "damaged", "another", "has a base"])
+def test_a_manifest_whose_base_is_not_what_it_names_is_damaged(harm: str) -> None:
+    fs = folder()
+    first = install(fs, FIRST)
+    second = install(fs, replace(first, number=2, segments=(info(5),)))
+    third = replace(second, number=3, segments=(info(5), info(6)))
+    name = manifest_name(1)
+    if harm == "lost":
+        fs.unlink(name)
+    elif harm == "damaged":
+        replace_file(fs, name, flip(read_file(fs, name), 2000))
+    elif harm == "another":
+        other = folder()
+        install(other, replace(FIRST, lsn_floor=7))
+        replace_file(fs, name, read_file(other, name))
+    else:
+        assert second.base is not None
+        changes = replace(second.base, number=2, digest=second.digest)
+        third = replace(third, base=changes)
+    if harm == "has a base":
+        install(fs, third)
+    with pytest.raises(CorruptError, match=r"its base|is not the base|has a base itself") as caught:
+        load_manifest(fs, 3 if harm == "has a base" else 2)
+    assert manifest_name(3 if harm == "has a base" else 2) in str(caught.value)
+
+
+def test_the_two_newest_and_their_bases_stay() -> None:
+    fs = folder()
+    previous = install(fs, FIRST)
+    for number in range(2, 9):
+        base = None if number == 5 else previous.base
+        newest = install(fs, replace(previous, number=number, base=base))
+        remove_old(fs, previous, newest)
+        bases = {1} if number < 5 else {1, 5} if number == 5 else {5}
+        assert set(manifest_numbers(fs.list(""))) == bases | {number - 1, number}
+        assert load_manifest(fs, number) == newest
+        assert load_manifest(fs, number - 1) == previous
+        previous = newest
+
+
+def test_what_is_newer_than_the_newest_is_not_removed() -> None:
+    """Another one may be there damaged; it is evidence."""
+    fs = folder()
+    first = install(fs, FIRST)
+    second = install(fs, replace(first, number=2))
+    replace_file(fs, manifest_name(9), b"damaged")
+    remove_old(fs, first, second)
+    assert manifest_numbers(fs.list("")) == [1, 2, 9]
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 60), unique=True, max_size=10).map(sorted), st.integers(-1, 61))
+def test_a_commit_is_kept_when_a_range_has_it(edges: list[int], lsn: int) -> None:
+    kept = tuple(zip(edges[::2], edges[1::2], strict=False))
+    assert in_ranges(lsn, kept) == any(low <= lsn <= high for low, high in kept)
+
+
+def test_a_feature_that_writers_must_know_stops_writers_only() -> None:
+    fs = folder()
+    install(fs, replace(FIRST, features=Features((), ("ink", "quills"), ("pine",))))
+    manifest = load_manifest(fs, 1)
+    with pytest.raises(FormatVersionError, match=r"uses ink, quills.*must to write it.*newer mldb"):
+        refuse_to_write(fs, manifest)
+    refuse_to_write(fs, replace(manifest, features=Features((), (), ("pine",))))
+
+
+def test_the_announced_manifest_counts_only_when_it_is_the_newest_for_certain() -> None:
+    fs = folder()
+    assert newest_announced(fs, 0) is None
+    assert newest_announced(fs, 1) is None
+    first = install(fs, FIRST)
+    second = install(fs, replace(first, number=2))
+    assert newest_announced(fs, 2) == second
+    assert newest_announced(fs, 3) is None
+    third = install(fs, replace(first, number=3))
+    assert newest_announced(fs, 2) is None
+    assert newest_announced(fs, 3) == third
+    replace_file(fs, manifest_name(3), b"damaged")
+    assert newest_announced(fs, 3) is None
+
+
+def test_a_base_is_not_taken_for_the_newest_after_a_power_loss() -> None:
+    """The lock file is not synced: it may be as long as the number of a base that stayed."""
+    fs = folder()
+    previous = install(fs, FIRST)
+    for number in range(2, 6):
+        newest = install(fs, replace(previous, number=number))
+        remove_old(fs, previous, newest)
+        previous = newest
+    assert manifest_numbers(fs.list("")) == [1, 4, 5]
+    for number in range(5):
+        assert newest_announced(fs, number) is None, number
+    assert newest_announced(fs, 5) == newest
 
 
 # --- following ------------------------------------------------------------------------------------
@@ -233,8 +338,10 @@ def test_whoever_slept_while_manifests_came_and_went_wakes_up() -> None:
     sleeper, reader = open_log(fs, segment_bytes=600), open_log(fs, "r")
     for number in range(30):
         store(first, b"\x01%d" % number, bytes([number]) * 100, number)
-    assert len(manifest_numbers(fs)) == KEPT
-    assert manifest_numbers(fs)[0] > 4
+    numbers = manifest_numbers(fs.list(""))
+    assert len(numbers) == 3
+    assert numbers[0] == 1, "the base"
+    assert numbers[1] > 4
     assert reader.head().commit == first.head().commit
     store(sleeper, b"\x01sleeper", b"awake", 31)
     expected = {b"\x01%d" % number: bytes([number]) * 100 for number in range(30)}
@@ -288,105 +395,3 @@ def test_a_manifest_installed_between_reading_and_looking_is_not_missed(
     reader = open_log(fs, "r")
     assert content(reader) == content(writer)
     assert reader.head().number == writer.head().number
-
-
-def test_a_damaged_newer_manifest_does_not_stop_those_that_follow() -> None:
-    fs = MemoryFileSystem()
-    log = open_log(fs)
-    store(log, b"\x01a", b"1")
-    log.close()
-    damage(fs, manifest_name(2))
-    log, reader = open_log(fs), open_log(fs, "r")
-    assert log.recovery.distrusted
-    store(log, b"\x01b", b"2")
-    log.close()
-    assert manifest_numbers(fs)[-1] == 3
-    assert content(reader) == {b"\x01a": b"1", b"\x01b": b"2"}
-    assert content(open_log(fs)) == content(reader)
-
-
-# --- a manifest that was deleted ------------------------------------------------------------------
-
-
-def sealed_twice(fs: MemoryFileSystem) -> dict[bytes, bytes]:
-    """A store with three segments that was not closed; returns its content."""
-    log = open_log(fs, segment_bytes=2000)
-    number = 0
-    while log.head().number < 3:
-        store(log, b"\x01%d" % number, bytes(500))
-        number += 1
-    for more in range(2):
-        store(log, b"\x01more%d" % more, bytes(1))
-    assert manifest_numbers(fs) == [2, 3]
-    found = content(log)
-    fs.kill()
-    return found
-
-
-def test_a_segment_in_use_that_no_manifest_names_is_corruption() -> None:
-    """Without the newest manifest, the newest segment was once dropped without a word."""
-    fs = MemoryFileSystem()
-    expected = sealed_twice(fs)
-    saved = fs.open(manifest_name(3), "r").pread(1 << 20, 0)
-    before = fs.image().files
-    fs.unlink(manifest_name(3))
-    for mode in ("r", "rw"):
-        with pytest.raises(CorruptError, match="the newest manifest was deleted") as caught:
-            open_log(fs, mode)
-        assert caught.value.file == segment_name(3)
-    assert fs.image().files.keys() >= before.keys() - {manifest_name(3)}
-    fs.open(manifest_name(3), "create").pwritev([saved], 0)
-    assert content(open_log(fs)) == expected
-
-
-@pytest.mark.parametrize("size", [0, 50, 128, 129, 1000])
-def test_a_segment_left_in_front_of_its_manifest_is_set_aside(
-    size: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Of a process that died between the two; what it holds is kept in case it was not so."""
-    fs = MemoryFileSystem()
-    log = open_log(fs, segment_bytes=600)
-    store(log, b"\x01a", bytes(500))
-    data = encode_file_header(fmt.FILE_SEGMENT, log.store_id, 2, 1, CLOCK) + bytes(2000)
-    fs.open(segment_name(2), "create").pwritev([data[:size]], 0)
-    fs.kill()
-    log = open_log(fs, segment_bytes=600)
-    store(log, b"\x01b", bytes(500))
-    assert content(log) == {b"\x01a": bytes(500), b"\x01b": bytes(500)}
-    kept = fs.list("lost+found")
-    if size <= fmt.FILE_HEADER_SIZE:
-        assert (kept, caplog.messages) == ([], [])
-    else:
-        assert fs.open(f"lost+found/{kept[0]}", "r").pread(5000, 0) == data[:size]
-        assert "no manifest names it" in caplog.text
-
-
-def test_segments_without_any_manifest_are_not_taken_for_an_empty_folder() -> None:
-    fs = MemoryFileSystem()
-    sealed_twice(fs)
-    for number in manifest_numbers(fs):
-        fs.unlink(manifest_name(number))
-    with pytest.raises(CorruptError, match="manifests were deleted"):
-        open_log(fs)
-    with pytest.raises(FormatVersionError):
-        open_log(fs, "r")
-
-
-def test_folders_that_a_copy_lost_are_made_again() -> None:
-    """Many tools skip empty folders; the first seal or close of such a copy failed."""
-    fs = MemoryFileSystem()
-    log = open_log(fs)
-    store(log, b"\x01a", b"1")
-    log.close()
-    image = fs.image()
-    kept = {
-        path: number for path, number in image.files.items() if path.startswith(("MANI", "seg"))
-    }
-    names = frozenset({*(path for path in kept if "/" not in path), "segments"})
-    folders = {"": names, "segments": image.folders["segments"]}
-    copy = MemoryFileSystem(image=image._replace(files=kept, folders=folders))
-    assert content(open_log(copy, "r")) == {b"\x01a": b"1"}
-    log = open_log(copy)
-    store(log, b"\x01b", b"2")
-    log.close()
-    assert content(open_log(copy)) == {b"\x01a": b"1", b"\x01b": b"2"}
