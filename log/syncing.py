@@ -58,7 +58,7 @@ class Syncing:
         self._registration = registration
         self._sealer = sealer
         self._lock = OwnedLock("the sync of this handle")
-        self.doubts: set[int] = set()  # threads inside an fdatasync, or cut off in one
+        self.doubts: set[int] = set()  # threads cut off while they took in how a sync ended
 
     def hold(self) -> Guard:
         """Wait until nobody syncs, and keep it so."""
@@ -96,20 +96,19 @@ class Syncing:
     def _sync(self, file: File) -> None:
         """Sync a file; whatever ends this, a failure that the kernel told is recorded.
 
-        The kernel tells it once. So before the call it is noted that one is going on, and an
-        interrupt while the failure is handled is taken for the failure that it hides.
+        The kernel tells it once. An interrupt while the failure is handled is taken for the failure
+        that it hides. Python looks for signals behind calls, so none comes before there is a doubt.
         """
-        doubt = get_ident()
-        self.doubts.add(doubt)
+        thread = get_ident()
         try:
             file.sync()
         except BaseException as error:
+            self.doubts.add(thread)
             hidden = _failed_sync_in(error)
             if hidden is not None:
                 self.note(hidden)
-            self.doubts.discard(doubt)
+            self.doubts.discard(thread)
             raise
-        self.doubts.discard(doubt)
 
     def _take_doubt(self) -> None:
         """Take a sync of this thread that was cut off in between for one that failed."""
