@@ -166,11 +166,13 @@ class FaultFileSystem:
             return next((fault for fault in self._faults if fault.hits(kind, self.calls)), None)
 
     def raise_fault(self, fault: _Fault, kind: str, name: str) -> None:
-        """Raise what the real file system would."""
-        error = OSError(fault.code, os.strerror(fault.code))
+        """Raise what the real file system would, and where it does: inside an except clause."""
         # A sync of a folder that lacks a descriptor has not come to its fsync yet.
         early = kind == "sync_dir" and fault.code in EXHAUSTED
-        raise translate(error, "open" if early else CALLS[kind], self.root, name) from error
+        try:
+            raise OSError(fault.code, os.strerror(fault.code))
+        except OSError as error:
+            raise translate(error, "open" if early else CALLS[kind], self.root, name) from error
 
     def write(self, file: File, buffers: Sequence[Buffer], offset: int) -> int:
         """Write for a file, unless a fault or the death of the process cuts it."""
