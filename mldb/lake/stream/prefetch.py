@@ -27,7 +27,7 @@ def prefetch(batches: Iterable[_T], depth: int) -> Generator[_T]:
         return
     ready: SimpleQueue[Any] = SimpleQueue()
     room: SimpleQueue[bool] = SimpleQueue()  # one item for every batch that may be made
-    stop = threading.Event()
+    stop: list[bool] = []  # not empty: no more; without the lock of an event, for finalizers
     room.put(True)  # the first alone: making more would compete with handing it over
     more = depth - 1
     thread = threading.Thread(
@@ -46,7 +46,7 @@ def prefetch(batches: Iterable[_T], depth: int) -> Generator[_T]:
             del item
             room.put(True)
     finally:
-        stop.set()
+        stop.append(True)
         room.put(True)
         if thread is not threading.current_thread():  # the collector may run in it
             thread.join()
@@ -56,12 +56,12 @@ def _work(
     batches: Iterator[Any],
     room: SimpleQueue[bool],
     ready: SimpleQueue[Any],
-    stop: threading.Event,
+    stop: list[bool],
 ) -> None:
     try:
         while True:
             room.get()
-            if stop.is_set():
+            if stop:
                 return
             ready.put(next(batches, _END))
     except BaseException as error:  # noqa: BLE001 - raised again by who waits for the batch
