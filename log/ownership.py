@@ -35,8 +35,11 @@ Key = list[int]
 
 _FREE: Final[Key] = []
 
-_awaited: Final[dict[int, OwnedLock]] = {}
-"""By thread, the lock that it queues for: what :func:`held_by_me` follows."""
+_awaited: Final[dict[int, tuple[OwnedLock, Key]]] = {}
+"""By thread, the lock that it queues for and with which key: what :func:`held_by_me` follows.
+
+Ctrl-C may leave one behind; then nobody wants its key.
+"""
 
 
 class Guard:
@@ -117,7 +120,8 @@ class OwnedLock:
         self.what = what
         self.slot = {}
         self._queue: deque[Waiter] = deque()
-        self._claims: dict[int, int] = {}  # id of a left-over key -> the thread that frees it
+        # By id of a left-over key: the thread that frees it, and the key, so that its id stays its.
+        self._claims: dict[int, tuple[int, Key]] = {}
 
     @property
     def holder(self) -> Key | None:
@@ -187,9 +191,9 @@ class OwnedLock:
         slot, queue = self.slot, self._queue
         deadline = None if timeout is None else time.monotonic() + timeout
         waiter = Waiter(key)
-        queue.append(waiter)
-        _awaited[key[0]] = self
         try:
+            queue.append(waiter)
+            _awaited[key[0]] = self, key
             while slot.setdefault(_HELD, key) is not key:
                 left = _LOOK_SECONDS if deadline is None else deadline - time.monotonic()
                 if left <= 0:
@@ -198,6 +202,12 @@ class OwnedLock:
                         "was stored; try again or raise lock_timeout."
                     )
                 waiter.wait(min(left, _LOOK_SECONDS))
+        except BaseException:
+            # It may be passed on just now, and who keeps the error keeps the guard.
+            key[_WANTED] = 0
+            if slot.get(_HELD) is key:
+                self.recover(key)
+            raise
         finally:
             _awaited.pop(key[0], None)
             with suppress(ValueError):  # it was its turn
@@ -233,7 +243,7 @@ class OwnedLock:
         inside, and if it is interrupted as well, this thread's next call goes on.
         """
         me = get_ident()
-        if self._claims.setdefault(id(key), me) != me:
+        if self._claims.setdefault(id(key), (me, key))[0] != me:
             return
         key[0], key[1] = me, id(_getframe())
         if self.slot.get(_HELD) is key:
@@ -250,8 +260,8 @@ def held_by_me(thread: int) -> OwnedLock | None:
     me, passed = get_ident(), set[int]()
     while thread not in passed:
         passed.add(thread)
-        lock = _awaited.get(thread)
-        holder = None if lock is None else lock.holder
+        lock, key = _awaited.get(thread, (None, _FREE))
+        holder = None if lock is None or not key[_WANTED] else lock.holder
         if lock is None or holder is None:
             return None
         if holder[0] == me:
