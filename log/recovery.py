@@ -20,6 +20,7 @@ from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import is_zero
 from mldb.log.fs.protocol import Buffer, FileSystem
+from mldb.log.lone import discard
 from mldb.log.segment import Segment
 from mldb.log.state import LogState
 from mldb.log.tail import Tail, survey
@@ -106,12 +107,15 @@ def describe_tail(state: LogState, tail: Tail) -> Recovery:
     )
 
 
-def save_tail(state: LogState, tail: Tail) -> Recovery:
+def save_tail(state: LogState, tail: Tail, before: Recovery) -> Recovery:
     """Copy the torn tail of the active segment to ``lost+found/`` and describe it.
 
-    Nothing else is changed.
+    Nothing else is changed. *before* is what the last call returned: where the repair behind it
+    failed, the same tail is not copied again.
     """
     active, report = state.active, describe_tail(state, tail)
+    if report == replace(before, saved_as=""):
+        return before
     data = active.file.map(active.seen)[report.offset :]
     if not _all_zero(data):
         text = fmt.id_text(active.id)
@@ -143,6 +147,9 @@ def _copy(fs: FileSystem, name: str, data: memoryview, segment: Segment) -> None
         ]
         file.pwritev([*header, data], 0)
         file.sync()
+        fs.sync_dir(LOST)
+    except BaseException:
+        discard(fs, name)  # the next try makes another, and half a copy is no evidence
+        raise
     finally:
         file.close()
-    fs.sync_dir(LOST)

@@ -180,7 +180,7 @@ class Sequencer:
             self.syncing.sync_active()
             self._sealer.roll(describe(active, state.last_lsn(), frame.end, "", frame.offset))
         elif active.cursor.offset != active.seen:
-            self.recovery = save_tail(state, refuse_corruption(state))
+            self.recovery = save_tail(state, refuse_corruption(state), self.recovery)
             self.syncing.sync_active()
             self._sealer.close_at(state.last_lsn(), state.last_lsn())
             self._began = True
