@@ -28,6 +28,7 @@ from mldb.log.fs.memory import MemoryFileSystem
 from mldb.tensors import encoding
 from mldb.tensors.codec import Descriptor, pack_descriptor
 from tests.support.faults import FaultFileSystem
+from tests.support.files import append_to, read_file
 from tests.support.seen import contents
 from tests.support.segments import segment_names
 
@@ -124,6 +125,64 @@ def test_on_a_full_disk_reads_work_and_writes_resume_with_the_space(
     with Database.on(fs) as again:
         assert contents(again) == after
         assert again.verify().ok
+
+
+def test_a_torn_store_on_a_full_disk_is_open_for_reading_and_repaired_with_the_space(
+    fs: FaultFileSystem,
+) -> None:
+    """It was not opened with mode="rw" at all, since there was no room to save the torn tail."""
+    db = Database.on(fs)
+    db.store_tensor("kept", np.arange(50), {"k": 1}, epoch=3)
+    before, last = contents(db), db.lsn
+    fs.inner.kill()  # type: ignore[attr-defined]
+    (active,) = segment_names(fs)
+    append_to(fs, active, b"\x5a" * 333)
+    torn = read_file(fs, active)
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        fs.fail("pwritev", code=code, forever=True)
+        db = Database.on(fs)
+        assert contents(db) == before
+        with db.at(3) as snapshot:
+            assert snapshot["kept"][7] == 7
+        found = db.recovery
+        assert (found.clean, found.file, found.saved_as) == (False, active, "")
+        assert (found.dropped_bytes, found.dropped_transactions) == (333, 1)
+        for _ in range(3):
+            with pytest.raises(mldb.StorageFullError, match=r"rolled back.*Free space"):
+                db["later"] = 1
+            assert contents(db) == before
+            assert db.recovery == found
+        assert db.verify().ok
+        db.close()
+        assert read_file(fs, active) == torn
+        assert fs.list("lost+found") == []
+        fs.heal()
+    with Database.on(fs) as db:
+        assert db.recovery == found
+        tries = 0
+        while True:  # each write of the repair fails in turn, and the same handle goes on
+            tries += 1
+            fs.fail("pwritev", at=tries, code=errno.ENOSPC)
+            try:
+                db["later"] = 0
+            except mldb.StorageFullError:
+                assert contents(db) == before
+            except mldb.StorageIOError as error:  # the last is the claim that it is durable
+                assert "stored is not known" in str(error)
+                break
+        fs.heal()
+        assert tries > 4
+        assert db.store_tensor("later", 1) > last
+        (saved,) = fs.list("lost+found")
+        assert db.recovery.saved_as == f"lost+found/{saved}"
+        assert read_file(fs, db.recovery.saved_as).endswith(b"\x5a" * 333)
+        assert read_file(fs, active) == torn
+        db["last"] = 2
+    with Database.on(fs) as db:
+        assert db.recovery.clean
+        assert db["kept"].tolist() == list(range(50))
+        assert (int(db["later"]), int(db["last"])) == (1, 2)
+        assert db.verify().ok
 
 
 _FILE_LIMIT = """
