@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mldb.errors import LockedError, StorageIOError
+from mldb.errors import ClosedError, LockedError, ReentryError, StorageIOError
+from mldb.log import lock as lock_module
+from mldb.log import ownership
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import FileSystem, KernelLock
 from mldb.log.lock import GATE, LOCK, CommitLock
+from mldb.log.ownership import Guard, Waiter
 from tests.support.faults import FaultFileSystem
+from tests.support.threads import in_thread
 
 
 @pytest.fixture(params=["memory", "os"])
@@ -246,3 +254,162 @@ def test_closing_waits_for_the_commit_in_progress(fs: FileSystem) -> None:
     thread.join()
     lock.close()
     assert free(fs)
+
+
+# --- the time that a commit may wait --------------------------------------------------------------
+
+
+class Later(MemoryFileSystem):
+    """A file system whose pauses, and waits of threads, let a clock of its own go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.events: list[tuple[float, Callable[[], object]]] = []
+
+    def monotonic(self) -> float:
+        """The time."""
+        return self.now
+
+    def pause(self, seconds: float) -> None:
+        """Let time go by, and happen what happens meanwhile."""
+        assert seconds > 0
+        self.now += seconds
+        for item in [item for item in self.events if item[0] <= self.now]:
+            self.events.remove(item)
+            item[1]()
+
+
+TIMEOUT = 10.0
+BEGAN = 1000.0
+FOR_EVER = 1e6
+HELD = (0.0, 0.3 * TIMEOUT, 0.6 * TIMEOUT, 0.9 * TIMEOUT, FOR_EVER)
+
+
+@pytest.mark.parametrize("turn", [1, 8])
+def test_thread_gate_and_commit_lock_share_one_time(
+    monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    """Each is held for a while of its own; what they take in all is bounded, not what each takes.
+
+    With a limit of 1 s a commit once waited 2.8 s. *turn* 8 passes the gate in any case.
+    """
+    waited = []
+    for thread, gate, commit in itertools.product(HELD, repeat=3):
+        fs = Later()
+        lock = CommitLock(fs, TIMEOUT)
+        for _ in range(turn - 1):
+            lock.hold().free()
+        clock = SimpleNamespace(monotonic=fs.monotonic)
+        held: Guard = in_thread(lock.hold_in_process) if thread else lock.hold_in_process()
+        others = [fs.lock(GATE), fs.lock(LOCK)]
+        for other in others:
+            assert other.try_acquire()
+        releases = (held.free, others[0].release, others[1].release)
+        for when, release in zip((thread, gate, commit), releases, strict=True):
+            fs.events.append((when + BEGAN if when else 0, release))
+        fs.pause(1e-9)  # those that are held for no time
+        fs.now = BEGAN
+
+        def wait(waiter: Waiter, seconds: float, fs: Later = fs) -> None:
+            fs.pause(min(seconds, 0.05))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lock_module, "time", clock)
+            patch.setattr(ownership, "time", clock)
+            patch.setattr(Waiter, "wait", wait)
+            passes_by = turn != 8 and commit <= thread  # the lock is free: no need for the gate
+            longest = thread if passes_by else max(thread, gate, commit)
+            try:
+                lock.hold().free()
+            except LockedError as error:
+                assert f"{TIMEOUT} s" in str(error)
+                assert longest == FOR_EVER, (thread, gate, commit)
+            else:
+                assert longest < TIMEOUT, (thread, gate, commit)
+        took = fs.now - BEGAN
+        least, most = min(longest, TIMEOUT), 1.2 * min(longest, TIMEOUT)
+        assert least - 1e-6 <= took <= most + 1e-6, (thread, gate, commit, took)
+        waited.append(took)
+    assert len(waited) == 125
+    assert max(waited) >= TIMEOUT
+
+
+def test_a_commit_that_waits_for_a_thread_and_then_for_a_process_waits_as_long_as_it_may(
+    tmp_path: Path,
+) -> None:
+    """In real time; the quickest of three, as the machine may be busy."""
+    limit, quickest = 0.5, 99.0
+    fs = OsFileSystem(str(tmp_path))
+    for _ in range(3):
+        lock = CommitLock(fs, limit)
+        lock.hold().free()
+        held: Guard = in_thread(lock.hold_in_process)
+        others = [fs.lock(GATE), fs.lock(LOCK)]
+        for other in others:
+            assert other.try_acquire()
+        timers = [
+            threading.Timer(0.3 * limit, held.free),
+            threading.Timer(0.6 * limit, others[0].release),
+        ]
+        began = time.monotonic()
+        for timer in timers:
+            timer.start()
+        with pytest.raises(LockedError):
+            lock.hold()
+        took = time.monotonic() - began
+        assert took >= limit
+        quickest = min(quickest, took)
+        for timer in timers:
+            timer.join()
+        for other in others:
+            other.close()
+        lock.close()
+    assert quickest <= 1.2 * limit
+
+
+# --- inside and behind ----------------------------------------------------------------------------
+
+
+def test_a_commit_inside_a_commit_is_refused_at_once_and_leaves_the_outer_one_alone(
+    fs: FileSystem,
+) -> None:
+    """A handler that stores once let the lock go inside the outer commit."""
+    lock = CommitLock(fs, 30)
+    for take in (lock.hold, lock.hold_in_process):
+        with lock.hold() as guard:
+            began = time.monotonic()
+            for _ in range(9):
+                with pytest.raises(ReentryError, match="save_on_signal"):
+                    take()
+            assert time.monotonic() - began < 5
+            assert lock.holder is guard.key
+            assert not free(fs)
+    assert free(fs)
+
+
+def test_holding_it_in_the_process_keeps_threads_out_and_lets_processes_in(fs: FileSystem) -> None:
+    lock, other = CommitLock(fs, 0.02), CommitLock(fs, 1)
+    with lock.hold_in_process():
+        assert free(fs)
+        with pytest.raises(LockedError, match="another thread of this process"):
+            in_thread(lock.hold)
+        with other.hold():
+            pass
+    with lock.hold():
+        pass
+    assert free(fs)
+
+
+def test_behind_the_close_nobody_gets_in(fs: FileSystem) -> None:
+    lock = CommitLock(fs, 1)
+    with lock.hold():
+        pass
+    lock.close()
+    for _ in range(9):
+        with pytest.raises(ClosedError, match="was closed"):
+            lock.hold()
+    assert free(fs)
+    lock.close()
+    with CommitLock(fs, 1).hold():
+        pass

@@ -21,9 +21,9 @@ from mldb.log import ownership
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.lock import GATE, LOCK, CommitLock
 from mldb.log.ownership import Guard, OwnedLock, held_by_me
+from tests.support.threads import PATIENCE_SECONDS, in_thread
 
 WATCHED = {ownership.__file__, lock_module.__file__}
-PATIENCE_SECONDS = 20
 
 
 def owned() -> OwnedLock:
@@ -38,26 +38,6 @@ def commit_lock() -> OwnedLock:
 def make(request: pytest.FixtureRequest) -> Callable[[], OwnedLock]:
     made: Callable[[], OwnedLock] = request.param
     return made
-
-
-def in_thread(act: Callable[..., Any], *arguments: Any) -> Any:
-    """Run *act* in a thread of its own; return or raise what it does."""
-    outcome: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(act(*arguments))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_SECONDS)
-    assert not thread.is_alive(), "it waits for ever"
-    if errors:
-        raise errors[0]
-    return outcome[0]
 
 
 def taken_elsewhere(lock: OwnedLock) -> Guard:
