@@ -19,6 +19,7 @@ from mldb.log.checksum import check64
 from mldb.log.frame import DamagedFrame, Frame, check_body, decode_commit, decode_header, unpack
 
 _WINDOW_BYTES: Final = 1 << 22
+_TAILS_READ: Final = 4
 _WORDS: Final = fmt.FRAME_HEADER_SIZE // 8
 _MAGIC: Final = int.from_bytes(fmt.FRAME_MAGIC, "little")
 _MASK: Final = (1 << 64) - 1
@@ -39,11 +40,18 @@ class Tail:
 def survey(data: memoryview, start: int, seed: int) -> Tail:
     """Look at every intact commit and footer from *start* on, wherever it lies.
 
-    Frame headers are believed by their checksum, which covers store, segment and offset.
+    Frame headers are believed by their checksum, which covers store, segment and offset. Frames do
+    not overlap, so all heads together are no longer than the tail; of forged ones, which may, as
+    many are read as make up four tails.
     """
     commits = 0
     best = Tail()
+    left = _TAILS_READ * (len(data) - start)
     for frame in _frames(data, start, seed):
+        head = frame.payload_offset - frame.offset
+        if head > left:
+            continue
+        left -= head
         kind = frame.header.kind & ~fmt.MUST_UNDERSTAND
         commits += kind == fmt.KIND_COMMIT
         durable = _durable(data, frame, kind)
