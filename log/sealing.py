@@ -235,10 +235,10 @@ class Sealer:
 
 def ceiling_of(state: LogState) -> int:
     """The LSN that none has reached: in version 1, which has no ceiling, one far enough ahead."""
-    manifest, cursor = state.manifest, state.active.cursor
+    manifest, active = state.manifest, state.active
     if manifest.lsn_ceiling:
         return manifest.lsn_ceiling
-    last = max(cursor.last_lsn, manifest.lsn_floor)
+    last = max(active.cursor.last_lsn, manifest.lsn_floor)
     mark = manifest.mark
-    is_clean = (mark.segment, mark.offset) == (state.active.id, cursor.offset)
+    is_clean = mark.segment == active.id and mark.offset == active.cursor.offset == active.seen
     return last + 1 if is_clean else last + fmt.LSN_CEILING_STEP
