@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from mldb.errors import ClosedError, LimitError, MldbError, StorageFullError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
+from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.memory_disk import Sync
 from mldb.log.log import Log
+from mldb.log.manifest import manifest_numbers
 from mldb.log.verify import verify
 from mldb.log.view import View
 from tests.support.faults import FaultFileSystem
-from tests.support.files import contents_of
-from tests.support.logs import content, open_log, store
+from tests.support.files import contents_of, read_file, replace_file
+from tests.support.logs import content, flip, open_log, store
 from tests.support.segments import segment_ids, segment_names
 
 KIND = 16 | fmt.MUST_UNDERSTAND
@@ -193,17 +195,16 @@ def test_the_decision_sees_what_other_handles_committed() -> None:
     assert one.head().commit.epoch == 5
 
 
-def test_too_many_records_are_refused_before_anything_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fmt, "FRAMES_MAX", 4)
+def test_too_many_records_are_refused_before_anything_is_written() -> None:
     fs = MemoryFileSystem()
     log = open_log(fs)
-    log.commit([record(b"\x01%d" % number) for number in range(4)], on_head)
+    store(log, b"\x01a", b"1")
     before = contents_of(fs)
-    with pytest.raises(LimitError, match="5 records exceeds the limit of 4"):
-        log.commit([record(b"\x01%d" % number) for number in range(5)], on_head)
+    count = fmt.FRAMES_MAX + 1
+    with pytest.raises(LimitError, match=f"{count} records exceeds the limit of {count - 1}"):
+        log.commit([Record(KIND, [])] * count, on_head)
     assert contents_of(fs) == before
+    store(log, b"\x01b", b"2")
 
 
 @pytest.mark.parametrize("effect", ["nothing", "half"])
@@ -355,3 +356,134 @@ def test_a_sync_covers_commits_of_other_handles_too() -> None:
     assert two.sequencer.syncing.durable_lsn == lsn
     [name] = segment_names(fs)
     assert Sync(fs.image().files[name]) in fs.journal.operations[done:]
+
+
+# --- LSNs that somebody may have seen -------------------------------------------------------------
+
+
+def lsns_of(log: Log) -> list[int]:
+    return [row.lsn for _, row in log.head().commits(0, fmt.LSN_MAX)]
+
+
+def test_after_a_clean_close_lsns_go_on_right_behind_the_last() -> None:
+    """Of a store that nobody killed they are dense, however often it is opened."""
+    fs = MemoryFileSystem()
+    given = []
+    for number in range(6):
+        log = open_log(fs, durability=("os", "commit")[number % 2], segment_entries=2)
+        given += [store(log, b"\x01%d" % turn, b"x", number) for turn in range(3)]
+        log.close()
+        assert log.state.manifest.lsn_ceiling == given[-1] + 1
+    assert given == [2 * number for number in range(1, 19)]
+    assert lsns_of(open_log(fs, "r")) == given
+
+
+def test_without_a_clean_close_the_first_commit_starts_at_the_ceiling() -> None:
+    """Whatever was given out below it and lost is never given again. Only the first one jumps."""
+    fs = MemoryFileSystem()
+    last = 0
+    for number in range(4):
+        log = open_log(fs, durability="os")
+        ceiling = log.state.manifest.lsn_ceiling
+        first = store(log, b"\x01a", b"%d" % number, number)
+        assert first == (2 if number == 0 else ceiling + 1)
+        assert first > last
+        assert store(log, b"\x01b", b"x", number) == first + 2
+        last = first + 2
+        assert last < log.state.manifest.lsn_ceiling
+        fs.kill()
+    assert last < 5 * fmt.LSN_CEILING_STEP
+
+
+def test_a_live_handle_beside_a_dead_one_goes_on_where_it_was() -> None:
+    """Its own session has begun: what the other one could give out is above the floor it set."""
+    fs = MemoryFileSystem()
+    dying = FaultFileSystem(fs)
+    one, two = open_log(fs, durability="os"), open_log(dying, durability="os")
+    given = [store(one, b"\x01a", b"1"), store(two, b"\x01b", b"2"), store(one, b"\x01c", b"3")]
+    dying.kill()
+    given.append(store(one, b"\x01d", b"4"))
+    assert given == sorted(set(given))
+    assert given[-1] - given[1] == 4
+
+
+def test_no_lsn_reaches_the_ceiling_before_a_synced_manifest_raised_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fmt, "LSN_CEILING_STEP", 7)
+    fs = MemoryFileSystem(record=True)
+    log = open_log(fs, durability="os")
+    for number in range(40):
+        keys = [b"\x01%d" % place for place in range(number % 5)]
+        last = log.commit([record(key) for key in keys], on_head).lsn
+        assert last < log.state.manifest.lsn_ceiling
+        image = fs.image()
+        assert fs.journal is not None
+        files = {image.files[name]: name for name in image.files if name.startswith("MANIFEST")}
+        synced = {item.inode for item in fs.journal.operations if isinstance(item, Sync)}
+        assert files.keys() <= synced
+    assert log.state.manifest.number > 10
+    assert len(lsns_of(log)) == 40
+
+
+@pytest.mark.parametrize("model", ["posix", "ordered", "process"])
+def test_an_lsn_that_a_reader_was_given_is_never_given_again(model: Any, seed: int) -> None:
+    """Power fails at any place, at the border of a batch too: nothing torn tells of what was lost.
+
+    And again after the first repair. The next LSN once counted from the last commit that was left.
+    """
+    first = MemoryFileSystem(record=True)
+    checked = lost = 0
+    stores = [first]
+    for generation in range(2):
+        crashed: list[MemoryFileSystem] = []
+        for fs in stores:
+            write_and_read(fs)
+            states = crash_states(fs, model=model, seed=seed, limit=300, record=True)
+            for place, state in enumerate(states):
+                given = {mark for mark in state.marks if isinstance(mark, int)}
+                known = max(given, default=0)
+                if not manifest_numbers(state.list("")):
+                    continue
+                if place % 40 == 7 and generation == 0:
+                    again = MemoryFileSystem(record=True, image=state.image())
+                    for lsn in sorted(given):
+                        again.mark(lsn)
+                    crashed.append(again)
+                log = open_log(state, durability="os")
+                left = log.head().commit.lsn
+                lost += left < known
+                assert store(log, b"\x01new", b"new", 9) - 1 > known, state.description
+                checked += 1
+        stores = crashed
+        assert crashed or generation
+    assert checked > 100
+    assert lost > 10 or model == "process"
+
+
+def write_and_read(fs: MemoryFileSystem) -> None:
+    """Commit a few times; a reader is told each LSN, before anything is synced."""
+    log, reader = open_log(fs, durability="os", segment_entries=3), None
+    for number in range(5):
+        store(log, b"\x01%d" % number, b"x" * 700, 9)
+        reader = reader or open_log(fs, "r")
+        fs.mark(reader.head().commit.lsn)
+
+
+def test_a_torn_tail_whose_frames_carry_higher_lsns_is_jumped_over() -> None:
+    """Intact frames behind the damage: somebody may have been given what they carry."""
+    fs = MemoryFileSystem()
+    log = open_log(fs, durability="os")
+    store(log, b"\x01a", b"1")
+    size = log.state.active.cursor.offset
+    for number in range(50):
+        last = store(log, b"\x01%d" % number, b"2")
+    fs.kill()
+    [name] = segment_names(fs)
+    data = read_file(fs, name)
+    for cut, flipped in ((len(data) - 1, size + 60), (len(data), size), (len(data), size + 200)):
+        torn = MemoryFileSystem(image=fs.image())
+        replace_file(torn, name, flip(data, 8 * flipped)[:cut])
+        again = open_log(torn, durability="os")
+        assert again.recovery.dropped_transactions > 40
+        assert store(again, b"\x01new", b"3") - 1 > last

@@ -12,7 +12,7 @@ from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
 from mldb.log.batch import BatchStart, encode_batch, write_batch
 from mldb.log.file_header import encode_file_header
-from mldb.log.frame import Record, decode_entries, hash_record, unpack
+from mldb.log.frame import Draft, Record, decode_entries, hash_record, unpack
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT
 from mldb.log.index.footer import describe, index_frame
@@ -102,7 +102,8 @@ def _append(fs: FileSystem, batch: StoredBatch, active: Active, keeps: Keeps) ->
     source = fs.open(name, "r")
     for frame, body in frames:
         head = frame.header
-        drafts, extra = [], unpack(body)
+        drafts: list[Draft] = []
+        extra = unpack(body)
         if head.flags & fmt.FLAG_KEYED:
             drafts, extra = decode_entries(body, frame)
             drafts = [draft for draft in drafts if keeps(draft.key, row.lsn)]
