@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mldb.errors import VersionGoneError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry
-from mldb.log.segment import Segment, SegmentGoneError
+from mldb.log.segment import Segment, SegmentGoneError, segment_name
 from mldb.log.view import View
 from mldb.options import Verify
 
@@ -63,7 +63,7 @@ class Door:
     ) -> memoryview:
         """Return the decoded bytes of one version: a view of the log, or of the cache."""
         try:
-            segment = view.segments[entry.segment]
+            segment = view.segments.get(entry.segment) or self._newer(entry)
             data = segment.payload(entry, 0, entry.length, self.verify, name)
         except SegmentGoneError as error:
             return self._elsewhere(
@@ -80,7 +80,8 @@ class Door:
         if entry.encoding != fmt.ENCODING_RAW:
             return self.version(view, key, entry, size, name)[low:high]
         try:
-            return view.segments[entry.segment].payload(entry, low, high, self.verify, name)
+            segment = view.segments.get(entry.segment) or self._newer(entry)
+            return segment.payload(entry, low, high, self.verify, name)
         except SegmentGoneError as error:
             return self._elsewhere(
                 error,
@@ -95,7 +96,8 @@ class Door:
     ) -> memoryview:
         """Return raw bytes low..high of one version; who reads them verifies them first."""
         try:
-            return view.segments[entry.segment].payload(entry, low, high, "never", name)
+            segment = view.segments.get(entry.segment) or self._newer(entry)
+            return segment.payload(entry, low, high, "never", name)
         except SegmentGoneError as error:
             return self._elsewhere(
                 error,
@@ -123,7 +125,8 @@ class Door:
             return bytearray(self.version(view, key, entry, size, name))
         try:
             verify = "never" if is_verified else self.verify
-            return view.segments[entry.segment].private(entry, verify, name)
+            segment = view.segments.get(entry.segment) or self._newer(entry)
+            return segment.private(entry, verify, name)
         except SegmentGoneError as error:
             return self._elsewhere(
                 error,
@@ -145,7 +148,7 @@ class Door:
     ) -> None:
         """Verify what holds *rows* of a column that starts at byte *start* of a raw version."""
         try:
-            segment = view.segments[entry.segment]
+            segment = view.segments.get(entry.segment) or self._newer(entry)
             segment.touch_rows(entry, start, row_bytes, rows, self.verify, name)
         except SegmentGoneError as error:
             self._elsewhere(
@@ -158,9 +161,10 @@ class Door:
 
     def is_verified(self, view: View, entry: Entry, low: int, high: int) -> bool:
         """Whether decoded bytes low..high are raw, were verified before, and this is remembered."""
-        return entry.encoding == fmt.ENCODING_RAW and view.segments[entry.segment].is_verified(
-            entry, low, high
-        )
+        if entry.encoding != fmt.ENCODING_RAW:
+            return False
+        segment = view.segments.get(entry.segment)
+        return segment is not None and segment.is_verified(entry, low, high)
 
     @staticmethod
     def is_raw(entry: Entry) -> bool:
@@ -170,7 +174,14 @@ class Door:
     @staticmethod
     def file(view: View, entry: Entry) -> str:
         """The file that a version lies in, relative to the store: for messages and measuring."""
-        return view.segments[entry.segment].name
+        return segment_name(entry.segment)
+
+    def _newer(self, entry: Entry) -> Segment:
+        """A segment that took the place of others since a view was made."""
+        segment = self._head().segments.get(entry.segment)
+        if segment is None:
+            raise SegmentGoneError("it was replaced", file=segment_name(entry.segment))
+        return segment
 
     def _decoded(
         self, segment: Segment, data: memoryview, entry: Entry, size: int, name: str

@@ -37,6 +37,7 @@ from mldb.log.orphans import refuse_lost_manifest
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
+from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.sequencer import Decide, Sequencer, SequencerOptions
 from mldb.log.state import LogState
 from mldb.log.view import View
@@ -242,14 +243,15 @@ class Log:
         The one iterator over batches, whatever kind of segment they lie in.
         """
         for segment_id, row in view.commits(low, high):
-            segment = view.segments[segment_id]
-            frames: list[tuple[Frame, bytes]] = []
-            offset = row.start
-            while offset < row.end:
-                frame, body = segment.frame(offset)
-                frames.append((frame, body))
-                offset = frame.end
-            yield StoredBatch(row, frames, segment.name)
+            try:
+                segment = view.segments.get(segment_id) or self.head().segments[segment_id]
+                batch = _batch_of(segment, row)
+            except (SegmentGoneError, KeyError):
+                [(now, row)] = self.head().commits(row.lsn, row.lsn)
+                if now == segment_id:
+                    raise  # the manifest still names the file, so it is lost
+                batch = _batch_of(self.head().segments[now], row)
+            yield batch
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -335,3 +337,13 @@ class Log:
             self._state.close()
             if self._lock is not None:
                 self._lock.close()
+
+
+def _batch_of(segment: Segment, row: CommitRow) -> StoredBatch:
+    frames: list[tuple[Frame, bytes]] = []
+    offset = row.start
+    while offset < row.end:
+        frame, body = segment.frame(offset)
+        frames.append((frame, body))
+        offset = frame.end
+    return StoredBatch(row, frames, segment.name)

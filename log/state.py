@@ -7,9 +7,10 @@ the same under the commit lock, where it may also repair (``mldb.log.recovery``)
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 
-from mldb.errors import CorruptError, StoreMovedError
+from mldb.errors import ClosedError, CorruptError, StoreMovedError
 from mldb.log import format as fmt
 from mldb.log.active import HALF_DONE, Active, open_active
 from mldb.log.batch import EncodedBatch
@@ -68,6 +69,8 @@ class LogState:
         self.distrusted: list[str] = []
         self.active = self._open(manifest)
         self.view = EMPTY_VIEW
+        this = weakref.ref(self)  # a strong one would make a ring
+        self._newest = lambda: _head_of(this())
         self._load_sealed()
         self._device, self._inode = fs.identity(LOCK) or (0, 0)
         self._announced = announced or open_announced(fs, writable=writable)
@@ -115,7 +118,7 @@ class LogState:
         for info in self.manifest.segments:
             part = old.get(info.id)
             if part is None or part.info != info:
-                part = SealedPart(fs, info, self.verify, self.mappings)
+                part = SealedPart(fs, info, self.verify, self.mappings, self._newest)
             new[info.id] = part
         for segment_id, part in old.items():
             if segment_id not in new:
@@ -368,3 +371,10 @@ class LogState:
         if self._announced is not None:
             self._announced.close()
         self.fs.relieve = None
+
+
+def _head_of(state: LogState | None) -> View:
+    """The newest view of a state, for what the state owns."""
+    if state is None:
+        raise ClosedError("the store was closed, and a segment that is asked for was replaced.")
+    return state.head()

@@ -13,10 +13,11 @@ from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
+from mldb.log.index.mapped import MappedIndex
 from mldb.log.log import Log
 from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Cursor, scan
-from mldb.log.segment import Segment
+from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.view import SealedPart, View
 
 Progress = Callable[[int, int], None]
@@ -63,8 +64,15 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
     _, active, view = log.still()
     tally = _Tally()
     total = sum(part.info.length for part in view.sealed) + active.cursor.offset
-    for part in view.sealed:
-        _check_sealed(part, tally)
+    parts = list(view.sealed)
+    for part in parts:  # grows when segments are replaced meanwhile
+        gone = _check_sealed(part, tally)
+        if gone is not None:
+            newest = log.head()
+            if part.info.id in newest.segments:
+                tally.problems.append(_problem(gone, part.segment.name))
+            known = {item.info.id for item in parts}
+            parts += [item for item in newest.sealed if item.info.id not in known]
         if progress is not None:
             progress(tally.bytes, total)
     _check_active(active, view, tally)
@@ -87,19 +95,23 @@ def _check_manifests(fs: FileSystem, tally: _Tally) -> None:
             tally.problems.append(Problem(name, getattr(error, "offset", None) or 0, str(error)))
 
 
-def _check_sealed(part: SealedPart, tally: _Tally) -> None:
+def _check_sealed(part: SealedPart, tally: _Tally) -> SegmentGoneError | None:
+    """Check one sealed segment; returns the error when its file is not there."""
     info = part.info
     tally.bytes += info.length
     rows: list[CommitRow] = []
     try:
         data = part.segment.view(info.length)[: info.length]
         part.segment.check_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]))
+    except SegmentGoneError as error:
+        return error
     except MldbError as error:
         tally.problems.append(_problem(error, part.segment.name))
-        return
+        return None
     try:
         index = part.index
-        index.check()
+        if isinstance(index, MappedIndex):
+            index.check()
         rows = list(index.commits(1, fmt.LSN_MAX))
         sound = True
     except MldbError as error:
@@ -109,6 +121,7 @@ def _check_sealed(part: SealedPart, tally: _Tally) -> None:
     _check_batches(part.segment, data[:end], rows, tally)
     if sound and not info.index_file:
         _check_footer(part.segment, data, info.index_offset, tally)
+    return None
 
 
 def _problem(error: MldbError, name: str) -> Problem:

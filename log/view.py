@@ -17,19 +17,29 @@ from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import Kept, SegmentInfo
 from mldb.log.mappings import MappingBudget
-from mldb.log.segment import Segment
+from mldb.log.moved import MovedIndex
+from mldb.log.segment import Segment, SegmentGoneError
 from mldb.options import Verify
 
 _KEYS_AT_ONCE: Final = 512
 
 
 class SealedPart:
-    """A sealed segment: its file and its mapped index, opened when first asked. Any thread."""
+    """A sealed segment: its file and its mapped index, opened when first asked. Any thread.
+
+    *head* leads to the newest view, where the versions of a segment lie whose file was replaced.
+    """
 
     def __init__(
-        self, fs: FileSystem, info: SegmentInfo, verify: Verify, budget: MappingBudget
+        self,
+        fs: FileSystem,
+        info: SegmentInfo,
+        verify: Verify,
+        budget: MappingBudget,
+        head: Callable[[], View] | None = None,
     ) -> None:
         self.info = info
+        self._head = head
         this = weakref.ref(self)  # a strong one would make a ring
 
         def note() -> None:
@@ -40,31 +50,50 @@ class SealedPart:
         self.segment = Segment(fs, info.id, info.origin, info.length, on_map=note)
         self._fs = fs
         self._verify = verify
-        self._index: MappedIndex | None = None
+        self._index: MappedIndex | MovedIndex | None = None
 
     @property
-    def index(self) -> MappedIndex:
-        """The mapped index."""
+    def index(self) -> MappedIndex | MovedIndex:
+        """The mapped index, or where its file is gone what the newest view has of it."""
         index = self._index
         if index is None:
-            info = self.info
-            source = self.segment
-            if info.index_file:
-                source = index_source(
-                    self._fs, info.index_file, info.origin, info.id, fmt.FILE_INDEX
-                )
-            index, _ = open_index(source, info.index_offset, self._verify)
+            try:
+                index = self._open()
+            except SegmentGoneError:
+                head = self._head
+                if head is None or self.info.id in head().segments:
+                    raise  # the manifest still names the file, so it is lost
+                index = MovedIndex(head, self.info.first_lsn, self.info.last_lsn)
             self._index = index
         return index
 
+    def _open(self) -> MappedIndex:
+        info = self.info
+        source = self.segment
+        if info.index_file:
+            source = index_source(self._fs, info.index_file, info.origin, info.id, fmt.FILE_INDEX)
+        return open_index(source, info.index_offset, self._verify)[0]
+
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in order, holding no mapping from one to the next."""
-        number = -1
+        number, last = -1, b""
         while True:
-            keys, number = self.index.some_keys(prefix, number, _KEYS_AT_ONCE)
+            index = self.index
+            if isinstance(index, MovedIndex):
+                yield from (key for key in index.keys(prefix) if key > last)
+                return
+            keys, number = index.some_keys(prefix, number, _KEYS_AT_ONCE)
             if not keys:
                 return
             yield from keys
+            last = keys[-1]
+
+    def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
+        """Yield (segment id, commit) with low <= lsn <= high, ascending."""
+        index = self.index
+        if isinstance(index, MovedIndex):
+            return index.placed(low, high)
+        return ((self.info.id, row) for row in index.commits(low, high))
 
     def release(self) -> None:
         """Let the mapping go; the next question maps the segment again."""
@@ -157,8 +186,7 @@ class View(NamedTuple):
         """Yield (segment id, commit) with low <= lsn <= high, ascending, on every lineage."""
         for sealed in self.sealed:
             if sealed.info.last_lsn >= low and sealed.info.first_lsn <= high:
-                for row in sealed.index.commits(low, high):
-                    yield sealed.info.id, row
+                yield from sealed.commits(low, high)
         for part in reversed(self.active):
             for row in part.commits(low, min(high, self.commit.lsn)):
                 yield self.active_id, row
