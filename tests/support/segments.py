@@ -19,7 +19,7 @@ from mldb.log.index.footer import describe, index_frame
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.lock import LOCK
 from mldb.log.log import Log, StoredBatch
-from mldb.log.manifest import Manifest, SegmentInfo, install_manifest
+from mldb.log.manifest import Kept, Manifest, SegmentInfo, install_manifest
 from mldb.log.newest import load_newest
 from mldb.log.scan import Cursor
 from mldb.log.segment import Segment, segment_name
@@ -44,12 +44,15 @@ def keep_all(key: bytes, lsn: int) -> bool:
     return True
 
 
-def replace_segments(log: Log, count: int, keeps: Keeps = keep_all) -> bytes:
+def replace_segments(
+    log: Log, count: int, keeps: Keeps = keep_all, kept: Kept | None = None
+) -> bytes:
     """Put one with the same commits in the place of the first *count* sealed segments.
 
     It has the same keys, LSNs and bytes, but for the versions that *keeps* drops; another id, other
-    offsets. The old files go as soon as the manifest has its name, and no handle is told. Returns
-    the new id. The caller sees to it that nobody commits meanwhile.
+    offsets. *kept* is what the manifest says of the commits that are left. The old files go as soon
+    as it has its name, and no handle is told. Returns the new id. The caller sees to it that nobody
+    commits meanwhile.
     """
     fs, manifest = log.fs, load_newest(log.fs, [])
     gone = manifest.segments[:count]
@@ -59,6 +62,7 @@ def replace_segments(log: Log, count: int, keeps: Keeps = keep_all) -> bytes:
         number=manifest.number + 1,
         segments=(info, *manifest.segments[count:]),
         predecessor=manifest.digest,
+        kept=kept,
     )
     announced = fs.open(LOCK, "rw")
     announced.pwritev([bytes(1)], changed.number - 1)
