@@ -35,7 +35,7 @@ def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None
     floor = max(manifest.lsn_floor, last_lsn)
     jumps = (*manifest.jumps, *active.jumps)
     origins = manifest.origins or (manifest.store_id,)
-    publish_first(target, segments, floor, jumps, manifest.kept, origins)
+    publish_first(target, segments, floor, floor + 1, jumps, manifest.kept, origins)
 
 
 def _carry(source: FileSystem, target: FileSystem, info: SegmentInfo) -> None:

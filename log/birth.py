@@ -74,13 +74,15 @@ def _give_birth(fs: FileSystem) -> None:
                 file=path,
             )
         fs.unlink(path)  # left by a creation that died before its manifest
-    publish_first(fs, (), 0, (), None, ())
+    # Its maker goes on to write: LSNs up to the ceiling are free already.
+    publish_first(fs, (), 0, 1 + fmt.LSN_CEILING_STEP, (), None, ())
 
 
 def publish_first(
     fs: FileSystem,
     segments: tuple[SegmentInfo, ...],
     lsn_floor: int,
+    lsn_ceiling: int,
     jumps: tuple[Jump, ...],
     kept: Kept | None,
     origins: tuple[bytes, ...],
@@ -116,7 +118,7 @@ def publish_first(
         store_id,
         mark,
         lsn_floor,
-        lsn_floor + 1 + fmt.LSN_CEILING_STEP,
+        lsn_ceiling,
         jumps,
         kept,
         (store_id, *origins),
