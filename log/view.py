@@ -83,6 +83,7 @@ class SealedPart:
                 yield from (key for key in index.keys(prefix) if key > last)
                 return
             keys, number = index.some_keys(prefix, number, _KEYS_AT_ONCE)
+            del index  # and its mapping
             if not keys:
                 return
             yield from keys
