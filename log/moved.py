@@ -8,15 +8,33 @@ newest view, within the LSNs of the segment; and the entries found say where the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mldb.errors import VersionGoneError
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.memory import CommitField
-from mldb.log.manifest import in_ranges
+from mldb.log.manifest import Kept, in_ranges
 
-if TYPE_CHECKING:
-    from mldb.log.view import View
+
+class Newest(Protocol):
+    """What is asked of the newest view; see ``mldb.log.view``."""
+
+    @property
+    def kept(self) -> Kept | None: ...
+
+    def newest(self, key: bytes, intervals: Intervals) -> Entry | None: ...
+
+    def versions(self, key: bytes) -> list[Entry]: ...
+
+    def keys(self, prefix: bytes) -> Iterator[bytes]: ...
+
+    def commit_at(self, lsn: int) -> CommitRow | None: ...
+
+    def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]: ...
+
+    def last_commit(
+        self, intervals: Intervals, field: CommitField, limit: int
+    ) -> CommitRow | None: ...
 
 
 class MovedIndex:
@@ -28,7 +46,7 @@ class MovedIndex:
 
     __slots__ = ("_head", "first_lsn", "last_lsn")
 
-    def __init__(self, head: Callable[[], View], first_lsn: int, last_lsn: int) -> None:
+    def __init__(self, head: Callable[[], Newest], first_lsn: int, last_lsn: int) -> None:
         self._head = head
         self.first_lsn = first_lsn
         self.last_lsn = last_lsn
