@@ -20,21 +20,26 @@ class Newest(Protocol):
     """What is asked of the newest view; see ``mldb.log.view``."""
 
     @property
-    def kept(self) -> Kept | None: ...
+    def kept(self) -> Kept | None:
+        """The commits that retention left; None when nothing was ever pruned."""
 
-    def newest(self, key: bytes, intervals: Intervals) -> Entry | None: ...
+    def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
+        """Return the newest version of *key* inside *intervals*."""
 
-    def versions(self, key: bytes) -> list[Entry]: ...
+    def versions(self, key: bytes) -> list[Entry]:
+        """Return every version of *key*, oldest first."""
 
-    def keys(self, prefix: bytes) -> Iterator[bytes]: ...
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys with this prefix in order."""
 
-    def commit_at(self, lsn: int) -> CommitRow | None: ...
+    def commit_at(self, lsn: int) -> CommitRow | None:
+        """Return commit *lsn*."""
 
-    def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]: ...
+    def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
+        """Yield (segment id, commit) in this range."""
 
-    def last_commit(
-        self, intervals: Intervals, field: CommitField, limit: int
-    ) -> CommitRow | None: ...
+    def last_commit(self, intervals: Intervals, field: CommitField, limit: int) -> CommitRow | None:
+        """Return the last commit inside *intervals* with *field* <= *limit*."""
 
 
 class MovedIndex:
