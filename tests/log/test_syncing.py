@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from mldb.log.sequencer import SequencerOptions
 from mldb.log.syncing import Syncing
 from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
+from tests.support.hooked import Hooked
 from tests.support.logs import content, open_log, store
 from tests.support.threads import PATIENCE_SECONDS
 
@@ -212,28 +212,6 @@ def test_a_failure_while_a_failure_is_cleaned_up_is_told_and_leaves_the_store_wh
 
 
 # --- between processes ----------------------------------------------------------------------------
-
-
-class Hooked(FaultFileSystem):
-    """Something happens right before the n-th call from now on; ``happened`` names the call."""
-
-    def __init__(self, inner: MemoryFileSystem) -> None:
-        super().__init__(inner)
-        self.left = 0
-        self.act: Callable[[], None] = lambda: None
-        self.happened = ""
-
-    def at(self, number: int, act: Callable[[], None]) -> None:
-        """Let *act* happen once."""
-        self.left, self.act, self.happened = number, act, ""
-
-    def fault_of(self, kind: str) -> Any:
-        """Count, and do it when it is time."""
-        self.left -= 1
-        if self.left == 0:
-            self.happened = kind
-            self.act()
-        return super().fault_of(kind)
 
 
 @pytest.mark.parametrize("inside", ["the one that commits", "the one that fails"])

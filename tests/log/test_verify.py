@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -16,6 +19,7 @@ from mldb.log.manifest import manifest_name, manifest_numbers
 from mldb.log.segment import segment_name
 from mldb.log.verify import VerifyReport, verify
 from tests.support.files import append_to, contents_of, read_file, replace_file
+from tests.support.hooked import Hooked
 from tests.support.logs import content, flip, open_log, store
 from tests.support.segments import segment_ids, segment_names
 
@@ -209,3 +213,59 @@ def test_an_index_that_is_whole_and_wrong_is_found(wrong: str) -> None:
     [problem] = checked(fs).problems
     assert problem.file == segment_names(fs)[0]
     assert ("lists 2 commits" if wrong == "less" else "contradicts itself") in problem.message
+
+
+@pytest.mark.parametrize(("entries", "segments"), [(1, {4, 5}), (2, {2, 3}), (100, {1})])
+def test_it_is_of_one_moment_whoever_seals_meanwhile(entries: int, segments: set[int]) -> None:
+    """Another process commits, and perhaps rolls, before every call of it.
+
+    Sealed segments and the active one were taken apart: one that was sealed in between was in
+    neither, and its damage was not found.
+    """
+    number = 0
+    outcomes = set()
+    while True:
+        number += 1
+        fs = MemoryFileSystem()
+        writer = open_log(fs, segment_entries=entries, durability="os")
+        for place in range(4):
+            store(writer, b"\x01%d" % place, b"value %d" % place * 30, place)
+        hooked = Hooked(fs)
+        log = open_log(hooked, "r")
+        active = segment_names(fs)[-1]
+        data = read_file(fs, active)
+        fs.open(active, "rw").pwritev([b"V"], data.rindex(b"value 3"))
+        hooked.at(number, partial(store, writer, b"\x01new", b"x", 9))
+        report = verify(log)
+        assert [problem.file for problem in report.problems] == [active], (number, hooked.happened)
+        outcomes.add(report.segments)
+        if not hooked.happened:
+            break
+    assert number > 4
+    assert outcomes == segments
+
+
+def test_it_is_of_one_moment_although_a_thread_of_the_same_handle_rolls() -> None:
+    fs = MemoryFileSystem()
+    log = open_log(fs, segment_entries=2, durability="os")
+    store(log, b"\x01a", b"0")
+    stop = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count(1):
+            store(log, b"\x01a", b"%d" % number, number)
+            if stop.is_set():
+                return
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        for _ in range(30):
+            before = log.head().commit.epoch
+            report = verify(log)
+            assert report.problems == ()
+            assert before + 1 <= report.commits <= log.head().commit.epoch + 2
+            assert report.segments == (report.commits + 1) // 2
+    finally:
+        stop.set()
+        thread.join(30)
