@@ -119,8 +119,10 @@ class Syncing:
 
     def sync(self) -> None:
         """Make every commit so far durable, those of other processes too."""
-        view = self._state.head()
-        self.make_durable(view.commit.lsn, self._state.active)
+        state = self._state
+        state.check_identity()
+        view = state.head()
+        self.make_durable(view.commit.lsn, state.active)
 
     def make_durable(self, lsn: int, active: Active) -> None:
         """Return when commit *lsn* of segment *active* is durable; threads share one fdatasync.
