@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mldb.log.recovery import Recovery
 from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
 from tests.support.files import append_to, contents_of, replace_file
+from tests.support.hooked import Hooked
 from tests.support.logs import content, open_log, store
 from tests.support.segments import segment_names
 
@@ -222,3 +224,31 @@ def test_damage_is_copied_as_it_is_and_still_found() -> None:
     backup(open_log(fs, "r"), target, None)
     [problem] = verify(open_log(target, "r")).problems
     assert (problem.file, problem.offset <= 300) == (first, True)
+
+
+@pytest.mark.parametrize("entries", [1, 2, 100])
+def test_a_backup_is_of_one_moment_whoever_seals_meanwhile(entries: int) -> None:
+    """Another process commits, and perhaps rolls, before every call of it."""
+    outcomes = set()
+    for number in itertools.count(1):
+        fs, target = MemoryFileSystem(), MemoryFileSystem()
+        writer = open_log(fs, segment_entries=entries, durability="os")
+        for place in range(4):
+            store(writer, b"\x01%d" % place, b"value %d" % place * 30, place)
+        hooked = Hooked(fs)
+        log = open_log(hooked, "r")
+        known = content(log)
+        hooked.at(number, partial(store, writer, b"\x01new", b"x", 9))
+        backup(log, target, None)
+        copy = open_log(target)
+        found = content(copy)
+        assert found in (known, known | {b"\x01new": b"x"}), (number, hooked.happened)
+        assert verify(copy).ok
+        assert len(list(copy.head().commits(0, fmt.LSN_MAX))) == len(found)
+        last = copy.head().commit.lsn
+        assert store(copy, b"\x01more", b"y", 9) > last
+        outcomes.add(len(found))
+        if not hooked.happened:
+            break
+    assert number >= 4
+    assert outcomes == {4, 5}
