@@ -15,6 +15,9 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
+import tempfile
+import textwrap
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +30,7 @@ import mldb
 from tests.support.seen import contents, listing, segments_of
 
 Database = mldb.MLDatabase
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -323,13 +327,57 @@ def test_a_folder_without_permission_names_the_folder(tmp_path: Path) -> None:
         (tmp_path / "locked").chmod(0o755)
 
 
-def test_reading_a_read_only_folder_changes_no_name_and_no_time(
-    db: Database, store_path: Path
-) -> None:
-    for number in range(4):
-        db.store_tensor("large", np.full(300_000, number, "u1"), epoch=4 + number)
-    db.checkpoint({"w": np.arange(4)}, epoch=9)
-    db.close()
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A new folder that every user may enter, as those of pytest may not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def read_everything(path: Path) -> None:
+    """Every read, those that register too: snapshots and iterators."""
+    with mldb.open(path, mode="r") as reading:
+        assert reading["kept"].tolist() == list(range(6))
+        assert [int(reading.query_tensor("large", as_of=4 + n)[9]) for n in range(4)] == [*range(4)]
+        reading.tensor("large")[5:10]
+        reading.tensor("large").torch().add_(1)
+        with reading.at(5) as snapshot:
+            assert int(snapshot["large"][0]) == 1
+        assert reading.load(None)["w"].tolist() == [0, 1, 2, 3]
+        assert len(list(reading.events())) == 7
+        assert reading.verify().ok
+        reading.stats()
+
+
+_READER = """
+    import os, sys
+    from pathlib import Path
+    from tests.hostile.test_bad_input import read_everything
+    read_everything(Path(sys.argv[1]))  # imports all there is: another user may not read it
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(54_321)
+        os.setuid(54_321)
+    read_everything(Path(sys.argv[2]))
+"""
+
+
+def read_as_anybody(path: Path, copy: Path) -> None:
+    """Read *path* as a user whom permissions bind, in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(_READER), str(copy), str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reading_a_read_only_folder_changes_no_name_and_no_time(open_folder: Path) -> None:
+    store_path = open_folder / "store"
+    with mldb.open(store_path, durability="os") as db:
+        db.store_tensor("kept", np.arange(6), {"k": 1}, epoch=3)
+        for number in range(4):
+            db.store_tensor("large", np.full(300_000, number, "u1"), epoch=4 + number)
+        db.checkpoint({"w": np.arange(4)}, epoch=9)
+    copy = shutil.copytree(store_path, open_folder / "copy")
     (store_path / "hints" / "leftover").write_bytes(b"of a dead process")
     paths = [store_path, *store_path.rglob("*")]
     modes = {path: path.stat().st_mode for path in paths}
@@ -337,20 +385,7 @@ def test_reading_a_read_only_folder_changes_no_name_and_no_time(
         path.chmod(modes[path] & ~0o222)
     before = listing(store_path)
     try:
-        with mldb.open(store_path, mode="r") as reading:
-            assert reading["kept"].tolist() == list(range(6))
-            assert [int(reading.query_tensor("large", as_of=4 + n)[9]) for n in range(4)] == [
-                *range(4)
-            ]
-            reading.tensor("large")[5:10]
-            reading.tensor("large").torch().add_(1)
-            if os.geteuid() != 0:  # root writes in any folder, so a snapshot registers itself
-                with reading.at(5) as snapshot:
-                    assert int(snapshot["large"][0]) == 1
-            assert reading.load(None)["w"].tolist() == [0, 1, 2, 3]
-            assert len(list(reading.events())) == 7
-            assert reading.verify().ok
-            reading.stats()
+        read_as_anybody(store_path, copy)
         assert listing(store_path) == before
     finally:
         for path in paths:
