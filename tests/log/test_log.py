@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import numpy as np
 import pytest
 
 import mldb
-from mldb.errors import CorruptError, FormatVersionError, LockedError, ReadOnlyError
+from mldb.errors import ClosedError, CorruptError, FormatVersionError, LockedError, ReadOnlyError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
@@ -22,8 +27,10 @@ from mldb.log.log import FOLDERS, Log, LogOptions
 from mldb.log.manifest import manifest_name, manifest_numbers
 from mldb.log.segment import segment_name
 from mldb.log.sequencer import SequencerOptions
+from mldb.log.verify import verify
 from mldb.log.view import View
 from tests.support.files import append_to, contents_of, replace_file
+from tests.support.hooked import Hooked
 from tests.support.logs import CLOCK, SEGMENT_ID, STORE_ID, content, open_log, store
 from tests.support.segments import segment_names
 
@@ -273,3 +280,97 @@ def test_a_damaged_newest_manifest_is_stepped_over_and_reported(store_path: Path
     with mldb.open(store_path) as db:
         assert db["x"].tolist() == [0, 1, 2]
         assert any(newest.name in text for text in db.recovery.distrusted)
+
+
+# --- closing while others are inside --------------------------------------------------------------
+
+
+def test_closing_waits_for_a_commit_at_every_call_of_it() -> None:
+    """The commit is stored and told, or refused as one that came later: never anything in between.
+
+    The descriptor was closed under its hands, and its number used again by somebody else's file.
+    """
+    told = set()
+    number = 0
+    while True:
+        number += 1
+        fs = MemoryFileSystem()
+        hooked = Hooked(fs)
+        log = open_log(hooked, segment_entries=3)
+        for place in range(2):
+            store(log, b"\x01%d" % place, b"1")
+        closer = threading.Thread(target=log.close, daemon=True)
+
+        def close(closer: threading.Thread = closer) -> None:
+            closer.start()
+            closer.join(0.003)
+
+        hooked.at(number, close)
+        try:
+            for place in range(4):  # one of them seals
+                store(log, b"\x01new%d" % place, b"2")
+            stored = 4
+        except ClosedError as error:
+            assert "closed" in str(error)
+            stored = place
+        if not hooked.happened:
+            log.close()
+            break
+        closer.join(30)
+        assert not closer.is_alive()
+        told.add(stored)
+        with pytest.raises(ClosedError):
+            store(log, b"\x01late", b"3")
+        again = open_log(fs)
+        found = content(again)
+        known = {b"\x010": b"1", b"\x011": b"1"}
+        known |= {b"\x01new%d" % place: b"2" for place in range(stored)}
+        assert found == known, (number, hooked.happened)
+        assert again.recovery.dropped_bytes == 0
+        assert verify(again).ok
+    assert number > 40
+    assert len(told) >= 4
+
+
+def test_threads_inside_commits_get_a_commit_or_a_typed_error_when_the_handle_is_closed(
+    store_path: Path,
+) -> None:
+    """Never EBADF, never half a transaction, and no byte in a file that took over the number."""
+    outcomes: dict[type, int] = {}
+    expected: dict[str, int] = {}
+    for turn in range(25):
+        db = mldb.open(store_path, durability=("os", "commit")[turn % 2], segment_entries=40)
+        failures: list[BaseException] = []
+
+        def write(who: int, db: mldb.MLDatabase = db, failures: Any = failures) -> None:
+            try:
+                for number in itertools.count(expected.get(f"a{who}", 0) + 1):
+                    with db.transaction() as txn:
+                        txn[f"a{who}"], txn[f"b{who}"] = number, np.full(2000, number)
+                    expected[f"a{who}"] = number
+            except BaseException as problem:  # noqa: BLE001 - looked at by the main thread
+                failures.append(problem)
+
+        threads = [threading.Thread(target=write, args=(who,), daemon=True) for who in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.001 * (turn % 10))
+        db.close()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(40)]
+            for thread in threads:
+                thread.join(30)
+                assert not thread.is_alive()
+            sizes = [os.fstat(file.fileno()).st_size for file in files]
+            assert sizes == [0] * 40, "a frame went into somebody else's file"
+        for error in failures:
+            outcomes[type(error)] = outcomes.get(type(error), 0) + 1
+        with mldb.open(store_path, mode="r") as again:
+            for who in range(3):
+                number = int(again.get(f"a{who}", 0))
+                assert number == expected.get(f"a{who}", 0)
+                assert number == 0 or again[f"b{who}"].tolist() == [number] * 2000
+    assert outcomes == {ClosedError: 75}
+    with mldb.open(store_path) as db:
+        assert db.recovery.clean
+        assert db.verify().ok
