@@ -99,6 +99,9 @@ def carry_out(order: Order, report: Report) -> None:
                 "resume_ms": (done - opened) * 1e3,
             }
         )
+        if resumed:
+            # The first commit repairs what the kill left; so the saves write their own bytes only.
+            db.tag("resumed")
         training.scale_learning_rate(order.rate_factor)
         saver = _Saver(db, disk, order, report)
         training.run(order.until, saver.save)

@@ -60,12 +60,13 @@ def test_a_number_is_given_back_once(tmp_path: Path) -> None:
 
 CALLS: dict[str, tuple[Any, str, Callable[[OsFile], Any]]] = {
     "pread": (os, "pread", lambda file: file.pread(5, 0)),
-    "pwritev": (os, "pwritev", lambda file: file.pwritev([b"first"], 0)),
+    "pwrite": (os, "pwrite", lambda file: file.pwritev([b"first"], 0)),
+    "pwritev": (os, "pwritev", lambda file: file.pwritev([b"fi", b"rst"], 0)),
     "size": (os, "lseek", lambda file: file.size()),
     "sync": (os, "fdatasync", lambda file: file.sync()),
     "map": (mmap, "mmap", lambda file: bytes(file.map(5))),
 }
-EXPECTED = {"pread": b"first", "pwritev": 5, "size": 5, "sync": None, "map": b"first"}
+EXPECTED = {"pread": b"first", "pwrite": 5, "pwritev": 5, "size": 5, "sync": None, "map": b"first"}
 
 
 @pytest.mark.parametrize("kind", CALLS)
