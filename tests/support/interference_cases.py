@@ -1,0 +1,137 @@
+"""Which operations meet in the tests of interference, what goes wrong, and how often at least.
+
+The counts are written down so that a change which makes operations meet in fewer places is seen.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.support.interference import BASES, Trouble
+from tests.support.interference_operations import OPERATIONS
+
+FIRST: Final = [name for name in OPERATIONS if name not in {"found", "history"}]
+RIVALS: Final = (
+    "commit",
+    "transaction",
+    "sync",
+    "seal",
+    "spill",
+    "rewind",
+    "snapshot",
+    "reopen",
+    "close",
+)
+BUSY: Final = ("commit", "transaction", "sync", "seal", "spill", "create", "tag", "close")
+MIDDLE: Final = ("commit", "seal", "spill", "close", "snapshot")
+TROUBLES: Final[dict[str, Trouble]] = {
+    "impatient": ("impatient", 0),
+    "a sync alone": ("a sync alone", 1),
+    "a sync lost": ("a sync lost", 1),
+    "b sync lost": ("b sync lost", 1),
+    "a sync_dir": ("a sync_dir", 1),
+    "a full": ("a full", 1),
+    "b full": ("b full", 1),
+}
+
+
+def base_for(first: str, second: str) -> str:
+    """Every operation meets every kind of store, with a third of the others each."""
+    return BASES[(FIRST.index(first) + FIRST.index(second)) % len(BASES)]
+
+
+LEAST: Final = {
+    "forks, as of": 7,
+    "forks, backup": 7,
+    "forks, blind": 33,
+    "forks, close": 35,
+    "forks, commit": 31,
+    "forks, create": 72,
+    "forks, head": 1,
+    "forks, leave open": 14,
+    "forks, listing": 13,
+    "forks, read": 9,
+    "forks, reopen": 66,
+    "forks, rewind": 19,
+    "forks, seal": 88,
+    "forks, snapshot": 14,
+    "forks, spill": 70,
+    "forks, sync": 33,
+    "forks, tag": 33,
+    "forks, transaction": 21,
+    "forks, verify": 29,
+    "handlers, as of": 633,
+    "handlers, backup": 522,
+    "handlers, blind": 53,
+    "handlers, close": 110,
+    "handlers, commit": 45,
+    "handlers, create": 174,
+    "handlers, head": 4,
+    "handlers, leave open": 137,
+    "handlers, listing": 122,
+    "handlers, read": 178,
+    "handlers, reopen": 213,
+    "handlers, rewind": 45,
+    "handlers, seal": 192,
+    "handlers, snapshot": 138,
+    "handlers, spill": 172,
+    "handlers, sync": 41,
+    "handlers, tag": 44,
+    "handlers, transaction": 51,
+    "handlers, verify": 215,
+    "processes in the middle, a sync lost": 348,
+    "processes in the middle, b sync alone": 282,
+    "processes in the middle, b sync lost": 258,
+    "processes in the middle, nothing fails": 127,
+    "processes, a full": 361,
+    "processes, a sync alone": 278,
+    "processes, a sync lost": 231,
+    "processes, a sync_dir": 185,
+    "processes, as of": 65,
+    "processes, b full": 530,
+    "processes, b sync lost": 214,
+    "processes, backup": 63,
+    "processes, blind": 361,
+    "processes, close": 317,
+    "processes, commit": 346,
+    "processes, create": 675,
+    "processes, head": 27,
+    "processes, impatient": 68,
+    "processes, leave open": 181,
+    "processes, listing": 100,
+    "processes, read": 78,
+    "processes, reopen": 422,
+    "processes, rewind": 136,
+    "processes, seal": 636,
+    "processes, snapshot": 181,
+    "processes, spill": 684,
+    "processes, sync": 362,
+    "processes, tag": 380,
+    "processes, transaction": 183,
+    "processes, verify": 173,
+    "threads, a full": 572,
+    "threads, a sync alone": 305,
+    "threads, a sync lost": 366,
+    "threads, a sync_dir": 202,
+    "threads, as of": 72,
+    "threads, backup": 70,
+    "threads, blind": 494,
+    "threads, close": 448,
+    "threads, commit": 477,
+    "threads, create": 946,
+    "threads, head": 18,
+    "threads, impatient": 37,
+    "threads, leave open": 234,
+    "threads, listing": 126,
+    "threads, read": 91,
+    "threads, reopen": 627,
+    "threads, rewind": 177,
+    "threads, seal": 886,
+    "threads, snapshot": 235,
+    "threads, spill": 951,
+    "threads, sync": 498,
+    "threads, tag": 539,
+    "threads, transaction": 244,
+    "threads, verify": 240,
+    "two processes create one store": 188,
+}
