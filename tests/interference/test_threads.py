@@ -11,7 +11,7 @@ import pytest
 from tests.support.interference import CALM, Schedule, Tally, sweep
 from tests.support.interference_cases import BUSY, FIRST, LEAST, RIVALS, TROUBLES, base_for
 
-pytest.skip("the sequencer does not pass yet", allow_module_level=True)
+pytestmark = pytest.mark.skip("the sequencer does not pass yet")
 
 
 @pytest.mark.slow
