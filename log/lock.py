@@ -9,6 +9,7 @@ commits: a waiter waits for a handful of commits at most.
 from __future__ import annotations
 
 import time
+import weakref
 from sys import _getframe
 from threading import get_ident
 from typing import Final
@@ -23,6 +24,9 @@ _POLL_SECONDS_MIN: Final = 0.00005
 _POLL_SECONDS_MAX: Final = 0.002
 _GATE_EVERY: Final = 8
 
+# All of this process: who is to wait looks whether it waits for its own thread.
+_locks: weakref.WeakSet[CommitLock] = weakref.WeakSet()
+
 
 class CommitLock(OwnedLock):
     """The lock over threads and processes. Any thread; not reentrant.
@@ -31,7 +35,7 @@ class CommitLock(OwnedLock):
     ``_turn``.
     """
 
-    __slots__ = ("_closed", "_commit", "_fs", "_gate", "_turn", "timeout")
+    __slots__ = ("__weakref__", "_closed", "_commit", "_fs", "_gate", "_turn", "timeout")
 
     def __init__(self, fs: FileSystem, timeout: float) -> None:
         super().__init__(f"the commit lock of {fs.root}")
@@ -41,6 +45,7 @@ class CommitLock(OwnedLock):
         self._commit: KernelLock | None = None
         self._turn = 0
         self._closed = False
+        _locks.add(self)
 
     def hold(self, timeout: float | None = None) -> Guard:
         """Take both locks for the ``with`` block of the caller, in ``timeout`` seconds in all.
@@ -103,6 +108,7 @@ class CommitLock(OwnedLock):
 
     def _pass_gate(self, commit: KernelLock, deadline: float) -> None:
         """Queue at the gate, and take the commit lock while standing in it."""
+        self._refuse_own()
         gate = self._gate
         if gate is None:
             gate = self._gate = self._fs.lock(GATE)
@@ -113,6 +119,14 @@ class CommitLock(OwnedLock):
                 self._wait(commit, deadline)
         finally:
             gate.release()
+
+    def _refuse_own(self) -> None:
+        """Raise ReentryError when this thread is inside a commit of another handle of the store."""
+        for other in list(_locks):
+            if other is not self and other.is_inside():
+                mine = self._fs.identity(LOCK)
+                if mine is not None and mine == other._fs.identity(LOCK):
+                    raise self.reentry()
 
     def _wait(self, lock: KernelLock, deadline: float) -> None:
         pause = _POLL_SECONDS_MIN

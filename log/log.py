@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from mldb.errors import (
     ClosedError,
+    CorruptError,
     FormatVersionError,
     LockedError,
     MldbError,
@@ -152,8 +153,7 @@ class Log:
     def _look(self) -> Recovery:
         """Say what the bytes behind the last batch are. Raises CorruptError when it is damage."""
         state = self._state
-        if state.announced_number != state.manifest.number:
-            refuse_lost_manifest(self.fs, state.manifest)
+        self._refuse_lost_manifest()
         tail = refuse_corruption(state)
         active = state.active
         torn = active.cursor.index is None and active.cursor.offset < active.seen
@@ -161,6 +161,20 @@ class Log:
             return describe_tail(state, tail)
         clean = not state.distrusted
         return Recovery(clean=clean, distrusted=tuple(state.distrusted))
+
+    def _refuse_lost_manifest(self) -> None:
+        """Raise CorruptError when the newest manifest was deleted; one that just comes is not."""
+        state = self._state
+        for _ in range(_LOOKS):
+            if state.announced_number == state.manifest.number:
+                return
+            try:
+                refuse_lost_manifest(self.fs, state.manifest)
+                return
+            except CorruptError:
+                if not state.manifest_waits():
+                    raise
+            state.head()
 
     def _is_being_written(self) -> bool:
         """Whether another process is in the middle of a commit, so that a tail is nothing torn."""

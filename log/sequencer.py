@@ -98,6 +98,7 @@ class Sequencer:
         self.commits = 0  # guarded by the commit lock
         self.state = state
         self.lock = lock
+        self._registration = registration
         self._sealer = Sealer(state, metadata_of, registration.ensure)
         self.syncing = Syncing(state, lock, registration, self._sealer)
         self._room = Room(None, 0, 0, 0, 0)  # guarded by the commit lock
@@ -118,9 +119,13 @@ class Sequencer:
         CorruptError, StoreMovedError, StorageFullError, StorageIOError; then nothing is stored.
         Only after a failed fsync that is not always certain, and the message says so.
         """
+        if self.options.durability != "commit":
+            return self.append(records, decide, pending, extra).row
+        # What may fail or be refused comes first, while nothing is stored.
+        self.syncing.refuse_nested()
+        self._registration.ensure()
         row, active = self.append(records, decide, pending, extra)
-        if self.options.durability == "commit":
-            self.syncing.make_durable(row.lsn, active)
+        self.syncing.make_durable(row.lsn, active)
         return row
 
     def append(

@@ -85,6 +85,11 @@ class Syncing:
         if self.closed:
             raise ClosedError(f"the store {self._state.fs.root} was closed. Nothing was stored.")
 
+    def refuse_nested(self) -> None:
+        """Raise ReentryError when an outer call of this thread syncs or closes."""
+        if self._lock.is_inside():
+            raise self._lock.reentry()
+
     def note(self, error: MldbError) -> bool:
         """Record *error* if it is the first failed sync of this handle; tell whether it is."""
         if not error.failed_sync or self.failed is not None:
@@ -243,7 +248,7 @@ class Syncing:
             if state.active.id == active.id:
                 state.announce(state.next_number)
                 claimed = min(highest_claim(state.fs), state.last_lsn())
-                known = max(known, claimed, state.active.cursor.durable)
+                known = max(known, claimed, self.logged)
                 self._sealer.close_at(known, known)
             outcome = (
                 f"The segment was closed behind commit {known}, the last one known to be durable; "

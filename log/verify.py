@@ -75,7 +75,7 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
             parts += [item for item in newest.sealed if item.info.id not in known]
         if progress is not None:
             progress(tally.bytes, total)
-    _check_active(active, view, tally)
+    _check_active(log.fs, active, view, tally)
     _check_manifests(log.fs, tally)
     if progress is not None:
         progress(tally.bytes, total)
@@ -130,12 +130,17 @@ def _problem(error: MldbError, name: str) -> Problem:
     return Problem(file, getattr(error, "offset", None) or 0, str(error))
 
 
-def _check_active(active: Active, view: View, tally: _Tally) -> None:
+def _check_active(fs: FileSystem, active: Active, view: View, tally: _Tally) -> None:
+    """Check the active segment through a file of its own: the handle may be closed meanwhile."""
     end = active.cursor.offset
     tally.bytes += end
     rows = [row for part in reversed(active.parts()) for row in part.commits(1, view.commit.lsn)]
     try:
-        data = active.file.map(end)
+        file = fs.open(active.segment.name, "r")
+        try:
+            data = file.map(end)
+        finally:
+            file.close()
         active.segment.check_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]))
     except MldbError as error:
         tally.problems.append(Problem(active.segment.name, 0, str(error)))

@@ -12,8 +12,6 @@ import pytest
 from tests.support.interference import CALM, Schedule, Tally, sweep
 from tests.support.interference_cases import FIRST, LEAST
 
-pytestmark = pytest.mark.skip("the sequencer does not pass yet")
-
 SHORT = {"head", "read", "as of"}
 """Operations of so few bytecodes that more of them are taken."""
 

@@ -11,8 +11,6 @@ import pytest
 from tests.support.interference import CALM, Schedule, Tally, sweep
 from tests.support.interference_cases import BUSY, FIRST, LEAST, RIVALS, TROUBLES, base_for
 
-pytestmark = pytest.mark.skip("the sequencer does not pass yet")
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
