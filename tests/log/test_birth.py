@@ -27,6 +27,7 @@ from tests.support.hooked import Hooked
 from tests.support.logs import content, open_log, store
 from tests.support.processes import Child, Line
 from tests.support.segments import segment_names
+from tests.support.threads import in_thread
 
 
 def test_the_first_manifest_names_one_empty_segment_and_its_session_has_begun() -> None:
@@ -68,9 +69,11 @@ def test_two_that_make_a_store_at_once_share_one_at_every_call(writes: bool) -> 
             fs: MemoryFileSystem = fs, others: list[Log] = others, told: list[int] = told
         ) -> None:
             with contextlib.suppress(LockedError):  # the other one is making it
-                others.append(Log(fs, LogOptions(lock_timeout=0.0, known=frozenset({16}))))
+                # In its own thread, as if another process: who waits for itself is told so.
+                options = LogOptions(lock_timeout=0.0, known=frozenset({16}))
+                others.append(in_thread(Log, fs, options))
                 if writes:
-                    told.append(store(others[0], b"\x01other", b"1"))
+                    told.append(in_thread(store, others[0], b"\x01other", b"1"))
 
         hooked.at(number, come)
         log = open_log(hooked)

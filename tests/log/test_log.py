@@ -33,6 +33,7 @@ from tests.support.files import append_to, contents_of, replace_file
 from tests.support.hooked import Hooked
 from tests.support.logs import CLOCK, SEGMENT_ID, STORE_ID, content, open_log, store
 from tests.support.segments import segment_names
+from tests.support.threads import in_thread
 
 KIND = 16 | fmt.MUST_UNDERSTAND
 
@@ -64,7 +65,7 @@ def test_two_that_make_a_store_at_once_make_one() -> None:
     for folder in FOLDERS:
         fs.mkdir(folder)
     with CommitLock(fs, 1).hold(), pytest.raises(LockedError):
-        Log(fs, LogOptions(lock_timeout=0.01))
+        in_thread(Log, fs, LogOptions(lock_timeout=0.01))
     one, two = open_log(fs), open_log(fs)
     assert one.store_id == two.store_id
     store(one, b"\x01a", b"1")
@@ -201,7 +202,7 @@ def test_closing_while_another_process_holds_the_lock_gives_up_the_mark_and_noth
     store(log, b"\x01a", b"1")
     numbers = manifest_numbers(fs.list(""))
     with CommitLock(fs, 1).hold():
-        log.close()
+        in_thread(log.close)
     assert manifest_numbers(fs.list("")) == numbers
     assert content(open_log(fs)) == {b"\x01a": b"1"}
 

@@ -316,6 +316,7 @@ def backup(actor: Actor) -> None:
     """Copy the store, and open the copy."""
     begun = actor.record.tick()
     copy = f"copy-{actor.who}"
+    Copies.made.pop(copy, None)  # of a backup that failed, in an earlier schedule
     actor.open_db.backup(copy)
     with mldb.MLDatabase.on(Copies.made.pop(copy)) as db:
         actor.saw(begun, int(db.lsn), int(db.lsn), content_of(db))
