@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from mldb.errors import (
     ClosedError,
@@ -39,30 +39,15 @@ from mldb.log.pending import PendingSegment
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
 from mldb.log.segment import Segment, SegmentGoneError
-from mldb.log.sequencer import Decide, Sequencer, SequencerOptions
+from mldb.log.sequencer import Decide, Sequencer
 from mldb.log.state import LogState
 from mldb.log.view import View
-from mldb.options import Verify
+from mldb.options import Options
 
-__all__ = ["FOLDERS", "Log", "LogOptions", "Still", "StoredBatch"]
+__all__ = ["FOLDERS", "Log", "Still", "StoredBatch"]
 
 _NO_EXTRA: Mapping[str, object] = {}
 _LOOKS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class LogOptions:
-    """How to open a log. ``known`` are the event kinds that the caller understands.
-
-    ``lock_timeout`` is in seconds, ``max_mapped`` the number of segments mapped at once.
-    """
-
-    mode: Literal["r", "rw"] = "rw"
-    verify: Verify = "first"
-    writer: SequencerOptions = field(default_factory=SequencerOptions)
-    lock_timeout: float = 30.0
-    known: frozenset[int] = frozenset()
-    max_mapped: int = 256
 
 
 class StoredBatch(NamedTuple):
@@ -88,10 +73,16 @@ class Log:
     """
 
     def __init__(
-        self, fs: FileSystem, options: LogOptions, metadata_of: MetadataOf | None = None
+        self,
+        fs: FileSystem,
+        options: Options,
+        *,
+        known: frozenset[int],
+        metadata_of: MetadataOf | None = None,
     ) -> None:
         """Open the store in *fs*, creating it in an empty folder when ``mode="rw"``.
 
+        *known* are the event kinds that the caller understands.
         Writes nothing into an existing store: what a dead process left is repaired by the first
         commit. Raises FormatVersionError, CorruptError, LockedError, StorageIOError, ReadOnlyError.
         """
@@ -124,7 +115,7 @@ class Log:
             manifest,
             verify=options.verify,
             writable=writable,
-            known=options.known,
+            known=known,
             max_mapped=options.max_mapped,
             announced=announced,
             lock_slot=None if self._lock is None else self._lock.slot,
@@ -137,7 +128,7 @@ class Log:
                     self._state,
                     self._lock,
                     self.registration,
-                    options.writer,
+                    options,
                     metadata_of,
                     began=born,
                 )

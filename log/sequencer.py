@@ -10,7 +10,7 @@ Lock order: the lock of ``Syncing``, then the commit lock, then ``LogState.mutex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from mldb.errors import MldbError
@@ -39,7 +39,7 @@ from mldb.log.sealing import Sealer, ceiling_of
 from mldb.log.state import LogState
 from mldb.log.syncing import Syncing
 from mldb.log.view import View
-from mldb.options import Durability
+from mldb.options import Options
 
 Decide = Callable[[View], tuple[int, CommitRow]]
 """Called under the commit lock with the newest head; returns (epoch, parent), or raises to stop.
@@ -48,15 +48,6 @@ It may be called again when the head moved, so it has no effects of its own.
 """
 
 _NO_EXTRA: Final[Mapping[str, object]] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class SequencerOptions:
-    """Settings of a sequencer. Sizes in bytes."""
-
-    durability: Durability = "commit"
-    segment_bytes: int = fmt.SEGMENT_BYTES
-    segment_entries: int = fmt.SEGMENT_ENTRIES
 
 
 class Appended(NamedTuple):
@@ -88,7 +79,7 @@ class Sequencer:
         state: LogState,
         lock: CommitLock,
         registration: Registration,
-        options: SequencerOptions,
+        options: Options,
         metadata_of: MetadataOf | None,
         *,
         began: bool = False,

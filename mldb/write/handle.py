@@ -15,9 +15,8 @@ from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
-from mldb.log.log import Log, LogOptions
+from mldb.log.log import Log
 from mldb.log.pending import PendingSegment
-from mldb.log.sequencer import SequencerOptions
 from mldb.log.view import View
 from mldb.options import Options
 from mldb.state.background import Background
@@ -52,21 +51,7 @@ class Handle(StateSurface):
         self.path = fs.root
         self._pid = _process[0]
         self._closed = False
-        sequencer = SequencerOptions(
-            options.durability, options.segment_bytes, options.segment_entries
-        )
-        self._log = Log(
-            fs,
-            LogOptions(
-                options.mode,
-                options.verify,
-                sequencer,
-                options.lock_timeout,
-                kinds.KNOWN_KINDS,
-                options.max_mapped,
-            ),
-            metadata_of,
-        )
+        self._log = Log(fs, options, known=kinds.KNOWN_KINDS, metadata_of=metadata_of)
         self._state = self._log.state
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))

@@ -18,7 +18,7 @@ from mldb.log.birth import FOLDERS, restore_folders
 from mldb.log.file_header import decode_file_header
 from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.log.log import Log, LogOptions
+from mldb.log.log import Log
 from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
 from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
@@ -70,8 +70,7 @@ def test_two_that_make_a_store_at_once_share_one_at_every_call(writes: bool) -> 
         ) -> None:
             with contextlib.suppress(LockedError):  # the other one is making it
                 # In its own thread, as if another process: who waits for itself is told so.
-                options = LogOptions(lock_timeout=0.0, known=frozenset({16}))
-                others.append(in_thread(Log, fs, options))
+                others.append(in_thread(open_log, fs, lock_timeout=0.0))
                 if writes:
                     told.append(in_thread(store, others[0], b"\x01other", b"1"))
 

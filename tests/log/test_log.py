@@ -23,10 +23,9 @@ from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.lock import CommitLock
-from mldb.log.log import FOLDERS, Log, LogOptions
+from mldb.log.log import FOLDERS
 from mldb.log.manifest import manifest_name, manifest_numbers
 from mldb.log.segment import segment_name
-from mldb.log.sequencer import SequencerOptions
 from mldb.log.verify import verify
 from mldb.log.view import View
 from tests.support.files import append_to, contents_of, replace_file
@@ -65,7 +64,7 @@ def test_two_that_make_a_store_at_once_make_one() -> None:
     for folder in FOLDERS:
         fs.mkdir(folder)
     with CommitLock(fs, 1).hold(), pytest.raises(LockedError):
-        in_thread(Log, fs, LogOptions(lock_timeout=0.01))
+        in_thread(open_log, fs, lock_timeout=0.01)
     one, two = open_log(fs), open_log(fs)
     assert one.store_id == two.store_id
     store(one, b"\x01a", b"1")
@@ -196,9 +195,7 @@ def test_reading_refuses_to_write_and_says_how() -> None:
 
 def test_closing_while_another_process_holds_the_lock_gives_up_the_mark_and_nothing_else() -> None:
     fs = MemoryFileSystem()
-    log = Log(
-        fs, LogOptions(writer=SequencerOptions("os"), lock_timeout=0.01, known=frozenset({16}))
-    )
+    log = open_log(fs, durability="os", lock_timeout=0.01)
     store(log, b"\x01a", b"1")
     numbers = manifest_numbers(fs.list(""))
     with CommitLock(fs, 1).hold():

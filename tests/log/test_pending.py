@@ -13,13 +13,13 @@ from mldb.errors import StorageFullError
 from mldb.log import format as fmt
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, decode_entries
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.log.log import Log, LogOptions
+from mldb.log.log import Log
 from mldb.log.manifest import PENDING
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import READERS, sweep_dead
 from mldb.log.segment import segment_name
-from mldb.log.sequencer import SequencerOptions
 from mldb.log.verify import verify
+from mldb.options import Options
 from tests.support.faults import FaultFileSystem
 from tests.support.files import contents_of, read_file, replace_file
 from tests.support.logs import content, open_log, records, store
@@ -59,7 +59,7 @@ def test_a_published_segment_holds_what_a_plain_commit_would(
     """Spilled records come first, those that were not spilled behind them."""
     fs = MemoryFileSystem()
     every_kind = frozenset(range(fmt.MUST_UNDERSTAND))
-    log = Log(fs, LogOptions(writer=SequencerOptions("os"), known=every_kind))
+    log = Log(fs, Options(durability="os"), known=every_kind)
     store(log, b"\x01a", b"before")
     for number, (part, _) in enumerate(parts):  # a key has one version in a batch
         for place, draft in enumerate(part.drafts):
@@ -79,7 +79,7 @@ def test_a_published_segment_holds_what_a_plain_commit_would(
     assert fs.list(PENDING) == []
     assert verify(log).ok
     log.close()
-    assert verify(Log(fs, LogOptions("r", known=every_kind))).ok
+    assert verify(Log(fs, Options(mode="r"), known=every_kind)).ok
 
 
 def test_the_buffers_may_change_once_they_are_added() -> None:

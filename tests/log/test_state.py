@@ -16,10 +16,11 @@ from mldb.log import format as fmt
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import File
-from mldb.log.log import Log, LogOptions
+from mldb.log.log import Log
 from mldb.log.newest import load_newest
 from mldb.log.segment import segment_name
 from mldb.log.verify import verify
+from mldb.options import Options
 from tests.support.faults import FaultFileSystem
 from tests.support.files import append_to, read_file, replace_file
 from tests.support.logs import content, flip, open_log, read, store
@@ -122,7 +123,7 @@ def test_while_this_process_writes_the_growing_file_is_not_scanned() -> None:
 def test_an_event_that_must_be_understood_is_refused_every_time() -> None:
     """It was skipped from the second look on, as if it had been taken in."""
     fs = MemoryFileSystem()
-    newer = Log(fs, LogOptions(known=frozenset({16, 99})))
+    newer = Log(fs, Options(), known=frozenset({16, 99}))
     store(newer, b"\x01a", b"1")
     older = open_log(fs, "r")
     assert content(older) == {b"\x01a": b"1"}
@@ -139,7 +140,7 @@ def test_an_event_that_must_be_understood_is_refused_every_time() -> None:
 
 def test_an_event_that_need_not_be_understood_is_skipped_and_kept() -> None:
     fs = MemoryFileSystem()
-    newer = Log(fs, LogOptions(known=frozenset({16, 99})))
+    newer = Log(fs, Options(), known=frozenset({16, 99}))
     newer.commit([Record(99, [], [b"data"], 4)], lambda view: (0, view.commit))
     store(newer, b"\x01b", b"2")
     newer.close()

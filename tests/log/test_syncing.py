@@ -13,9 +13,8 @@ from mldb.errors import ClosedError, LockedError, MldbError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import File
-from mldb.log.log import Log, LogOptions
+from mldb.log.log import Log
 from mldb.log.readers import READERS, registrations
-from mldb.log.sequencer import SequencerOptions
 from mldb.log.syncing import Syncing
 from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
@@ -27,9 +26,7 @@ DURABLE = b"\x01durable"
 
 
 def log_on(fs: Any, durability: Any = "commit", lock_timeout: float = 0.0) -> Log:
-    options = SequencerOptions(durability)
-    known = frozenset({16})
-    return Log(fs, LogOptions(writer=options, lock_timeout=lock_timeout, known=known))
+    return open_log(fs, durability=durability, lock_timeout=lock_timeout)
 
 
 class Held(FaultFileSystem):

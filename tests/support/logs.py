@@ -30,10 +30,10 @@ from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.index.lineage import Jump, intervals_at
 from mldb.log.index.memory import MemoryIndex
-from mldb.log.log import Log, LogOptions
+from mldb.log.log import Log
 from mldb.log.scan import Batch, Cursor, scan
-from mldb.log.sequencer import SequencerOptions
 from mldb.log.view import View
+from mldb.options import Options
 
 STORE_ID = bytes(range(16))
 SEGMENT_ID = bytes(range(16, 32))
@@ -275,9 +275,8 @@ def histories(draw: st.DrawFn, segment: bytes = SEGMENT_ID) -> History:
 
 
 def open_log(fs: FileSystem, mode: Literal["r", "rw"] = "rw", **options: Any) -> Log:
-    """Open the log of a store; *options* are those of the sequencer."""
-    known = frozenset({16})
-    return Log(fs, LogOptions(mode, writer=SequencerOptions(**options), known=known))
+    """Open the log of a store; *options* are those of a handle."""
+    return Log(fs, Options(mode=mode, **options), known=frozenset({16}))
 
 
 def store(log: Log, key: bytes, data: bytes, epoch: int = 0) -> int:

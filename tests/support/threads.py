@@ -9,14 +9,14 @@ from typing import Any
 PATIENCE_SECONDS = 20
 
 
-def in_thread(act: Callable[..., Any], *arguments: Any) -> Any:
+def in_thread(act: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Run *act* in a thread of its own; return or raise what it does."""
     outcome: list[Any] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append(act(*arguments))
+            outcome.append(act(*arguments, **named))
         except BaseException as error:  # noqa: BLE001 - raised again in the caller
             errors.append(error)
 
