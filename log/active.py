@@ -75,12 +75,12 @@ def open_active(
 ) -> Active:
     """Open the active segment of *manifest*, from its hint when that fits; nothing is scanned yet.
 
-    Raises CorruptError when the file is another one or shorter than what was durable.
+    Raises CorruptError when the file is missing, another one, or shorter than what was durable.
     """
     segment_id = manifest.active
     text = fmt.id_text(segment_id)
     segment = Segment(fs, segment_id, manifest.active_origin, fmt.FILE_HEADER_SIZE, grows=True)
-    file = fs.open(segment.name, "rw" if writable else "r")
+    file = segment.open_file("rw" if writable else "r")
     try:
         header = decode_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0), segment.name)
     except DamagedFrame as error:

@@ -20,7 +20,7 @@ from mldb.log import format as fmt
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.file_header import decode_file_header
 from mldb.log.frame import DamagedFrame, Frame, check_body, decode_header
-from mldb.log.fs.protocol import File, FileSystem
+from mldb.log.fs.protocol import File, FileSystem, OpenMode
 from mldb.log.index.address import Entry
 from mldb.options import Verify
 
@@ -143,18 +143,27 @@ class Segment:
                 offset=size,
             )
 
-    def _open(self) -> File:
-        """Open the file and check its header once. Raises SegmentGoneError, CorruptError."""
+    def open_file(self, mode: OpenMode) -> File:
+        """Open the file; its header is not looked at. Raises SegmentGoneError, StorageIOError."""
         try:
-            file = self._fs.open(self.name, "r")
+            return self._fs.open(self.name, mode)
         except StorageIOError as error:
             if error.errno != errno.ENOENT:
                 raise
+            rest = (
+                "The log cannot go on"
+                if self.grows
+                else "What other segments answer stays readable"
+            )
             raise SegmentGoneError(
-                f"segment {fmt.id_text(self.id)} is missing. What other segments answer stays "
-                "readable; restore this file from a backup.",
+                f"segment {fmt.id_text(self.id)} is missing. {rest}; restore this file from a "
+                "backup.",
                 file=self.name,
             ) from error
+
+    def _open(self) -> File:
+        """Open the file and check its header once. Raises SegmentGoneError, CorruptError."""
+        file = self.open_file("r")
         try:
             if not self.header_checked:
                 if (size := file.size()) < fmt.FILE_HEADER_SIZE:

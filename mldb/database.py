@@ -317,7 +317,8 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
     def close(self) -> None:
         """Finish background checkpoints, record a durable mark and close.
 
-        Closing twice is harmless. Raises the error of a background checkpoint that nobody has seen;
+        Closing twice is harmless. Raises the error of a background checkpoint that nobody has seen,
+        and StoreMovedError when this handle stored something and its folder stands elsewhere now;
         the store is closed all the same. Ctrl-C while it waits for them leaves it open. In the main
         thread, what :meth:`save_on_signal` has waiting runs first.
         """

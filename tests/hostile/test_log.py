@@ -44,7 +44,7 @@ from mldb.log.readers import highest_claim, registrations
 from mldb.log.scan import Cursor, scan
 from mldb.log.segment import segment_name
 from mldb.log.tail import survey
-from tests.support.files import read_file, replace_file
+from tests.support.files import contents_of, read_file, replace_file
 from tests.support.logs import (
     CLOCK,
     SEGMENT_ID,
@@ -578,6 +578,23 @@ def test_a_missing_segment_is_corruption_that_names_it() -> None:
     with pytest.raises(CorruptError, match=f"segment {first.hex()} is missing") as caught:
         content(log)
     assert caught.value.file == segment_name(first)
+
+
+@pytest.mark.parametrize("mode", ["r", "rw"])
+def test_a_missing_active_segment_is_corruption_that_names_it(mode: Any) -> None:
+    """It was told as "open failed with ENOENT", which is no word about what to do."""
+    fs = MemoryFileSystem(image=SMALL)
+    log = open_log(fs, "r")
+    active = log.state.active.id
+    log.close()
+    fs.unlink(segment_name(active))
+    before = contents_of(fs)
+    with pytest.raises(
+        CorruptError, match=f"segment {active.hex()} is missing. The log.*backup"
+    ) as caught:
+        open_log(fs, mode)
+    assert caught.value.file == segment_name(active)
+    assert contents_of(fs) == before
 
 
 def test_a_commit_with_an_impossible_time_is_damaged() -> None:
