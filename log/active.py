@@ -50,6 +50,13 @@ class Active:
     """The LSN above which payloads are verified when they are scanned."""
     verify_until: int = 0
     """The offset from which they no longer are: what was appended since this process looked."""
+    stop_lsn: int = 0
+    """Below it, *stop_offset* and *stop_count* a batch needs no look at the manifest or options.
+
+    Granted by the sequencer under one manifest, taken back when that changes.
+    """
+    stop_offset: int = 0
+    stop_count: int = 0
 
     @property
     def id(self) -> bytes:

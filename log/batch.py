@@ -12,26 +12,27 @@ batch is whole once its commit is there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
 from mldb.log.aside import Aside
-from mldb.log.checksum import digest128
+from mldb.log.checksum import check64, digest128
 from mldb.log.frame import (
     Draft,
+    DraftFields,
     Record,
-    add_entries,
     encode_body,
     encode_commit,
-    encode_head,
     hash_record,
     pack,
+    pack_check,
+    pack_start,
 )
 from mldb.log.fs.protocol import Buffer, File
-from mldb.log.index.address import CommitRow, Entry, make_row
+from mldb.log.index.address import CommitRow, Entry, make_entry, make_row
 from mldb.log.index.entry_check import are_in_bounds, is_sound
 
 OVERLAP_BYTES: Final = 4 << 20
@@ -50,8 +51,15 @@ _NO_EXTRA: Mapping[str, object] = {}
 _IDS_AT_ONCE: Final = 256
 _JOIN_BYTES: Final = 16 << 10  # up to here copying costs less than writing from many places
 _HEADER_SIZE: Final = fmt.FRAME_HEADER_SIZE
-_ALIGN_MASK: Final = fmt.FRAME_ALIGN - 1
-_ZEROS: Final = bytes(fmt.FRAME_ALIGN)
+_FRAME_MASK: Final = fmt.FRAME_ALIGN - 1
+_SMALL_PAYLOAD: Final = fmt.PAGE_ALIGN_FROM
+_MAGIC: Final = fmt.FRAME_MAGIC
+_KEYED: Final = fmt.FLAG_KEYED
+_BLOCK: Final = fmt.BLOCK_LOG2
+_ALIGN: Final = fmt.PAYLOAD_ALIGN_LOG2
+_DIGEST: Final = fmt.DIGEST_SIZE
+_MASK: Final = 0xFFFFFFFFFFFFFFFF
+_ZEROS: Final = bytes(1 << fmt.ALIGN_LOG2_MAX)
 
 
 class BatchStart(NamedTuple):
@@ -72,8 +80,8 @@ class BatchStart(NamedTuple):
     clock: int
 
 
-make_start: Callable[[tuple[object, ...]], BatchStart] = partial(tuple.__new__, BatchStart)
-"""Make a BatchStart of its fields in order, at half the cost of a call: once per commit."""
+StartFields = tuple[int, bytes, bytes, int, int, int, CommitRow, int, int]
+"""A BatchStart, or its fields without their names: those cost every commit something."""
 
 
 class EncodedBatch(NamedTuple):
@@ -91,8 +99,10 @@ class EncodedBatch(NamedTuple):
     chain: bytes
 
 
-make_batch: Callable[[tuple[object, ...]], EncodedBatch] = partial(tuple.__new__, EncodedBatch)
-"""Make an EncodedBatch of its fields in order, at half the cost of a call: once per commit."""
+BatchFields = tuple[
+    list[tuple[int, list[Buffer]]], CommitRow, list[tuple[bytes, Entry]], int, bytes
+]
+"""An EncodedBatch, or its fields in order."""
 
 
 class Placed(NamedTuple):
@@ -105,91 +115,83 @@ class Placed(NamedTuple):
 
 
 def encode_batch(
-    records: Sequence[Record], start: BatchStart, extra: Mapping[str, object] = _NO_EXTRA
-) -> EncodedBatch:
-    """Return the bytes of one batch and its index entries; writes nothing.
+    records: Sequence[Record], start: StartFields, extra: Mapping[str, object] = _NO_EXTRA
+) -> BatchFields:
+    """Return the fields of an :class:`EncodedBatch`; writes nothing.
 
     The records are hashed. Payloads of those that are ``written`` are in the file already, where
     :func:`place` puts them. *extra* is what the commit says beside the rest. Raises LimitError.
     """
-    seed, segment, chain, offset, lsn, durable, parent, epoch, clock = start
+    seed, segment, chain, first, lsn, durable, parent, epoch, clock = start
     count = len(records)
     if count > _FRAMES_MAX or lsn > LSN_ROOM or epoch >> 63 or (clock >> 63) + 1 >> 1:
-        check_batch(count, lsn, epoch)
-        raise LimitError(f"the time {clock} has no place in the log. Nothing was stored.")
-    commit_lsn = lsn + count
-    first = offset
+        check_batch(count, lsn, epoch, clock)
+    last, offset = lsn + count, first
     buffers: list[Buffer] = []
     extents = [(offset, buffers)]
     heads = [chain]
     entries: list[tuple[bytes, Entry]] = []
     for record in records:
-        drafts, length = record.drafts, record.payload_length
+        kind, version, drafts = record.kind, record.body_version, record.drafts
+        length, block, align = record.payload_length, record.block_log2, record.align_log2
         body = pack((drafts, record.extra)) if drafts else pack(record.extra)
         size = len(body)
-        if size > _SMALL_BODY or len(drafts) != 1 or not _is_plain(drafts[0], record):
+        if size > _SMALL_BODY or not _is_usual(drafts, length, block, align):
             _check_record(record, size)
-        head = encode_head(
-            record.kind,
-            record.body_version,
-            fmt.FLAG_KEYED if drafts else 0,
-            body,
-            record.checks or b"",
-            length,
-            record.block_log2,
-            record.align_log2,
-            lsn,
-            commit_lsn,
-            seed,
-            offset,
+        keyed = _KEYED if drafts else 0
+        tail = body + (record.checks or b"") if length else body
+        head = pack_start(
+            _MAGIC, kind, version, keyed, size, block, align, 0, length, lsn, last, check64(tail)
         )
-        heads.append(head[:_HEADER_SIZE])
-        buffers.append(head)
-        # Without a payload, what follows the body is padding of the frame.
-        payload = offset + (len(head) if length else _HEADER_SIZE + size)
-        add_entries(entries, drafts, commit_lsn, segment, offset, payload)
-        offset += len(head) + length
+        head += pack_check(check64(head, (seed + offset) & _MASK))
+        heads.append(head)
+        at = offset + _HEADER_SIZE + len(tail)
+        # Without a payload the padding is that of the frame: nothing stands behind it.
+        padding = -at & ((1 << align) - 1 if length else _FRAME_MASK)
+        buffers.append(head + tail + _ZEROS[:padding])
         if length:
-            if record.written:
-                buffers = []
-                extents.append((offset, buffers))
-            else:
-                buffers += record.payload
-            padding = -offset & _ALIGN_MASK
-            if padding:
-                buffers.append(_ZEROS[:padding])
-                offset += padding
+            at += padding
+        for key, flags, code, place, stored, digest, base, attr, owner in drafts:
+            stands = at + place
+            entry = (last, segment, offset, stands, stored, attr, flags, code, base, digest, owner)
+            entries.append((key, make_entry(entry)))
+        offset = at + (length or padding)
+        if record.written:
+            buffers = []
+            extents.append((offset, buffers))
+        elif length:
+            buffers += record.payload
+        padding = -offset & _FRAME_MASK
+        if padding:
+            buffers.append(_ZEROS[:padding])
+            offset += padding
         lsn += 1
-    before, time = parent[0], parent[3]
-    if clock > time:  # noqa: PLR1730 - max() costs three times as much
-        time = clock
-    row = make_row((commit_lsn, before, epoch, time, clock, first, offset, new_commit_id()))
+    time = max(parent.time, clock)
+    row = (last, parent.lsn, epoch, time, clock, first, offset, new_commit_id())
     chain = digest128(b"".join(heads))
     commit = encode_commit(row, count, chain, durable, seed, extra)
     if extra and len(commit) > fmt.BODY_BYTES_MAX:
         raise LimitError(f"a commit of {len(commit)} bytes is too long. Nothing was stored.")
     buffers.append(commit)
-    return make_batch((extents, row, entries, offset + len(commit), chain))
+    if offset - first <= _JOIN_BYTES and len(extents) == 1:
+        extents = [(first, [b"".join(buffers)])]
+    return extents, make_row(row), entries, offset + len(commit), chain
 
 
-def write_batch(file: File, batch: EncodedBatch) -> None:
+def write_batch(file: File, batch: BatchFields) -> None:
     """Write what is still to be written of a batch, its commit last.
 
     When this raises, some prefix may be in the file, but no commit: the batch does not exist.
     """
-    extents, row, _, end, _ = batch
-    if end - row.start <= _JOIN_BYTES and len(extents) == 1:
-        file.pwritev((b"".join(extents[0][1]),), row.start)
-        return
-    for offset, buffers in extents:
+    for offset, buffers in batch[0]:
         file.pwritev(buffers, offset)
 
 
 # --- limits ---------------------------------------------------------------------------------------
 
 
-def check_batch(count: int, lsn: int, epoch: int) -> None:
-    """Raise LimitError when a batch of *count* records cannot begin at *lsn*."""
+def check_batch(count: int, lsn: int, epoch: int, clock: int = 0) -> None:
+    """Raise LimitError when a batch of *count* records cannot begin at *lsn* and this *clock*."""
     if count > fmt.FRAMES_MAX:
         raise LimitError(
             f"a transaction of {count} records exceeds the limit of {fmt.FRAMES_MAX}. Nothing was "
@@ -199,18 +201,18 @@ def check_batch(count: int, lsn: int, epoch: int) -> None:
         raise LimitError("the log has no LSNs left. Nothing was stored.")
     if not 0 <= epoch <= fmt.EPOCH_MAX:
         raise LimitError(f"epoch {epoch} is outside 0 .. 2**63 - 1. Nothing was stored.")
+    if not fmt.TIME_MIN <= clock <= fmt.TIME_MAX:
+        raise LimitError(f"the time {clock} has no place in the log. Nothing was stored.")
 
 
-def _is_plain(draft: Draft, record: Record) -> bool:
-    """Whether a draft is all of a usual payload; the short body bounds its key and attr."""
-    key, flags, encoding, offset, size, digest, base, _, _ = draft
-    if flags or encoding or offset or base or not key or len(digest) != 16:
+def _is_usual(drafts: Sequence[DraftFields], length: int, block: int, align: int) -> bool:
+    """Whether there is one draft, of all of a usual payload; a short body bounds its bytes."""
+    if len(drafts) != 1 or length > _SMALL_PAYLOAD or block != _BLOCK or align != _ALIGN:
         return False
-    return (
-        size == record.payload_length < fmt.PAGE_ALIGN_FROM
-        and record.align_log2 == fmt.PAYLOAD_ALIGN_LOG2
-        and record.block_log2 == fmt.BLOCK_LOG2
-    )
+    key, flags, code, place, stored, digest, base, _, _ = drafts[0]
+    if flags or code or place or base or stored != length or len(digest) != _DIGEST:
+        return False
+    return key != b""
 
 
 def _check_record(record: Record, body_length: int) -> None:
@@ -238,8 +240,8 @@ def _check_record(record: Record, body_length: int) -> None:
             raise _unsound(drafts, length)
 
 
-def _unsound(drafts: Sequence[Draft], length: int) -> LimitError:
-    draft = next(item for item in drafts if not is_sound(item, length))
+def _unsound(drafts: Sequence[DraftFields], length: int) -> LimitError:
+    draft = Draft._make(next(item for item in drafts if not is_sound(item, length)))
     return LimitError(
         f"the key {draft.key!r:.80} of {len(draft.key)} bytes has an entry beyond the limits: "
         f"{len(draft.attr)} bytes of attr (limits {fmt.KEY_BYTES_MAX} and {fmt.ATTR_BYTES_MAX}), "

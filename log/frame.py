@@ -18,14 +18,14 @@ from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64, checks_and_digest
 from mldb.log.fs.protocol import Buffer
-from mldb.log.index.address import CommitRow, Entry, make_entry
+from mldb.log.index.address import CommitFields, Entry, make_entry
 from mldb.log.index.entry_check import are_sound
 
 # Packing plain values runs no Python code, so one packer may serve all threads under the GIL.
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 pack: Final[Callable[[object], bytes]] = _packer.pack
-_pack_start = fmt.FRAME_START.pack
-_pack_check = fmt.FRAME_CHECK.pack
+pack_start = fmt.FRAME_START.pack
+pack_check = fmt.FRAME_CHECK.pack
 _EMPTY_MAP: dict[str, object] = {}
 _MASK: Final = 0xFFFFFFFFFFFFFFFF
 _HEADER_SIZE: Final = fmt.FRAME_HEADER_SIZE
@@ -55,8 +55,9 @@ class Draft(NamedTuple):
     """The key whose version owns the bytes or is the base; empty: its own."""
 
 
-_DraftFields = tuple[bytes, int, int, int, int, bytes, int, bytes, bytes]
-make_draft: Final[Callable[[_DraftFields], Draft]] = partial(tuple.__new__, Draft)
+DraftFields = tuple[bytes, int, int, int, int, bytes, int, bytes, bytes]
+"""A Draft, or its fields in order: what many are made of, the names cost more than the rest."""
+
 _DRAFT_SIZE: Final = len(Draft._fields)
 _make_drafts: Final[Callable[[Any], Draft]] = partial(tuple.__new__, Draft)  # of lists read
 
@@ -71,7 +72,7 @@ class Record:
     """
 
     kind: int
-    drafts: list[Draft]
+    drafts: Sequence[DraftFields]
     payload: Sequence[Buffer] = ()
     payload_length: int = 0
     extra: object = None
@@ -82,6 +83,10 @@ class Record:
     written: bool = False
     """The payload is in the file already, where :func:`mldb.log.batch.encode_batch` places it."""
 
+    def named_drafts(self) -> list[Draft]:
+        """The drafts, with the names of their fields."""
+        return list(map(Draft._make, self.drafts))
+
 
 def hash_record(record: Record) -> None:
     """Compute what is missing of a record's block checksums and digest."""
@@ -91,9 +96,13 @@ def hash_record(record: Record) -> None:
         record.checks = b""
         return
     record.checks, digest = checks_and_digest(record.payload, record.block_log2)
-    record.drafts = [
-        draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft
-        for draft in record.drafts
+    record.drafts = hashed_drafts(record.drafts, digest)
+
+
+def hashed_drafts(drafts: Sequence[DraftFields], digest: bytes) -> list[DraftFields]:
+    """Return the drafts, with *digest* where one was TO_BE_HASHED."""
+    return [
+        (*draft[:5], digest, *draft[6:]) if draft[5] == TO_BE_HASHED else draft for draft in drafts
     ]
 
 
@@ -137,7 +146,7 @@ def encode_head(
     Without a payload the padding is that at the end of the frame. *offset* is where it will stand.
     """
     tail = body + checks if checks else body
-    start = _pack_start(
+    start = pack_start(
         fmt.FRAME_MAGIC,
         kind,
         body_version,
@@ -157,11 +166,11 @@ def encode_head(
         padding = -(offset + size) & ((1 << align_log2) - 1)
     else:
         padding = -size & (fmt.FRAME_ALIGN - 1)
-    return b"".join((start, _pack_check(check), tail, _ZEROS[:padding]))
+    return b"".join((start, pack_check(check), tail, _ZEROS[:padding]))
 
 
 def encode_commit(
-    row: CommitRow,
+    row: CommitFields,
     count: int,
     digest: bytes,
     durable: int,
@@ -173,46 +182,22 @@ def encode_commit(
     body = pack((parent, epoch, time, clock, count, digest, durable, extra, commit_id, ()))
     # What encode_head makes of a frame without a payload, in the half of its steps: once a commit.
     length = len(body)
-    start = _pack_start(fmt.FRAME_MAGIC, _COMMIT, 1, 0, length, 0, 0, 0, 0, lsn, lsn, check64(body))
-    check = _pack_check(check64(start, (seed + end) & _MASK))
+    start = pack_start(fmt.FRAME_MAGIC, _COMMIT, 1, 0, length, 0, 0, 0, 0, lsn, lsn, check64(body))
+    check = pack_check(check64(start, (seed + end) & _MASK))
     return start + check + body + _ZEROS[: -(_HEADER_SIZE + length) & 7]
 
 
 def make_entries(
-    drafts: Sequence[Draft], commit_lsn: int, segment: bytes, frame: int, payload: int
+    drafts: Sequence[DraftFields], commit_lsn: int, segment: bytes, frame: int, payload: int
 ) -> list[tuple[bytes, Entry]]:
     """Return the entries of the frame at offset *frame*, whose payload starts at *payload*."""
     entries: list[tuple[bytes, Entry]] = []
-    add_entries(entries, drafts, commit_lsn, segment, frame, payload)
-    return entries
-
-
-def add_entries(
-    entries: list[tuple[bytes, Entry]],
-    drafts: Sequence[Draft],
-    commit_lsn: int,
-    segment: bytes,
-    frame: int,
-    payload: int,
-) -> None:
-    """Add the entries of a frame as :func:`make_entries` returns them."""
     add = entries.append
     for key, flags, encoding, offset, length, digest, base, attr, owner in drafts:
         at = payload + offset
-        fields = (
-            commit_lsn,
-            segment,
-            frame,
-            at,
-            length,
-            attr,
-            flags,
-            encoding,
-            base,
-            digest,
-            owner,
-        )
-        add((key, make_entry(fields)))
+        entry = (commit_lsn, segment, frame, at, length, attr, flags, encoding, base, digest, owner)
+        add((key, make_entry(entry)))
+    return entries
 
 
 # --- decoding -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Final
 
 from mldb.errors import ClosedError, LockedError
 from mldb.log.fs.protocol import FileSystem, KernelLock
-from mldb.log.ownership import Guard, OwnedLock
+from mldb.log.ownership import HELD, Guard, OwnedLock
 
 GATE: Final = "GATE"
 LOCK: Final = "LOCK"
@@ -56,7 +56,7 @@ class CommitLock(OwnedLock):
         key = [get_ident(), id(_getframe(1)), 1]
         guard = Guard(self, key)
         began = 0.0
-        if self.slot.setdefault(0, key) is not key:
+        if self.slot.setdefault(HELD, key) is not key:
             if self._is_inside():
                 raise self.reentry()
             began = time.monotonic()
@@ -74,7 +74,7 @@ class CommitLock(OwnedLock):
     def try_hold(self) -> Guard | None:
         """Take both locks if nobody has them; never wait. None when somebody does."""
         guard = Guard(self, [get_ident(), id(_getframe(1)), 1])
-        if self.slot.setdefault(0, guard.key) is not guard.key:
+        if self.slot.setdefault(HELD, guard.key) is not guard.key:
             return None
         try:
             if (self._commit or self._open()).try_acquire():
@@ -88,17 +88,21 @@ class CommitLock(OwnedLock):
     def hold_in_process(self) -> Guard:
         """Keep the other threads of this process from committing; for the caller's block."""
         guard = Guard(self, [get_ident(), id(_getframe(1)), 1])
-        if self.slot.setdefault(0, guard.key) is not guard.key:
+        if self.slot.setdefault(HELD, guard.key) is not guard.key:
             if self._is_inside():
                 raise self.reentry()
             self._queue_up(guard.key, None)
         return guard
 
-    def before_free(self) -> None:
-        """Give the kernel lock back; harmless when it is not held."""
+    def let_go(self) -> None:
+        """Give the kernel lock back, which does no harm when it is not held; then the other."""
         commit = self._commit
         if commit is not None:
             commit.release()
+        if self._queue:
+            self._pass_on()
+        else:
+            self.slot.pop(HELD, None)
 
     def _open(self) -> KernelLock:
         if self._closed:
@@ -108,15 +112,14 @@ class CommitLock(OwnedLock):
 
     def _pass_gate(self, commit: KernelLock, deadline: float) -> None:
         """Queue at the gate, and take the commit lock while standing in it."""
-        self._refuse_own()
         gate = self._gate
         if gate is None:
             gate = self._gate = self._fs.lock(GATE)
         try:
-            if not gate.try_acquire():
-                self._wait(gate, deadline)
-            if not commit.try_acquire():
-                self._wait(commit, deadline)
+            for lock in (gate, commit):
+                if not lock.try_acquire():
+                    self._refuse_own()
+                    self._wait(lock, deadline)
         finally:
             gate.release()
 

@@ -27,7 +27,7 @@ from typing import Final
 from mldb.errors import LockedError, ReentryError
 
 _LOOK_SECONDS: Final = 0.05  # a waiter looks again after this long, whatever became of its turn
-_HELD: Final = 0
+HELD: Final = 0
 _WANTED: Final = 2
 
 Key = list[int]
@@ -60,7 +60,7 @@ class Guard:
     def free(self) -> None:
         """Let the lock go now; again, or when it is gone already, nothing happens."""
         lock = self._lock
-        if lock.slot.get(_HELD) is self.key:
+        if lock.slot.get(HELD) is self.key:
             lock.let_go()
         self.key = _FREE
 
@@ -72,7 +72,7 @@ class Guard:
     ) -> None:
         # The frame with the block is still there: a handler that comes now knows it is inside.
         lock = self._lock
-        if lock.slot.get(_HELD) is self.key:
+        if lock.slot.get(HELD) is self.key:
             lock.let_go()
         self.key = _FREE
 
@@ -84,7 +84,7 @@ class Guard:
         if key is _FREE:
             return
         key[_WANTED] = 0  # first: who passes the lock on looks at this after passing it on
-        if self._lock.slot.get(_HELD) is key:
+        if self._lock.slot.get(HELD) is key:
             self._lock.recover(key)
 
 
@@ -114,7 +114,7 @@ class OwnedLock:
 
     __slots__ = ("_claims", "_queue", "slot", "what")
     slot: dict[int, Key]
-    """The key of who holds the lock, at _HELD. Changed by this class and its guards alone."""
+    """The key of who holds the lock, at HELD. Changed by this class and its guards alone."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -126,7 +126,7 @@ class OwnedLock:
     @property
     def holder(self) -> Key | None:
         """The key of who holds the lock now."""
-        return self.slot.get(_HELD)
+        return self.slot.get(HELD)
 
     def hold(self, timeout: float | None = None) -> Guard:
         """Take the lock for the ``with`` block of the caller.
@@ -136,7 +136,7 @@ class OwnedLock:
         """
         key = [get_ident(), id(_getframe(1)), 1]
         guard = Guard(self, key)  # before the lock is taken: from here on its end frees the lock
-        if self.slot.setdefault(_HELD, key) is not key:
+        if self.slot.setdefault(HELD, key) is not key:
             if self._is_inside():
                 raise self.reentry()
             self._queue_up(key, timeout)
@@ -146,7 +146,7 @@ class OwnedLock:
         """Take the lock as :meth:`hold` does; None when an outer call of this thread has it."""
         key = [get_ident(), id(_getframe(1)), 1]
         guard = Guard(self, key)
-        if self.slot.setdefault(_HELD, key) is not key:
+        if self.slot.setdefault(HELD, key) is not key:
             if self._is_inside():
                 return None
             self._queue_up(key, None)
@@ -157,16 +157,16 @@ class OwnedLock:
         key = [get_ident(), id(_getframe(1)), 1]
         guard = Guard(self, key)
         take = self.slot.setdefault
-        if take(_HELD, key) is key:
+        if take(HELD, key) is key:
             return guard
-        return None if self._is_inside() or take(_HELD, key) is not key else guard
+        return None if self._is_inside() or take(HELD, key) is not key else guard
 
     def is_inside(self) -> bool:
         """Whether an outer call of this thread holds the lock; frees what a dead one left."""
-        return _HELD in self.slot and self._is_inside()
+        return HELD in self.slot and self._is_inside()
 
     def _is_inside(self) -> bool:
-        holder = self.slot.get(_HELD)
+        holder = self.slot.get(HELD)
         if holder is None or holder[0] != get_ident():
             return False
         target = holder[1]
@@ -194,7 +194,7 @@ class OwnedLock:
         try:
             queue.append(waiter)
             _awaited[key[0]] = self, key
-            while slot.setdefault(_HELD, key) is not key:
+            while slot.setdefault(HELD, key) is not key:
                 left = _LOOK_SECONDS if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     raise LockedError(
@@ -205,7 +205,7 @@ class OwnedLock:
         except BaseException:
             # It may be passed on just now, and who keeps the error keeps the guard.
             key[_WANTED] = 0
-            if slot.get(_HELD) is key:
+            if slot.get(HELD) is key:
                 self.recover(key)
             raise
         finally:
@@ -215,26 +215,25 @@ class OwnedLock:
 
     def let_go(self) -> None:
         """Free the lock, which the caller holds: for the next in the queue, or for anybody."""
-        self.before_free()
+        if self._queue:
+            self._pass_on()
+        else:
+            self.slot.pop(HELD, None)
+
+    def _pass_on(self) -> None:
         queue = self._queue
-        if not queue:
-            self.slot.pop(_HELD, None)
-            return
         while queue:
             try:
                 waiter = queue.popleft()
             except IndexError:  # it gave up just now
                 break
-            key = self.slot[_HELD] = waiter.key
+            key = self.slot[HELD] = waiter.key
             if key[_WANTED]:
                 waiter.turn.put(None)
             else:
                 self.recover(key)  # its thread was interrupted; this or its own end passes it on
             return
-        self.slot.pop(_HELD, None)
-
-    def before_free(self) -> None:
-        """What else is given back first, in a lock that is more than this one."""
+        self.slot.pop(HELD, None)
 
     def recover(self, key: Key) -> None:
         """Free what an interrupted call left; any thread, any number of times.
@@ -246,7 +245,7 @@ class OwnedLock:
         if self._claims.setdefault(id(key), (me, key))[0] != me:
             return
         key[0], key[1] = me, id(_getframe())
-        if self.slot.get(_HELD) is key:
+        if self.slot.get(HELD) is key:
             self.let_go()
         self._claims.pop(id(key), None)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
@@ -19,9 +19,9 @@ from mldb.log.active import Active, chain_start
 from mldb.log.batch import (
     OVERLAP_BYTES,
     BatchStart,
+    EncodedBatch,
     check_batch,
     encode_batch,
-    make_start,
     write_ahead,
     write_batch,
 )
@@ -31,7 +31,7 @@ from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
 from mldb.log.index.footer import describe
 from mldb.log.lock import CommitLock
-from mldb.log.manifest import Manifest, Mark, SegmentInfo, refuse_to_write
+from mldb.log.manifest import Mark, SegmentInfo, refuse_to_write
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Registration
 from mldb.log.recovery import Recovery, refuse_corruption, save_tail
@@ -48,23 +48,6 @@ It may be called again when the head moved, so it has no effects of its own.
 """
 
 _NO_EXTRA: Final[Mapping[str, object]] = {}
-
-
-class Appended(NamedTuple):
-    """A commit and the segment that it is in."""
-
-    row: CommitRow
-    active: Active
-
-
-class Room(NamedTuple):
-    """What fits under one manifest without a look at anything else."""
-
-    manifest: Manifest | None
-    first_lsn: int
-    stop_lsn: int
-    stop_offset: int
-    stop_count: int
 
 
 class Sequencer:
@@ -92,7 +75,6 @@ class Sequencer:
         self._registration = registration
         self._sealer = Sealer(state, metadata_of, registration.ensure)
         self.syncing = Syncing(state, lock, registration, self._sealer)
-        self._room = Room(None, 0, 0, 0, 0)  # guarded by the commit lock
         self._began = began  # LSNs below the floor cannot have been given out; the commit lock
 
     # --- committing -------------------------------------------------------------------------------
@@ -111,7 +93,7 @@ class Sequencer:
         Only after a failed fsync that is not always certain, and the message says so.
         """
         if self.options.durability != "commit":
-            return self.append(records, decide, pending, extra).row
+            return self.append(records, decide, pending, extra)[0]
         # What may fail or be refused comes first, while nothing is stored.
         self.syncing.refuse_nested()
         self._registration.ensure()
@@ -125,26 +107,66 @@ class Sequencer:
         decide: Decide,
         pending: PendingSegment | None = None,
         extra: Mapping[str, object] = _NO_EXTRA,
-    ) -> Appended:
-        """Append the records as one batch, not yet durable. Raises as :meth:`commit` does."""
+    ) -> tuple[CommitRow, Active]:
+        """Append the records as one batch, not yet durable. Raises as :meth:`commit` does.
+
+        Returns the commit and the segment that it is in.
+        """
         payload = count = 0
         for record in records:
             payload += record.payload_length
             count += len(record.drafts)
             if record.checks is None and record.payload_length < OVERLAP_BYTES:
                 hash_record(record)
-        state = self.state
+        state, syncing = self.state, self.syncing
         guard = self.lock.hold()
         try:
             state.begin_writing(guard.key)
-            epoch, parent = decide(self.catch_up())
-            if pending is None:
-                return self._append(records, payload, count, epoch, parent, extra)
-            return self._publish(pending, records, epoch, parent, extra)
+            if syncing.has_ended or syncing.doubts:
+                syncing.refuse_ended()
+            if not state.is_current():
+                self._follow()
+            epoch, parent = decide(state.view)
+            if pending is not None:
+                return self._publish(pending, records, epoch, parent, extra)
+            active = state.active
+            cursor = active.cursor
+            lsn = cursor.last_lsn + 1
+            if (
+                lsn + len(records) >= active.stop_lsn
+                or cursor.offset + payload > active.stop_offset
+                or active.count + count > active.stop_count
+            ):
+                lsn = self._make_room(len(records), payload, count)
+                active = state.active
+                cursor = active.cursor
+            segment = active.segment
+            durable = syncing.durable
+            if durable < cursor.durable:  # noqa: PLR1730 - max() costs three times as much
+                durable = cursor.durable
+            start = (
+                segment.seed,
+                segment.id,
+                cursor.chain,
+                cursor.offset,
+                lsn,
+                durable,
+                parent,
+                epoch,
+                state.fs.time_ns(),
+            )
+            if payload >= OVERLAP_BYTES:
+                check_batch(len(records), lsn, epoch)
+                write_ahead(active.file, records, cursor.offset)
+            batch = encode_batch(records, start, extra)
+            write_batch(active.file, batch)
+            state.appended(batch)
+            self.commits += 1
+            return batch[1], active
         except MldbError as error:
-            if not self.syncing.note(error):
+            if not syncing.note(error):
                 raise
-            raise self.syncing.retire(error, publishing=pending is not None) from error
+            raise syncing.retire(error, publishing=pending is not None) from error
         finally:
             state.writing = None
             guard.free()
@@ -158,12 +180,16 @@ class Sequencer:
         if syncing.has_ended or syncing.doubts:
             syncing.refuse_ended()
         if not state.is_current():
-            state.follow()
-            refuse_to_write(state.fs, state.manifest)
-            if state.announced_number != state.manifest.number:
-                self._sealer.clear_orphans()
-            self._settle()
+            self._follow()
         return state.view
+
+    def _follow(self) -> None:
+        state = self.state
+        state.follow()
+        refuse_to_write(state.fs, state.manifest)
+        if state.announced_number != state.manifest.number:
+            self._sealer.clear_orphans()
+        self._settle()
 
     def _settle(self) -> None:
         """Leave the active segment ready to be appended to."""
@@ -181,52 +207,6 @@ class Sequencer:
             self._sealer.close_at(state.last_lsn(), state.last_lsn())
             self._began = True
 
-    def _append(
-        self,
-        records: Sequence[Record],
-        payload: int,
-        count: int,
-        epoch: int,
-        parent: CommitRow,
-        extra: Mapping[str, object],
-    ) -> Appended:
-        state = self.state
-        active, manifest = state.active, state.manifest
-        cursor, segment = active.cursor, active.segment
-        first_lsn = cursor.last_lsn + 1
-        under, low_lsn, stop_lsn, stop_offset, stop_count = self._room
-        # One comparison each, since all of it holds for nearly every commit.
-        if not (
-            under is manifest
-            and low_lsn <= first_lsn < stop_lsn - len(records)
-            and cursor.offset + payload <= stop_offset
-            and active.count + count <= stop_count
-        ):
-            first_lsn = self._make_room(len(records), payload, count)
-            active = state.active
-            cursor, segment = active.cursor, active.segment
-        start = make_start(
-            (
-                segment.seed,
-                segment.id,
-                cursor.chain,
-                cursor.offset,
-                first_lsn,
-                max(cursor.durable, self.syncing.durable),
-                parent,
-                epoch,
-                state.fs.time_ns(),
-            )
-        )
-        if payload >= OVERLAP_BYTES:
-            check_batch(len(records), first_lsn, epoch)
-            write_ahead(active.file, records, cursor.offset)
-        batch = encode_batch(records, start, extra)
-        write_batch(active.file, batch)
-        state.appended(batch)
-        self.commits += 1
-        return Appended(batch.row, active)
-
     def _make_room(self, records: int, payload: int, count: int) -> int:
         """Make room for a batch: LSNs below the ceiling, a segment that it fits in.
 
@@ -237,14 +217,10 @@ class Sequencer:
         first_lsn = self._first_lsn(records)
         if self._is_full(payload, count) or state.is_version_1:
             self.seal()
-        manifest = state.manifest
-        self._room = Room(
-            manifest,
-            manifest.lsn_floor + 1,
-            manifest.lsn_ceiling - 1,
-            options.segment_bytes,
-            options.segment_entries,
-        )
+        active, manifest = state.active, state.manifest
+        if active.cursor.last_lsn >= manifest.lsn_floor:
+            active.stop_offset, active.stop_count = options.segment_bytes, options.segment_entries
+            active.stop_lsn = manifest.lsn_ceiling - 1
         return first_lsn
 
     def _first_lsn(self, count: int) -> int:
@@ -285,7 +261,7 @@ class Sequencer:
         epoch: int,
         parent: CommitRow,
         extra: Mapping[str, object],
-    ) -> Appended:
+    ) -> tuple[CommitRow, Active]:
         """Append the remaining records to a pending segment and make it the active one."""
         state = self.state
         refuse_to_write(state.fs, state.manifest)
@@ -306,7 +282,7 @@ class Sequencer:
             epoch,
             clock,
         )
-        batch = encode_batch(pending.records, start, extra)
+        batch = EncodedBatch(*encode_batch(pending.records, start, extra))
         header = encode_file_header(
             fmt.FILE_SEGMENT,
             store_id,
@@ -328,7 +304,7 @@ class Sequencer:
         pending.discard()
         self.syncing.durable = batch.row.lsn
         self.commits += 1
-        return Appended(batch.row, state.active)
+        return batch.row, state.active
 
     # --- sealing ----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from mldb.errors import ClosedError, CorruptError, StoreMovedError
 from mldb.log import format as fmt
 from mldb.log.active import HALF_DONE, Active, open_active
-from mldb.log.batch import EncodedBatch
+from mldb.log.batch import BatchFields
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.lineage import intervals_at
@@ -72,7 +72,8 @@ class LogState:
         this = weakref.ref(self)  # a strong one would make a ring
         self._newest = lambda: _head_of(this())
         self._load_sealed()
-        self._device, self._inode = fs.identity(LOCK) or (0, 0)
+        self._lock_identity = fs.identity(LOCK) or (0, 0)
+        self._lock_seen = (0, 0, 0)  # what a look at LOCK finds while the manifest is the newest
         self._announced = announced or open_announced(fs, writable=writable)
         self.named = 0  # the newest manifest whose name is known to be durable
         self.next_number = 0
@@ -97,8 +98,10 @@ class LogState:
 
         Returns the number of the newest manifest that was announced.
         """
-        found = self.fs.look(LOCK)
-        if found is None or found[0] != self._device or found[1] != self._inode:
+        return self._refuse_moved(self.fs.look(LOCK))
+
+    def _refuse_moved(self, found: tuple[int, int, int] | None) -> int:
+        if found is None or found[:2] != self._lock_identity:
             raise self._moved("another folder stands there, or none")
         return found[2]
 
@@ -137,6 +140,7 @@ class LogState:
             self.next_number += 1
         self._next_manifest = manifest_name(self.next_number)
         self._manifest_name = manifest_name(self.manifest.number)
+        self._lock_seen = (*self._lock_identity, self.manifest.number)
 
     def _open(self, manifest: Manifest) -> Active:
         return open_active(
@@ -206,13 +210,12 @@ class LogState:
 
         Raises StoreMovedError. The commit lock is held.
         """
+        found = self.fs.look(LOCK)
+        if found != self._lock_seen:
+            self._refuse_moved(found)
+            return False
         active = self.active
-        seen = active.seen
-        return (
-            self.check_identity() == self.manifest.number
-            and active.cursor.offset == seen
-            and active.file.size() == seen
-        )
+        return active.cursor.offset == active.seen == active.file.size()
 
     def follow(self) -> None:
         """Catch up with the files; ``mutex`` is held, or the commit lock by who writes.
@@ -257,6 +260,7 @@ class LogState:
     def _take(self, manifest: Manifest, active: Active) -> None:
         self.active.seen = active.seen = HALF_DONE
         self.active.segment.grows = active is self.active
+        active.stop_lsn = 0
         self.active = active
         self.manifest = manifest
         self._look_ahead()
@@ -291,27 +295,26 @@ class LogState:
         active.count += len(entries)
         active.segment.valid = active.cursor.offset
 
-    def appended(self, batch: EncodedBatch) -> None:
+    def appended(self, batch: BatchFields) -> None:
         """Take in and publish the batch that this process has just written.
 
         The one place where cursor, index in memory, view and counters move, and they move together:
         an interrupt in between leaves HALF_DONE, and all of it is read from the file again.
         """
         _, row, entries, end, chain = batch
-        active = self.active
-        cursor = active.cursor
-        view = self.view
-        intervals, lsn = view[3], row[0]
+        active, view = self.active, self.view
+        cursor, lsn = active.cursor, row[0]
+        head, intervals = view[0], view[1]
         active.seen = HALF_DONE
         cursor.offset = end
         cursor.last_lsn = lsn
         cursor.chain = chain
-        if row[1] == view[1][0] and intervals:
+        if row[1] == head[0] and intervals:
             active.memory.add(row, entries)
             active.count += len(entries)
             active.segment.valid = end
             seen = (*intervals[:-1], (intervals[-1][0], lsn))
-            self.view = make_view((view[0], row, view[2], seen, *view[4:]))
+            self.view = make_view((row, seen) + view[2:])  # noqa: RUF005 - a third faster
         else:
             self.add(row, entries)
             self.publish()
@@ -330,10 +333,10 @@ class LogState:
         row = self._last_row()
         jumps = (*manifest.jumps, *active.jumps)
         self.view = View(
-            manifest.number,
             row,
-            jumps,
             intervals_at(jumps, row.lsn),
+            manifest.number,
+            jumps,
             tuple(self.sealed.values()),
             active.parts(),
             active.id,

@@ -105,14 +105,15 @@ class SealedPart:
 class View(NamedTuple):
     """One head of the log. Immutable; valid for ever, since what it maps is never changed.
 
-    ``commit`` is the last commit in the log. ``sealed`` stands in log order, ``active`` the newest
+    ``commit`` is the last commit in the log, ``number`` that of the manifest; a commit changes the
+    first two fields alone. ``sealed`` stands in log order, ``active`` the newest
     part first. What the index parts learn later has higher LSNs and is ignored.
     """
 
-    number: int
     commit: CommitRow
-    jumps: tuple[Jump, ...]
     intervals: Intervals
+    number: int
+    jumps: tuple[Jump, ...]
     sealed: tuple[SealedPart, ...]
     active: tuple[IndexPart, ...]
     active_id: bytes
@@ -211,4 +212,4 @@ class View(NamedTuple):
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
 
-EMPTY_VIEW = View(0, EMPTY_COMMIT, (), (), (), (), b"", {}, None, {})
+EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, (), (), (), b"", {}, None, {})

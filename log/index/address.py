@@ -68,9 +68,10 @@ class CommitRow(NamedTuple):
     id: bytes
 
 
-make_row: Callable[[tuple[int, int, int, int, int, int, int, bytes]], CommitRow] = partial(
-    tuple.__new__, CommitRow
-)
+CommitFields = tuple[int, int, int, int, int, int, int, bytes]
+"""A CommitRow, or its fields in order."""
+
+make_row: Callable[[CommitFields], CommitRow] = partial(tuple.__new__, CommitRow)
 """Make a CommitRow of its fields in order, at half the cost of a call: once per commit."""
 
 EMPTY_COMMIT = CommitRow(0, 0, 0, 0, 0, 0, 0, b"")

@@ -76,13 +76,9 @@ make_prepared: Callable[[tuple[Descriptor, bytes, tuple[memoryview, ...], int, b
 """Make a Prepared of its fields in order, at half the cost of a call: once per tensor."""
 
 
-class _Dense(NamedTuple):
-    """What is known of every dense tensor of one dtype and shape."""
-
-    descriptor: Descriptor
-    attr: bytes
-    exports: bool  # NumPy can export such an array as a memoryview without a detour
-
+_Dense = tuple[Descriptor, bytes, bool]
+"""Of every dense tensor of one dtype and shape: what it is, its attr, and whether NumPy can export
+such an array as a memoryview without a detour."""
 
 # Keys are (NumPy or torch dtype, shape). Only ever read, added to or emptied as a whole.
 _dense: dict[tuple[object, tuple[int, ...]], _Dense] = {}
@@ -99,10 +95,11 @@ def prepare(data: object) -> Prepared:
     """
     if type(data) is np.ndarray:
         entry = _dense.get((data.dtype, data.shape))
-        if entry is not None and entry.exports and data.flags.c_contiguous:
-            descriptor, attr, _ = entry
-            buffers = (data.data.cast("B"),)
-            return make_prepared((descriptor, attr, buffers, descriptor.nbytes, False))
+        if entry is not None:
+            descriptor, attr, exports = entry
+            if exports and data.flags.c_contiguous:
+                buffers = (data.data.cast("B"),)
+                return make_prepared((descriptor, attr, buffers, descriptor.nbytes, False))
         return _prepare_array(data, owned=False)
     torch_module = sys.modules.get("torch")
     if torch_module is not None and isinstance(data, torch_module.Tensor):
@@ -147,7 +144,8 @@ def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
         if entry is None:
             key = (tensor.dtype, tuple(tensor.shape))
             entry = _learn(key, code_of_torch(tensor.dtype), "torch")
-        buffer, owned = _tensor_bytes(tensor, plain=entry.exports)
+        descriptor, attr, exports = entry
+        buffer, owned = _tensor_bytes(tensor, plain=exports)
     except MldbError:
         raise
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -156,7 +154,7 @@ def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
             "tensor that holds its data: of a distributed one its local tensor, of a nested one "
             "each part."
         ) from error
-    return Prepared(entry.descriptor, entry.attr, (buffer,), entry.descriptor.nbytes, owned)
+    return Prepared(descriptor, attr, (buffer,), descriptor.nbytes, owned)
 
 
 def _tensor_bytes(tensor: torch.Tensor, *, plain: bool) -> tuple[memoryview, bool]:
@@ -194,7 +192,7 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 def _learn(key: tuple[object, tuple[int, ...]], code: str, framework: str) -> _Dense:
     descriptor = dense_descriptor(key[1], code, framework=framework)
-    entry = _Dense(descriptor, pack_descriptor(descriptor), _exports(descriptor))
+    entry = (descriptor, pack_descriptor(descriptor), _exports(descriptor))
     if len(_dense) >= _CACHE_LIMIT:
         _dense.clear()
     _dense[key] = entry

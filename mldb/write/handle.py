@@ -26,7 +26,7 @@ from mldb.tensors.cache import DecodedCache
 from mldb.tensors.scope import Scope, Source, make_scope
 from mldb.write.buffers import BufferPool
 from mldb.write.preemption import is_forced
-from mldb.write.rules import EpochRule, check_epoch
+from mldb.write.rules import EpochRule
 from mldb.write.staging import Staging
 
 _NO_EXTRA: Mapping[str, object] = {}
@@ -143,15 +143,10 @@ class Handle(StateSurface):
         *,
         interrupted: bool = False,
     ) -> CommitRow:
-        self._guard()
-        epoch = check_epoch(epoch)
+        if self._closed or _process[0] != self._pid:
+            self._guard()
         rule = self._epochs
-
-        def decide(view: View) -> tuple[int, CommitRow]:
-            if validate is not None:
-                validate(view)
-            return rule.choose(view, epoch), view.commit
-
+        decide = rule.join if epoch is None and validate is None else rule.choice(epoch, validate)
         extra = _INTERRUPTED if interrupted or is_forced() else _NO_EXTRA
         return self._log.sequencer.commit(records, decide, pending, extra)
 

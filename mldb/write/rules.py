@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from mldb.errors import ConflictError, EpochOrderError, InvalidTypeError, LimitE
 from mldb.log import format as fmt
 from mldb.log.index.address import CommitRow, Lsn
 from mldb.log.index.lineage import is_visible
+from mldb.log.sequencer import Decide
 from mldb.log.view import View
 
 _SHOWN_NAMES = 8
@@ -38,14 +39,29 @@ class EpochRule:
 
     highest: int = -1
 
-    def choose(self, view: View, epoch: int | None) -> int:
-        """Return the epoch of the next commit. Raises EpochOrderError."""
-        if epoch is None:
-            epoch = view.commit.epoch
-        else:
+    def join(self, view: View) -> tuple[int, CommitRow]:
+        """Return epoch and parent of the next commit: those of the head."""
+        head = view.commit
+        epoch = self.highest = head.epoch
+        return epoch, head
+
+    def choice(self, epoch: int | None, validate: Callable[[View], None] | None = None) -> Decide:
+        """Return the decision for *epoch*, None for the head's, once *validate* lets it pass.
+
+        Raises what :func:`check_epoch` raises; the decision EpochOrderError.
+        """
+        epoch = check_epoch(epoch)
+
+        def decide(view: View) -> tuple[int, CommitRow]:
+            if validate is not None:
+                validate(view)
+            if epoch is None:
+                return self.join(view)
             self.check(view, epoch)
-        self.highest = epoch
-        return epoch
+            self.highest = epoch
+            return epoch, view.commit
+
+        return decide
 
     def check(self, view: View, epoch: int) -> None:
         """Raise EpochOrderError when *epoch* is lower than that of the head."""

@@ -15,14 +15,13 @@ from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.tensors import (
     metadata_set,
     tensor_compressed,
-    tensor_draft,
     tensor_stored,
     tensors_packed,
 )
 from mldb.log import format as fmt
 from mldb.log.batch import Placed
 from mldb.log.checksum import digest128
-from mldb.log.frame import Draft, Record
+from mldb.log.frame import Draft, DraftFields, Record
 from mldb.log.fs.protocol import Buffer
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
@@ -34,6 +33,7 @@ PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM
 _PACK_ENTRIES: Final = 1 << 14
 _ALIGN: Final = 1 << fmt.PAYLOAD_ALIGN_LOG2
 _ZEROS: Final = bytes(_ALIGN)
+_RAW: Final = fmt.ENCODING_RAW
 assert PACK_BYTES <= 1 << fmt.BLOCK_LOG2  # a pack is one block
 
 OpenPending = Callable[[], PendingSegment]
@@ -60,7 +60,7 @@ class _Pack:
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.size = 0
-        self.drafts: dict[bytes, Draft] = {}
+        self.drafts: dict[bytes, DraftFields] = {}
 
     def add(self, key: bytes, prepared: Prepared) -> None:
         """Copy the tensor in; the caller has seen that it fits."""
@@ -73,7 +73,7 @@ class _Pack:
             data[size:end] = buffer
         digest = digest128(data[start:end])
         self.size = end
-        self.drafts[key] = tensor_draft(key, prepared.attr, start, length, digest)
+        self.drafts[key] = (key, 0, _RAW, start, length, digest, 0, prepared.attr, b"")
 
     def record(self) -> Record:
         """The record of this pack; hashed here, outside the commit lock."""
@@ -139,7 +139,7 @@ class Staging:
             self._where[key] = pack
             for item in aliases:
                 alias = keys.TENSORS + item
-                pack.drafts[alias] = pack.drafts[key]._replace(key=alias)
+                pack.drafts[alias] = (alias, *pack.drafts[key][1:])
                 self._where[alias] = pack
             return
         compressed = self._compression is not None
@@ -205,7 +205,7 @@ class Staging:
             record = None if placed is None else placed.record
             self._outdated |= placed is not None
         if record is not None:
-            record.drafts = [draft for draft in record.drafts if draft.key != key]
+            record.drafts = [draft for draft in record.drafts if draft[0] != key]
             if not record.drafts:
                 self._give_back(record)
 
@@ -229,7 +229,7 @@ class Staging:
             return Staged(change.attr or b"", None, change.attr is None)
         pack = self._where.get(key)
         if pack is not None:
-            draft = pack.drafts[key]
+            draft = Draft._make(pack.drafts[key])
             part = bytes(pack.data[draft.offset : draft.offset + draft.length])
             return Staged(draft.attr, (part,), False)
         record = self._large.get(key)
@@ -305,4 +305,4 @@ class Staging:
 
 
 def _draft(record: Record, key: bytes) -> Draft:
-    return next(draft for draft in record.drafts if draft.key == key)
+    return next(draft for draft in record.named_drafts() if draft.key == key)

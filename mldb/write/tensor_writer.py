@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.history.kinds.tensors import tensor_reserved
 from mldb.log.checksum import checks_and_digest
-from mldb.log.frame import TO_BE_HASHED
+from mldb.log.frame import hashed_drafts
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
@@ -139,10 +139,7 @@ class TensorWriter:
             pending.file.pwritev([bytes(1)], placed.end - 1)
         data = pending.file.map(end)[placed.payload : end]
         record.checks, digest = checks_and_digest([data] if len(data) else [], record.block_log2)
-        record.drafts = [
-            draft._replace(digest=digest) if draft.digest == TO_BE_HASHED else draft
-            for draft in record.drafts
-        ]
+        record.drafts = hashed_drafts(record.drafts, digest)
         record.written = True
 
 

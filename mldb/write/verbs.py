@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
-from mldb.history.kinds.tensors import metadata_set, tensor_stored
+from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
@@ -84,7 +84,9 @@ class WriteVerbs(Handle):
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)
-        record = tensor_stored(key, prepared, metadata=packed)
+        record = small_tensor_stored(key, prepared) if packed is None else None
+        if record is None:
+            record = tensor_stored(key, prepared, metadata=packed)
         return Lsn(self._commit([record], epoch).lsn)
 
     def _store_staged(

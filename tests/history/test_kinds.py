@@ -101,7 +101,7 @@ def test_tensors_are_read_as_they_were_built(
         record = build(key, prepared, (check_name(alias),))
         assert record is not None
         assert read([record]) == aliased
-        assert len({draft.digest for draft in record.drafts}) == 1
+        assert len({draft.digest for draft in record.named_drafts()}) == 1
 
 
 @given(st.lists(NAMES, min_size=1, unique=True), METADATA, LSNS)
@@ -148,14 +148,14 @@ def test_checkpoints_are_read_as_they_were_built(
     info = CheckpointInfo(name, step, metrics, 3, 40)
     record = checkpoint_taken(info, b"skeleton")
     assert read([record]) == [(kinds.CHECKPOINT_TAKEN, (name, step, metrics))]
-    assert [draft.key for draft in record.drafts] == [
+    assert [draft.key for draft in record.named_drafts()] == [
         keys.CHECKPOINTS + check_name(name),
         keys.LATEST_CHECKPOINT,
     ]
-    for draft in record.drafts:
+    for draft in record.named_drafts():
         assert unpack_checkpoint(draft.key, draft.attr) == info
     with pytest.raises(CorruptError, match="lacks its 'step'"):
-        unpack_checkpoint(record.drafts[0].key, pack_metadata({"name": name}))
+        unpack_checkpoint(record.named_drafts()[0].key, pack_metadata({"name": name}))
 
 
 @given(st.integers(0, fmt.LSN_MAX), st.integers(0, splats.ID_MAX), st.integers(1, 50))
@@ -173,17 +173,17 @@ def test_splats_are_read_as_they_were_built_and_numbered_in_place(
     placed = lakes.splats_added(b"l", head, replace(block, base=base), after, bytes(range(16)))
     assert read([placed]) == [(kinds.SPLATS_ADDED, ("l", rows, base, 2.5))]
     assert len(encode_body(first)) == len(encode_body(placed))
-    assert placed.drafts[0].digest == bytes(range(16))
-    assert [draft.key for draft in placed.drafts] == [
+    assert placed.named_drafts()[0].digest == bytes(range(16))
+    assert [draft.key for draft in placed.named_drafts()] == [
         keys.splats_key(b"l", head),
         keys.LAKES + b"l",
     ]
-    assert splats.unpack_lake(placed.drafts[1].attr) == after
+    assert splats.unpack_lake(placed.named_drafts()[1].attr) == after
     ids = np.arange(rows, dtype="<u8").view(np.uint8).data
     removal = lakes.splats_deleted(b"l", head, ids, after)
     assert read([removal]) == [(kinds.SPLATS_DELETED, ("l", rows))]
     assert len(encode_body(removal)) == len(encode_body(lakes.splats_deleted(b"l", 0, ids, before)))
-    assert splats.unpack_lake(removal.drafts[1].attr) == after
+    assert splats.unpack_lake(removal.named_drafts()[1].attr) == after
 
 
 @pytest.mark.parametrize("attr", [b"", b"\xc1", b"\x90", b"\x91\xa1x", b"\x91\xff", b"\x05"])

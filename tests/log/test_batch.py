@@ -40,6 +40,7 @@ from tests.support.logs import (
     batches,
     build_segment,
     counted_ids,
+    encoded,
     records,
 )
 
@@ -86,7 +87,7 @@ def test_payloads_written_before_the_rest_give_the_same(content: list[list[Recor
 def test_entries_point_at_the_bytes_of_their_records(content: list[list[Record]]) -> None:
     built = build_segment(content)
     for batch, written in zip(content, built.written, strict=True):
-        drafts = [(record, draft) for record in batch for draft in record.drafts]
+        drafts = [(record, draft) for record in batch for draft in record.named_drafts()]
         assert [key for key, _ in written.entries] == [draft.key for _, draft in drafts]
         for (record, draft), (_, entry) in zip(drafts, written.entries, strict=True):
             payload = b"".join(map(bytes, record.payload))
@@ -117,7 +118,7 @@ def test_lsns_and_places_follow_each_other(content: list[list[Record]]) -> None:
 @given(st.integers(0, 2**62), st.integers(0, 2**62))
 def test_the_time_of_a_commit_is_never_before_its_parents(clock: int, parent_time: int) -> None:
     parent = CommitRow(1, 0, 0, parent_time, 0, 0, 0, b"")
-    row = encode_batch([], START._replace(first_lsn=2, parent=parent, clock=clock)).row
+    row = encoded([], START._replace(first_lsn=2, parent=parent, clock=clock)).row
     assert (row.time, row.clock, row.parent) == (max(clock, parent_time), clock, 1)
 
 
@@ -156,7 +157,7 @@ def test_large_payloads_are_hashed_while_they_are_written(
     write_ahead(file, content, fmt.FILE_HEADER_SIZE)
     assert [item.written for item in content] == [size >= 64 for size in sizes]
     with counted_ids():
-        batch = encode_batch(content, START)
+        batch = encoded(content, START)
     assert batch.extents[0][0] == fmt.FILE_HEADER_SIZE
     assert len(batch.extents) == 1 + sum(size >= 64 for size in sizes)
     write_batch(file, batch)
@@ -179,7 +180,7 @@ def test_payloads_written_before_stay_where_they_are(rng: np.random.Generator) -
             item.record.payload = ()
             item.record.written = True
     with counted_ids():
-        batch = encode_batch([item.record for item in placed], START)
+        batch = encoded([item.record for item in placed], START)
     write_batch(file, batch)
     assert file.pread(file.size(), 0) == expected.data
     assert said(batch) == said(expected.written[0])
@@ -221,7 +222,7 @@ def test_a_batch_is_one_gathered_write_that_ends_with_its_commit(size: int) -> N
     content = [tensor(bytes(size)), tensor(b""), tensor(bytes(77))]
     for record in content:
         hash_record(record)
-    batch = encode_batch(content, START)
+    batch = encoded(content, START)
     file = Counting()
     write_batch(file, batch)  # type: ignore[arg-type]
     assert file.writes == [(128, batch.end - 128)]
@@ -232,7 +233,7 @@ def test_with_payloads_in_place_the_commit_is_still_the_last_write() -> None:
     for record in content:
         hash_record(record)
         record.written = True
-    batch = encode_batch(content, START)
+    batch = encoded(content, START)
     file = Counting()
     write_batch(file, batch)  # type: ignore[arg-type]
     ends = [at + count for at, count in file.writes]
@@ -324,7 +325,7 @@ STARTS = st.builds(
 def test_what_is_not_refused_is_read_back(content: list[Record], start: BatchStart) -> None:
     """No batch is stored that a reader would call damaged, whatever it is asked to store."""
     try:
-        batch = encode_batch(content, start)
+        batch = encoded(content, start)
     except LimitError as error:
         assert "Nothing was stored" in str(error)
         return
@@ -376,7 +377,10 @@ def test_records_beyond_a_limit_are_refused_before_anything_is_written(
     """Alone, and among entries that are sound: few and many are checked in different ways."""
     record = BEYOND[limit]()
     record.checks = record.checks or b""
-    record.drafts += [NO_PAYLOAD._replace(key=b"\x01%d" % at) for at in range(others)]
+    record.drafts = [
+        *record.drafts,
+        *(NO_PAYLOAD._replace(key=b"\x01%d" % at) for at in range(others)),
+    ]
     with pytest.raises(LimitError, match="Nothing was stored"):
         encode_batch([plain(), record], START)
     with pytest.raises(LimitError, match="Nothing was stored"):
@@ -417,7 +421,7 @@ def test_limits_themselves_are_stored_and_read() -> None:
     assert len(encode_body(content[-1])) == fmt.BODY_BYTES_MAX
     start = START._replace(epoch=fmt.EPOCH_MAX, first_lsn=LSN_ROOM)
     for clock in (fmt.TIME_MIN, fmt.TIME_MAX):
-        batch = encode_batch(content, start._replace(clock=clock))
+        batch = encoded(content, start._replace(clock=clock))
         file = MemoryFileSystem().open("x", "create")
         write_batch(file, batch)
         cursor = Cursor(128, LSN_ROOM - 1, START.chain)

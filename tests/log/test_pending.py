@@ -62,8 +62,10 @@ def test_a_published_segment_holds_what_a_plain_commit_would(
     log = Log(fs, Options(durability="os"), known=every_kind)
     store(log, b"\x01a", b"before")
     for number, (part, _) in enumerate(parts):  # a key has one version in a batch
-        for place, draft in enumerate(part.drafts):
-            part.drafts[place] = draft._replace(key=draft.key + b"%d/%d" % (number, place))
+        part.drafts = [
+            draft._replace(key=draft.key + b"%d/%d" % (number, place))
+            for place, draft in enumerate(part.named_drafts())
+        ]
     spilled = [part for part, spills in parts if spills]
     others = [part for part, spills in parts if not spills]
     before = log.head().commit

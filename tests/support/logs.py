@@ -103,6 +103,11 @@ def counted_ids() -> Iterator[None]:
         yield
 
 
+def encoded(content: Sequence[Record], start: BatchStart) -> EncodedBatch:
+    """Encode a batch, and name the parts of what comes of it."""
+    return EncodedBatch(*encode_batch(content, start))
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """A segment file in memory and what the writer said about each batch."""
@@ -162,7 +167,7 @@ def build_segment(
                 write_payloads(file, placed)
             for record in batch:
                 hash_record(record)
-            done = encode_batch(batch, start)
+            done = encoded(batch, start)
             write_batch(file, done)
             written.append(done)
             chain, offset, lsn, last = done.chain, done.end, done.row.lsn + 1, done.row

@@ -10,7 +10,7 @@ from unittest import mock
 from mldb.log import batch as batch_module
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
-from mldb.log.batch import BatchStart, encode_batch, write_batch
+from mldb.log.batch import BatchStart, EncodedBatch, encode_batch, write_batch
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import Draft, Record, decode_entries, hash_record, unpack
 from mldb.log.fs.protocol import FileSystem
@@ -132,7 +132,7 @@ def _append(fs: FileSystem, batch: StoredBatch, active: Active, keeps: Keeps) ->
         row.clock,
     )
     with mock.patch.object(batch_module, "new_commit_id", return_value=row.id):
-        done = encode_batch(records, start)
+        done = EncodedBatch(*encode_batch(records, start))
     write_batch(active.file, done)
     cursor.offset, cursor.last_lsn, cursor.chain = done.end, row.lsn, done.chain
     active.memory.add(done.row, done.entries)

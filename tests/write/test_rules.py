@@ -119,9 +119,9 @@ def test_an_epoch_rule_starts_without_a_claim() -> None:
     with mldb.MLDatabase.on(MemoryFileSystem()) as db:
         db.store_tensor("x", 1, epoch=4)
         rule = EpochRule()
-        assert rule.choose(view_of(db), None) == 4
-        assert rule.choose(view_of(db), 9) == rule.highest == 9
+        assert rule.join(view_of(db))[0] == rule.choice(None)(view_of(db))[0] == 4
+        assert rule.choice(9)(view_of(db))[0] == rule.highest == 9
         with pytest.raises(mldb.EpochOrderError, match=r"db\.rewind\(3\)"):
-            rule.choose(view_of(db), 3)
+            rule.choice(3)(view_of(db))
         with pytest.raises(mldb.EpochOrderError, match="Another process"):
-            EpochRule().choose(view_of(db), 3)
+            EpochRule().choice(3)(view_of(db))

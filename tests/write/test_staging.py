@@ -54,7 +54,7 @@ def back(staging: Staging, key: bytes) -> Any:
 
 def written(record: Record, number: int) -> bytes:
     """The bytes that draft *number* of a record refers to."""
-    draft = record.drafts[number]
+    draft = record.named_drafts()[number]
     return b"".join(record.payload)[draft.offset : draft.offset + draft.length]
 
 
@@ -107,7 +107,7 @@ def test_the_last_write_of_each_key_counts(
         *staging.records(),
         *[p.record for p in (staging.pending.placed if staging.pending else [])],
     ]
-    drafts = [draft for record in records for draft in record.drafts]
+    drafts = [draft for record in records for draft in record.named_drafts()]
     tensors = [draft.key for draft in drafts if draft.key[:1] == keys.TENSORS]
     assert sorted(tensors) == sorted(key for key in model if key[:1] == keys.TENSORS)
     assert len(drafts) == len({draft.key for draft in drafts})  # a key stands in a batch once
@@ -128,7 +128,7 @@ def test_hundreds_of_small_tensors_share_a_few_payloads(rng: np.random.Generator
     for record in records:
         assert record.kind == kinds.TENSOR_STORED
         assert record.payload_length <= PACK_BYTES
-        for number, draft in enumerate(record.drafts):
+        for number, draft in enumerate(record.named_drafts()):
             assert draft.offset % 64 == 0
             assert written(record, number) == values[draft.key[1:]].tobytes()
     assert sum(len(record.drafts) for record in records) == 1000
@@ -140,7 +140,7 @@ def test_a_tensor_is_packed_below_the_border_and_alone_from_it_on() -> None:
     staging, _ = new_staging()
     for name, size in ((b"a", PACK_BELOW - 1), (b"b", PACK_BELOW), (b"c", PACK_BELOW - 1)):
         put(staging, name, bytes(size))
-    shapes = [[draft.key[1:] for draft in record.drafts] for record in staging.records()]
+    shapes = [[draft.key[1:] for draft in record.named_drafts()] for record in staging.records()]
     assert sorted(shapes) == [[b"a", b"c"], [b"b"]]
 
 
@@ -158,7 +158,7 @@ def test_aliases_share_their_bytes(size: int) -> None:
     places = {
         draft.key[1:]: (id(record), draft.offset, draft.length)
         for record in records
-        for draft in record.drafts
+        for draft in record.named_drafts()
     }
     assert places[b"a"] == places[b"c"] != places[b"b"]
 
@@ -214,9 +214,9 @@ def test_changes_are_grouped_by_event_and_kept_within_the_limits() -> None:
     assert {record.kind for record in records} == {kinds.METADATA_SET, kinds.TENSOR_DELETED}
     assert len(records) > 2
     for record in records:
-        assert sum(len(draft.attr) for draft in record.drafts) < fmt.BODY_BYTES_MAX // 8
+        assert sum(len(draft.attr) for draft in record.named_drafts()) < fmt.BODY_BYTES_MAX // 8
         ended = record.kind == kinds.TENSOR_DELETED
-        assert all((draft.flags == fmt.ENTRY_TOMBSTONE) == ended for draft in record.drafts)
+        assert all((draft.flags == fmt.ENTRY_TOMBSTONE) == ended for draft in record.named_drafts())
     assert sum(len(record.drafts) for record in records) == 40
 
 

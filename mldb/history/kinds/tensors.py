@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from mldb import keys
 from mldb.history.kinds import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
@@ -11,7 +11,7 @@ from mldb.history.kinds.changes import KeyChange, attr_draft
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import block_check, checks_and_digest, digest128
-from mldb.log.frame import TO_BE_HASHED, Draft, Record, make_draft
+from mldb.log.frame import TO_BE_HASHED, Draft, DraftFields, Record
 from mldb.log.fs.protocol import Buffer
 from mldb.tensors.codec import (
     Descriptor,
@@ -23,12 +23,26 @@ from mldb.tensors.codec import (
 from mldb.tensors.dtypes import itemsize_of
 from mldb.tensors.encoding import ENCODING_ZSTD, encode_bytes
 
+_SMALL_BELOW: Final = fmt.PAGE_ALIGN_FROM
+_TENSORS: Final = keys.TENSORS
+_RAW: Final = fmt.ENCODING_RAW
+_ALIGN: Final = fmt.PAYLOAD_ALIGN_LOG2
+_BLOCK: Final = fmt.BLOCK_LOG2
+assert OVERLAP_BYTES >= _SMALL_BELOW <= 1 << _BLOCK  # hashed here, as one block
+
 # --- TensorStored ---------------------------------------------------------------------------------
 
 
-def tensor_draft(key: bytes, attr: bytes, offset: int, length: int, digest: bytes) -> Draft:
-    """The entry of a tensor whose bytes lie at *offset* of the payload as they are."""
-    return make_draft((key, 0, fmt.ENCODING_RAW, offset, length, digest, 0, attr, b""))
+def tensor_draft(
+    key: bytes,
+    attr: bytes,
+    offset: int,
+    length: int,
+    digest: bytes,
+    encoding: int = fmt.ENCODING_RAW,
+) -> DraftFields:
+    """The entry of a tensor whose stored bytes lie at *offset* of the payload."""
+    return key, 0, encoding, offset, length, digest, 0, attr, b""
 
 
 def tensor_stored(
@@ -46,18 +60,7 @@ def tensor_stored(
     checks: bytes | None = None
     digest = TO_BE_HASHED
     if length < OVERLAP_BYTES:
-        payload = prepared.buffers
-        if metadata is None and not aliases and 0 < length < fmt.PAGE_ALIGN_FROM:
-            # The same in fewer steps, for loops that store one small tensor after another.
-            if len(payload) == 1:
-                checks, digest = block_check(payload[0]), digest128(payload[0])
-            else:
-                checks, digest = checks_and_digest(payload, fmt.BLOCK_LOG2)
-            key = keys.TENSORS + name
-            one = make_draft((key, 0, fmt.ENCODING_RAW, 0, length, digest, 0, prepared.attr, b""))
-            align, block = fmt.PAYLOAD_ALIGN_LOG2, fmt.BLOCK_LOG2
-            return Record(TENSOR_STORED, [one], payload, length, None, 1, align, block, checks)
-        checks, digest = checks_and_digest(payload, fmt.BLOCK_LOG2)
+        checks, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
     draft = tensor_draft(keys.TENSORS + name, prepared.attr, 0, length, digest)
     return Record(
         TENSOR_STORED,
@@ -67,6 +70,21 @@ def tensor_stored(
         align_log2=fmt.payload_align_log2(length),
         checks=checks,
     )
+
+
+def small_tensor_stored(name: bytes, prepared: Prepared) -> Record | None:
+    """What :func:`tensor_stored` returns of one short buffer, in fewer steps; else None.
+
+    For loops that store one small tensor after another.
+    """
+    payload = prepared.buffers
+    length = prepared.nbytes
+    if len(payload) != 1 or not 0 < length < _SMALL_BELOW:
+        return None
+    data = payload[0]
+    draft = (_TENSORS + name, 0, _RAW, 0, length, digest128(data), 0, prepared.attr, b"")
+    check = block_check(data)
+    return Record(TENSOR_STORED, (draft,), payload, length, None, 1, _ALIGN, _BLOCK, check)
 
 
 def tensor_compressed(
@@ -82,14 +100,14 @@ def tensor_compressed(
     _, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
     checks, _ = checks_and_digest((packed,), fmt.BLOCK_LOG2)
     length = len(packed)
-    draft = tensor_draft(keys.TENSORS + name, prepared.attr, 0, length, digest)
-    draft = draft._replace(encoding=ENCODING_ZSTD)
+    key = keys.TENSORS + name
+    draft = tensor_draft(key, prepared.attr, 0, length, digest, ENCODING_ZSTD)
     align = fmt.payload_align_log2(length)
     drafts = _named(draft, name, aliases, None)
     return Record(TENSOR_STORED, drafts, (packed,), length, align_log2=align, checks=checks)
 
 
-def tensors_packed(drafts: list[Draft], payload: Buffer) -> Record:
+def tensors_packed(drafts: Sequence[DraftFields], payload: Buffer) -> Record:
     """A record of many small tensors in one payload, of at most one block; hashed here."""
     checks = block_check(payload) if len(payload) else b""
     return Record(TENSOR_STORED, drafts, (payload,), len(payload), checks=checks)
@@ -104,9 +122,9 @@ def tensor_reserved(name: bytes, what: Descriptor, metadata: bytes | None) -> Re
 
 
 def _named(
-    draft: Draft, name: bytes, aliases: tuple[bytes, ...], metadata: bytes | None
-) -> list[Draft]:
-    drafts = [draft, *(draft._replace(key=keys.TENSORS + alias) for alias in aliases)]
+    draft: DraftFields, name: bytes, aliases: tuple[bytes, ...], metadata: bytes | None
+) -> list[DraftFields]:
+    drafts = [draft, *((keys.TENSORS + alias, *draft[1:]) for alias in aliases)]
     if metadata is not None:
         drafts.append(attr_draft(keys.METADATA + name, metadata))
     return drafts

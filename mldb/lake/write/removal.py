@@ -23,7 +23,7 @@ def remove_rows(host: Host, name: str, ids: Numbers, epoch: int | None) -> Lsn:
     key, payload = check_name(name), ids.astype("<u8").view(np.uint8).data
     record = splats_deleted(key, 0, payload, rows.state.info)
     hash_record(record)
-    digest = record.drafts[0].digest
+    digest = record.named_drafts()[0].digest
 
     def decide(view: View) -> None:
         rows = rows_in(head_scope(base, view), name, host.known)
