@@ -22,9 +22,9 @@ from mldb.log.active import Active
 from mldb.log.batch import EncodedBatch, write_batch
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import File
+from mldb.log.index.address import CommitRow
 from mldb.log.sequencer import Sequencer
 from mldb.log.syncing import Syncing
-from mldb.log.view import View
 from tests.support.faults import CALLS, Effect, FaultFileSystem
 from tests.support.model import Content, Verbs, content_of
 
@@ -375,13 +375,13 @@ def test_a_retried_fsync_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_handle_that_forgets_its_failed_fsync_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    catch_up = Sequencer.catch_up
+    append = Sequencer.append
 
-    def forgetful(self: Sequencer) -> View:
+    def forgetful(self: Sequencer, *given: Any) -> tuple[CommitRow, Active]:
         self.syncing.failed = None
-        return catch_up(self)
+        return append(self, *given)
 
-    monkeypatch.setattr(Sequencer, "catch_up", forgetful)
+    monkeypatch.setattr(Sequencer, "append", forgetful)
     _, wrong = sweep("sync", (ONCE,))
     assert any("a handle said that it is dead and writes" in item for item in wrong)
 
