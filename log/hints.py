@@ -17,10 +17,15 @@ _BYTES_MAX: Final = 1 << 20
 _PAYLOAD_MAX: Final = 1 << 34
 
 
+def encode_hint(fs: FileSystem, value: object, payload: Buffer = b"") -> list[Buffer]:
+    """Return the buffers of a hint of a plain value and bytes."""
+    header = encode_file_header(fmt.FILE_HINT, fmt.NO_ID, fs.time_ns())
+    return encode_lone(header, fmt.KIND_HINT, pack([value]), payload)
+
+
 def save_hint(fs: FileSystem, name: str, value: object, payload: Buffer = b"") -> None:
     """Save a plain value and bytes; failures are ignored, since a hint may always be missing."""
-    header = encode_file_header(fmt.FILE_HINT, fmt.NO_ID, fs.time_ns())
-    buffers = encode_lone(header, fmt.KIND_HINT, pack([value]), payload)
+    buffers = encode_hint(fs, value, payload)
     try:
         publish_over(fs, os.urandom(16).hex(), buffers, f"{HINTS}/{name}")
     except MldbError:

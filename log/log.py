@@ -7,6 +7,7 @@ is decided in ``mldb.tensors`` and ``mldb.history``.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from mldb.errors import (
 )
 from mldb.log.active import Active
 from mldb.log.birth import FOLDERS, create_store, restore_folders
+from mldb.log.directory.maker import Maker
 from mldb.log.frame import Frame, Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
@@ -38,6 +40,7 @@ from mldb.log.orphans import refuse_lost_manifest
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
+from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.sequencer import Decide, Sequencer
 from mldb.log.state import LogState
@@ -92,6 +95,7 @@ class Log:
         self._swept = False  # a race costs one more listing
         self._lock: CommitLock | None = None
         self._sequencer: Sequencer | None = None
+        self._maker: Maker | None = None
         writable = options.mode == "rw"
         distrusted: list[str] = []
         announced = open_announced(fs, writable=writable)
@@ -132,6 +136,7 @@ class Log:
                     metadata_of,
                     began=born,
                 )
+                self._maker = self._make_maker()
             self._found = self._look()
         except BaseException:
             self._state.close()
@@ -152,6 +157,30 @@ class Log:
             return describe_tail(state, tail)
         clean = not state.distrusted
         return Recovery(clean=clean, distrusted=tuple(state.distrusted))
+
+    def _make_maker(self) -> Maker:
+        """The maker of the directory; the state that it works for owns it."""
+        state = weakref.ref(self._state)  # a strong one would make a ring
+
+        def sealed() -> Sequence[SealedPart]:
+            found = state()
+            return () if found is None else found.view.sealed
+
+        def made() -> None:
+            found = state()
+            if found is not None:
+                found.units.refresh()
+
+        maker = Maker(self._state.directory, sealed, self.registration.ensure, made)
+        this = weakref.ref(maker)
+
+        def wake() -> None:
+            found = this()
+            if found is not None:
+                found.wake()
+
+        self._state.directory.on_need = wake
+        return maker
 
     def _refuse_lost_manifest(self) -> None:
         """Raise CorruptError when the newest manifest was deleted; one that just comes is not."""
@@ -300,7 +329,8 @@ class Log:
             "bytes": sum(info.length for info in state.manifest.segments) + active.cursor.offset,
             "active_bytes": active.cursor.offset,
             "active_versions": active.count,
-            "versions": active.count + sum(part.index.entry_count() for part in view.sealed),
+            "versions": active.count
+            + sum(unit.index.entry_count() for unit in view.units.newest_first),
             "mapped_bytes": sum(segment.mapped_bytes for segment in segments),
             "max_mapped": state.mappings.limit,
             "mappings_released": state.mappings.released,
@@ -312,6 +342,7 @@ class Log:
             "free_bytes": self.fs.free_bytes(),
             "distrusted": list(state.distrusted),
             "readers": len(registrations(self.fs)),
+            "directory": state.directory.stats(view.units),
         }
 
     def sync(self) -> None:
@@ -328,6 +359,8 @@ class Log:
         self.closed = True
         sequencer = self._sequencer
         logged = 0
+        if self._maker is not None:
+            self._maker.stop()
         try:
             if sequencer is not None:
                 sequencer.close()

@@ -120,6 +120,7 @@ class Sealer:
         )
         with contextlib.suppress(StorageError):  # the segment is published, whatever this does
             fs.unlink(hint_name(old.id))
+        state.directory.note_seal()
 
     def install(self, manifest: Manifest) -> None:
         """Install the next manifest and follow it."""

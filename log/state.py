@@ -14,6 +14,9 @@ from mldb.errors import ClosedError, CorruptError, StoreMovedError
 from mldb.log import format as fmt
 from mldb.log.active import HALF_DONE, Active, open_active
 from mldb.log.batch import BatchFields
+from mldb.log.directory.directory import Directory
+from mldb.log.directory.part import Files
+from mldb.log.directory.units import Units
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.lineage import intervals_at
@@ -24,8 +27,9 @@ from mldb.log.mappings import MappingBudget
 from mldb.log.newest import is_damaged, load_newest, open_announced
 from mldb.log.ownership import Key, OwnedLock
 from mldb.log.scan import Batch, refuse_unknown, scan
+from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment, segment_name
-from mldb.log.view import EMPTY_VIEW, SealedPart, View, make_view
+from mldb.log.view import EMPTY_VIEW, View, make_view
 from mldb.options import Verify
 
 
@@ -64,6 +68,8 @@ class LogState:
         self.manifest = manifest
         self.mappings = MappingBudget(max_mapped)
         fs.relieve = self.mappings.release_all
+        self.directory = Directory(Files(fs, manifest.store_id, verify, self.mappings))
+        self.units = Units(())
         self.sealed: dict[bytes, SealedPart] = {}
         self.segments: dict[bytes, Segment] = {}
         self.distrusted: list[str] = []
@@ -129,6 +135,7 @@ class LogState:
         segments = {segment_id: part.segment for segment_id, part in new.items()}
         segments[self.active.id] = self.active.segment
         self.sealed, self.segments = new, segments
+        self.units = Units(tuple(new.values()), self.directory.units)
 
     def _look_ahead(self) -> None:
         """Remember the number that the next manifest will have.
@@ -343,6 +350,7 @@ class LogState:
             self.segments,
             manifest.kept,
             {},
+            self.units,
         )
 
     def _last_row(self) -> CommitRow:

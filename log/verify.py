@@ -17,8 +17,9 @@ from mldb.log.index.mapped import MappedIndex
 from mldb.log.log import Log
 from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Cursor, scan
+from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment, SegmentGoneError
-from mldb.log.view import SealedPart, View
+from mldb.log.view import View
 
 Progress = Callable[[int, int], None]
 

@@ -3,111 +3,30 @@
 from __future__ import annotations
 
 import heapq
-import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import islice
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from mldb.log import format as fmt
-from mldb.log.fs.protocol import FileSystem
+from mldb.log.directory.units import Units, commit_in
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.index.lineage import Jump
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField, IndexPart
-from mldb.log.index.opened import index_source, open_index
-from mldb.log.manifest import Kept, SegmentInfo
-from mldb.log.mappings import MappingBudget
-from mldb.log.moved import MovedIndex
-from mldb.log.segment import Segment, SegmentGoneError
-from mldb.options import Verify
-
-_KEYS_AT_ONCE: Final = 512
-
-
-class SealedPart:
-    """A sealed segment: its file and its mapped index, opened when first asked. Any thread.
-
-    *head* leads to the newest view, where the versions of a segment lie whose file was replaced.
-    """
-
-    def __init__(
-        self,
-        fs: FileSystem,
-        info: SegmentInfo,
-        verify: Verify,
-        budget: MappingBudget,
-        head: Callable[[], View] | None = None,
-    ) -> None:
-        self.info = info
-        self._head = head
-        this = weakref.ref(self)  # a strong one would make a ring
-
-        def note() -> None:
-            part = this()
-            if part is not None:
-                budget.note(part)
-
-        self.segment = Segment(fs, info.id, info.origin, info.length, on_map=note)
-        self._fs = fs
-        self._verify = verify
-        self._index: MappedIndex | MovedIndex | None = None
-
-    @property
-    def index(self) -> MappedIndex | MovedIndex:
-        """The mapped index, or where its file is gone what the newest view has of it."""
-        index = self._index
-        if index is None:
-            try:
-                index = self._open()
-            except SegmentGoneError:
-                head = self._head
-                if head is None or self.info.id in head().segments:
-                    raise  # the manifest still names the file, so it is lost
-                index = MovedIndex(head, self.info.first_lsn, self.info.last_lsn)
-            self._index = index
-        return index
-
-    def _open(self) -> MappedIndex:
-        info = self.info
-        source = self.segment
-        if info.index_file:
-            source = index_source(self._fs, info.index_file, info.origin, info.id, fmt.FILE_INDEX)
-        return open_index(source, info.index_offset, self._verify)[0]
-
-    def keys(self, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys with this prefix in order, holding no mapping from one to the next."""
-        number, last = -1, b""
-        while True:
-            index = self.index
-            if isinstance(index, MovedIndex):
-                yield from (key for key in index.keys(prefix) if key > last)
-                return
-            keys, number = index.some_keys(prefix, number, _KEYS_AT_ONCE)
-            del index  # and its mapping
-            if not keys:
-                return
-            yield from keys
-            last = keys[-1]
-
-    def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
-        """Yield (segment id, commit) with low <= lsn <= high, ascending."""
-        index = self.index
-        if isinstance(index, MovedIndex):
-            return index.placed(low, high)
-        return ((self.info.id, row) for row in index.commits(low, high))
-
-    def release(self) -> None:
-        """Let the mapping go; the next question maps the segment again."""
-        self._index = None
-        self.segment.unmap()
+from mldb.log.manifest import Kept
+from mldb.log.sealed import SealedPart
+from mldb.log.segment import Segment
 
 
 class View(NamedTuple):
     """One head of the log. Immutable; valid for ever, since what it maps is never changed.
 
     ``commit`` is the last commit in the log, ``number`` that of the manifest; a commit changes the
-    first two fields alone. ``sealed`` stands in log order, ``active`` the newest
-    part first. What the index parts learn later has higher LSNs and is ignored.
+    first two fields alone. ``sealed`` stands in log order, ``active`` the newest part first.
+    ``units`` answer for the sealed segments. What the index parts learn later has higher LSNs and
+    is ignored.
     """
 
     commit: CommitRow
@@ -122,6 +41,7 @@ class View(NamedTuple):
     """The commits that retention left, as ranges; None when nothing was ever pruned."""
     epochs: dict[int, tuple[CommitRow, Intervals]]
     """What finished epochs resolved to: a cache shared by the views of one lineage."""
+    units: Units
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
         """Return the newest version of *key* inside *intervals*, tombstones included."""
@@ -132,10 +52,13 @@ class View(NamedTuple):
         if not intervals:
             return None
         high, low = intervals[-1][1], intervals[0][0]
-        for sealed in reversed(self.sealed):
-            if sealed.info.first_lsn > high or sealed.info.last_lsn < low:
+        units = self.units
+        units.lookups += 1
+        for unit in units.newest_first:
+            if unit.first_lsn > high or unit.last_lsn < low:
                 continue
-            found = sealed.index.newest(key, intervals)
+            units.touched += 1
+            found = unit.index.newest(key, intervals)
             if found is not None:
                 return found
         return None
@@ -147,8 +70,8 @@ class View(NamedTuple):
     def versions(self, key: bytes) -> list[Entry]:
         """Return every version of *key* on every lineage up to this head, oldest first."""
         found: list[Entry] = []
-        for sealed in self.sealed:
-            found += sealed.index.versions(key)
+        for unit in reversed(self.units.newest_first):
+            found += unit.index.versions(key)
         for part in reversed(self.active):
             found += part.versions(key)
         high = self.commit.lsn
@@ -157,7 +80,7 @@ class View(NamedTuple):
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in byte order, each once, whether visible or not."""
         last = None
-        found = [part.keys(prefix) for part in self.sealed]
+        found = [unit.keys(prefix) for unit in self.units.newest_first]
         found += [part.keys(prefix) for part in self.active]
         for key in heapq.merge(*found):
             if key != last:
@@ -179,16 +102,15 @@ class View(NamedTuple):
             row = part.commit_at(lsn)
             if row is not None:
                 return row
-        for sealed in self.sealed:
-            if sealed.info.first_lsn <= lsn <= sealed.info.last_lsn:
-                return sealed.index.commit_at(lsn)
-        return None
+        return commit_in(self.units, lsn)
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending, on every lineage."""
-        for sealed in self.sealed:
-            if sealed.info.last_lsn >= low and sealed.info.first_lsn <= high:
-                yield from sealed.commits(low, high)
+        start = bisect_left(self.sealed, low, key=_last_lsn)
+        for sealed in islice(self.sealed, start, None):
+            if sealed.first_lsn > high:
+                break
+            yield from sealed.commits(low, high)
         for part in reversed(self.active):
             for row in part.commits(low, min(high, self.commit.lsn)):
                 yield self.active_id, row
@@ -200,10 +122,10 @@ class View(NamedTuple):
                 row = part.last_commit(low, high, field, limit)
                 if row is not None:
                     return row
-            for sealed in reversed(self.sealed):
-                if sealed.info.first_lsn > high or sealed.info.last_lsn < low:
+            for unit in self.units.newest_first:
+                if unit.first_lsn > high or unit.last_lsn < low:
                     continue
-                row = sealed.index.last_commit(low, high, field, limit)
+                row = unit.index.last_commit(low, high, field, limit)
                 if row is not None:
                     return row
         return None
@@ -212,4 +134,6 @@ class View(NamedTuple):
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
 
-EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, (), (), (), b"", {}, None, {})
+EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, (), (), (), b"", {}, None, {}, Units(()))
+
+_last_lsn: Final = attrgetter("last_lsn")

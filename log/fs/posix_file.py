@@ -6,12 +6,13 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
 from mldb.errors import MldbError, StorageIOError
-from mldb.log.fs.descriptor import OsDescriptor
+from mldb.log.fs.descriptor import CLOSED, OsDescriptor
 from mldb.log.fs.gather import IOV_MAX, byte_count, groups, skip
 from mldb.log.fs.process import CURRENT
 from mldb.log.fs.protocol import Buffer
@@ -19,6 +20,7 @@ from mldb.log.fs.relief import with_relief
 
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
+_SPARE = 6  # descriptors that mappings leave for others
 
 
 @cache
@@ -117,10 +119,18 @@ class OsFile(OsDescriptor):
         if count == 0:
             return memoryview(b"")
         try:
-            mapped = with_relief(self._fs, mmap.mmap, self._fd, count, access=mmap.ACCESS_READ)
+            mapped = with_relief(self._fs, self._mmap, count)
         except (OSError, ValueError) as error:
             raise self._map_failure(error) from error
         return memoryview(mapped)
+
+    def _mmap(self, count: int) -> mmap.mmap:
+        # The system gives the lowest number that is free, so a high one means that few are left. A
+        # mapping can be done without, what opens a file for a moment cannot.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if 0 <= limit < self._fd + _SPARE and self._fd != CLOSED:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return mmap.mmap(self._fd, count, access=mmap.ACCESS_READ)
 
     def map_private(self, offset: int, count: int) -> memoryview:
         """Map a range copy-on-write; *offset* need not be page-aligned."""

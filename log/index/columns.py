@@ -64,6 +64,13 @@ OPTIONAL_COLUMNS: Final = {
     "owner_heap": "u1",
 }
 """Columns since version 2: indexes of version 1 lack them, others where nothing is in them."""
+DIRECTORY_COLUMNS: Final = {
+    "row_segment": "<u4",
+    "commit_segment": "<u4",
+    "digest": "<u8",
+    "digest_row": "<u4",
+}
+"""What an index over several segments has besides (``mldb.log.directory``)."""
 
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
 """Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
@@ -93,7 +100,7 @@ def build_index(
     columns: dict[str, Column] = {}
     _put_keys(columns, keys, [len(entries[key]) for key in keys])
     _put_rows(columns, rows, attr_ids)
-    columns["attr_offset"], columns["attr_heap"] = _heap(list(attr_ids))
+    columns["attr_offset"], columns["attr_heap"] = pack_heap(list(attr_ids))
     names = list(COMMIT_COLUMNS)
     *table, ids = list(zip(*commits, strict=True)) or [()] * (len(names) + 1)
     for name, values in zip(names, table, strict=True):
@@ -101,11 +108,11 @@ def build_index(
     columns["commit_id"] = _digests(ids)
     if metadata_of is not None:
         columns.update(_metadata_columns(keys, entries, attr_ids, metadata_of))
-    return _image(columns)
+    return image_of(columns)
 
 
 def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) -> None:
-    columns["key_offset"], columns["key_heap"] = _heap(keys)
+    columns["key_offset"], columns["key_heap"] = pack_heap(keys)
     starts = np.zeros(len(keys) + 1, dtype="<u4")
     np.cumsum(counts, out=starts[1:], dtype="<u4")
     columns["key_row"] = starts
@@ -135,7 +142,7 @@ def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[byte
         owners: dict[bytes, int] = {b"": 0}
         numbers = [owners.setdefault(value, len(owners)) for value in owner]
         columns["row_owner"] = np.array(numbers, dtype="<u4")
-        columns["owner_offset"], columns["owner_heap"] = _heap(list(owners)[1:])
+        columns["owner_offset"], columns["owner_heap"] = pack_heap(list(owners)[1:])
 
 
 def _digests(values: Sequence[bytes]) -> Column:
@@ -144,7 +151,8 @@ def _digests(values: Sequence[bytes]) -> Column:
     return np.frombuffer(b"".join([value or blank for value in values]), dtype="V16")
 
 
-def _heap(parts: list[bytes]) -> tuple[Column, Column]:
+def pack_heap(parts: Sequence[bytes]) -> tuple[Column, Column]:
+    """Return the offset and the byte column of items one after another."""
     offsets = np.zeros(len(parts) + 1, dtype="<u8")
     np.cumsum([len(part) for part in parts], out=offsets[1:], dtype="<u8")
     return offsets, np.frombuffer(b"".join(parts), dtype="u1")
@@ -190,7 +198,7 @@ def _frequent(codes: Mapping[str, Mapping[int, int]]) -> list[str]:
     return [field for field in short if field in kept]
 
 
-def _image(columns: Mapping[str, Column]) -> IndexImage:
+def image_of(columns: Mapping[str, Column]) -> IndexImage:
     """Lay the columns out one after another, each aligned to 64 bytes."""
     directory: dict[str, list[object]] = {}
     payload: list[Buffer] = []
@@ -226,7 +234,10 @@ def _kind(code: str) -> tuple[np.dtype[Any], str, int]:
     return dtype, dtype.str, dtype.itemsize
 
 
-_KINDS: Final = {name: _kind(code) for name, code in (COLUMN_TYPES | OPTIONAL_COLUMNS).items()}
+_KINDS: Final = {
+    name: _kind(code)
+    for name, code in (COLUMN_TYPES | OPTIONAL_COLUMNS | DIRECTORY_COLUMNS).items()
+}
 _CODES: Final = _kind("<u4")
 _VALUES: Final = _kind("u1")
 
@@ -292,6 +303,19 @@ class ColumnReader:
         self._payload = payload
         self._places = _places(directory, len(payload), file)
 
+    def copied(self) -> ColumnReader:
+        """Return a reader of a private copy, all of it verified: it holds no mapping."""
+        self.touch(0, len(self._payload))
+        other = ColumnReader.__new__(ColumnReader)
+        other.file, other.touch, other._places = self.file, trust, self._places
+        other._payload = memoryview(bytes(self._payload))
+        return other
+
+    @property
+    def length(self) -> int:
+        """The bytes of all columns."""
+        return len(self._payload)
+
     def names(self) -> list[str]:
         """The columns present."""
         return list(self._places)
@@ -343,6 +367,10 @@ class ColumnReader:
             else:
                 high = middle
         return low + bisect_right(self.span(name, low, high), value)
+
+
+def trust(low: int, high: int) -> None:
+    """Stands for the touch of what is verified already, or never."""
 
 
 def iterate_heap(reader: ColumnReader, name: str, start: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The index of a sealed segment, in its mapped columns: an IndexPart as MemoryIndex is one."""
+"""The index of sealed segments, in its mapped columns: an IndexPart as MemoryIndex is one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any, Final
 
 from mldb.errors import CorruptError
 from mldb.log.checksum import check64
 from mldb.log.format import DIGEST_SIZE
-from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.index.address import CommitRow, Entry, Intervals, make_entry
 from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
 from mldb.log.index.lineage import newest_visible
 from mldb.log.index.memory import CommitField
@@ -18,31 +19,71 @@ from mldb.log.index.memory import CommitField
 _KEY_CACHE_MAX = 1 << 14
 _COMMIT_NAMES = tuple(COMMIT_COLUMNS)
 _NO_DIGEST = bytes(DIGEST_SIZE)
+_MANY: Final = 1 << 10
+"""Versions of a key from which their LSNs are not kept, but looked up."""
+_BLOCK_ROWS: Final = 64
+"""So many rows are decoded at once where a second one of them is asked for: the versions of a key
+are neighbours, and all of a block cost as much as six rows one by one."""
 
-_KeyRows = tuple[tuple[int, ...], int]
+_KeyRows = tuple[Sequence[int], int]
 """The commit LSNs of one key's versions, and the row of the first."""
+
+
+class _Lsns(Sequence[int]):
+    """The commit LSNs of a key with many versions, read where they are looked at. Any thread."""
+
+    __slots__ = ("_count", "_first", "_reader")
+
+    def __init__(self, reader: ColumnReader, first: int, count: int) -> None:
+        self._reader = reader
+        self._first = first
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: Any) -> Any:
+        if not 0 <= at < self._count:
+            raise IndexError(at)
+        return self._reader.value("row_commit", self._first + at)
 
 
 class MappedIndex:
     """An index that reads its columns in place. Any thread.
 
-    What it returns is copied out of the mapping and lives for ever. ``_cache`` maps keys to their
-    rows, ``_entries`` rows to entries, both bounded by being emptied when full; ``_last`` is the
-    last commit once it was asked for. All are only ever replaced by equal values, so they need no
-    lock.
+    What it returns is copied out of the mapping and lives for ever. *segments* are the ids of the
+    segments that its rows lie in: one for a footer, those of its segment column otherwise.
+    ``_cache`` maps keys to their rows, ``_entries`` rows to entries, ``_asked`` are the blocks of
+    rows of which one was asked for; all bounded by being emptied when full. ``_last`` is the last
+    commit once it was asked for. All are only ever replaced by equal values, so they need no lock.
     """
 
-    __slots__ = ("_cache", "_entries", "_last", "_reader", "_segment", "first_lsn", "last_lsn")
+    __slots__ = (
+        "_asked",
+        "_cache",
+        "_entries",
+        "_last",
+        "_reader",
+        "_segments",
+        "first_lsn",
+        "last_lsn",
+    )
 
-    def __init__(self, reader: ColumnReader, segment: bytes) -> None:
+    def __init__(self, reader: ColumnReader, *segments: bytes) -> None:
         self._reader = reader
-        self._segment = segment
+        self._segments = segments
         self._cache: dict[bytes, _KeyRows | None] = {}
         self._entries: dict[int, Entry] = {}
+        self._asked: set[int] = set()
         count = reader.count("commit_lsn")
         self.first_lsn = reader.value("commit_lsn", 0) if count else 0
         self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
         self._last: CommitRow | None = None
+
+    @property
+    def reader(self) -> ColumnReader:
+        """The columns."""
+        return self._reader
 
     def _rows(self, key: bytes) -> _KeyRows | None:
         """Find the versions of a key by its hash."""
@@ -66,6 +107,8 @@ class MappedIndex:
             number = reader.value("hash_key", place)
             if reader.heap("key", number) == key:
                 low, high = reader.span("key_row", number, number + 2).tolist()
+                if high - low > _MANY:
+                    return _Lsns(reader, low, high - low), low
                 return tuple(reader.span("row_commit", low, high).tolist()), low
             place -= 1
         return None
@@ -75,32 +118,79 @@ class MappedIndex:
             return self._entries[row]
         except KeyError:
             pass
+        if len(self._entries) >= _KEY_CACHE_MAX:
+            self._entries, self._asked = {}, set()
+        block = row // _BLOCK_ROWS
+        if block not in self._asked:
+            self._asked.add(block)
+            entry = self._entries[row] = self._decode(row)
+            return entry
+        low = block * _BLOCK_ROWS
+        high = min(low + _BLOCK_ROWS, self.entry_count())
+        found = self.entries(low, high)
+        self._entries.update(zip(range(low, high), found, strict=True))
+        return found[row - low]
+
+    def _decode(self, row: int) -> Entry:
+        """One row; without NumPy, which costs more than the values."""
         reader = self._reader
-        flags = reader.value("row_flags", row)
         digest = reader.span("row_digest", row, row + 1).tobytes()
-        entry = Entry(
+        merged = reader.has("row_segment")
+        return Entry(
             reader.value("row_commit", row),
-            self._segment,
+            self._segment(reader.value("row_segment", row) if merged else 0),
             reader.value("row_frame", row),
             reader.value("row_offset", row),
             reader.value("row_length", row),
             reader.heap("attr", reader.value("row_attr", row)),
-            flags,
+            reader.value("row_flags", row),
             reader.value("row_encoding", row),
             reader.value("row_base", row),
             b"" if digest == _NO_DIGEST else digest,
-            self._owner(row),
+            self._owner(reader.value("row_owner", row)) if reader.has("row_owner") else b"",
         )
-        if len(self._entries) >= _KEY_CACHE_MAX:
-            self._entries = {}
-        self._entries[row] = entry
-        return entry
 
-    def _owner(self, row: int) -> bytes:
-        """The owner of a version; few segments have the columns."""
-        if not self._reader.has("row_owner"):
-            return b""
-        number = self._reader.value("row_owner", row)
+    def entries(self, low: int, high: int) -> list[Entry]:
+        """Return the entries of rows low..high, decoded column by column and not kept."""
+        reader = self._reader
+
+        def column(name: str) -> list[int]:
+            values: list[int] = reader.span(name, low, high).tolist()
+            return values
+
+        digests = reader.span("row_digest", low, high).tobytes()
+        cuts = range(0, len(digests), DIGEST_SIZE)
+        attrs = column("row_attr")
+        attr = {number: reader.heap("attr", number) for number in set(attrs)}
+        merged = column("row_segment") if reader.has("row_segment") else [0] * (high - low)
+        segment = {number: self._segment(number) for number in set(merged)}
+        owners = column("row_owner") if reader.has("row_owner") else [0] * (high - low)
+        owner = {number: self._owner(number) for number in set(owners)}
+        fields = zip(
+            column("row_commit"),
+            map(segment.__getitem__, merged),
+            column("row_frame"),
+            column("row_offset"),
+            column("row_length"),
+            map(attr.__getitem__, attrs),
+            column("row_flags"),
+            column("row_encoding"),
+            column("row_base"),
+            (digests[at : at + DIGEST_SIZE].removeprefix(_NO_DIGEST) for at in cuts),
+            map(owner.__getitem__, owners),
+            strict=True,
+        )
+        return list(map(make_entry, fields))
+
+    def _segment(self, number: int) -> bytes:
+        if number < len(self._segments):
+            return self._segments[number]
+        raise CorruptError(
+            f"a version lies in segment {number} of {len(self._segments)}", file=self._reader.file
+        )
+
+    def _owner(self, number: int) -> bytes:
+        """The owner of a version; few segments have any."""
         return self._reader.heap("owner", number - 1) if number else b""
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
@@ -123,6 +213,8 @@ class MappedIndex:
         if rows is None:
             return ()
         lsns, first = rows
+        if len(lsns) > _BLOCK_ROWS:
+            return self.entries(first, first + len(lsns))
         return [self._entry(first + index) for index in range(len(lsns))]
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
@@ -180,6 +272,31 @@ class MappedIndex:
         """Yield the commits in this range."""
         for row in range(self._commit_row(low - 1), self._commit_row(high)):
             yield self._commit(row)
+
+    def placed(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
+        """Yield (segment id, commit) in this range."""
+        reader = self._reader
+        merged = reader.has("commit_segment")
+        for row in range(self._commit_row(low - 1), self._commit_row(high)):
+            number = reader.value("commit_segment", row) if merged else 0
+            yield self._segment(number), self._commit(row)
+
+    def with_digest(self, digest: bytes) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (key, version) of the versions whose bytes have this digest; merged indexes only.
+
+        FORMAT.md section 6 has the columns.
+        """
+        reader = self._reader
+        wanted = int.from_bytes(digest[:8], "little")
+        count = reader.count("digest")
+        place = reader.search_right("digest", wanted, 0, count) - 1
+        while place >= 0 and reader.value("digest", place) == wanted:
+            row = reader.value("digest_row", place)
+            entry = self._entry(row)
+            if entry.digest == digest:
+                number = reader.search_right("key_row", row, 0, reader.count("key_row")) - 1
+                yield reader.heap("key", number), entry
+            place -= 1
 
     def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
         """Return the last commit in the range with field <= limit."""

@@ -9,7 +9,7 @@ from mldb.log import format as fmt
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.frame import unpack
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.columns import ColumnReader
+from mldb.log.index.columns import ColumnReader, trust
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.segment import Segment
 from mldb.options import Verify
@@ -55,10 +55,6 @@ def open_index(
         touch(0, length)
     lazy = not whole and verify != "never"
     reader = ColumnReader(
-        view[start : start + length], fields["columns"], name, touch if lazy else _trust
+        view[start : start + length], fields["columns"], name, touch if lazy else trust
     )
     return MappedIndex(reader, source.id), fields
-
-
-def _trust(low: int, high: int) -> None:
-    """Stands for the touch of an index that is verified already, or never."""

@@ -19,9 +19,9 @@ from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT
 from mldb.log.log import Log
 from mldb.log.manifest import install_manifest, manifest_numbers
+from mldb.log.sealed import SealedPart
 from mldb.log.segment import segment_name
 from mldb.log.verify import verify
-from mldb.log.view import SealedPart
 from tests.support.faults import FaultFileSystem
 from tests.support.files import contents_of, read_file
 from tests.support.logs import content, open_log, store

@@ -28,6 +28,7 @@ from mldb.log.frame import TO_BE_HASHED, Draft, Record, hash_record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
+from mldb.log.index.columns import ColumnReader, IndexImage
 from mldb.log.index.lineage import Jump, intervals_at
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.log import Log
@@ -318,3 +319,18 @@ def content(log: Log) -> dict[bytes, bytes]:
     """Every key at the head with its bytes."""
     view = log.head()
     return {key: read(log, view, key, entry) for key, entry in view.live(b"", view.intervals)}
+
+
+def flat(image: IndexImage) -> memoryview:
+    """The payload of a built index in one piece."""
+    data = b"".join(map(bytes, image.payload))
+    assert len(data) == image.length
+    return memoryview(data)
+
+
+def reader_of(image: IndexImage, touched: list[tuple[int, int]] | None = None) -> ColumnReader:
+    """A reader; *touched* collects the ranges it was about to read."""
+    ranges = [] if touched is None else touched
+    return ColumnReader(
+        flat(image), image.directory, "x", lambda low, high: ranges.append((low, high))
+    )

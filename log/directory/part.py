@@ -1,0 +1,271 @@
+"""One part of the directory: a file of ``hints/`` that indexes a run of sealed segments.
+
+It says which segments by a digest over their ids and chains, and is believed only where the
+manifest has exactly these, one after another. FORMAT.md section 6.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from mldb.errors import CorruptError, MldbError
+from mldb.log import format as fmt
+from mldb.log.active import HINTS
+from mldb.log.checksum import checks_and_digest, digest128
+from mldb.log.file_header import encode_file_header
+from mldb.log.frame import encode_head, pack
+from mldb.log.fs.protocol import Buffer, FileSystem
+from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.index.columns import IndexImage
+from mldb.log.index.mapped import MappedIndex
+from mldb.log.index.memory import CommitField
+from mldb.log.index.opened import index_source, open_index
+from mldb.log.manifest import SegmentInfo
+from mldb.log.mappings import MappingBudget
+from mldb.log.sealed import KEYS_AT_ONCE, SealedPart
+from mldb.options import Verify
+
+_NAME: Final = re.compile(r"directory-([0-9a-f]{32})\.idx\Z")
+
+
+class Files(NamedTuple):
+    """Where the files of the directory are, and how they are read."""
+
+    fs: FileSystem
+    store_id: bytes
+    verify: Verify
+    budget: MappingBudget
+
+
+class PartInfo(NamedTuple):
+    """What the catalog says of a part: its file, which segments and how many versions it covers."""
+
+    id: bytes
+    start: int
+    """The place of its first segment in the manifest."""
+    segments: int
+    versions: int
+    covers: bytes
+    """The digest of the segments; see :func:`digest_of`."""
+
+    @property
+    def name(self) -> str:
+        """Its file, relative to the store."""
+        return f"{HINTS}/directory-{self.id.hex()}.idx"
+
+
+def digest_of(segments: Sequence[SegmentInfo]) -> bytes:
+    """The digest of a run of segments: of the id and chain of each, in log order."""
+    return digest128(b"".join([info.id + info.chain for info in segments]))
+
+
+def id_in(file: str) -> bytes | None:
+    """The id of the part whose file has this name in ``hints/``, None for other files."""
+    found = _NAME.match(file)
+    return None if found is None else bytes.fromhex(found.group(1))
+
+
+def encode_part(
+    image: IndexImage, part: PartInfo, store_id: bytes, clock: int, last_lsn: int
+) -> list[Buffer]:
+    """Return the buffers of the file of a part."""
+    header = encode_file_header(fmt.FILE_HINT, store_id, clock, segment_id=part.id)
+    body = pack({"columns": image.directory, "covers": part.covers})
+    checks, _ = checks_and_digest(image.payload, fmt.INDEX_BLOCK_LOG2)
+    head = encode_head(
+        fmt.KIND_INDEX | fmt.MUST_UNDERSTAND,
+        1,
+        0,
+        body,
+        checks,
+        image.length,
+        fmt.INDEX_BLOCK_LOG2,
+        fmt.payload_align_log2(image.length),
+        last_lsn,
+        last_lsn,
+        fmt.file_seed(store_id, part.id),
+        fmt.FILE_HEADER_SIZE,
+    )
+    return [header, head, *image.payload, bytes(-image.length % fmt.FRAME_ALIGN)]
+
+
+class Part:
+    """A part of the directory, mapped when first asked. Any thread.
+
+    What it returns is copied out of the mapping and lives for ever. When the file is missing,
+    damaged or another one, *lost* is told once, and the segments answer for themselves: the same,
+    only slower.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        info: PartInfo,
+        sealed: Sequence[SealedPart],
+        lost: Callable[[Part, MldbError], None],
+    ) -> None:
+        """*sealed* are the segments of the manifest that the part covers."""
+        self.info = info
+        self.sealed = tuple(sealed)
+        self.first_lsn = sealed[0].first_lsn
+        self.last_lsn = sealed[-1].last_lsn
+        self.is_lost = False
+        self._files = files
+        self._lost = lost
+        self._index: MappedIndex | None = None
+
+    @property
+    def index(self) -> Part:
+        """The index, which is the part itself: a unit of the directory has one."""
+        return self
+
+    @property
+    def mapped(self) -> MappedIndex | None:
+        """The mapped index; None when the file is no good, and the segments are to be asked.
+
+        What is read of it may still raise CorruptError; then call :meth:`distrust`.
+        """
+        if self._index is None and not self.is_lost:
+            try:
+                self._index = self._open()
+            except MldbError as error:
+                self.distrust(error)
+            else:
+                self._files.budget.note(self)
+        return self._index
+
+    def _open(self) -> MappedIndex:
+        info, files = self.info, self._files
+        source = index_source(files.fs, info.name, files.store_id, info.id, fmt.FILE_HINT)
+        index, fields = open_index(source, fmt.FILE_HEADER_SIZE, files.verify)
+        if fields.get("covers") != info.covers:
+            raise CorruptError("this part covers other segments", file=info.name)
+        return MappedIndex(index.reader, *(part.info.id for part in self.sealed))
+
+    def distrust(self, error: MldbError) -> None:
+        """Ask the segments from now on."""
+        self._index = None
+        if not self.is_lost:
+            self.is_lost = True
+            self._lost(self, error)
+
+    def release(self) -> None:
+        """Let the mapping go; the next question maps it again."""
+        self._index = None
+
+    @property
+    def mapped_bytes(self) -> int:
+        """How much of it is mapped now."""
+        return 0 if self._index is None else self._index.reader.length
+
+    # --- what every index part answers ------------------------------------------------------------
+
+    def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
+        """Return the newest version inside the intervals."""
+        mapped = self._index or self.mapped
+        if mapped is not None:
+            try:
+                return mapped.newest(key, intervals)
+            except MldbError as error:
+                self.distrust(error)
+        for part in reversed(self.sealed):
+            found = part.index.newest(key, intervals)
+            if found is not None:
+                return found
+        return None
+
+    def versions(self, key: bytes) -> Sequence[Entry]:
+        """Return all versions, oldest first."""
+        mapped = self.mapped
+        if mapped is not None:
+            try:
+                return mapped.versions(key)
+            except MldbError as error:
+                self.distrust(error)
+        return [entry for part in self.sealed for entry in part.index.versions(key)]
+
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys with this prefix in order, holding no mapping from one to the next."""
+        number, last = -1, b""
+        while True:
+            mapped = self.mapped
+            if mapped is None:
+                merged = heapq.merge(*(part.keys(prefix) for part in self.sealed))
+                yield from (key for key, _ in groupby(merged) if key > last)
+                return
+            try:
+                keys, number = mapped.some_keys(prefix, number, KEYS_AT_ONCE)
+            except MldbError as error:
+                self.distrust(error)
+                continue
+            del mapped  # and its mapping
+            if not keys:
+                return
+            yield from keys
+            last = keys[-1]
+
+    def commit_at(self, lsn: int) -> CommitRow | None:
+        """Return the commit with this LSN."""
+        mapped = self.mapped
+        if mapped is not None:
+            try:
+                return mapped.commit_at(lsn)
+            except MldbError as error:
+                self.distrust(error)
+        for part in self.sealed:
+            if part.first_lsn <= lsn <= part.last_lsn:
+                return part.index.commit_at(lsn)
+        return None
+
+    def commits(self, low: int, high: int) -> Iterator[CommitRow]:
+        """Yield the commits in this range."""
+        return (row for _, row in self.placed(low, high))
+
+    def placed(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
+        """Yield (segment id, commit) in this range, ascending: as the footers have them."""
+        for part in self.sealed:
+            if part.last_lsn >= low and part.first_lsn <= high:
+                yield from part.commits(low, high)
+
+    def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
+        """Return the last commit in the range with field <= limit."""
+        mapped = self.mapped
+        if mapped is not None:
+            try:
+                return mapped.last_commit(low, high, field, limit)
+            except MldbError as error:
+                self.distrust(error)
+        for part in reversed(self.sealed):
+            if part.last_lsn >= low and part.first_lsn <= high:
+                row = part.index.last_commit(low, high, field, limit)
+                if row is not None:
+                    return row
+        return None
+
+    def with_digest(self, digest: bytes) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (key, version) of the versions whose bytes have this digest; none of a lost part.
+
+        Segments without a part are not asked: this is for who can do without the answer.
+        """
+        mapped = self.mapped
+        if mapped is None:
+            return
+        try:
+            yield from list(mapped.with_digest(digest))
+        except MldbError as error:
+            self.distrust(error)
+
+    def entry_count(self) -> int:
+        """How many versions it holds."""
+        return self.info.versions
+
+    def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
+        """Return everything, to be merged into a larger index."""
+        keys = list(self.keys(b""))
+        return {key: list(self.versions(key)) for key in keys}, list(
+            self.commits(self.first_lsn, self.last_lsn)
+        )

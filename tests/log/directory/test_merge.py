@@ -1,0 +1,149 @@
+"""Merged columns answer as the index of everything does."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mldb.errors import CorruptError
+from mldb.log.directory.merge import Source, merge
+from mldb.log.index.columns import ColumnReader, IndexImage, build_index
+from mldb.log.index.mapped import MappedIndex
+from mldb.log.index.memory import MemoryIndex
+from tests.support.logs import History, flat, histories, reader_of
+
+
+def segment_id(number: int) -> bytes:
+    """The id of the segment of this number."""
+    return bytes([number]) * 16
+
+
+def split(history: History, cuts: list[int]) -> list[History]:
+    """The history cut into segments, whose entries know where they lie."""
+    borders = [0, *sorted(min(cut, len(history.rows)) for cut in cuts), len(history.rows)]
+    parts: list[History] = []
+    for number, (low, high) in enumerate(pairwise(borders)):
+        entries = [
+            [(key, entry._replace(segment=segment_id(number))) for key, entry in found]
+            for found in history.entries[low:high]
+        ]
+        parts.append(History(history.rows[low:high], entries, []))
+    return parts
+
+
+def image_of_segment(part: History) -> IndexImage:
+    """The footer of one segment."""
+    entries, rows = part.memory().dump()
+    return build_index(entries, rows)
+
+
+def whole(parts: list[History]) -> MemoryIndex:
+    """The index of all segments."""
+    index = MemoryIndex()
+    for part in parts:
+        for row, entries in zip(part.rows, part.entries, strict=True):
+            index.add(row, entries)
+    return index
+
+
+CUTS = st.lists(st.integers(0, 8), max_size=4)
+
+
+@given(histories(), CUTS)
+@settings(max_examples=200)
+def test_a_merged_index_answers_as_the_index_of_everything(
+    history: History, cuts: list[int]
+) -> None:
+    parts = split(history, cuts)
+    expected = whole(parts)
+    readers = [reader_of(image_of_segment(part)) for part in parts]
+    image = merge([Source(reader, number) for number, reader in enumerate(readers)])
+    index = MappedIndex(reader_of(image), *(segment_id(number) for number in range(len(parts))))
+    index.check()
+    assert index.entry_count() == expected.entry_count()
+    assert list(index.keys(b"")) == list(expected.keys(b""))
+    for key in [*expected.keys(b""), b"never"]:
+        assert list(index.versions(key)) == list(expected.versions(key))
+        for intervals in history.heads():
+            assert index.newest(key, intervals) == expected.newest(key, intervals)
+    assert list(index.commits(0, 100)) == list(expected.commits(0, 100))
+    placed = [(segment_id(n), row) for n, part in enumerate(parts) for row in part.rows]
+    assert list(index.placed(0, 100)) == placed
+    assert index.dump() == expected.dump()
+
+
+@given(histories(), CUTS, st.integers(0, 4))
+def test_it_does_not_matter_in_which_order_runs_are_merged(
+    history: History, cuts: list[int], first: int
+) -> None:
+    parts = split(history, cuts)
+    sources = [Source(reader_of(image_of_segment(part)), n) for n, part in enumerate(parts)]
+    at = min(first, len(parts) - 1)
+    early = merge([Source(reader, number) for number, (reader, _) in enumerate(sources[at:])])
+    late = merge([*sources[:at], Source(reader_of(early), at)])
+    once = merge(sources)
+    assert late.directory == once.directory
+    assert flat(late) == flat(once)
+
+
+@given(histories(), CUTS)
+def test_a_digest_leads_to_every_version_that_has_it(history: History, cuts: list[int]) -> None:
+    parts = split(history, cuts)
+    readers = [reader_of(image_of_segment(part)) for part in parts]
+    image = merge([Source(reader, number) for number, reader in enumerate(readers)])
+    index = MappedIndex(reader_of(image), *map(segment_id, range(len(parts))))
+    expected: dict[bytes, list[tuple[bytes, int]]] = {}
+    for part in parts:
+        for entries in part.entries:
+            for key, entry in entries:
+                if entry.digest.strip(b"\0"):
+                    expected.setdefault(entry.digest, []).append((key, entry.commit_lsn))
+    for digest in [*expected, b"\x07" * 16]:
+        found = sorted((key, entry.commit_lsn) for key, entry in index.with_digest(digest))
+        assert found == sorted(expected.get(digest, []))
+
+
+def reader_with(image: IndexImage, **places: list[object]) -> ColumnReader:
+    """A reader of the same bytes by another directory."""
+    changed = IndexImage({**image.directory, **places}, image.payload, image.length)
+    return reader_of(changed)
+
+
+@given(histories().filter(lambda history: any(history.entries)), st.data())
+def test_sources_that_contradict_themselves_are_refused(
+    history: History, data: st.DataObject
+) -> None:
+    image = image_of_segment(history)
+    name = data.draw(st.sampled_from(["key_row", "row_attr", "hash_key", "row_commit"]))
+    start, count, code = image.directory[name]
+    assert isinstance(count, int)
+    with pytest.raises(CorruptError):
+        merge([Source(reader_with(image, **{name: [start, count - 1, code]}), 0)])
+
+
+def test_making_can_be_given_up_between_any_two_steps() -> None:
+    class Enough(Exception):
+        pass
+
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    merge([], count)
+    assert steps > 5
+    for limit in range(steps):
+        left = limit
+
+        def pause() -> None:
+            nonlocal left
+            if not left:
+                raise Enough
+            left -= 1
+
+        with pytest.raises(Enough):
+            merge([], pause)
