@@ -127,6 +127,8 @@ class MappedIndex:
             return entry
         low = block * _BLOCK_ROWS
         high = min(low + _BLOCK_ROWS, self.entry_count())
+        if row >= high:
+            return self._decode(row)  # which says that there is no such row
         found = self.entries(low, high)
         self._entries.update(zip(range(low, high), found, strict=True))
         return found[row - low]

@@ -19,12 +19,15 @@ from mldb.errors import FormatVersionError
 from mldb.history import kinds, splats
 from mldb.log import active, hints, lock, lone, manifest, manifest_codec, readers
 from mldb.log import format as fmt
-from mldb.log.active import hint_name
+from mldb.log.active import HINTS, hint_name
 from mldb.log.batch import (
     LSN_ROOM,
 )
 from mldb.log.birth import FOLDERS
 from mldb.log.checksum import check64, checks_and_digest
+from mldb.log.directory.catalog import CATALOG
+from mldb.log.directory.maker import MAKER_LOCK
+from mldb.log.directory.part import PartInfo
 from mldb.log.file_header import decode_file_header, encode_file_header
 from mldb.log.frame import (
     CommitBody,
@@ -38,7 +41,13 @@ from mldb.log.frame import (
 )
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
-from mldb.log.index.columns import COLUMN_TYPES, META_PREFIX, OPTIONAL_COLUMNS, build_index
+from mldb.log.index.columns import (
+    COLUMN_TYPES,
+    DIRECTORY_COLUMNS,
+    META_PREFIX,
+    OPTIONAL_COLUMNS,
+    build_index,
+)
 from mldb.log.index.footer import index_frame
 from mldb.log.recovery import LOST
 from mldb.log.segment import segment_name
@@ -200,6 +209,9 @@ def check_folder(rows: list[Row]) -> None:
         readers.READERS + "/": str(fmt.FILE_READER),
         hint_name(SEGMENT_ID): str(fmt.FILE_HINT),
         "hints/border": str(fmt.FILE_HINT),
+        PartInfo(SEGMENT_ID, 0, 1, 1, b"").name: str(fmt.FILE_HINT),
+        f"{HINTS}/{CATALOG}": str(fmt.FILE_HINT),
+        MAKER_LOCK: "-",
         f"hints/{lake}": str(fmt.FILE_HINT),
         LOST + "/": str(fmt.FILE_LOST),
     }
@@ -208,9 +220,9 @@ def check_folder(rows: list[Row]) -> None:
 
 def check_places(rows: list[Row]) -> None:
     assert [row["file kind"] for row in rows] == [
-        str(kind) for kind in (fmt.FILE_SEGMENT, fmt.FILE_INDEX, fmt.FILE_HINT)
+        str(kind) for kind in (fmt.FILE_SEGMENT, fmt.FILE_INDEX, fmt.FILE_HINT, fmt.FILE_HINT)
     ]
-    assert [row["offset"] for row in rows[1:]] == [str(fmt.FILE_HEADER_SIZE)] * 2
+    assert [row["offset"] for row in rows[1:]] == [str(fmt.FILE_HEADER_SIZE)] * 3
 
 
 def check_reader(rows: list[Row]) -> None:
@@ -301,7 +313,7 @@ _COLUMN_TYPES = {"u1": "u8", "<u4": "u32", "<u8": "u64", "<i8": "i64", "V16": "b
 
 def check_columns(rows: list[Row]) -> None:
     said = {row["column"]: row["type"] for row in rows}
-    kinds_of = {**COLUMN_TYPES, **OPTIONAL_COLUMNS, "row_lsn": "<u8"}
+    kinds_of = {**COLUMN_TYPES, **OPTIONAL_COLUMNS, **DIRECTORY_COLUMNS, "row_lsn": "<u8"}
     expected = {name: _COLUMN_TYPES[kind] for name, kind in kinds_of.items()}
     expected |= {f"{META_PREFIX}FIELD:code": "u32", f"{META_PREFIX}FIELD:values": "u8"}
     assert said == expected
