@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import errno
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.lineage import Jump
+from mldb.log.index.lineage import NO_JUMPS, Jumps
 from mldb.log.lone import PENDING, discard, publish_new, read_file
 from mldb.log.manifest_codec import (
     WRITE_FEATURES,
@@ -60,7 +58,7 @@ class Manifest:
     mark: Mark
     lsn_floor: int
     lsn_ceiling: int
-    jumps: tuple[Jump, ...]
+    jumps: Jumps
     kept: Kept | None = None
     origins: tuple[bytes, ...] = ()
     features: Features = field(default_factory=Features)
@@ -77,7 +75,7 @@ class Base:
     number: int
     digest: bytes
     segments: tuple[SegmentInfo, ...]
-    jumps: tuple[Jump, ...]
+    jumps: Jumps
     kept: Kept | None
 
 
@@ -129,7 +127,7 @@ def _load_base(fs: FileSystem, name: str, number: int, digest: bytes) -> Base:
     stored = decode_manifest(data, base_name)
     if stored.base is not None:
         raise CorruptError("its base has a base itself", file=name, offset=0)
-    return Base(number, digest, splice((), stored.changes), stored.jumps, stored.kept)
+    return Base(number, digest, splice((), stored.changes), Jumps.of(stored.jumps), stored.kept)
 
 
 def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: str) -> Manifest:
@@ -138,9 +136,10 @@ def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: st
         changes = sum(count + len(come) for _, count, come in stored.changes)
         if base is not None and changes > fmt.CHANGES_MAX:
             raise ValueError(f"{changes} changes of its base")
-        jumps = stored.jumps if base is None else (*base.jumps, *stored.jumps)
-        if any(later[0] <= earlier[0] for earlier, later in pairwise(jumps)):
+        jumps = NO_JUMPS if base is None else base.jumps
+        if jumps and stored.jumps and stored.jumps[0][0] <= jumps[-1][0]:
             raise ValueError("the jumps do not ascend")
+        jumps = jumps.after(stored.jumps)
         ids = {stored.active, *(info.id for info in segments)}
         if len(ids) != len(segments) + 1:
             raise ValueError("a segment occurs twice")
@@ -203,7 +202,7 @@ def _stored_form(manifest: Manifest) -> StoredManifest:
     changes = None if base is None else _changes(base, manifest)
     if base is None or changes is None:
         changes = ((0, 0, manifest.segments),)
-        jumps, kept, named = manifest.jumps, manifest.kept, None
+        jumps, kept, named = manifest.jumps[:], manifest.kept, None
     else:
         jumps = manifest.jumps[len(base.jumps) :]
         kept = None if manifest.kept == base.kept else manifest.kept
@@ -233,7 +232,7 @@ def _changes(
 ) -> tuple[tuple[int, int, tuple[SegmentInfo, ...]], ...] | None:
     """The one splice that leads from the base's segments to these; None when it is too large."""
     old, new = base.segments, manifest.segments
-    if manifest.jumps[: len(base.jumps)] != base.jumps:
+    if not manifest.jumps.starts_with(base.jumps):
         return None
 
     def same(one: SegmentInfo, other: SegmentInfo) -> bool:
@@ -283,13 +282,3 @@ def remove_old(fs: FileSystem, previous: Manifest, newest: Manifest) -> None:
     for number in manifest_numbers(fs.list("")):
         if number < newest.number and number not in stay:
             discard(fs, manifest_name(number))
-
-
-def in_ranges(lsn: int, kept: Kept) -> bool:
-    """Whether a commit is in ascending, disjoint ranges: O(log n)."""
-    index = bisect_right(kept, lsn, key=_first) - 1
-    return index >= 0 and lsn <= kept[index][1]
-
-
-def _first(item: tuple[int, int]) -> Any:
-    return item[0]

@@ -16,7 +16,6 @@ from mldb.log.active import HALF_DONE, Active, open_active
 from mldb.log.batch import BatchFields
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
-from mldb.log.index.lineage import intervals_at
 from mldb.log.index.pause import collection_paused
 from mldb.log.lock import LOCK
 from mldb.log.manifest import Manifest, manifest_name, manifest_numbers
@@ -68,6 +67,7 @@ class LogState:
         self.segments: dict[bytes, Segment] = {}
         self.distrusted: list[str] = []
         self.active = self._open(manifest)
+        self.jumps = manifest.jumps.after(self.active.jumps)  # of all segments
         self.view = EMPTY_VIEW
         this = weakref.ref(self)  # a strong one would make a ring
         self._newest = lambda: _head_of(this())
@@ -263,6 +263,7 @@ class LogState:
         active.stop_lsn = 0
         self.active = active
         self.manifest = manifest
+        self.jumps = manifest.jumps.after(active.jumps)
         self._look_ahead()
         self._load_sealed()
         active.seen = -1
@@ -291,6 +292,7 @@ class LogState:
         previous = active.memory.last_lsn or self.last_lsn()
         if row.parent != previous:
             active.jumps.append((row.lsn, row.parent))
+            self.jumps = self.jumps.then(row.lsn, row.parent)
         active.memory.add(row, entries)
         active.count += len(entries)
         active.segment.valid = active.cursor.offset
@@ -331,12 +333,11 @@ class LogState:
         """Make the newest view visible."""
         active, manifest = self.active, self.manifest
         row = self._last_row()
-        jumps = (*manifest.jumps, *active.jumps)
         self.view = View(
             row,
-            intervals_at(jumps, row.lsn),
+            self.jumps.intervals_at(row.lsn),
             manifest.number,
-            jumps,
+            self.jumps,
             tuple(self.sealed.values()),
             active.parts(),
             active.id,

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
-from mldb.log.index.lineage import Jump
+from mldb.log.index.lineage import NO_JUMPS, Jumps, lowest, newest_unless
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.index.opened import index_source, open_index
@@ -113,7 +113,7 @@ class View(NamedTuple):
     commit: CommitRow
     intervals: Intervals
     number: int
-    jumps: tuple[Jump, ...]
+    jumps: Jumps
     sealed: tuple[SealedPart, ...]
     active: tuple[IndexPart, ...]
     active_id: bytes
@@ -131,7 +131,7 @@ class View(NamedTuple):
                 return found
         if not intervals:
             return None
-        high, low = intervals[-1][1], intervals[0][0]
+        high, low = intervals[-1][1], lowest(intervals)
         for sealed in reversed(self.sealed):
             if sealed.info.first_lsn > high or sealed.info.last_lsn < low:
                 continue
@@ -195,7 +195,12 @@ class View(NamedTuple):
 
     def last_commit(self, intervals: Intervals, field: CommitField, limit: int) -> CommitRow | None:
         """Return the last commit inside *intervals* with *field* <= *limit*."""
-        for low, high in reversed(intervals):
+
+        def is_beyond(lsn: int) -> bool:
+            row = self.commit_at(lsn)  # None when it was pruned
+            return row is not None and getattr(row, field) > limit
+
+        for low, high in newest_unless(intervals, is_beyond):
             for part in self.active:
                 row = part.last_commit(low, high, field, limit)
                 if row is not None:
@@ -212,4 +217,4 @@ class View(NamedTuple):
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
 
-EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, (), (), (), b"", {}, None, {})
+EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, NO_JUMPS, (), (), b"", {}, None, {})

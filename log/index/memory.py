@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from sortedcontainers import SortedList
 
 from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.index.lineage import newest_visible
 from mldb.log.ownership import OwnedLock
 
 _LSN = itemgetter(0)
@@ -117,11 +118,8 @@ class MemoryIndex:
             low, high = intervals[-1]
             if low <= last[0] <= high:
                 return last
-        for low, high in reversed(intervals):
-            index = bisect_right(versions, high, key=_LSN) - 1
-            if index >= 0 and versions[index][0] >= low:
-                return versions[index]
-        return None
+        index = newest_visible(versions, intervals, _LSN)
+        return versions[index] if index >= 0 else None
 
     def versions(self, key: bytes) -> Sequence[Entry]:
         """Return all versions, oldest first."""

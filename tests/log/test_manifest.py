@@ -13,13 +13,13 @@ from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.index.lineage import Jumps, in_ranges
 from mldb.log.lone import PENDING
 from mldb.log.manifest import (
     Features,
     Manifest,
     Mark,
     SegmentInfo,
-    in_ranges,
     install_manifest,
     load_manifest,
     manifest_name,
@@ -45,7 +45,7 @@ FIRST = Manifest(
     MARK,
     0,
     1 + fmt.LSN_CEILING_STEP,
-    ((9, 2),),
+    Jumps.of([(9, 2)]),
     ((1, 2),),
     (STORE_ID,),
 )
@@ -97,7 +97,7 @@ def test_a_manifest_that_would_not_read_as_meant_gets_no_name(
     monkeypatch.setattr("mldb.log.manifest.encode_manifest", wrong)
     with pytest.raises(AssertionError, match="would not read as it was meant"):
         install_manifest(fs, FIRST, OWNER)
-    impossible = replace(FIRST, jumps=((5, 7),))
+    impossible = replace(FIRST, jumps=Jumps.of([(5, 7)]))
     monkeypatch.undo()
     with pytest.raises(CorruptError, match="impossible"):
         install_manifest(fs, impossible, OWNER)
@@ -141,7 +141,7 @@ def test_a_manifest_names_what_changed_since_its_base() -> None:
     whole = len(read_file(fs, manifest_name(1)))
     for number in range(2, 12):
         grown = (*newest.segments, info(1000 + number))
-        jumps = (*newest.jumps, (10 * number, 1))
+        jumps = newest.jumps.then(10 * number, 1)
         newest = install(fs, replace(newest, number=number, segments=grown, jumps=jumps))
         assert load_manifest(fs, number) == newest
         assert (newest.segments, newest.jumps) == (grown, jumps)
@@ -185,7 +185,7 @@ def test_whatever_changes_it_reads_as_it_was_meant(
             newest,
             number=number,
             segments=tuple(map(info, ids)),
-            jumps=(*newest.jumps, (100 * number, 1)) if jumps else newest.jumps,
+            jumps=newest.jumps.then(100 * number, 1) if jumps else newest.jumps,
             kept=newest.kept if kept is None else ((1, kept),),
             predecessor=newest.digest,
         )
@@ -198,7 +198,7 @@ def test_jumps_that_are_taken_back_make_a_whole_manifest() -> None:
     """Those of the base cannot be removed by one that is changes of it."""
     fs = folder()
     install(fs, FIRST)
-    second = install(fs, replace(load_manifest(fs, 1), number=2, jumps=((8, 1),)))
+    second = install(fs, replace(load_manifest(fs, 1), number=2, jumps=Jumps.of([(8, 1)])))
     assert named_base(fs, 2) is None
     assert load_manifest(fs, 2).jumps == second.jumps == ((8, 1),)
 
