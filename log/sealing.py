@@ -109,7 +109,7 @@ class Sealer:
         self.install(
             replace(
                 manifest,
-                segments=manifest.segments if info is None else (*manifest.segments, info),
+                segments=manifest.segments.then([] if info is None else [info]),
                 active=mark.segment,
                 active_origin=manifest.store_id,
                 mark=mark,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import heapq
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import FileSystem
+from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.index.lineage import NO_JUMPS, Jumps, lowest, newest_unless
 from mldb.log.index.mapped import MappedIndex
@@ -22,6 +25,7 @@ from mldb.log.segment import Segment, SegmentGoneError
 from mldb.options import Verify
 
 _KEYS_AT_ONCE: Final = 512
+_UNTIL: Final = attrgetter("until")
 
 
 class SealedPart:
@@ -39,6 +43,8 @@ class SealedPart:
         head: Callable[[], View] | None = None,
     ) -> None:
         self.info = info
+        self.until = info.last_lsn
+        """The highest LSN up to here in log order; the segment may be empty. The state sets it."""
         self._head = head
         this = weakref.ref(self)  # a strong one would make a ring
 
@@ -106,15 +112,15 @@ class View(NamedTuple):
     """One head of the log. Immutable; valid for ever, since what it maps is never changed.
 
     ``commit`` is the last commit in the log, ``number`` that of the manifest; a commit changes the
-    first two fields alone. ``sealed`` stands in log order, ``active`` the newest
-    part first. What the index parts learn later has higher LSNs and is ignored.
+    first two fields alone. ``sealed`` stands in log order, ``active`` the newest part first. What
+    the index parts learn later has higher LSNs and is ignored; ``segments`` may come to hold more.
     """
 
     commit: CommitRow
     intervals: Intervals
     number: int
     jumps: Jumps
-    sealed: tuple[SealedPart, ...]
+    sealed: Grown[SealedPart]
     active: tuple[IndexPart, ...]
     active_id: bytes
     segments: Mapping[bytes, Segment]
@@ -179,16 +185,15 @@ class View(NamedTuple):
             row = part.commit_at(lsn)
             if row is not None:
                 return row
-        for sealed in self.sealed:
-            if sealed.info.first_lsn <= lsn <= sealed.info.last_lsn:
-                return sealed.index.commit_at(lsn)
+        place = bisect_left(self.sealed, lsn, key=_UNTIL)
+        if place < len(self.sealed) and self.sealed[place].info.first_lsn <= lsn:
+            return self.sealed[place].index.commit_at(lsn)
         return None
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending, on every lineage."""
-        for sealed in self.sealed:
-            if sealed.info.last_lsn >= low and sealed.info.first_lsn <= high:
-                yield from sealed.commits(low, high)
+        for sealed in self._between(low, high):
+            yield from sealed.commits(low, high)
         for part in reversed(self.active):
             for row in part.commits(low, min(high, self.commit.lsn)):
                 yield self.active_id, row
@@ -205,16 +210,22 @@ class View(NamedTuple):
                 row = part.last_commit(low, high, field, limit)
                 if row is not None:
                     return row
-            for sealed in reversed(self.sealed):
-                if sealed.info.first_lsn > high or sealed.info.last_lsn < low:
-                    continue
+            for sealed in reversed(self._between(low, high)):
                 row = sealed.index.last_commit(low, high, field, limit)
                 if row is not None:
                     return row
         return None
 
+    def _between(self, low: int, high: int) -> Sequence[SealedPart]:
+        """The sealed segments from the one that has commit *low* to the one that has *high*."""
+        first = bisect_left(self.sealed, low, key=_UNTIL)
+        last = bisect_left(self.sealed, high, first, key=_UNTIL)
+        if first <= last < len(self.sealed) and self.sealed[last].info.first_lsn > high:
+            last -= 1
+        return self.sealed[first : last + 1]
+
 
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
 
-EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, NO_JUMPS, (), (), b"", {}, None, {})
+EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, NO_JUMPS, Grown(), (), b"", {}, None, {})

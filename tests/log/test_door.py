@@ -228,7 +228,7 @@ def test_a_file_that_is_lost_is_damage_and_no_pruning() -> None:
     view = log.head()
     first, second, *_ = segment_names(fs)
     places = {
-        log.state.segments[entry.segment].name: (key, entry)
+        log.state.parts.segments[entry.segment].name: (key, entry)
         for key in KEYS
         for entry in view.versions(key)
     }

@@ -13,6 +13,7 @@ from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.grown import Grown
 from mldb.log.index.lineage import NO_JUMPS
 from mldb.log.lock import LOCK
 from mldb.log.lone import PENDING
@@ -37,7 +38,7 @@ FIRST = Manifest(
     1,
     STORE_ID,
     CLOCK,
-    (),
+    Grown(),
     SEGMENT_ID,
     STORE_ID,
     Mark(SEGMENT_ID, fmt.FILE_HEADER_SIZE, 0, bytes(16)),
