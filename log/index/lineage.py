@@ -26,7 +26,10 @@ from numpy.typing import NDArray
 from mldb.log.index.address import Interval, Intervals, Run
 
 Jump = tuple[int, int]
+Memo = dict[int, int]
+"""By the LSN of a commit: which item of a list is the newest that its lineage leads through."""
 
+_MEMO_STEPS: Final = 16
 _LOW = itemgetter(0)
 _HIGH = itemgetter(1)
 _RUN_LOW = attrgetter("low")
@@ -160,10 +163,19 @@ def below(lsn: int, intervals: Intervals) -> Interval | None:
     if newest[0] <= lsn:
         return newest
     run = intervals[0]
-    if not isinstance(run, Run):
-        few = cast(tuple[Interval, ...], intervals)
-        index = bisect_right(few, lsn, key=_LOW) - 1
-        return few[index] if index >= 0 else None
+    if isinstance(run, Run):
+        found = _above(run, lsn)
+        return None if found is None else (found[0].low, found[1])
+    few = cast(tuple[Interval, ...], intervals)
+    index = bisect_right(few, lsn, key=_LOW) - 1
+    return few[index] if index >= 0 else None
+
+
+def _above(run: Run, lsn: int) -> tuple[Run, int] | None:
+    """Return the nearest run further up the path that starts at *lsn* or below, and its last LSN.
+
+    *run* itself starts above.
+    """
     while True:
         skip, parent = run.skip, run.parent
         if skip is not None and skip.low > lsn:
@@ -171,7 +183,7 @@ def below(lsn: int, intervals: Intervals) -> Interval | None:
         elif parent is None:
             return None
         elif parent.low <= lsn:
-            return parent.low, run.target
+            return parent, run.target
         else:
             run = parent
 
@@ -183,29 +195,60 @@ def is_visible(lsn: int, intervals: Intervals) -> bool:
 
 
 def newest_visible(
-    lsns: Sequence[Any], intervals: Intervals, key: Callable[[Any], int] | None = None
+    lsns: Sequence[Any],
+    intervals: Intervals,
+    key: Callable[[Any], int] | None = None,
+    memo: Memo | None = None,
 ) -> int:
     """Return the index of the newest of the ascending *lsns* inside *intervals*, or -1.
 
-    *key* finds the LSN of an item. Steps: one per item that lies on another lineage, or one per
-    interval without any, whichever are fewer.
+    *key* finds the LSN of an item. A step skips the items of one lineage that was left, and the
+    intervals in front of them. So that a name which is written on lineage after lineage does not
+    lead through all of them at every question, *memo* keeps what some places on the path lead to:
+    one for these *lsns*, which may grow.
     """
     if not intervals:
         return -1
-    stop = len(lsns)
     low, high = intervals[-1]
+    run = intervals[0]
+    if not isinstance(run, Run):
+        return _newest_of_few(lsns, cast(tuple[Interval, ...], intervals), key)
+    stop, steps, places, index = len(lsns), 0, list[int](), -1
     while True:
         index = bisect_right(lsns, high, 0, stop, key=key) - 1
         if index < 0:
-            return -1
+            break
         lsn = lsns[index] if key is None else key(lsns[index])
         if lsn >= low:
-            return index
-        found = below(lsn, intervals)
+            break
+        found = _above(run, lsn)
         if found is None:
-            return -1
-        low, high = found
+            index = -1
+            break
+        run, high = found
+        low = run.low
         stop = index + 1
+        if memo is not None:
+            known = memo.get(high)
+            if known is not None:
+                index = known
+                break
+            steps += 1
+            if steps % _MEMO_STEPS == 0:
+                places.append(high)
+    for place in places:
+        memo[place] = index  # type: ignore[index]  # there are places only with one
+    return index
+
+
+def _newest_of_few(
+    lsns: Sequence[Any], intervals: tuple[Interval, ...], key: Callable[[Any], int] | None
+) -> int:
+    for low, high in reversed(intervals):
+        index = bisect_right(lsns, high, key=key) - 1
+        if index >= 0 and (lsns[index] if key is None else key(lsns[index])) >= low:
+            return index
+    return -1
 
 
 def visible_mask(lsns: NDArray[Any], intervals: Intervals) -> NDArray[np.bool_]:

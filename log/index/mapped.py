@@ -12,10 +12,11 @@ from mldb.log.checksum import check64
 from mldb.log.format import DIGEST_SIZE
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
-from mldb.log.index.lineage import newest_visible
+from mldb.log.index.lineage import Memo, newest_visible
 from mldb.log.index.memory import CommitField
 
 _KEY_CACHE_MAX = 1 << 14
+_MEMOS_MAX = 1 << 10
 _COMMIT_NAMES = tuple(COMMIT_COLUMNS)
 _NO_DIGEST = bytes(DIGEST_SIZE)
 
@@ -28,17 +29,27 @@ class MappedIndex:
 
     What it returns is copied out of the mapping and lives for ever. ``_cache`` maps keys to their
     rows, ``_entries`` rows to entries, both bounded by being emptied when full; ``_last`` is the
-    last commit once it was asked for. All are only ever replaced by equal values, so they need no
-    lock.
+    last commit once it was asked for, ``_memos`` what lineages lead to. All are only ever replaced
+    by equal values, so they need no lock.
     """
 
-    __slots__ = ("_cache", "_entries", "_last", "_reader", "_segment", "first_lsn", "last_lsn")
+    __slots__ = (
+        "_cache",
+        "_entries",
+        "_last",
+        "_memos",
+        "_reader",
+        "_segment",
+        "first_lsn",
+        "last_lsn",
+    )
 
     def __init__(self, reader: ColumnReader, segment: bytes) -> None:
         self._reader = reader
         self._segment = segment
         self._cache: dict[bytes, _KeyRows | None] = {}
         self._entries: dict[int, Entry] = {}
+        self._memos: dict[bytes, Memo] = {}
         count = reader.count("commit_lsn")
         self.first_lsn = reader.value("commit_lsn", 0) if count else 0
         self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
@@ -112,7 +123,12 @@ class MappedIndex:
         low, high = intervals[-1]
         index = bisect_right(lsns, high) - 1
         if index < 0 or lsns[index] < low:
-            index = newest_visible(lsns, intervals)
+            memo = self._memos.setdefault(key, {})
+            index = newest_visible(lsns, intervals, None, memo)
+            if not memo:
+                self._memos.pop(key, None)
+            elif len(self._memos) > _MEMOS_MAX:
+                self._memos = {}
             if index < 0:
                 return None
         return self._entries.get(first + index) or self._entry(first + index)
