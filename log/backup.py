@@ -30,10 +30,10 @@ def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None
     if active.has_commits():
         footer = index_frame(active, last_lsn, last_lsn, end, metadata_of)
         length = end + sum(map(len, footer))
-        segments = (*segments, describe(active, last_lsn, length, "", end))
+        segments = segments.then([describe(active, last_lsn, length, "", end)])
         _write(target, segment_name(active.id), [active.file.map(end), *footer])
     floor = max(manifest.lsn_floor, last_lsn)
-    jumps = (*manifest.jumps, *active.jumps)
+    jumps = manifest.jumps.after(active.jumps)
     origins = manifest.origins or (manifest.store_id,)
     publish_first(target, segments, floor, floor + 1, jumps, manifest.kept, origins)
 

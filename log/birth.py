@@ -11,7 +11,8 @@ from mldb.log import format as fmt
 from mldb.log.active import HINTS, chain_start
 from mldb.log.file_header import encode_file_header
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.lineage import Jump
+from mldb.log.grown import Grown
+from mldb.log.index.lineage import NO_JUMPS, Jumps
 from mldb.log.lock import GATE, LOCK, CommitLock
 from mldb.log.lone import PENDING
 from mldb.log.manifest import (
@@ -75,15 +76,15 @@ def _give_birth(fs: FileSystem) -> None:
             )
         fs.unlink(path)  # left by a creation that died before its manifest
     # Its maker goes on to write: LSNs up to the ceiling are free already.
-    publish_first(fs, (), 0, 1 + fmt.LSN_CEILING_STEP, (), None, ())
+    publish_first(fs, Grown(), 0, 1 + fmt.LSN_CEILING_STEP, NO_JUMPS, None, ())
 
 
 def publish_first(
     fs: FileSystem,
-    segments: tuple[SegmentInfo, ...],
+    segments: Grown[SegmentInfo],
     lsn_floor: int,
     lsn_ceiling: int,
-    jumps: tuple[Jump, ...],
+    jumps: Jumps,
     kept: Kept | None,
     origins: tuple[bytes, ...],
 ) -> None:

@@ -319,7 +319,7 @@ class Log:
         """Return figures of the log: its size, its parts, what this handle did."""
         view = self.head()
         state, active, sequencer = self._state, self._state.active, self._sequencer
-        segments = list(view.segments.values())
+        segments = [*(part.segment for part in view.sealed), active.segment]
         return {
             "store_id": self.store_id.hex(),
             "epoch": view.commit.epoch,

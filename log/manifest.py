@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import errno
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.lineage import Jump
+from mldb.log.grown import Grown
+from mldb.log.index.lineage import NO_JUMPS, Jumps
 from mldb.log.lone import PENDING, discard, publish_new, read_file
 from mldb.log.manifest_codec import (
     WRITE_FEATURES,
     Features,
+    KnownSegments,
     Mark,
     SegmentInfo,
     StoredManifest,
@@ -54,13 +54,13 @@ class Manifest:
     number: int
     store_id: bytes
     created: int
-    segments: tuple[SegmentInfo, ...]
+    segments: Grown[SegmentInfo]
     active: bytes
     active_origin: bytes
     mark: Mark
     lsn_floor: int
     lsn_ceiling: int
-    jumps: tuple[Jump, ...]
+    jumps: Jumps
     kept: Kept | None = None
     origins: tuple[bytes, ...] = ()
     features: Features = field(default_factory=Features)
@@ -72,13 +72,19 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A whole manifest that others are written as changes of."""
+    """A whole manifest that others are written as changes of; they share its lists.
+
+    ``ids`` are those of its segments.
+    """
 
     number: int
     digest: bytes
-    segments: tuple[SegmentInfo, ...]
-    jumps: tuple[Jump, ...]
+    segments: Grown[SegmentInfo]
+    jumps: Jumps
     kept: Kept | None
+    ids: frozenset[bytes] = field(repr=False, compare=False)
+    known: KnownSegments = field(default_factory=dict, repr=False, compare=False)
+    """What came since, as bytes: at most ``CHANGES_MAX``."""
 
 
 def manifest_name(number: int) -> str:
@@ -94,18 +100,23 @@ def manifest_numbers(names: Sequence[str]) -> list[int]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def load_manifest(fs: FileSystem, number: int) -> Manifest:
-    """Read one manifest with its base.
+def load_manifest(fs: FileSystem, number: int, known: Manifest | None = None) -> Manifest:
+    """Read one manifest with its base, or with that of a *known* manifest when it is the same.
 
-    Raises CorruptError, StorageIOError, and FormatVersionError when it names a feature that this
-    mldb does not know and needs to read the store.
+    So whoever follows reads what changed. Raises CorruptError, StorageIOError, and
+    FormatVersionError when it names a feature that this mldb does not know and needs to read the
+    store.
     """
     name = manifest_name(number)
     data = read_file(fs, name, _BYTES_MAX)
-    stored = decode_manifest(data, name)
+    base = None if known is None else known.base
+    stored = decode_manifest(data, name, None if base is None else base.known)
     if stored.number != number:
         raise CorruptError(f"this is manifest {stored.number}", file=name, offset=0)
-    base = None if stored.base is None else _load_base(fs, name, *stored.base)
+    if stored.base is None:
+        base = None
+    elif base is None or stored.base != (base.number, base.digest):
+        base = _load_base(fs, name, *stored.base)
     manifest = _assemble(stored, base, digest128(data), name)
     if base is not None or manifest.version == fmt.FIRST_VERSION:
         return manifest
@@ -129,20 +140,22 @@ def _load_base(fs: FileSystem, name: str, number: int, digest: bytes) -> Base:
     stored = decode_manifest(data, base_name)
     if stored.base is not None:
         raise CorruptError("its base has a base itself", file=name, offset=0)
-    return Base(number, digest, splice((), stored.changes), stored.jumps, stored.kept)
+    segments = splice((), stored.changes)
+    ids = frozenset(info.id for info in segments)
+    return Base(number, digest, Grown(segments), Jumps.of(stored.jumps), stored.kept, ids)
 
 
 def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: str) -> Manifest:
     try:
-        segments = splice(() if base is None else base.segments, stored.changes)
+        segments = _segments_of(stored, base)
         changes = sum(count + len(come) for _, count, come in stored.changes)
         if base is not None and changes > fmt.CHANGES_MAX:
             raise ValueError(f"{changes} changes of its base")
-        jumps = stored.jumps if base is None else (*base.jumps, *stored.jumps)
-        if any(later[0] <= earlier[0] for earlier, later in pairwise(jumps)):
+        jumps = NO_JUMPS if base is None else base.jumps
+        if jumps and stored.jumps and stored.jumps[0][0] <= jumps[-1][0]:
             raise ValueError("the jumps do not ascend")
-        ids = {stored.active, *(info.id for info in segments)}
-        if len(ids) != len(segments) + 1:
+        jumps = jumps.after(stored.jumps)
+        if _occurs_twice(stored, base, segments):
             raise ValueError("a segment occurs twice")
     except ValueError as error:
         raise CorruptError(f"the manifest is damaged: {error}", file=name, offset=0) from None
@@ -168,6 +181,29 @@ def _assemble(stored: StoredManifest, base: Base | None, digest: bytes, name: st
         digest,
         base,
     )
+
+
+def _segments_of(stored: StoredManifest, base: Base | None) -> Grown[SegmentInfo]:
+    """The segments that a manifest leads to; those of its base are shared when more only came."""
+    before = Grown[SegmentInfo]() if base is None else base.segments
+    if len(stored.changes) == 1:
+        ((place, count, come),) = stored.changes
+        if place == len(before) and not count:
+            return before.then(come)
+    return Grown(splice(before, stored.changes)) if stored.changes else before
+
+
+def _occurs_twice(
+    stored: StoredManifest, base: Base | None, segments: Sequence[SegmentInfo]
+) -> bool:
+    """Whether two of the segments are the same one; only what came is looked at where none went."""
+    if base is None or any(count for _, count, _ in stored.changes):
+        come, known = [info.id for info in segments], frozenset[bytes]()
+    else:
+        come, known = [info.id for _, _, infos in stored.changes for info in infos], base.ids
+    come.append(stored.active)
+    ids = set(come)
+    return len(ids) != len(come) or not ids.isdisjoint(known)
 
 
 def refuse_to_write(fs: FileSystem, manifest: Manifest) -> None:
@@ -202,11 +238,12 @@ def _stored_form(manifest: Manifest) -> StoredManifest:
     base = manifest.base
     changes = None if base is None else _changes(base, manifest)
     if base is None or changes is None:
-        changes = ((0, 0, manifest.segments),)
-        jumps, kept, named = manifest.jumps, manifest.kept, None
+        changes = ((0, 0, manifest.segments[:]),)
+        jumps, kept, named = manifest.jumps[:], manifest.kept, None
     else:
         jumps = manifest.jumps[len(base.jumps) :]
-        kept = None if manifest.kept == base.kept else manifest.kept
+        shared = manifest.kept is base.kept or manifest.kept == base.kept
+        kept = None if shared else manifest.kept
         named = (base.number, base.digest)
     return StoredManifest(
         manifest.number,
@@ -233,22 +270,29 @@ def _changes(
 ) -> tuple[tuple[int, int, tuple[SegmentInfo, ...]], ...] | None:
     """The one splice that leads from the base's segments to these; None when it is too large."""
     old, new = base.segments, manifest.segments
-    if manifest.jumps[: len(base.jumps)] != base.jumps:
+    if new.starts_with(old):
+        low, high = len(old), 0
+    else:
+        low = _alike(old, new)
+        high = min(_alike(old[low:][::-1], new[low:][::-1]), min(len(old), len(new)) - low)
+    if not manifest.jumps.starts_with(base.jumps):
         return None
-
-    def same(one: SegmentInfo, other: SegmentInfo) -> bool:
-        return one is other or one == other
-
-    low = 0
-    while low < min(len(old), len(new)) and same(old[low], new[low]):
-        low += 1
-    high = 0
-    while high < min(len(old), len(new)) - low and same(old[-1 - high], new[-1 - high]):
-        high += 1
-    gone, come = len(old) - low - high, new[low : len(new) - high]
-    if gone + len(come) + len(manifest.jumps) - len(base.jumps) > fmt.CHANGES_MAX:
+    gone, coming = len(old) - low - high, len(new) - high - low
+    if gone + coming + len(manifest.jumps) - len(base.jumps) > fmt.CHANGES_MAX:
         return None
-    return ((low, gone, come),) if gone or come else ()
+    return ((low, gone, new[low : low + coming]),) if gone or coming else ()
+
+
+def _alike(one: Sequence[SegmentInfo], other: Sequence[SegmentInfo]) -> int:
+    """How many stand the same in front. Slices are compared: quick for the same objects."""
+    shorter = min(len(one), len(other))
+    low, step = 0, shorter
+    while step:
+        if low + step <= shorter and one[low : low + step] == other[low : low + step]:
+            low += step
+        else:
+            step //= 2
+    return low
 
 
 def install_manifest(fs: FileSystem, manifest: Manifest, owner: str) -> Manifest | None:
@@ -259,21 +303,29 @@ def install_manifest(fs: FileSystem, manifest: Manifest, owner: str) -> Manifest
     """
     name = manifest_name(manifest.number)
     stored = _stored_form(manifest)
-    data = encode_manifest(stored)
-    if decode_manifest(data, name) != stored:
+    base = None if stored.base is None else manifest.base
+    known = None if base is None else base.known
+    data = encode_manifest(stored, known)
+    installed = _assemble(stored, base, digest128(data), name)
+    if decode_manifest(data, name, known) != stored or installed.segments != manifest.segments:
         raise AssertionError(f"{name} would not read as it was meant")
     if len(data) > _BYTES_MAX:
         raise StorageIOError(f"{name} would exceed {_BYTES_MAX} bytes. Nothing was stored.")
     if not publish_new(fs, owner, [data], name):
         return None
-    digest = digest128(data)
-    installed = _assemble(stored, None if stored.base is None else manifest.base, digest, name)
-    return replace(installed, base=manifest.base if stored.base else _as_base(installed))
+    return installed if base is not None else replace(installed, base=_as_base(installed))
 
 
 def _as_base(manifest: Manifest) -> Base:
     """A whole manifest as the base of later ones."""
-    return Base(manifest.number, manifest.digest, manifest.segments, manifest.jumps, manifest.kept)
+    return Base(
+        manifest.number,
+        manifest.digest,
+        manifest.segments,
+        manifest.jumps,
+        manifest.kept,
+        frozenset(info.id for info in manifest.segments),
+    )
 
 
 def remove_old(fs: FileSystem, previous: Manifest, newest: Manifest) -> None:
@@ -283,13 +335,3 @@ def remove_old(fs: FileSystem, previous: Manifest, newest: Manifest) -> None:
     for number in manifest_numbers(fs.list("")):
         if number < newest.number and number not in stay:
             discard(fs, manifest_name(number))
-
-
-def in_ranges(lsn: int, kept: Kept) -> bool:
-    """Whether a commit is in ascending, disjoint ranges: O(log n)."""
-    index = bisect_right(kept, lsn, key=_first) - 1
-    return index >= 0 and lsn <= kept[index][1]
-
-
-def _first(item: tuple[int, int]) -> Any:
-    return item[0]

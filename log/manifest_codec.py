@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from typing import Any, Final, TypeVar
+
+import msgpack
 
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
@@ -93,6 +96,14 @@ class StoredManifest:
     version: int
 
 
+KnownSegments = dict[bytes, tuple[SegmentInfo, dict[str, Any], bytes]]
+"""Segments by their ids, each with its fields and its bytes as a manifest has them; few."""
+
+_UNKNOWN: Final = (None, None, b"")
+_SEGMENT_FIELDS: Final = tuple(item.name for item in fields(SegmentInfo))
+_SEGMENT_VALUES: Final = attrgetter(*_SEGMENT_FIELDS)
+
+
 def splice(segments: Sequence[SegmentInfo], changes: Iterable[Splice]) -> tuple[SegmentInfo, ...]:
     """Apply changes to a list of segments. Raises ValueError for places that it does not have."""
     found = list(segments)
@@ -106,34 +117,65 @@ def splice(segments: Sequence[SegmentInfo], changes: Iterable[Splice]) -> tuple[
 # --- encoding -------------------------------------------------------------------------------------
 
 
-def encode_manifest(stored: StoredManifest) -> bytes:
-    """Return the bytes of a manifest file of the newest version."""
+def encode_manifest(stored: StoredManifest, known: KnownSegments | None = None) -> bytes:
+    """Return the bytes of a manifest file of the newest version.
+
+    *known* keeps the bytes of segments from one manifest to the next, and is added to.
+    """
     lists = {"changes", "jumps", "kept", "version"}
     body = {
         item.name: getattr(stored, item.name) for item in fields(stored) if item.name not in lists
     }
     body["mark"] = asdict(stored.mark)
     body["features"] = asdict(stored.features)
-    changes = [
-        (position, count, [asdict(info) for info in come])
-        for position, count, come in stored.changes
-    ]
     header = encode_file_header(
         fmt.FILE_MANIFEST, stored.store_id, stored.created, number=stored.number
     )
-    payload = pack((changes, stored.jumps, stored.kept))
+    payload = _packed_lists(stored, known)
     parts = encode_lone(header, _KIND, pack(body), payload, fmt.MANIFEST_BODY_VERSION)
     return b"".join(parts)
+
+
+def _packed_lists(stored: StoredManifest, known: KnownSegments | None) -> bytes:
+    """Return what ``pack((changes, jumps, kept))`` would, of segments packed one by one."""
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    packer.pack_array_header(3)
+    packer.pack_array_header(len(stored.changes))
+    parts = [packer.bytes()]
+    for position, count, come in stored.changes:
+        packer.reset()
+        packer.pack_array_header(3)
+        packer.pack(position)
+        packer.pack(count)
+        packer.pack_array_header(len(come))
+        parts.append(packer.bytes())
+        parts += [_packed_segment(info, known) for info in come]
+    return b"".join([*parts, pack(stored.jumps), pack(stored.kept)])
+
+
+def _packed_segment(info: SegmentInfo, known: KnownSegments | None) -> bytes:
+    found = None if known is None else known.get(info.id)
+    if found is not None and (found[0] is info or found[0] == info):
+        return found[2]
+    fields_ = dict(zip(_SEGMENT_FIELDS, _SEGMENT_VALUES(info), strict=True))
+    data = pack(fields_)
+    if known is not None:
+        if len(known) >= fmt.CHANGES_MAX:
+            known.clear()
+        known[info.id] = info, fields_, data
+    return data
 
 
 # --- decoding -------------------------------------------------------------------------------------
 
 
-def decode_manifest(data: bytes, name: str) -> StoredManifest:
+def decode_manifest(data: bytes, name: str, known: KnownSegments | None = None) -> StoredManifest:
     """Decode a manifest file of any known version.
 
-    Raises CorruptError, and FormatVersionError when it names a feature that this mldb does not know
-    and needs to read the store: before anything else in it is looked at, which may look different.
+    Segments that *known* has are compared with what it has, which is quicker than looking at each
+    field. Raises CorruptError, and FormatVersionError when it names a feature that this mldb does
+    not know and needs to read the store: before anything else in it is looked at, which may look
+    different.
     """
     try:
         file = decode_lone(memoryview(data), name, fmt.FILE_MANIFEST, fmt.KIND_MANIFEST)
@@ -148,7 +190,7 @@ def decode_manifest(data: bytes, name: str) -> StoredManifest:
         unknown = set(features.read) - READ_FEATURES
         if unknown:
             raise unknown_features(f"the store of {name}", unknown, "read")
-        return _of_version_2(body, features, bytes(file.payload), file.header)
+        return _of_version_2(body, features, bytes(file.payload), file.header, known)
     except FormatVersionError:
         raise
     except (DamagedFrame, ValueError, TypeError, LookupError) as error:
@@ -156,7 +198,11 @@ def decode_manifest(data: bytes, name: str) -> StoredManifest:
 
 
 def _of_version_2(
-    body: Mapping[str, Any], features: Features, payload: bytes, header: fmt.FileHeader
+    body: Mapping[str, Any],
+    features: Features,
+    payload: bytes,
+    header: fmt.FileHeader,
+    known: KnownSegments | None,
 ) -> StoredManifest:
     changes, jumps, kept = unpack(payload)[:3]
     base = body["base"]
@@ -173,7 +219,7 @@ def _of_version_2(
         features,
         _plain(body["predecessor"], bytes),
         None if base is None else (_plain(base[0], int), _plain(base[1], bytes)),
-        tuple(_change(item) for item in changes),
+        tuple(_change(item, known or {}) for item in changes),
         checked_jumps(jumps),
         None if kept is None else _ranges(kept),
         header.version,
@@ -196,11 +242,17 @@ def unknown_features(store: str, names: set[str], use: str) -> FormatVersionErro
     )
 
 
-def _change(item: Sequence[Any]) -> Splice:
+def _change(item: Sequence[Any], known: KnownSegments) -> Splice:
     position, count, come = item[:3]
     if min(_plain(position, int), _plain(count, int)) < 0:
         raise ValueError("a change in front of the first segment")
-    return position, count, tuple(_segment(info, _segment_id(info["id"])) for info in come)
+    found = []
+    for fields_ in come:
+        info, same, _ = known.get(fields_["id"], _UNKNOWN)
+        if info is None or same != fields_:
+            info = _segment(fields_, _segment_id(fields_["id"]))
+        found.append(info)
+    return position, count, tuple(found)
 
 
 def _of_version_1(body: Mapping[str, Any], header: fmt.FileHeader) -> StoredManifest:

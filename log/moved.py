@@ -12,8 +12,9 @@ from typing import Protocol
 
 from mldb.errors import VersionGoneError
 from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.index.lineage import in_ranges, lowest, within
 from mldb.log.index.memory import CommitField
-from mldb.log.manifest import Kept, in_ranges
+from mldb.log.manifest import Kept
 
 
 class Newest(Protocol):
@@ -61,12 +62,11 @@ class MovedIndex:
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
         """Return the newest version inside the intervals."""
-        clipped = [self._clip(low, high) for low, high in intervals]
-        inside = tuple((low, high) for low, high in clipped if low <= high)
+        inside = within(intervals, self.first_lsn, self.last_lsn)
         if not inside:
             return None
         view = self._head()
-        first, last = intervals[0][0], intervals[-1][1]
+        first, last = lowest(intervals), intervals[-1][1]
         # One LSN alone names its version, whatever became of the commit.
         if first != last and view.kept is not None and not in_ranges(last, view.kept):
             raise VersionGoneError(

@@ -24,14 +24,21 @@ def open_announced(fs: FileSystem, *, writable: bool) -> File | None:
     return fs.open(LOCK, "rw" if writable else "r") if fs.exists(LOCK) else None
 
 
-def load_newest(fs: FileSystem, distrusted: list[str], numbers: Sequence[int] = ()) -> Manifest:
+def load_newest(
+    fs: FileSystem,
+    distrusted: list[str],
+    numbers: Sequence[int] = (),
+    known: Manifest | None = None,
+) -> Manifest:
     """Load the highest valid manifest; *numbers* are a listing just made, if there is one.
+
+    The base of a *known* manifest is not read again.
 
     Raises CorruptError when none is valid, FormatVersionError for one of a newer mldb.
     """
     for _ in range(_LISTINGS):
         try:
-            return _load_highest(fs, distrusted, numbers or manifest_numbers(fs.list("")))
+            return _load_highest(fs, distrusted, numbers or manifest_numbers(fs.list("")), known)
         except StorageIOError as error:
             # Between the listing and the reading a writer may have replaced the manifests.
             if error.errno != errno.ENOENT:
@@ -55,12 +62,14 @@ def is_damaged(fs: FileSystem, number: int) -> bool:
     return False
 
 
-def _load_highest(fs: FileSystem, distrusted: list[str], numbers: Sequence[int]) -> Manifest:
+def _load_highest(
+    fs: FileSystem, distrusted: list[str], numbers: Sequence[int], known: Manifest | None
+) -> Manifest:
     damage: CorruptError | None = None
     damaged = 0
     for number in reversed(numbers):
         try:
-            manifest = load_manifest(fs, number)
+            manifest = load_manifest(fs, number, known)
         except CorruptError as error:
             distrusted.append(str(error))
             damage, damaged = error, number

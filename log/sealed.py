@@ -45,6 +45,8 @@ class SealedPart:
         self.info = info
         self.first_lsn = info.first_lsn
         self.last_lsn = info.last_lsn
+        self.until = info.last_lsn
+        """The highest LSN up to here in log order; the segment may be empty. The state sets it."""
         self._head = head
         this = weakref.ref(self)  # a strong one would make a ring
 

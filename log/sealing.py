@@ -109,13 +109,13 @@ class Sealer:
         self.install(
             replace(
                 manifest,
-                segments=manifest.segments if info is None else (*manifest.segments, info),
+                segments=manifest.segments.then([] if info is None else [info]),
                 active=mark.segment,
                 active_origin=manifest.store_id,
                 mark=mark,
                 lsn_floor=lsn_floor,
                 lsn_ceiling=max(ceiling_of(state), lsn_floor + 1 + fmt.LSN_CEILING_STEP),
-                jumps=(*manifest.jumps, *old.jumps),
+                jumps=state.jumps,
             )
         )
         with contextlib.suppress(StorageError):  # the segment is published, whatever this does
@@ -189,6 +189,7 @@ class Sealer:
         active.count -= active.memory.entry_count() - memory.entry_count()
         active.memory = memory
         active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
+        state.jumps = state.manifest.jumps.after(active.jumps)
         cursor = active.cursor
         cursor.offset = fmt.FILE_HEADER_SIZE
         cursor.chain = chain_start(active.segment.store_id, active.id)

@@ -19,16 +19,16 @@ from mldb.log.directory.part import Files
 from mldb.log.directory.units import Units
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
-from mldb.log.index.lineage import intervals_at
 from mldb.log.index.pause import collection_paused
 from mldb.log.lock import LOCK
 from mldb.log.manifest import Manifest, manifest_name, manifest_numbers
 from mldb.log.mappings import MappingBudget
 from mldb.log.newest import is_damaged, load_newest, open_announced
 from mldb.log.ownership import Key, OwnedLock
+from mldb.log.parts import SealedParts
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.sealed import SealedPart
-from mldb.log.segment import Segment, segment_name
+from mldb.log.segment import segment_name
 from mldb.log.view import EMPTY_VIEW, View, make_view
 from mldb.options import Verify
 
@@ -69,15 +69,16 @@ class LogState:
         self.mappings = MappingBudget(max_mapped)
         fs.relieve = self.mappings.release_all
         self.directory = Directory(Files(fs, manifest.store_id, verify, self.mappings))
-        self.units = Units(())
-        self.sealed: dict[bytes, SealedPart] = {}
-        self.segments: dict[bytes, Segment] = {}
         self.distrusted: list[str] = []
         self.active = self._open(manifest)
+        self.jumps = manifest.jumps.after(self.active.jumps)  # of all segments
         self.view = EMPTY_VIEW
         this = weakref.ref(self)  # a strong one would make a ring
         self._newest = lambda: _head_of(this())
-        self._load_sealed()
+        newest, mappings = self._newest, self.mappings  # not self, for the same reason
+        self.parts = SealedParts(lambda info: SealedPart(fs, info, verify, mappings, newest))
+        self.parts.follow(manifest.segments, self.active.segment)
+        self.units = Units(self.parts.sealed, self.directory.units)
         self._lock_identity = fs.identity(LOCK) or (0, 0)
         self._lock_seen = (0, 0, 0)  # what a look at LOCK finds while the manifest is the newest
         self._announced = announced or open_announced(fs, writable=writable)
@@ -119,23 +120,6 @@ class LogState:
         )
 
     # --- opening ----------------------------------------------------------------------------------
-
-    def _load_sealed(self) -> None:
-        """Make the parts of the manifest's segments, and let go of those that are no more."""
-        old, fs = self.sealed, self.fs
-        new: dict[bytes, SealedPart] = {}
-        for info in self.manifest.segments:
-            part = old.get(info.id)
-            if part is None or part.info != info:
-                part = SealedPart(fs, info, self.verify, self.mappings, self._newest)
-            new[info.id] = part
-        for segment_id, part in old.items():
-            if segment_id not in new:
-                part.release()
-        segments = {segment_id: part.segment for segment_id, part in new.items()}
-        segments[self.active.id] = self.active.segment
-        self.sealed, self.segments = new, segments
-        self.units = Units(tuple(new.values()), self.directory.units)
 
     def _look_ahead(self) -> None:
         """Remember the number that the next manifest will have.
@@ -233,7 +217,7 @@ class LogState:
             # Ctrl-C or an error came in the middle of a change: read it all from the files again.
             self._take(self.manifest, self._open(self.manifest))
         while self.manifest_waits():
-            manifest = load_newest(self.fs, self.distrusted)
+            manifest = load_newest(self.fs, self.distrusted, known=self.manifest)
             if manifest.number <= self.manifest.number:
                 # The newer one is damaged, or ours was deleted: what is known here is newer.
                 self._look_ahead()
@@ -270,8 +254,10 @@ class LogState:
         active.stop_lsn = 0
         self.active = active
         self.manifest = manifest
+        self.jumps = manifest.jumps.after(active.jumps)
         self._look_ahead()
-        self._load_sealed()
+        self.parts.follow(manifest.segments, active.segment)
+        self.units = Units(self.parts.sealed, self.directory.units)
         active.seen = -1
 
     def _scan(self, size: int) -> None:
@@ -298,6 +284,7 @@ class LogState:
         previous = active.memory.last_lsn or self.last_lsn()
         if row.parent != previous:
             active.jumps.append((row.lsn, row.parent))
+            self.jumps = self.jumps.then(row.lsn, row.parent)
         active.memory.add(row, entries)
         active.count += len(entries)
         active.segment.valid = active.cursor.offset
@@ -332,22 +319,21 @@ class LogState:
         for part in self.active.parts():
             if part.last_lsn:
                 return part.last_lsn
-        return max((info.last_lsn for info in self.manifest.segments), default=0)
+        return self.parts.last_lsn
 
     def publish(self) -> None:
         """Make the newest view visible."""
         active, manifest = self.active, self.manifest
         row = self._last_row()
-        jumps = (*manifest.jumps, *active.jumps)
         self.view = View(
             row,
-            intervals_at(jumps, row.lsn),
+            self.jumps.intervals_at(row.lsn),
             manifest.number,
-            jumps,
-            tuple(self.sealed.values()),
+            self.jumps,
+            self.parts.sealed,
             active.parts(),
             active.id,
-            self.segments,
+            self.parts.segments,
             manifest.kept,
             {},
             self.units,
@@ -360,9 +346,10 @@ class LogState:
                 row = part.commit_at(part.last_lsn)
                 assert row is not None
                 return row
-        for info in reversed(self.manifest.segments):
+        for sealed in reversed(self.parts.sealed):
+            info = sealed.info
             if info.last_lsn:
-                row = self.sealed[info.id].index.commit_at(info.last_lsn)
+                row = sealed.index.commit_at(info.last_lsn)
                 if row is None:
                     raise CorruptError(
                         f"commit {info.last_lsn} is missing in its index",

@@ -80,7 +80,7 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
     _check_manifests(log.fs, tally)
     if progress is not None:
         progress(tally.bytes, total)
-    return VerifyReport(len(view.segments), tally.commits, tally.bytes, tuple(tally.problems))
+    return VerifyReport(len(view.sealed) + 1, tally.commits, tally.bytes, tuple(tally.problems))
 
 
 def _check_manifests(fs: FileSystem, tally: _Tally) -> None:

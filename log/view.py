@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from operator import attrgetter
 from typing import Final, NamedTuple
 
 from mldb.log import format as fmt
 from mldb.log.directory.units import Units, commit_in
+from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
-from mldb.log.index.lineage import Jump
+from mldb.log.index.lineage import NO_JUMPS, Jumps, lowest, newest_unless
 from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.manifest import Kept
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment
+
+_UNTIL: Final = attrgetter("until")
 
 
 class View(NamedTuple):
@@ -26,14 +28,14 @@ class View(NamedTuple):
     ``commit`` is the last commit in the log, ``number`` that of the manifest; a commit changes the
     first two fields alone. ``sealed`` stands in log order, ``active`` the newest part first.
     ``units`` answer for the sealed segments. What the index parts learn later has higher LSNs and
-    is ignored.
+    is ignored; ``segments`` may come to hold more.
     """
 
     commit: CommitRow
     intervals: Intervals
     number: int
-    jumps: tuple[Jump, ...]
-    sealed: tuple[SealedPart, ...]
+    jumps: Jumps
+    sealed: Grown[SealedPart]
     active: tuple[IndexPart, ...]
     active_id: bytes
     segments: Mapping[bytes, Segment]
@@ -51,7 +53,7 @@ class View(NamedTuple):
                 return found
         if not intervals:
             return None
-        high, low = intervals[-1][1], intervals[0][0]
+        high, low = intervals[-1][1], lowest(intervals)
         units = self.units
         units.lookups += 1
         for unit in units.newest_first:
@@ -106,10 +108,7 @@ class View(NamedTuple):
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending, on every lineage."""
-        start = bisect_left(self.sealed, low, key=_last_lsn)
-        for sealed in islice(self.sealed, start, None):
-            if sealed.first_lsn > high:
-                break
+        for sealed in self._between(low, high):
             yield from sealed.commits(low, high)
         for part in reversed(self.active):
             for row in part.commits(low, min(high, self.commit.lsn)):
@@ -117,7 +116,12 @@ class View(NamedTuple):
 
     def last_commit(self, intervals: Intervals, field: CommitField, limit: int) -> CommitRow | None:
         """Return the last commit inside *intervals* with *field* <= *limit*."""
-        for low, high in reversed(intervals):
+
+        def is_beyond(lsn: int) -> bool:
+            row = self.commit_at(lsn)  # None when it was pruned
+            return row is not None and getattr(row, field) > limit
+
+        for low, high in newest_unless(intervals, is_beyond):
             for part in self.active:
                 row = part.last_commit(low, high, field, limit)
                 if row is not None:
@@ -130,10 +134,16 @@ class View(NamedTuple):
                     return row
         return None
 
+    def _between(self, low: int, high: int) -> Sequence[SealedPart]:
+        """The sealed segments from the one that has commit *low* to the one that has *high*."""
+        first = bisect_left(self.sealed, low, key=_UNTIL)
+        last = bisect_left(self.sealed, high, first, key=_UNTIL)
+        if first <= last < len(self.sealed) and self.sealed[last].info.first_lsn > high:
+            last -= 1
+        return self.sealed[first : last + 1]
+
 
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
 
-EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, (), (), (), b"", {}, None, {}, Units(()))
-
-_last_lsn: Final = attrgetter("last_lsn")
+EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, NO_JUMPS, Grown(), (), b"", {}, None, {}, Units(()))

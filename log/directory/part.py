@@ -111,8 +111,8 @@ class Part:
         """*sealed* are the segments of the manifest that the part covers."""
         self.info = info
         self.sealed = tuple(sealed)
-        self.first_lsn = sealed[0].first_lsn
-        self.last_lsn = sealed[-1].last_lsn
+        self.first_lsn = min((part.first_lsn for part in sealed if part.last_lsn), default=0)
+        self.last_lsn = max(part.last_lsn for part in sealed)
         self.is_lost = False
         self._files = files
         self._lost = lost

@@ -96,7 +96,7 @@ class Units:
     def at(self, lsn: int) -> Unit | None:
         """The unit that holds commit *lsn*, None when none does."""
         for unit in self.newest_first:
-            if unit.first_lsn <= lsn:
+            if unit.last_lsn and unit.first_lsn <= lsn:
                 return unit if lsn <= unit.last_lsn else None
         return None
 

@@ -78,8 +78,58 @@ EMPTY_COMMIT = CommitRow(0, 0, 0, 0, 0, 0, 0, b"")
 """The state before the first commit."""
 
 Interval = tuple[int, int]
-Intervals = tuple[Interval, ...]
-"""Ascending, disjoint, inclusive LSN ranges: what one snapshot sees."""
+"""First and last LSN, inclusive."""
+
+
+class Run:
+    """Commits that follow each other, from one that continues an older one. Immutable.
+
+    ``low`` is the LSN of the first, ``target`` the commit that it continues from, in the run
+    ``parent``; ``skip`` is a run some way further up the path, by which any place on it is
+    reached in O(log n) steps; ``depth`` counts the runs above; ``first`` is the first LSN of the
+    path. Two are equal when their paths are.
+    """
+
+    __slots__ = ("depth", "first", "low", "parent", "skip", "target")
+
+    def __init__(self, low: int, target: int, parent: Run | None) -> None:
+        self.low = low
+        self.target = target
+        self.parent = parent
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.first: int = low if parent is None else parent.first
+        self.skip = parent
+        if parent is not None and parent.skip is not None:
+            # Jump lengths as the digits of a skew binary number: Myers, "An applicative
+            # random-access stack" (1983).
+            far = parent.skip
+            further = far.skip or far
+            if parent.depth - far.depth == far.depth - further.depth:
+                self.skip = further
+
+    def __eq__(self, other: object) -> bool:
+        one: Run | None = self
+        two = other if isinstance(other, Run) else None
+        while one is not two:
+            if one is None or two is None or (one.low, one.target) != (two.low, two.target):
+                return False
+            one, two = one.parent, two.parent
+        return True
+
+    def __hash__(self) -> int:
+        return hash((self.low, self.target, self.depth))
+
+    def __repr__(self) -> str:
+        return f"Run({self.low}, {self.target}, depth {self.depth})"
+
+
+Intervals = tuple[Interval, ...] | tuple[Run, Interval]
+"""What one snapshot sees: the newest interval of LSNs last, as a plain pair.
+
+In front of it stands nothing, older intervals spelled out (ascending, disjoint), or the run that
+the newest interval belongs to, whose path leads to them. ``mldb.log.index.lineage`` answers what is
+asked of it; a commit that follows its parent replaces the last pair and shares the rest.
+"""
 
 
 def to_time(nanoseconds: int) -> datetime:

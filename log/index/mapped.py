@@ -13,10 +13,11 @@ from mldb.log.checksum import check64
 from mldb.log.format import DIGEST_SIZE
 from mldb.log.index.address import CommitRow, Entry, Intervals, make_entry
 from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
-from mldb.log.index.lineage import newest_visible
+from mldb.log.index.lineage import Memo, newest_visible
 from mldb.log.index.memory import CommitField
 
 _KEY_CACHE_MAX = 1 << 14
+_MEMOS_MAX = 1 << 10
 _COMMIT_NAMES = tuple(COMMIT_COLUMNS)
 _NO_DIGEST = bytes(DIGEST_SIZE)
 _MANY: Final = 1 << 10
@@ -54,8 +55,9 @@ class MappedIndex:
     What it returns is copied out of the mapping and lives for ever. *segments* are the ids of the
     segments that its rows lie in: one for a footer, those of its segment column otherwise.
     ``_cache`` maps keys to their rows, ``_entries`` rows to entries, ``_asked`` are the blocks of
-    rows of which one was asked for; all bounded by being emptied when full. ``_last`` is the last
-    commit once it was asked for. All are only ever replaced by equal values, so they need no lock.
+    rows of which one was asked for, ``_memos`` what lineages lead to; all bounded by being emptied
+    when full. ``_last`` is the last commit once it was asked for. All are only ever replaced by
+    equal values, so they need no lock.
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class MappedIndex:
         "_cache",
         "_entries",
         "_last",
+        "_memos",
         "_reader",
         "_segments",
         "first_lsn",
@@ -75,6 +78,7 @@ class MappedIndex:
         self._cache: dict[bytes, _KeyRows | None] = {}
         self._entries: dict[int, Entry] = {}
         self._asked: set[int] = set()
+        self._memos: dict[bytes, Memo] = {}
         count = reader.count("commit_lsn")
         self.first_lsn = reader.value("commit_lsn", 0) if count else 0
         self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
@@ -204,7 +208,12 @@ class MappedIndex:
         low, high = intervals[-1]
         index = bisect_right(lsns, high) - 1
         if index < 0 or lsns[index] < low:
-            index = newest_visible(lsns, intervals)
+            memo = self._memos.setdefault(key, {})
+            index = newest_visible(lsns, intervals, None, memo)
+            if not memo:
+                self._memos.pop(key, None)
+            elif len(self._memos) > _MEMOS_MAX:
+                self._memos = {}
             if index < 0:
                 return None
         return self._entries.get(first + index) or self._entry(first + index)

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from sortedcontainers import SortedList
 
 from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.index.lineage import Memo, newest_visible
 from mldb.log.ownership import OwnedLock
 
 _LSN = itemgetter(0)
@@ -22,6 +23,7 @@ _LSN = itemgetter(0)
 CommitField = Literal["epoch", "time"]
 
 _HALF_SORTED = -1
+_MEMOS_MAX = 1 << 10
 
 
 class IndexPart(Protocol):
@@ -75,11 +77,12 @@ class MemoryIndex:
     first ordered read.
     """
 
-    __slots__ = ("_commits", "_entries", "_names", "_names_lock", "_order", "_sorted")
+    __slots__ = ("_commits", "_entries", "_memos", "_names", "_names_lock", "_order", "_sorted")
 
     def __init__(self) -> None:
         self._entries: dict[bytes, list[Entry]] = {}
         self._commits: list[CommitRow] = []
+        self._memos: dict[bytes, Memo] = {}  # of keys that many lineages wrote; true for ever
         self._order: list[bytes] = []  # the keys as they came; only ever appended to
         self._sorted = 0  # how many of them are in _names; guarded by _names_lock
         self._names: SortedList[bytes] = SortedList()  # guarded by _names_lock
@@ -117,11 +120,13 @@ class MemoryIndex:
             low, high = intervals[-1]
             if low <= last[0] <= high:
                 return last
-        for low, high in reversed(intervals):
-            index = bisect_right(versions, high, key=_LSN) - 1
-            if index >= 0 and versions[index][0] >= low:
-                return versions[index]
-        return None
+        memo = self._memos.setdefault(key, {})
+        index = newest_visible(versions, intervals, _LSN, memo)
+        if not memo:
+            self._memos.pop(key, None)
+        elif len(self._memos) > _MEMOS_MAX:
+            self._memos = {}
+        return versions[index] if index >= 0 else None
 
     def versions(self, key: bytes) -> Sequence[Entry]:
         """Return all versions, oldest first."""

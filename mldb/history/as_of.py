@@ -17,9 +17,8 @@ from mldb.errors import InvalidTypeError, InvalidValueError, MissingError, Versi
 from mldb.history.kinds.timeline import unpack_tag
 from mldb.log import format as fmt
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn
-from mldb.log.index.lineage import intervals_at
+from mldb.log.index.lineage import around, in_ranges
 from mldb.log.index.memory import CommitField
-from mldb.log.manifest import in_ranges
 from mldb.log.readers import Hold
 from mldb.log.view import View
 from mldb.tensors.scope import Scope
@@ -59,7 +58,7 @@ def resolve(view: View, intervals: Intervals, as_of: AsOf) -> CommitRow:
 
 def snapshot_intervals(view: View, row: CommitRow) -> Intervals:
     """What the snapshot at *row* sees."""
-    return view.intervals if row.lsn == view.commit.lsn else intervals_at(view.jumps, row.lsn)
+    return view.intervals if row.lsn == view.commit.lsn else view.jumps.intervals_at(row.lsn)
 
 
 def resolve_scope(view: View, as_of: AsOf) -> tuple[CommitRow, Intervals]:
@@ -145,8 +144,7 @@ def kept(view: View, row: CommitRow) -> CommitRow:
     ranges = view.kept
     if not ranges or row.lsn == 0 or row.lsn > ranges[-1][1] or in_ranges(row.lsn, ranges):
         return row
-    below = max((last for _, last in ranges if last < row.lsn), default=None)
-    above = min((first for first, _ in ranges if first > row.lsn), default=None)
+    below, above = around(row.lsn, ranges)
     raise VersionGoneError(
         f"commit {row.lsn} (epoch {row.epoch}) was pruned by retention; the nearest kept commits "
         f"are {below} below and {above} above. Pin or tag a commit to keep it.",

@@ -17,7 +17,6 @@ from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
-from mldb.log.index.lineage import intervals_at
 from mldb.log.log import Log
 from mldb.log.segment import SegmentGoneError
 from mldb.log.verify import verify
@@ -58,7 +57,7 @@ def answers(log: Log, view: View) -> dict[str, Any]:
 
     rows = [row for _, row in view.commits(0, fmt.LSN_MAX)]
     heads = [EMPTY_COMMIT, *rows]
-    lineages = [intervals_at(view.jumps, row.lsn) if row.lsn else () for row in heads]
+    lineages = [view.jumps.intervals_at(row.lsn) for row in heads]
     return {
         "commits": [row[:5] for row in rows],
         "ids": [row.id for row in rows],
@@ -229,7 +228,7 @@ def test_a_file_that_is_lost_is_damage_and_no_pruning() -> None:
     view = log.head()
     first, second, *_ = segment_names(fs)
     places = {
-        log.state.segments[entry.segment].name: (key, entry)
+        log.state.parts.segments[entry.segment].name: (key, entry)
         for key in KEYS
         for entry in view.versions(key)
     }

@@ -13,13 +13,14 @@ from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.grown import Grown
+from mldb.log.index.lineage import Jumps, in_ranges
 from mldb.log.lone import PENDING
 from mldb.log.manifest import (
     Features,
     Manifest,
     Mark,
     SegmentInfo,
-    in_ranges,
     install_manifest,
     load_manifest,
     manifest_name,
@@ -39,13 +40,13 @@ FIRST = Manifest(
     1,
     STORE_ID,
     CLOCK,
-    (),
+    Grown(),
     SEGMENT_ID,
     STORE_ID,
     MARK,
     0,
     1 + fmt.LSN_CEILING_STEP,
-    ((9, 2),),
+    Jumps.of([(9, 2)]),
     ((1, 2),),
     (STORE_ID,),
 )
@@ -91,13 +92,13 @@ def test_a_manifest_that_would_not_read_as_meant_gets_no_name(
     fs = folder()
     real = install_manifest.__globals__["encode_manifest"]
 
-    def wrong(stored: object) -> bytes:
-        return bytes(real(replace(stored, lsn_floor=99)))  # type: ignore[type-var]
+    def wrong(stored: object, *known: object) -> bytes:
+        return bytes(real(replace(stored, lsn_floor=99), *known))  # type: ignore[type-var]
 
     monkeypatch.setattr("mldb.log.manifest.encode_manifest", wrong)
     with pytest.raises(AssertionError, match="would not read as it was meant"):
         install_manifest(fs, FIRST, OWNER)
-    impossible = replace(FIRST, jumps=((5, 7),))
+    impossible = replace(FIRST, jumps=Jumps.of([(5, 7)]))
     monkeypatch.undo()
     with pytest.raises(CorruptError, match="impossible"):
         install_manifest(fs, impossible, OWNER)
@@ -137,11 +138,11 @@ def named_base(fs: MemoryFileSystem, number: int) -> int | None:
 
 def test_a_manifest_names_what_changed_since_its_base() -> None:
     fs = folder()
-    newest = install(fs, replace(FIRST, segments=tuple(map(info, range(1, 1001)))))
+    newest = install(fs, replace(FIRST, segments=Grown(map(info, range(1, 1001)))))
     whole = len(read_file(fs, manifest_name(1)))
     for number in range(2, 12):
-        grown = (*newest.segments, info(1000 + number))
-        jumps = (*newest.jumps, (10 * number, 1))
+        grown = newest.segments.then([info(1000 + number)])
+        jumps = newest.jumps.then(10 * number, 1)
         newest = install(fs, replace(newest, number=number, segments=grown, jumps=jumps))
         assert load_manifest(fs, number) == newest
         assert (newest.segments, newest.jumps) == (grown, jumps)
@@ -154,7 +155,7 @@ def test_more_changes_than_the_limit_make_a_whole_one_that_is_the_next_base() ->
     newest = install(fs, FIRST)
     bases = []
     for number in range(2, 2 * fmt.CHANGES_MAX + 10):
-        grown = (*newest.segments, info(number))
+        grown = newest.segments.then([info(number)])
         newest = install(fs, replace(newest, number=number, segments=grown))
         bases.append(named_base(fs, number) or number)
     assert load_manifest(fs, newest.number) == newest
@@ -184,8 +185,8 @@ def test_whatever_changes_it_reads_as_it_was_meant(
         changed = replace(
             newest,
             number=number,
-            segments=tuple(map(info, ids)),
-            jumps=(*newest.jumps, (100 * number, 1)) if jumps else newest.jumps,
+            segments=Grown(map(info, ids)),
+            jumps=newest.jumps.then(100 * number, 1) if jumps else newest.jumps,
             kept=newest.kept if kept is None else ((1, kept),),
             predecessor=newest.digest,
         )
@@ -198,7 +199,7 @@ def test_jumps_that_are_taken_back_make_a_whole_manifest() -> None:
     """Those of the base cannot be removed by one that is changes of it."""
     fs = folder()
     install(fs, FIRST)
-    second = install(fs, replace(load_manifest(fs, 1), number=2, jumps=((8, 1),)))
+    second = install(fs, replace(load_manifest(fs, 1), number=2, jumps=Jumps.of([(8, 1)])))
     assert named_base(fs, 2) is None
     assert load_manifest(fs, 2).jumps == second.jumps == ((8, 1),)
 
@@ -217,11 +218,11 @@ def test_a_manifest_with_more_changes_of_its_base_than_the_limit_is_damaged(
 ) -> None:
     fs = folder()
     first = install(fs, FIRST)
-    segments = tuple(map(info, range(1, fmt.CHANGES_MAX + 2)))
+    segments = Grown(map(info, range(1, fmt.CHANGES_MAX + 2)))
     with monkeypatch.context() as patch:
         patch.setattr(fmt, "CHANGES_MAX", 1000)
         install(fs, replace(first, number=2, segments=segments))
-        install(fs, replace(first, number=3, segments=segments[:-1]))
+        install(fs, replace(first, number=3, segments=Grown(segments[:-1])))
     with pytest.raises(CorruptError, match="257 changes of its base"):
         load_manifest(fs, 2)
     assert load_manifest(fs, 3).segments == segments[:-1]
@@ -231,8 +232,8 @@ def test_a_manifest_with_more_changes_of_its_base_than_the_limit_is_damaged(
 def test_a_manifest_whose_base_is_not_what_it_names_is_damaged(harm: str) -> None:
     fs = folder()
     first = install(fs, FIRST)
-    second = install(fs, replace(first, number=2, segments=(info(5),)))
-    third = replace(second, number=3, segments=(info(5), info(6)))
+    second = install(fs, replace(first, number=2, segments=Grown([info(5)])))
+    third = replace(second, number=3, segments=Grown([info(5), info(6)]))
     name = manifest_name(1)
     if harm == "lost":
         fs.unlink(name)

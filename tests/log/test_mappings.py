@@ -176,7 +176,7 @@ def test_without_room_for_a_mapping_a_read_copies_its_range_and_never_the_segmen
     fault = Exhausted(fs)
     with mldb.MLDatabase.on(fault, mode="r", map_bytes=0) as db:
         assert len(db.history("x")) == 12  # its indexes are mapped
-        for segment in db._log.state.segments.values():
+        for segment in db._log.state.parts.segments.values():
             segment.unmap()
         fault.lacking = True
         for epoch in (0, 5, 11):

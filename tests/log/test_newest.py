@@ -13,6 +13,8 @@ from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.grown import Grown
+from mldb.log.index.lineage import NO_JUMPS
 from mldb.log.lock import LOCK
 from mldb.log.lone import PENDING
 from mldb.log.manifest import Features, Manifest, Mark, install_manifest, manifest_name
@@ -36,13 +38,13 @@ FIRST = Manifest(
     1,
     STORE_ID,
     CLOCK,
-    (),
+    Grown(),
     SEGMENT_ID,
     STORE_ID,
     Mark(SEGMENT_ID, fmt.FILE_HEADER_SIZE, 0, bytes(16)),
     0,
     1 + fmt.LSN_CEILING_STEP,
-    (),
+    NO_JUMPS,
 )
 
 

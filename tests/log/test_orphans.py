@@ -8,7 +8,9 @@ from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT
+from mldb.log.index.lineage import NO_JUMPS
 from mldb.log.manifest import Manifest, Mark, SegmentInfo, manifest_name, manifest_numbers
 from mldb.log.newest import load_newest
 from mldb.log.orphans import Orphan, in_use, orphans, published_by, refuse_lost_manifest
@@ -36,7 +38,7 @@ def manifest(active: bytes = SEGMENT_ID) -> Manifest:
     """Manifest 5, with a sealed and an active segment."""
     info = SegmentInfo(SEALED_ID, 1, STORE_ID, 900, "", 800, 1, 5, 0, 2, bytes(16))
     mark = Mark(active, fmt.FILE_HEADER_SIZE, 0, bytes(16))
-    return Manifest(5, STORE_ID, CLOCK, (info,), active, STORE_ID, mark, 5, 1 << 30, ())
+    return Manifest(5, STORE_ID, CLOCK, Grown([info]), active, STORE_ID, mark, 5, 1 << 30, NO_JUMPS)
 
 
 def folder(**files: bytes) -> MemoryFileSystem:

@@ -12,7 +12,6 @@ from mldb.log import format as fmt
 from mldb.log.frame import Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals
-from mldb.log.index.lineage import intervals_at
 from mldb.log.index.memory import CommitField
 from mldb.log.log import Log
 from mldb.log.view import EMPTY_VIEW, View, make_view
@@ -97,9 +96,9 @@ def check(view: View, oracle: Oracle) -> None:
         own = [row.lsn for row, changes in zip(rows, oracle.changes, strict=True) if key in changes]
         assert [entry.commit_lsn for entry in view.versions(key)] == own
     for row in [EMPTY_COMMIT, *rows]:
-        intervals = intervals_at(view.jumps, row.lsn) if row.lsn else ()
+        intervals = view.jumps.intervals_at(row.lsn)
         check_lineage(view, oracle, row.lsn, intervals)
-    head = intervals_at(view.jumps, view.commit.lsn) if rows else ()
+    head = view.jumps.intervals_at(view.commit.lsn)
     assert view.intervals == head
 
 

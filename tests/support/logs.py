@@ -29,7 +29,7 @@ from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.index.columns import ColumnReader, IndexImage
-from mldb.log.index.lineage import Jump, intervals_at
+from mldb.log.index.lineage import Jump, Jumps
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.log import Log
 from mldb.log.scan import Batch, Cursor, scan
@@ -228,7 +228,7 @@ class History:
 
     def heads(self) -> list[Intervals]:
         """What the snapshot at each commit sees, and that of nothing."""
-        return [(), *(intervals_at(self.jumps, row.lsn) for row in self.rows)]
+        return [(), *(Jumps.of(self.jumps).intervals_at(row.lsn) for row in self.rows)]
 
 
 KEYS = st.binary(max_size=3).map(lambda raw: b"\x01" + raw) | st.sampled_from(

@@ -14,6 +14,7 @@ from mldb.log.batch import BatchStart, EncodedBatch, encode_batch, write_batch
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import Draft, Record, decode_entries, hash_record, unpack
 from mldb.log.fs.protocol import FileSystem
+from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT
 from mldb.log.index.footer import describe, index_frame
 from mldb.log.index.memory import MemoryIndex
@@ -60,7 +61,7 @@ def replace_segments(
     changed = replace(
         manifest,
         number=manifest.number + 1,
-        segments=(info, *manifest.segments[count:]),
+        segments=Grown((info, *manifest.segments[count:])),
         predecessor=manifest.digest,
         kept=kept,
     )

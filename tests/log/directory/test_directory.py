@@ -24,7 +24,6 @@ from mldb.log.directory.units import Units
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.process import CURRENT, Process
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.lineage import intervals_at
 from mldb.log.log import Log
 from mldb.log.view import View
 from tests.support.faults import FaultFileSystem
@@ -74,7 +73,7 @@ def naive(view: View) -> View:
 
 def surface(view: View) -> list[object]:
     """Everything that can be asked of a view."""
-    heads = [intervals_at(view.jumps, row.lsn) for _, row in view.commits(1, view.commit.lsn)]
+    heads = [view.jumps.intervals_at(row.lsn) for _, row in view.commits(1, view.commit.lsn)]
     found: list[object] = [list(view.commits(0, 1 << 40))]
     for prefix in (b"", b"\x01", b"\x01b", b"\x03"):
         found.append(list(view.keys(prefix)))

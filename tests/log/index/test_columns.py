@@ -28,6 +28,7 @@ from mldb.log.index.columns import (
     build_index,
     iterate_heap,
 )
+from mldb.log.index.lineage import spelled
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
 from tests.support.logs import KEYS, SEGMENT_ID, History, flat, histories, reader_of
@@ -76,7 +77,7 @@ def test_commits_as_in_memory(history: History, low: int, high: int) -> None:
 def test_last_commit_as_in_memory(history: History, limit: int, field: CommitField) -> None:
     memory, index = history.memory(), mapped(history)
     for intervals in history.heads():
-        for low, high in intervals:
+        for low, high in spelled(intervals):
             expected = memory.last_commit(low, high, field, limit)
             assert index.last_commit(low, high, field, limit) == expected
 

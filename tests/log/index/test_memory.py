@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.index.lineage import is_visible
+from mldb.log.index.lineage import is_visible, spelled
 from mldb.log.index.memory import CommitField, MemoryIndex
 from tests.support.logs import KEYS, SEGMENT_ID, History, histories
 
@@ -56,7 +56,7 @@ def test_commits_by_lsn(history: History, low: int, high: int) -> None:
 def test_last_commit_along_every_lineage(history: History, limit: int, field: CommitField) -> None:
     index = history.memory()
     for intervals in history.heads():
-        for low, high in intervals:
+        for low, high in spelled(intervals):
             inside = [row for row in history.rows if low <= row.lsn <= high]
             fitting = [row for row in inside if getattr(row, field) <= limit]
             assert index.last_commit(low, high, field, limit) == (fitting[-1] if fitting else None)

@@ -1,0 +1,1 @@
+"""What grows with a store: cost against size, for each figure with its limit."""
