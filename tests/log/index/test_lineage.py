@@ -143,6 +143,21 @@ def test_newest_visible_is_the_last_along_the_parents(
         assert newest_visible([(lsn,) for lsn in lsns], intervals, lambda item: item[0]) == index
 
 
+@given(histories(), st.integers(-1, 60), st.sets(st.integers(1, 60)))
+def test_where_nobody_knows_an_interval_is_not_left_out(
+    parents: Parents, place: int, unknown: set[int]
+) -> None:
+    """The first commit of a run may have been pruned, so that it cannot be asked."""
+    jumps = jumps_of(parents)
+    for lsn in [0, *parents]:
+        intervals, listed = jumps.intervals_at(lsn), flat(jumps, lsn)
+        found = [*newest_unless(intervals, lambda start: start > place and start not in unknown)]
+        assert [item for item in found if item[0] <= place] == [
+            item for item in reversed(listed) if item[0] <= place
+        ]
+        assert {item[0] for item in found if item[0] > place} <= unknown
+
+
 @given(histories(), st.integers(-1, 100))
 def test_intervals_beyond_a_place_are_left_out(parents: Parents, place: int) -> None:
     jumps = jumps_of(parents)
