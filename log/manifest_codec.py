@@ -96,10 +96,22 @@ class StoredManifest:
     version: int
 
 
-KnownSegments = dict[bytes, tuple[SegmentInfo, dict[str, Any], bytes]]
-"""Segments by their ids, each with its fields and its bytes as a manifest has them; few."""
+@dataclass(slots=True)
+class KnownSegment:
+    """A segment with its fields and bytes as a manifest has them. Whoever holds the base may ask.
 
-_UNKNOWN: Final = (None, None, b"")
+    ``checked``: they were decoded once, and are what was meant.
+    """
+
+    info: SegmentInfo
+    fields: dict[str, Any]
+    data: bytes
+    checked: bool = False
+
+
+KnownSegments = dict[bytes, KnownSegment]
+"""Segments by their ids: a few, so that they are not packed and looked at again."""
+
 _SEGMENT_FIELDS: Final = tuple(item.name for item in fields(SegmentInfo))
 _SEGMENT_VALUES: Final = attrgetter(*_SEGMENT_FIELDS)
 
@@ -155,14 +167,14 @@ def _packed_lists(stored: StoredManifest, known: KnownSegments | None) -> bytes:
 
 def _packed_segment(info: SegmentInfo, known: KnownSegments | None) -> bytes:
     found = None if known is None else known.get(info.id)
-    if found is not None and (found[0] is info or found[0] == info):
-        return found[2]
+    if found is not None and (found.info is info or found.info == info):
+        return found.data
     fields_ = dict(zip(_SEGMENT_FIELDS, _SEGMENT_VALUES(info), strict=True))
     data = pack(fields_)
     if known is not None:
         if len(known) >= fmt.CHANGES_MAX:
             known.clear()
-        known[info.id] = info, fields_, data
+        known[info.id] = KnownSegment(info, fields_, data)
     return data
 
 
@@ -248,9 +260,13 @@ def _change(item: Sequence[Any], known: KnownSegments) -> Splice:
         raise ValueError("a change in front of the first segment")
     found = []
     for fields_ in come:
-        info, same, _ = known.get(fields_["id"], _UNKNOWN)
-        if info is None or same != fields_:
-            info = _segment(fields_, _segment_id(fields_["id"]))
+        same = known.get(fields_["id"])
+        if same is not None and same.checked and same.fields == fields_:
+            found.append(same.info)
+            continue
+        info = _segment(fields_, _segment_id(fields_["id"]))
+        if same is not None and same.fields == fields_:
+            same.checked = info == same.info
         found.append(info)
     return position, count, tuple(found)
 

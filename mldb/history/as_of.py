@@ -25,7 +25,7 @@ from mldb.tensors.scope import Scope
 
 AsOf: TypeAlias = "int | Lsn | datetime | str | None"
 
-_EPOCHS_MAX = 4096
+_EPOCHS_MAX = 4096  # about 1 MiB: a row and a small tuple each; paths are shared
 _UNIX_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -150,6 +150,51 @@ def test_a_manifest_names_what_changed_since_its_base() -> None:
         assert len(read_file(fs, manifest_name(number))) < whole / 20
 
 
+def test_a_seal_and_who_follows_it_look_at_one_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,000 in the base and 20 that came since. What is kept is not compared either."""
+    fs = folder()
+    kept = Silent((2 * lsn, 2 * lsn) for lsn in range(1, 1000))
+    newest = install(fs, replace(FIRST, segments=Grown(map(info, range(1, 1001))), kept=kept))
+    for number in range(2, 22):
+        segments = newest.segments.then([info(1000 + number)])
+        newest = install(fs, replace(newest, number=number, segments=segments))
+    known = load_manifest(fs, 21)
+    looked: list[bytes] = []
+    real = install_manifest.__globals__["decode_manifest"].__globals__["_segment"]
+
+    def counted(fields: object, segment_id: bytes) -> object:
+        looked.append(segment_id)
+        return real(fields, segment_id)
+
+    monkeypatch.setattr("mldb.log.manifest_codec._segment", counted)
+    for number in range(22, 30):
+        looked.clear()
+        added = info(1000 + number)
+        segments = newest.segments.then([added])
+        newest = install(fs, replace(newest, number=number, segments=segments))
+        assert looked == [added.id]
+        assert newest.segments._items is segments._items
+        assert newest.kept is kept
+    looked.clear()
+    followed = load_manifest(fs, 29, known)
+    assert followed == newest
+    assert len(looked) == 28, "what its own base has not kept as bytes; the base is not read again"
+    fs.unlink(manifest_name(1))
+    assert load_manifest(fs, 29, followed) == newest
+
+
+class Silent(tuple[tuple[int, int], ...]):
+    """Ranges that are shared, so nobody may compare them with themselves."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        assert other is not self
+        return super().__eq__(other)
+
+    __hash__ = tuple.__hash__
+
+
 def test_more_changes_than_the_limit_make_a_whole_one_that_is_the_next_base() -> None:
     fs = folder()
     newest = install(fs, FIRST)

@@ -95,7 +95,7 @@ LEAST: Final = {
     "processes, close": 317,
     "processes, commit": 346,
     "processes, create": 675,
-    "processes, head": 27,
+    "processes, head": 25,
     "processes, impatient": 68,
     "processes, leave open": 181,
     "processes, listing": 100,

@@ -38,7 +38,7 @@ Parents = dict[int, int]
 def histories(draw: st.DrawFn) -> Parents:
     """Commits with gaps between their LSNs, and the parent of each; most follow the one before."""
     rng = draw(st.randoms(use_true_random=False))
-    return grown(rng, draw(st.integers(0, 40)), draw(st.sampled_from([0.1, 0.4, 1.0])))
+    return grown(rng, draw(st.integers(0, 20)), draw(st.sampled_from([0.1, 0.4, 1.0])))
 
 
 def grown(rng: random.Random, commits: int, rewinds: float) -> Parents:
@@ -118,16 +118,15 @@ def test_a_path_is_the_list_of_intervals_that_it_stands_for(parents: Parents) ->
                 assert below(item, form) == (expected[-1] if expected else None)
 
 
-@given(histories())
-def test_what_lies_within_two_lsns_is_cut_out(parents: Parents) -> None:
+@given(histories(), st.integers(0, 40), st.integers(-1, 40))
+def test_what_lies_within_two_lsns_is_cut_out(parents: Parents, low: int, span: int) -> None:
     jumps = jumps_of(parents)
-    top = max(parents, default=0) + 1
+    high = low + span
     for lsn in [0, *parents]:
-        intervals = jumps.intervals_at(lsn)
-        for low in range(0, top, 3):
-            for high in range(low - 1, top, 2):
-                inside = [(max(a, low), min(b, high)) for a, b in flat(jumps, lsn)]
-                assert list(within(intervals, low, high)) == [p for p in inside if p[0] <= p[1]]
+        listed = flat(jumps, lsn)
+        inside = [(max(first, low), min(last, high)) for first, last in listed]
+        for intervals in (jumps.intervals_at(lsn), listed):
+            assert list(within(intervals, low, high)) == [p for p in inside if p[0] <= p[1]]
 
 
 @given(histories(), st.data())
@@ -144,6 +143,21 @@ def test_newest_visible_is_the_last_along_the_parents(
         assert newest_visible([(lsn,) for lsn in lsns], intervals, lambda item: item[0]) == index
 
 
+@given(histories(), st.integers(-1, 60), st.sets(st.integers(1, 60)))
+def test_where_nobody_knows_an_interval_is_not_left_out(
+    parents: Parents, place: int, unknown: set[int]
+) -> None:
+    """The first commit of a run may have been pruned, so that it cannot be asked."""
+    jumps = jumps_of(parents)
+    for lsn in [0, *parents]:
+        intervals, listed = jumps.intervals_at(lsn), flat(jumps, lsn)
+        found = [*newest_unless(intervals, lambda start: start > place and start not in unknown)]
+        assert [item for item in found if item[0] <= place] == [
+            item for item in reversed(listed) if item[0] <= place
+        ]
+        assert {item[0] for item in found if item[0] > place} <= unknown
+
+
 @given(histories(), st.integers(-1, 100))
 def test_intervals_beyond_a_place_are_left_out(parents: Parents, place: int) -> None:
     jumps = jumps_of(parents)
@@ -152,6 +166,25 @@ def test_intervals_beyond_a_place_are_left_out(parents: Parents, place: int) -> 
         expected = [interval for interval in reversed(listed) if interval[0] <= place]
         for intervals in (jumps.intervals_at(lsn), listed):
             assert list(newest_unless(intervals, lambda start: start > place)) == expected
+
+
+@given(histories(), st.data())
+def test_what_a_path_leads_to_is_kept_and_stays_true(parents: Parents, data: st.DataObject) -> None:
+    """Questions in any order, from any head, while the list grows, with what is kept and not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lineage, "_MEMO_STEPS", data.draw(st.integers(1, 3)))
+        jumps, memo = jumps_of(parents), dict[int, int]()
+        every = sorted(data.draw(st.sets(st.sampled_from([*parents]))) if parents else ())
+        for count in range(len(every) + 1):
+            lsns = every[:count]
+            for head in data.draw(st.lists(st.sampled_from([0, *parents]), max_size=5)):
+                # What comes later has higher LSNs than any head that was asked about before.
+                if count < len(every) and head >= every[count]:
+                    continue
+                intervals = jumps.intervals_at(head)
+                expected = newest_visible(lsns, flat(jumps, head))
+                assert newest_visible(lsns, intervals, None, memo) == expected
+                assert newest_visible(lsns, intervals) == expected
 
 
 def test_the_example_of_the_format_document() -> None:
@@ -226,6 +259,29 @@ def test_a_rewind_shares_what_came_before() -> None:
     assert all(later[0]._runs is kept[0][0]._runs for later in kept)
     each = sys.getsizeof(Run(2, 1, None)) + sys.getsizeof(jumps) + 3 * sys.getsizeof((1, 2))
     assert 6000 * each < 4 << 20
+
+
+def test_a_name_that_every_lineage_wrote_is_not_looked_for_on_all_of_them() -> None:
+    """Each of 6,000 rewinds leaves one version behind and continues from the rewind before."""
+    jumps, lsns, memo = NO_JUMPS, [1], dict[int, int]()
+    for number in range(1, 6001):
+        jumps = jumps.then(10 * number, 10 * number - 10 if number > 1 else 1)
+        lsns.append(10 * number + 5)
+
+    class Counting(list[int]):
+        looks = 0
+
+        def __getitem__(self, index: object) -> int:  # type: ignore[override]
+            Counting.looks += 1
+            return super().__getitem__(index)  # type: ignore[no-any-return, call-overload]
+
+    counting = Counting(lsns)
+    assert newest_visible(counting, jumps.intervals_at(60_000), None, memo) == 0
+    assert len(memo) < 400
+    for number in (6000, 5999, 1234, 17):
+        Counting.looks = 0
+        assert newest_visible(counting, jumps.intervals_at(10 * number), None, memo) == 0
+        assert Counting.looks < 300
 
 
 # --- jumps ----------------------------------------------------------------------------------------
