@@ -17,7 +17,7 @@ from mldb.errors import MldbError
 from mldb.log.active import HINTS
 from mldb.log.directory.catalog import CATALOG, remove_others, save_catalog
 from mldb.log.directory.directory import Directory
-from mldb.log.directory.merge import Source, merge
+from mldb.log.directory.merge import MergeInput, merge_indexes
 from mldb.log.directory.part import Part, PartInfo, digest_of, encode_part
 from mldb.log.directory.tiers import FANOUT, next_run
 from mldb.log.directory.units import Unit
@@ -147,7 +147,7 @@ class Maker:
     def _merge(self, units: Sequence[Unit], start: int) -> PartInfo | None:
         """Write the part over these units; None when a segment was replaced meanwhile."""
         files = self._directory.files
-        sources: list[Source] = []
+        sources: list[MergeInput] = []
         segments: list[SegmentInfo] = []
         for unit in units:
             was_mapped = unit.mapped_bytes > 0
@@ -155,14 +155,14 @@ class Maker:
             if not isinstance(index, MappedIndex):
                 return None
             # Copied: a run may be of thousands of segments, and each mapping has a descriptor.
-            sources.append(Source(index.reader.copied(), len(segments)))
+            sources.append(MergeInput(index.reader.copied(), len(segments)))
             segments += _infos(unit)
             del index
             if not was_mapped:
                 unit.release()
             self._pause()
         with collection_paused():
-            image = merge(sources, self._pause)
+            image = merge_indexes(sources, self._pause)
         versions = image.directory["row_commit"][1]
         assert isinstance(versions, int)
         part = PartInfo(os.urandom(16), start, len(segments), versions, digest_of(segments))

@@ -31,7 +31,7 @@ _GATHERED: Final = tuple(name for name in ROW_COLUMNS if name != "row_attr")
 _NUMBERS: Final = np.dtype("<u4")
 
 
-class Source(NamedTuple):
+class MergeInput(NamedTuple):
     """One index to be merged; ``first`` is the number of its first segment in the merged part."""
 
     reader: ColumnReader
@@ -45,7 +45,9 @@ class _Keys(NamedTuple):
     numbers: list[npt.NDArray[np.uint32]]
 
 
-def merge(sources: Sequence[Source], pause: Callable[[], None] = lambda: None) -> IndexImage:
+def merge_indexes(
+    sources: Sequence[MergeInput], pause: Callable[[], None] = lambda: None
+) -> IndexImage:
     """Return the columns of all *sources*, which are in log order, as one index.
 
     *pause* is called between steps of some milliseconds: it may wait, or raise to give up. Reads
@@ -79,7 +81,7 @@ def merge(sources: Sequence[Source], pause: Callable[[], None] = lambda: None) -
 # --- keys -----------------------------------------------------------------------------------------
 
 
-def _merged_keys(sources: Sequence[Source]) -> _Keys:
+def _merged_keys(sources: Sequence[MergeInput]) -> _Keys:
     # A run of training stores the same names again and again, so that most heaps are the same.
     digests = [_heap_digest(source.reader, "key") for source in sources]
     lists: dict[bytes, list[bytes]] = {}
@@ -96,7 +98,7 @@ def _merged_keys(sources: Sequence[Source]) -> _Keys:
 
 
 def _put_keys(
-    columns: dict[str, Column], sources: Sequence[Source], keys: _Keys
+    columns: dict[str, Column], sources: Sequence[MergeInput], keys: _Keys
 ) -> npt.NDArray[np.intp]:
     """Add the key columns; return the order that sorts the concatenated rows by key."""
     total = len(keys.keys)
@@ -128,7 +130,7 @@ def _put_keys(
 
 
 def _merged_heap(
-    sources: Sequence[Source], column: str, heap: str, order: npt.NDArray[np.intp]
+    sources: Sequence[MergeInput], column: str, heap: str, order: npt.NDArray[np.intp]
 ) -> tuple[Column, Column, Column]:
     """Merge a column of numbers into a heap, whose items come once; return it and the heap.
 
@@ -152,7 +154,7 @@ def _merged_heap(
     return (merged, *pack_heap(list(ids)))
 
 
-def _segments(sources: Sequence[Source], column: str, counted: str) -> Column:
+def _segments(sources: Sequence[MergeInput], column: str, counted: str) -> Column:
     """The number of the segment of every row or commit, as the merged part counts them."""
     parts: list[Column] = []
     for reader, first in sources:
@@ -162,7 +164,7 @@ def _segments(sources: Sequence[Source], column: str, counted: str) -> Column:
     return np.concatenate(parts) if parts else np.empty(0, _NUMBERS)
 
 
-def _commit_ids(sources: Sequence[Source]) -> Column:
+def _commit_ids(sources: Sequence[MergeInput]) -> Column:
     """The ids of all commits; zeros where a source is of version 1."""
     parts = [
         _column(reader, "commit_id")
@@ -189,7 +191,7 @@ def _column(reader: ColumnReader, name: str) -> Column:
     return reader.span(name, 0, reader.count(name))
 
 
-def _concat(sources: Sequence[Source], name: str, code: str) -> Column:
+def _concat(sources: Sequence[MergeInput], name: str, code: str) -> Column:
     parts = [_column(source.reader, name) for source in sources]
     return np.concatenate(parts) if parts else np.empty(0, np.dtype(code))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError
-from mldb.log.directory.merge import Source, merge
+from mldb.log.directory.merge import MergeInput, merge_indexes
 from mldb.log.index.columns import ColumnReader, IndexImage, build_index
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import MemoryIndex
@@ -60,7 +60,7 @@ def test_a_merged_index_answers_as_the_index_of_everything(
     parts = split(history, cuts)
     expected = whole(parts)
     readers = [reader_of(image_of_segment(part)) for part in parts]
-    image = merge([Source(reader, number) for number, reader in enumerate(readers)])
+    image = merge_indexes([MergeInput(reader, number) for number, reader in enumerate(readers)])
     index = MappedIndex(reader_of(image), *(segment_id(number) for number in range(len(parts))))
     index.check()
     assert index.entry_count() == expected.entry_count()
@@ -80,11 +80,13 @@ def test_it_does_not_matter_in_which_order_runs_are_merged(
     history: History, cuts: list[int], first: int
 ) -> None:
     parts = split(history, cuts)
-    sources = [Source(reader_of(image_of_segment(part)), n) for n, part in enumerate(parts)]
+    sources = [MergeInput(reader_of(image_of_segment(part)), n) for n, part in enumerate(parts)]
     at = min(first, len(parts) - 1)
-    early = merge([Source(reader, number) for number, (reader, _) in enumerate(sources[at:])])
-    late = merge([*sources[:at], Source(reader_of(early), at)])
-    once = merge(sources)
+    early = merge_indexes(
+        [MergeInput(reader, number) for number, (reader, _) in enumerate(sources[at:])]
+    )
+    late = merge_indexes([*sources[:at], MergeInput(reader_of(early), at)])
+    once = merge_indexes(sources)
     assert late.directory == once.directory
     assert flat(late) == flat(once)
 
@@ -93,7 +95,7 @@ def test_it_does_not_matter_in_which_order_runs_are_merged(
 def test_a_digest_leads_to_every_version_that_has_it(history: History, cuts: list[int]) -> None:
     parts = split(history, cuts)
     readers = [reader_of(image_of_segment(part)) for part in parts]
-    image = merge([Source(reader, number) for number, reader in enumerate(readers)])
+    image = merge_indexes([MergeInput(reader, number) for number, reader in enumerate(readers)])
     index = MappedIndex(reader_of(image), *map(segment_id, range(len(parts))))
     expected: dict[bytes, list[tuple[bytes, int]]] = {}
     for part in parts:
@@ -121,7 +123,7 @@ def test_sources_that_contradict_themselves_are_refused(
     start, count, code = image.directory[name]
     assert isinstance(count, int)
     with pytest.raises(CorruptError):
-        merge([Source(reader_with(image, **{name: [start, count - 1, code]}), 0)])
+        merge_indexes([MergeInput(reader_with(image, **{name: [start, count - 1, code]}), 0)])
 
 
 def test_making_can_be_given_up_between_any_two_steps() -> None:
@@ -134,7 +136,7 @@ def test_making_can_be_given_up_between_any_two_steps() -> None:
         nonlocal steps
         steps += 1
 
-    merge([], count)
+    merge_indexes([], count)
     assert steps > 5
     for limit in range(steps):
         left = limit
@@ -146,4 +148,4 @@ def test_making_can_be_given_up_between_any_two_steps() -> None:
             left -= 1
 
         with pytest.raises(Enough):
-            merge([], pause)
+            merge_indexes([], pause)
