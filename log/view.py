@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -11,7 +11,19 @@ from typing import Final, NamedTuple
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
+from mldb.log.index.bulk import Change, VersionColumns
 from mldb.log.index.lineage import Jump
+from mldb.log.index.listing import (
+    HeldPart,
+    ListedPart,
+    all_keys,
+    changes_in,
+    count_keys,
+    history_in,
+    keys_around,
+    live_entries,
+    live_keys,
+)
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.index.opened import index_source, open_index
@@ -21,7 +33,7 @@ from mldb.log.moved import MovedIndex
 from mldb.log.segment import Segment, SegmentGoneError
 from mldb.options import Verify
 
-_KEYS_AT_ONCE: Final = 512
+_PARTS_NEAR: Final = 16
 
 
 class SealedPart:
@@ -73,21 +85,6 @@ class SealedPart:
         if info.index_file:
             source = index_source(self._fs, info.index_file, info.origin, info.id, fmt.FILE_INDEX)
         return open_index(source, info.index_offset, self._verify)[0]
-
-    def keys(self, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys with this prefix in order, holding no mapping from one to the next."""
-        number, last = -1, b""
-        while True:
-            index = self.index
-            if isinstance(index, MovedIndex):
-                yield from (key for key in index.keys(prefix) if key > last)
-                return
-            keys, number = index.some_keys(prefix, number, _KEYS_AT_ONCE)
-            del index  # and its mapping
-            if not keys:
-                return
-            yield from keys
-            last = keys[-1]
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending."""
@@ -154,22 +151,62 @@ class View(NamedTuple):
         high = self.commit.lsn
         return [entry for entry in found if entry.commit_lsn <= high]
 
+    def parts(self, intervals: Intervals | None = None) -> list[ListedPart]:
+        """The parts that a listing reads, oldest first; those that may see into *intervals*."""
+        found: list[ListedPart] = list(self.sealed)
+        if intervals is not None:
+            low, high = (intervals[0][0], intervals[-1][1]) if intervals else (1, 0)
+            found = [
+                sealed
+                for sealed in self.sealed
+                if sealed.info.first_lsn <= high and sealed.info.last_lsn >= low
+            ]
+        found += [HeldPart(part) for part in reversed(self.active)]
+        return found
+
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in byte order, each once, whether visible or not."""
-        last = None
-        found = [part.keys(prefix) for part in self.sealed]
-        found += [part.keys(prefix) for part in self.active]
-        for key in heapq.merge(*found):
-            if key != last:
-                last = key
-                yield key
+        return all_keys(self.parts(), prefix)
 
     def live(self, prefix: bytes, intervals: Intervals) -> Iterator[tuple[bytes, Entry]]:
         """Yield (key, newest entry) of the keys that exist inside *intervals*."""
-        for key in self.keys(prefix):
-            entry = self.newest(key, intervals)
-            if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
-                yield key, entry
+        return live_entries(self.parts(intervals), prefix, intervals)
+
+    def live_keys(self, prefix: bytes, intervals: Intervals) -> Iterator[bytes]:
+        """Yield the keys alone; no entry is decoded."""
+        return live_keys(self.parts(intervals), prefix, intervals)
+
+    def count_live(self, prefix: bytes, intervals: Intervals) -> int:
+        """Return how many keys exist inside *intervals*, by columns; see ``mldb.log.counts``."""
+        return count_keys(self.parts(intervals), prefix, intervals)
+
+    def changes(self, prefix: bytes, after: int, intervals: Intervals) -> dict[bytes, Change]:
+        """Return the keys with visible versions above commit *after*, and the newest of these.
+
+        Only the segments since then are looked at.
+        """
+        sealed = itertools.takewhile(lambda part: part.info.last_lsn > after, reversed(self.sealed))
+        found: dict[bytes, Change] = {}
+        for part in [*sealed][::-1]:
+            found |= changes_in(part.index, prefix, after, intervals)
+        for own in reversed(self.active):
+            if own.last_lsn > after:
+                found |= changes_in(own, prefix, after, intervals)
+        return found
+
+    def history(self, key: bytes, intervals: Intervals) -> Iterator[VersionColumns]:
+        """Yield the visible versions of *key*, deletions left out, part by part, oldest first."""
+        for part in self.parts(intervals):
+            found = history_in(part.index, key, intervals)
+            if found is not None:
+                yield found
+
+    def near(self, prefix: bytes, key: bytes, count: int) -> set[bytes]:
+        """Return keys around where *key* would stand, visible or not: *count* of a few parts."""
+        found: set[bytes] = set()
+        for part in self.parts()[-_PARTS_NEAR:]:
+            found |= keys_around(part.index, prefix, key, count)
+        return found
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return commit *lsn* of any lineage."""

@@ -13,6 +13,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
+import numpy as np
+import numpy.typing as npt
+
 from mldb.log.index.address import Intervals
 
 Jump = tuple[int, int]
@@ -60,3 +63,13 @@ def newest_visible(lsns: Sequence[int], intervals: Intervals) -> int:
 def is_visible(lsn: int, intervals: Intervals) -> bool:
     """Tell whether commit *lsn* lies inside *intervals*."""
     return any(low <= lsn <= high for low, high in intervals)
+
+
+def visible_mask(lsns: npt.NDArray[np.uint64], intervals: Intervals) -> npt.NDArray[np.bool_]:
+    """Tell of each of many commits, in any order, whether it lies inside *intervals*."""
+    if not intervals:
+        return np.zeros(len(lsns), np.bool_)
+    lows, highs = np.array(intervals, np.uint64).T
+    place = np.searchsorted(lows, lsns, "right")
+    inside: npt.NDArray[np.bool_] = (place > 0) & (lsns <= highs[place - 1])
+    return inside

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Literal, Protocol
 
@@ -75,10 +76,11 @@ class MemoryIndex:
     first ordered read.
     """
 
-    __slots__ = ("_commits", "_entries", "_names", "_names_lock", "_order", "_sorted")
+    __slots__ = ("_batches", "_commits", "_entries", "_names", "_names_lock", "_order", "_sorted")
 
     def __init__(self) -> None:
         self._entries: dict[bytes, list[Entry]] = {}
+        self._batches: list[Sequence[tuple[bytes, Entry]]] = []  # what each commit stored
         self._commits: list[CommitRow] = []
         self._order: list[bytes] = []  # the keys as they came; only ever appended to
         self._sorted = 0  # how many of them are in _names; guarded by _names_lock
@@ -105,6 +107,7 @@ class MemoryIndex:
                 self._order.append(key)
             else:
                 versions.append(entry)
+        self._batches.append(entries)
         self._commits.append(row)
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
@@ -135,7 +138,7 @@ class MemoryIndex:
         with guard:
             if self._sorted != len(self._order):
                 self._sort()
-            stop = _after_prefix(prefix)
+            stop = after_prefix(prefix)
             return iter(list(self._names.irange(prefix, stop, inclusive=(True, False))))
 
     def _sort(self) -> None:
@@ -168,6 +171,11 @@ class MemoryIndex:
         index = bisect_right(self._commits, limit, start, stop, key=attrgetter(field)) - 1
         return self._commits[index] if index >= start else None
 
+    def stored_after(self, lsn: int) -> Iterator[tuple[bytes, Entry]]:
+        """Yield what the commits above *lsn* stored, oldest first; costs what it yields."""
+        start = bisect_right(self._commits, lsn, key=_LSN)
+        return chain.from_iterable(self._batches[start:])
+
     def entry_count(self) -> int:
         """How many versions are held; counted anew, since few ask."""
         return sum(map(len, list(self._entries.values())))
@@ -186,7 +194,7 @@ class MemoryIndex:
             assert set(own) <= set(lsns), (key, own)
 
 
-def _after_prefix(prefix: bytes) -> bytes | None:
+def after_prefix(prefix: bytes) -> bytes | None:
     """Return the smallest key greater than every key that starts with *prefix*."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
