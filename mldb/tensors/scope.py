@@ -89,27 +89,12 @@ class Scope(NamedTuple):
         return entry
 
     def _not_found(self, name: str) -> TensorNotFoundError:
-        where = f"commit {self.commit.lsn} (epoch {self.commit.epoch})"
-        process = CURRENT[0]
+        _, view, commit, intervals = self
+        process = CURRENT[0]  # the view of a parent is not for its children
         return TensorNotFoundError(
-            f"no tensor is named {name[:80]!r} at {where}.",
-            suggest=lambda: self._similar(name) if CURRENT[0] is process else "",
+            f"no tensor is named {name[:80]!r} at commit {commit.lsn} (epoch {commit.epoch}).",
+            suggest=lambda: _similar(view, intervals, name) if CURRENT[0] is process else "",
         )
-
-    def _similar(self, name: str) -> str:
-        """Propose the name that was perhaps meant: done for who reads the message, nobody else."""
-        try:
-            key = _tensor_key(name)
-            sample = self.view.near(keys.TENSORS, key, _NEAR)
-            first = self.view.live_keys(keys.TENSORS, self.intervals)
-            sample.update(itertools.islice(first, _SAMPLE))
-            names = sorted(map(keys.name_of, sample - {key}))
-            for guess in difflib.get_close_matches(name, names, 3):
-                if self.find(_tensor_key(guess)) is not None:
-                    return f" Did you mean {guess!r}?"
-        except (MldbError, ValueError):
-            pass  # what is damaged or gone by now is no reason to hide what was not found
-        return ""
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of tensors in byte order."""
@@ -123,6 +108,25 @@ class Scope(NamedTuple):
         """Return the metadata of *name* (a fresh dict), {} when it has none."""
         entry = self.find(keys.METADATA + check_name(name))
         return {} if entry is None else unpack_metadata(entry.attr)
+
+
+def _similar(view: View, intervals: Intervals, name: str) -> str:
+    """Propose the name that was perhaps meant: done for who reads the message, nobody else.
+
+    It is looked for among the names where this one would stand and among the first ones.
+    """
+    try:
+        key = _tensor_key(name)
+        sample = view.near(keys.TENSORS, key, _NEAR)
+        sample.update(itertools.islice(view.live_keys(keys.TENSORS, intervals), _SAMPLE))
+        names = sorted(map(keys.name_of, sample - {key}))
+        for guess in difflib.get_close_matches(name, names, 3):
+            entry = view.newest(_tensor_key(guess), intervals)
+            if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
+                return f" Did you mean {guess!r}?"
+    except (MldbError, ValueError):
+        pass  # what is damaged or gone by now is no reason to hide what was not found
+    return ""
 
 
 make_scope: Callable[[tuple[Source, View, CommitRow, Intervals]], Scope] = partial(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.log.index.address import Intervals
-from mldb.log.index.lineage import Jump, checked_jumps, intervals_at, is_visible, newest_visible
+from mldb.log.index.lineage import (
+    Jump,
+    checked_jumps,
+    intervals_at,
+    is_visible,
+    newest_visible,
+    visible_mask,
+)
 
 Parents = dict[int, int]
 
@@ -104,3 +112,12 @@ def test_a_rewind_to_the_empty_state_sees_nothing_before() -> None:
     intervals: Intervals = intervals_at([(6, 0)], 8)
     assert intervals == ((6, 8),)
     assert newest_visible([1, 5], intervals) == -1
+
+
+@given(histories(), st.lists(st.integers(0, 40)))
+def test_many_commits_are_judged_as_each_is(parents: Parents, lsns: list[int]) -> None:
+    jumps = jumps_of(parents)
+    for intervals in [(), *(intervals_at(jumps, lsn) for lsn in parents)]:
+        found = visible_mask(np.array(lsns, np.uint64), intervals)
+        assert found.dtype == np.bool_
+        assert found.tolist() == [is_visible(lsn, intervals) for lsn in lsns]
