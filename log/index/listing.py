@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Final, Protocol, TypeAlias
 
@@ -262,11 +262,10 @@ def changes_in(
         return index.changes(prefix, after, intervals)
     found: dict[bytes, Change] = {}
     if isinstance(index, MemoryIndex):
-        for key, entry in index.stored_after(after):
-            if key.startswith(prefix) and is_visible(entry.commit_lsn, intervals):
-                found[key] = Change(entry.commit_lsn, bool(entry.flags & fmt.ENTRY_TOMBSTONE))
-        return found
-    for key in index.keys(prefix):
+        keys: Iterable[bytes] = (key for key in index.stored_after(after) if key.startswith(prefix))
+    else:
+        keys = index.keys(prefix)
+    for key in keys:
         newest = index.newest(key, intervals)
         if newest is not None and newest.commit_lsn > after:
             found[key] = Change(newest.commit_lsn, bool(newest.flags & fmt.ENTRY_TOMBSTONE))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Literal, Protocol
 
@@ -76,12 +75,12 @@ class MemoryIndex:
     first ordered read.
     """
 
-    __slots__ = ("_batches", "_commits", "_entries", "_names", "_names_lock", "_order", "_sorted")
+    __slots__ = ("_commits", "_entries", "_log", "_names", "_names_lock", "_order", "_sorted")
 
     def __init__(self) -> None:
         self._entries: dict[bytes, list[Entry]] = {}
-        self._batches: list[Sequence[tuple[bytes, Entry]]] = []  # what each commit stored
         self._commits: list[CommitRow] = []
+        self._log: list[bytes | CommitRow] = []  # what was stored, each commit behind its keys
         self._order: list[bytes] = []  # the keys as they came; only ever appended to
         self._sorted = 0  # how many of them are in _names; guarded by _names_lock
         self._names: SortedList[bytes] = SortedList()  # guarded by _names_lock
@@ -99,7 +98,7 @@ class MemoryIndex:
 
     def add(self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]]) -> None:
         """Append one commit and the versions it stored."""
-        table = self._entries
+        table, log = self._entries, self._log
         for key, entry in entries:
             versions = table.get(key)
             if versions is None:
@@ -107,7 +106,8 @@ class MemoryIndex:
                 self._order.append(key)
             else:
                 versions.append(entry)
-        self._batches.append(entries)
+            log.append(key)
+        log.append(row)
         self._commits.append(row)
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
@@ -171,10 +171,15 @@ class MemoryIndex:
         index = bisect_right(self._commits, limit, start, stop, key=attrgetter(field)) - 1
         return self._commits[index] if index >= start else None
 
-    def stored_after(self, lsn: int) -> Iterator[tuple[bytes, Entry]]:
-        """Yield what the commits above *lsn* stored, oldest first; costs what it yields."""
-        start = bisect_right(self._commits, lsn, key=_LSN)
-        return chain.from_iterable(self._batches[start:])
+    def stored_after(self, lsn: int) -> set[bytes]:
+        """Return the keys that the commits above *lsn* stored; costs what they stored."""
+        found: set[bytes] = set()
+        for item in reversed(self._log):
+            if isinstance(item, bytes):
+                found.add(item)
+            elif item[0] <= lsn:
+                break
+        return found
 
     def entry_count(self) -> int:
         """How many versions are held; counted anew, since few ask."""

@@ -129,7 +129,7 @@ def small_blocks() -> Iterator[None]:
 
 
 @given(logs(), PREFIXES)
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_a_listing_finds_what_a_walk_of_every_key_finds(log: Log, prefix: bytes) -> None:
     assert list(all_keys(log.parts, prefix)) == log.keys(prefix)
     for intervals in log.history.heads():
@@ -296,7 +296,8 @@ def test_what_changed_is_read_from_the_columns_of_the_prefix_alone() -> None:
     found = index.changes(b"\x02", 1990, ((1, 1999),))
     assert sorted(found) == [b"\x02%04d" % lsn for lsn in range(1991, 2000)]
     assert sum(high - low for low, high in touched) < 20_000, "not all 16 KiB of commits and more"
-    assert list(memory.stored_after(1998)) == [(b"\x021999", memory.versions(b"\x021999")[0])]
+    assert memory.stored_after(1998) == {b"\x021999"}
+    assert memory.stored_after(1999) == set()
 
 
 def test_rows_say_absent_or_gone() -> None:
