@@ -172,8 +172,8 @@ class View(NamedTuple):
         """Yield (key, newest entry) of the keys that exist inside *intervals*."""
         return live_entries(self.parts(intervals), prefix, intervals)
 
-    def live_keys(self, prefix: bytes, intervals: Intervals) -> Iterator[bytes]:
-        """Yield the keys alone; no entry is decoded."""
+    def live_keys(self, prefix: bytes, intervals: Intervals) -> Iterator[list[bytes]]:
+        """Yield the keys alone, in order, some at a time; no entry is decoded."""
         return live_keys(self.parts(intervals), prefix, intervals)
 
     def count_live(self, prefix: bytes, intervals: Intervals) -> int:

@@ -27,8 +27,10 @@ ABSENT: Final = -2
 
 _ROWS_PER_KEY: Final = 256
 """With more rows than this, only the last ones of each key are looked at, one by one."""
-_SPREAD: Final = 8
+_SPREAD: Final = 64
 """Rows that stand further apart than this are read one by one."""
+_SAME_SIZE_MIN: Final = 32
+"""With fewer keys of a size, each is cut out by itself."""
 _NO_DIGEST: Final = bytes(fmt.DIGEST_SIZE)
 
 _Numbers = npt.NDArray[np.int64]
@@ -38,10 +40,34 @@ def read_keys(reader: ColumnReader, start: int, stop: int) -> list[bytes]:
     """Return the keys start..stop of the key heap."""
     if start == stop:
         return []
-    offsets = reader.span("key_offset", start, stop + 1)
-    data = reader.span("key_heap", int(offsets[0]), int(offsets[-1])).tobytes()
-    places = (offsets - offsets[0]).tolist()
-    return [data[low:high] for low, high in pairwise(places)]
+    offsets = reader.span("key_offset", start, stop + 1).astype(np.int64)
+    sizes = np.diff(offsets)
+    if sizes.min() < 0:
+        raise CorruptError("the index contradicts itself", file=reader.file)
+    heap = reader.span("key_heap", int(offsets[0]), int(offsets[-1]))
+    return _split(heap, offsets - offsets[0], sizes)
+
+
+def _split(heap: npt.NDArray[np.uint8], offsets: _Numbers, sizes: _Numbers) -> list[bytes]:
+    """Cut a heap into its items; those of equal size at once, at a tenth of the cost of a slice."""
+    widths, counts = np.unique(sizes, return_counts=True)
+    if widths[0] == 0 or len(widths) * _SAME_SIZE_MIN > len(sizes):
+        data = heap.tobytes()
+        return [data[low:high] for low, high in pairwise(offsets.tolist())]
+    if len(widths) == 1:
+        return _fixed(heap, int(widths[0]))
+    order = np.argsort(sizes, kind="stable")
+    items = np.empty(len(sizes), object)
+    for width, rows in zip(widths.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True):
+        items[rows] = _fixed(heap[offsets[rows][:, None] + np.arange(width)], width)
+    found: list[bytes] = items.tolist()
+    return found
+
+
+def _fixed(data: npt.NDArray[Any], width: int) -> list[bytes]:
+    """Cut bytes into items of *width* bytes each, copied."""
+    found: list[bytes] = np.frombuffer(data.tobytes(), f"V{width}").tolist()
+    return found
 
 
 def key_starts(reader: ColumnReader, start: int, stop: int) -> _Numbers:
@@ -160,10 +186,7 @@ def heap_items(reader: ColumnReader, name: str, numbers: Sequence[int]) -> list[
 
 def digests_of(column: npt.NDArray[Any]) -> list[bytes]:
     """Return the digests of a column of 16 bytes each, b"" for zeros."""
-    data = column.tobytes()
-    size = fmt.DIGEST_SIZE
-    found = [data[place : place + size] for place in range(0, len(data), size)]
-    return [b"" if digest == _NO_DIGEST else digest for digest in found]
+    return [b"" if digest == _NO_DIGEST else digest for digest in _fixed(column, fmt.DIGEST_SIZE)]
 
 
 class VersionColumns(NamedTuple):

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Final, Protocol, TypeAlias
 
+import numpy as np
+
 from mldb.log import format as fmt
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.bulk import GONE, Change, VersionColumns
@@ -117,9 +119,8 @@ class _Cursor:
         keys, rows, self._number = index.block(start, size, self._prefix, self._intervals)
         if keys:
             self._last = keys[-1]
-        base = self._base
         self.keys = keys
-        self.codes = [row + base if row >= 0 else row for row in rows] if base else list(rows)
+        self.codes = np.where(rows >= 0, rows + self._base, rows).tolist()
 
     def _fill_plain(self, index: PlainIndex, size: int) -> None:
         if self._left is None:
@@ -194,21 +195,22 @@ def all_keys(parts: Sequence[ListedPart], prefix: bytes) -> Iterator[bytes]:
         yield from sorted(window)
 
 
-def live_keys(parts: Sequence[ListedPart], prefix: bytes, intervals: Intervals) -> Iterator[bytes]:
-    """Yield the keys with this prefix that exist inside *intervals*, in order.
+def live_keys(
+    parts: Sequence[ListedPart], prefix: bytes, intervals: Intervals
+) -> Iterator[list[bytes]]:
+    """Yield the keys with this prefix that exist inside *intervals*, in order, in some lists.
 
     *parts* come oldest first, here and below. No entry is decoded.
     """
-    for window in _windows(parts, prefix, intervals, _FIRST_KEYS):
-        yield from _existing(window)
+    return map(_existing, _windows(parts, prefix, intervals, _FIRST_KEYS))
 
 
 def count_keys(parts: Sequence[ListedPart], prefix: bytes, intervals: Intervals) -> int:
     """Return how many keys with this prefix exist inside *intervals*; none is put in order."""
-    found = 0
-    for window in _windows(parts, prefix, intervals, _KEYS_AT_ONCE):
-        found += sum(code != GONE for code in window.values())
-    return found
+    return sum(
+        len(window) - list(window.values()).count(GONE)
+        for window in _windows(parts, prefix, intervals, _KEYS_AT_ONCE)
+    )
 
 
 def live_entries(
@@ -224,7 +226,9 @@ def live_entries(
 
 
 def _existing(window: _Window) -> list[bytes]:
-    return sorted([key for key, code in window.items() if code != GONE])
+    if GONE in window.values():
+        return sorted([key for key, code in window.items() if code != GONE])
+    return sorted(window)
 
 
 def _decoded(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log.checksum import check64
@@ -150,7 +154,7 @@ class MappedIndex:
 
     def block(
         self, start: int, count: int, prefix: bytes, intervals: Intervals | None
-    ) -> tuple[list[bytes], list[int], int]:
+    ) -> tuple[list[bytes], npt.NDArray[np.int64], int]:
         """Return up to *count* keys with this prefix from key number *start* on, -1 to begin.
 
         With them the rows of their newest visible versions, GONE for a deletion; keys without any
@@ -169,13 +173,13 @@ class MappedIndex:
             whole = False
         following = start + len(keys) if whole else -1
         if intervals is None or not keys:
-            return keys, [0] * len(keys), following
+            return keys, np.zeros(len(keys), np.int64), following
         rows = newest_rows(reader, start, start + len(keys), intervals)
         if rows.min() == ABSENT:
             seen = rows != ABSENT
-            keys = [key for key, is_seen in zip(keys, seen.tolist(), strict=True) if is_seen]
+            keys = list(itertools.compress(keys, seen.tolist()))
             rows = rows[seen]
-        return keys, rows.tolist(), following
+        return keys, rows, following
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         """Return the entries of these rows."""

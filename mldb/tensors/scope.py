@@ -98,7 +98,8 @@ class Scope(NamedTuple):
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of tensors in byte order."""
-        return map(keys.name_of, self.view.live_keys(_names_prefix(prefix), self.intervals))
+        found = self.view.live_keys(_names_prefix(prefix), self.intervals)
+        return itertools.chain.from_iterable(map(keys.names_of, found))
 
     def count_names(self, prefix: str = "") -> int:
         """Return how many names :meth:`names` yields; see ``mldb.log.counts``."""
@@ -118,7 +119,8 @@ def _similar(view: View, intervals: Intervals, name: str) -> str:
     try:
         key = _tensor_key(name)
         sample = view.near(keys.TENSORS, key, _NEAR)
-        sample.update(itertools.islice(view.live_keys(keys.TENSORS, intervals), _SAMPLE))
+        first = itertools.chain.from_iterable(view.live_keys(keys.TENSORS, intervals))
+        sample.update(itertools.islice(first, _SAMPLE))
         names = sorted(map(keys.name_of, sample - {key}))
         for guess in difflib.get_close_matches(name, names, 3):
             entry = view.newest(_tensor_key(guess), intervals)

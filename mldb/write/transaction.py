@@ -218,14 +218,13 @@ class Transaction(MutableMapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of tensors in byte order; the set of names counts as read."""
-        base = self._note_listing(keys.TENSORS)
-        names = set(base.view.live_keys(keys.TENSORS, base.intervals))
-        for key, exists in self._staging.keys(keys.TENSORS):
-            if exists:
-                names.add(key)
-            else:
-                names.discard(key)
-        return map(keys.name_of, sorted(names))
+        names = list(self._note_listing(keys.TENSORS).names())
+        staged = {keys.name_of(key): has for key, has in self._staging.keys(keys.TENSORS)}
+        if staged:
+            kept = {name for name in names if staged.get(name, True)}
+            kept.update(name for name, exists in staged.items() if exists)
+            names = sorted(kept)  # text sorts as its bytes do
+        return iter(names)
 
     def __len__(self) -> int:
         """How many tensors exist in this transaction; the set of names counts as read."""
