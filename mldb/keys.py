@@ -96,7 +96,7 @@ def name_of(key: bytes) -> str:
     return key[1:].decode()
 
 
-def names_of(found: list[bytes]) -> list[str]:
+def plain_names(found: list[bytes]) -> list[str]:
     """The names behind the space bytes of keys of one space that have no NUL; all at once."""
     if not found:
         return []

@@ -99,7 +99,7 @@ class Scope(NamedTuple):
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of tensors in byte order."""
         found = self.view.live_keys(_names_prefix(prefix), self.intervals)
-        return itertools.chain.from_iterable(map(keys.names_of, found))
+        return itertools.chain.from_iterable(map(keys.plain_names, found))
 
     def count_names(self, prefix: str = "") -> int:
         """Return how many names :meth:`names` yields; see ``mldb.log.counts``."""
