@@ -1,7 +1,7 @@
 # Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
 PYTHON ?= python3
 
-.PHONY: demo test test-large bench bench-lake lint setup
+.PHONY: demo test test-large bench bench-lake bench-growth lint setup
 
 demo:
 	@$(PYTHON) tools/dev.py demo
@@ -17,6 +17,9 @@ bench:
 
 bench-lake:
 	@$(PYTHON) tools/dev.py bench-lake $(ARGS)
+
+bench-growth:
+	@$(PYTHON) tools/dev.py bench-growth $(ARGS)
 
 lint:
 	@$(PYTHON) tools/dev.py lint

@@ -330,7 +330,7 @@ class Log:
             "active_bytes": active.cursor.offset,
             "active_versions": active.count,
             "versions": active.count
-            + sum(unit.index.entry_count() for unit in view.units.newest_first),
+            + sum(unit.lookup.entry_count() for unit in view.units.newest_first),
             "mapped_bytes": sum(segment.mapped_bytes for segment in segments),
             "max_mapped": state.mappings.limit,
             "mappings_released": state.mappings.released,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
+from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
@@ -16,8 +17,6 @@ from mldb.log.mappings import MappingBudget
 from mldb.log.moved import MovedIndex, Newest
 from mldb.log.segment import Segment, SegmentGoneError
 from mldb.options import Verify
-
-KEYS_AT_ONCE: Final = 512
 
 
 class Head(Newest, Protocol):
@@ -82,20 +81,14 @@ class SealedPart:
             source = index_source(self._fs, info.index_file, info.origin, info.id, fmt.FILE_INDEX)
         return open_index(source, info.index_offset, self._verify)[0]
 
-    def keys(self, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys with this prefix in order, holding no mapping from one to the next."""
-        number, last = -1, b""
-        while True:
-            index = self.index
-            if isinstance(index, MovedIndex):
-                yield from (key for key in index.keys(prefix) if key > last)
-                return
-            keys, number = index.some_keys(prefix, number, KEYS_AT_ONCE)
-            del index  # and its mapping
-            if not keys:
-                return
-            yield from keys
-            last = keys[-1]
+    @property
+    def lookup(self) -> MappedIndex | MovedIndex:
+        """What single questions are asked of."""
+        return self.index
+
+    def distrust(self, error: MldbError) -> bool:
+        """There is no other index of it."""
+        return False
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending."""

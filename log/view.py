@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import heapq
+import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from mldb.log import format as fmt
 from mldb.log.directory.units import Units, commit_in
 from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
+from mldb.log.index.bulk import Change, VersionColumns
 from mldb.log.index.lineage import NO_JUMPS, Jumps, lowest, newest_unless
+from mldb.log.index.listing import (
+    HeldPart,
+    ListedPart,
+    all_keys,
+    asked,
+    changes_in,
+    count_keys,
+    history_in,
+    keys_around,
+    live_entries,
+    live_keys,
+)
 from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.manifest import Kept
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment
 
+_PARTS_NEAR: Final = 16
 _UNTIL: Final = attrgetter("until")
 
 
@@ -60,7 +73,7 @@ class View(NamedTuple):
             if unit.first_lsn > high or unit.last_lsn < low:
                 continue
             units.touched += 1
-            found = unit.index.newest(key, intervals)
+            found = unit.lookup.newest(key, intervals)
             if found is not None:
                 return found
         return None
@@ -73,28 +86,67 @@ class View(NamedTuple):
         """Return every version of *key* on every lineage up to this head, oldest first."""
         found: list[Entry] = []
         for unit in reversed(self.units.newest_first):
-            found += unit.index.versions(key)
+            found += unit.lookup.versions(key)
         for part in reversed(self.active):
             found += part.versions(key)
         high = self.commit.lsn
         return [entry for entry in found if entry.commit_lsn <= high]
 
+    def parts(self, intervals: Intervals | None = None) -> list[ListedPart]:
+        """The parts that a listing reads, oldest first; those that may see into *intervals*."""
+        units = reversed(self.units.newest_first)
+        found: list[ListedPart]
+        if intervals is None:
+            found = list(units)
+        else:
+            low, high = (lowest(intervals), intervals[-1][1]) if intervals else (1, 0)
+            found = [unit for unit in units if unit.first_lsn <= high and unit.last_lsn >= low]
+        found += [HeldPart(part) for part in reversed(self.active)]
+        return found
+
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in byte order, each once, whether visible or not."""
-        last = None
-        found = [unit.keys(prefix) for unit in self.units.newest_first]
-        found += [part.keys(prefix) for part in self.active]
-        for key in heapq.merge(*found):
-            if key != last:
-                last = key
-                yield key
+        return all_keys(self.parts(), prefix)
 
     def live(self, prefix: bytes, intervals: Intervals) -> Iterator[tuple[bytes, Entry]]:
         """Yield (key, newest entry) of the keys that exist inside *intervals*."""
-        for key in self.keys(prefix):
-            entry = self.newest(key, intervals)
-            if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
-                yield key, entry
+        return live_entries(self.parts(intervals), prefix, intervals)
+
+    def live_keys(self, prefix: bytes, intervals: Intervals) -> Iterator[list[bytes]]:
+        """Yield the keys alone, in order, some at a time; no entry is decoded."""
+        return live_keys(self.parts(intervals), prefix, intervals)
+
+    def count_live(self, prefix: bytes, intervals: Intervals) -> int:
+        """Return how many keys exist inside *intervals*, by columns; see ``mldb.log.counts``."""
+        return count_keys(self.parts(intervals), prefix, intervals)
+
+    def changes(self, prefix: bytes, after: int, intervals: Intervals) -> dict[bytes, Change]:
+        """Return the keys with visible versions above commit *after*, and the newest of these.
+
+        Only the segments since then are looked at.
+        """
+        units = itertools.takewhile(lambda unit: unit.last_lsn > after, self.units.newest_first)
+        found: dict[bytes, Change] = {}
+        for unit in [*units][::-1]:
+            found |= asked(unit, lambda index: changes_in(index, prefix, after, intervals))
+        for own in reversed(self.active):
+            if own.last_lsn > after:
+                found |= changes_in(own, prefix, after, intervals)
+        return found
+
+    def history(self, key: bytes, intervals: Intervals) -> Iterator[VersionColumns]:
+        """Yield the visible versions of *key*, deletions left out, part by part, oldest first."""
+        for part in self.parts(intervals):
+            found = asked(part, lambda index: history_in(index, key, intervals))
+            if found is not None:
+                yield found
+
+    def near(self, prefix: bytes, key: bytes, count: int) -> set[bytes]:
+        """Return keys around where *key* would stand, visible or not: *count* of a few parts."""
+        found: set[bytes] = set()
+        for part in self.parts()[-_PARTS_NEAR:]:
+            found |= asked(part, lambda index: keys_around(index, prefix, key, count))
+        return found
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return commit *lsn* of any lineage."""
@@ -129,7 +181,7 @@ class View(NamedTuple):
             for unit in self.units.newest_first:
                 if unit.first_lsn > high or unit.last_lsn < low:
                     continue
-                row = unit.index.last_commit(low, high, field, limit)
+                row = unit.lookup.last_commit(low, high, field, limit)
                 if row is not None:
                     return row
         return None

@@ -300,6 +300,7 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
                 "hits": cache.hits,
                 "misses": cache.misses,
             },
+            "counts": source.counts.stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
         }

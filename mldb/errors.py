@@ -32,6 +32,11 @@ A message says what happened, where, what is still safe, and what to do next.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class MldbError(Exception):
     """Base of every error raised by mldb."""
@@ -158,7 +163,28 @@ class MissingError(MldbError, KeyError):
 
 
 class TensorNotFoundError(MissingError):
-    """No tensor of this name exists at this commit."""
+    """No tensor of this name exists at this commit.
+
+    *suggest* is called by the first who reads the message, and what it returns is the message's
+    end. It does not raise. Copies and pickles have the whole message.
+    """
+
+    def __init__(self, *args: object, suggest: Callable[[], str] | None = None) -> None:
+        super().__init__(*args)
+        self._suggest = None if suggest is None else (args, suggest)
+
+    def __str__(self) -> str:
+        suggested = self._suggest
+        if suggested is not None:  # two threads may both do it: what they set is the same
+            (message, *rest), suggest = suggested
+            self.args = (f"{message}{suggest()}", *rest)
+            self._suggest = None  # and with it the snapshot that was asked
+        return super().__str__()
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...], dict[str, object]]:
+        """Travel with the message alone."""
+        str(self)
+        return type(self), self.args, {**self.__dict__}
 
 
 class VersionGoneError(MissingError):

@@ -96,6 +96,14 @@ def name_of(key: bytes) -> str:
     return key[1:].decode()
 
 
+def plain_names(found: list[bytes]) -> list[str]:
+    """The names behind the space bytes of keys of one space that have no NUL; all at once."""
+    if not found:
+        return []
+    between = NUL + found[0][:1]
+    return NUL.join(found)[1:].decode().split(between.decode())
+
+
 def shown(key: bytes) -> str:
     """A key as a user would name it, for messages."""
     if key[:1] in (RELATIONS, REVERSE):

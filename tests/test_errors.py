@@ -88,3 +88,27 @@ def test_a_missing_thing_prints_its_message_and_not_the_repr_of_it() -> None:
     assert str(mldb.TensorNotFoundError("no tensor is named 'x'")) == "no tensor is named 'x'"
     assert str(KeyError("no tensor is named 'x'")) != "no tensor is named 'x'"
     assert str(mldb.MissingError()) == ""
+
+
+def test_what_was_perhaps_meant_is_looked_for_once_by_who_reads_the_message() -> None:
+    asked: list[str] = []
+
+    def suggest() -> str:
+        asked.append("x")
+        return " Did you mean 'y'?"
+
+    def raised() -> mldb.TensorNotFoundError:
+        return mldb.TensorNotFoundError("no tensor is named 'x'.", suggest=suggest)
+
+    error = raised()
+    with pytest.raises(KeyError):
+        raise error
+    assert asked == []
+    for _ in range(2):
+        assert str(error) == "no tensor is named 'x'. Did you mean 'y'?"
+    assert error.args == ("no tensor is named 'x'. Did you mean 'y'?",)
+    assert asked == ["x"]
+    for travelled in (pickle.loads(pickle.dumps(raised())), copy.copy(raised())):  # noqa: S301
+        assert asked.pop() == "x"
+        assert str(travelled) == "no tensor is named 'x'. Did you mean 'y'?"
+    assert len(asked) == 1

@@ -68,3 +68,9 @@ def test_a_name_comes_back_from_its_key(space: bytes, name: str) -> None:
 
 def test_what_is_no_text_is_shown_all_the_same() -> None:
     assert keys.shown(keys.pin_key(255)) == "\0" * 7 + "\\xff"
+
+
+@given(st.lists(st.text(st.characters(blacklist_characters="\0", codec="utf-8"), max_size=4)))
+def test_many_names_at_once_are_those_of_each_key(names: list[str]) -> None:
+    found = [keys.TENSORS + name.encode() for name in names]
+    assert keys.plain_names(found) == [keys.name_of(key) for key in found] == names

@@ -1,6 +1,6 @@
 """Set up the checkout and run what a developer runs; standard library only.
 
-``python3 tools/dev.py setup|demo|test|test-large|bench|bench-lake|lint [arguments]``
+``python3 tools/dev.py setup|demo|test|test-large|bench|bench-lake|bench-growth|lint [arguments]``
 
 Arguments are those of the last step.
 
@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "test-large": (("-m", "pytest", "-m", "large"),),
     "bench": (("-m", "tests.bench"),),
     "bench-lake": (("-m", "tests.bench_lake"),),
+    "bench-growth": (("-m", "tests.bench_growth"),),
     "lint": LINT,
 }
 _HINTS = {

@@ -128,7 +128,7 @@ class Maker:
     def _make_one(self, fanout: int) -> bool:
         directory, files = self._directory, self._directory.files
         units = directory.find(self._sealed())
-        run = next_run([unit.index.entry_count() for unit in units], fanout)
+        run = next_run([unit.lookup.entry_count() for unit in units], fanout)
         if run is None:
             return False
         low, high = run
@@ -151,7 +151,7 @@ class Maker:
         segments: list[SegmentInfo] = []
         for unit in units:
             was_mapped = unit.mapped_bytes > 0
-            index = unit.mapped if isinstance(unit, Part) else unit.index
+            index = unit.index
             if not isinstance(index, MappedIndex):
                 return None
             # Copied: a run may be of thousands of segments, and each mapping has a descriptor.

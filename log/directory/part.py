@@ -6,10 +6,8 @@ manifest has exactly these, one after another. FORMAT.md section 6.
 
 from __future__ import annotations
 
-import heapq
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from typing import Final, NamedTuple
 
 from mldb.errors import CorruptError, MldbError
@@ -21,12 +19,13 @@ from mldb.log.frame import encode_head, pack
 from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.columns import IndexImage
+from mldb.log.index.listing import all_keys
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
 from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import SegmentInfo
 from mldb.log.mappings import MappingBudget
-from mldb.log.sealed import KEYS_AT_ONCE, SealedPart
+from mldb.log.sealed import SealedPart
 from mldb.options import Verify
 
 _NAME: Final = re.compile(r"directory-([0-9a-f]{32})\.idx\Z")
@@ -119,9 +118,14 @@ class Part:
         self._index: MappedIndex | None = None
 
     @property
-    def index(self) -> Part:
-        """The index, which is the part itself: a unit of the directory has one."""
+    def lookup(self) -> Part:
+        """What single questions are asked of: the part, which knows what to do about damage."""
         return self
+
+    @property
+    def index(self) -> MappedIndex | Part:
+        """The mapped index for listings, or where it is no good the part itself."""
+        return self.mapped or self
 
     @property
     def mapped(self) -> MappedIndex | None:
@@ -146,12 +150,13 @@ class Part:
             raise CorruptError("this part covers other segments", file=info.name)
         return MappedIndex(index.reader, *(part.info.id for part in self.sealed))
 
-    def distrust(self, error: MldbError) -> None:
-        """Ask the segments from now on."""
+    def distrust(self, error: MldbError) -> bool:
+        """Ask the segments from now on; True, since they can be asked."""
         self._index = None
         if not self.is_lost:
             self.is_lost = True
             self._lost(self, error)
+        return True
 
     def release(self) -> None:
         """Let the mapping go; the next question maps it again."""
@@ -173,7 +178,7 @@ class Part:
             except MldbError as error:
                 self.distrust(error)
         for part in reversed(self.sealed):
-            found = part.index.newest(key, intervals)
+            found = part.lookup.newest(key, intervals)
             if found is not None:
                 return found
         return None
@@ -186,27 +191,11 @@ class Part:
                 return mapped.versions(key)
             except MldbError as error:
                 self.distrust(error)
-        return [entry for part in self.sealed for entry in part.index.versions(key)]
+        return [entry for part in self.sealed for entry in part.lookup.versions(key)]
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys with this prefix in order, holding no mapping from one to the next."""
-        number, last = -1, b""
-        while True:
-            mapped = self.mapped
-            if mapped is None:
-                merged = heapq.merge(*(part.keys(prefix) for part in self.sealed))
-                yield from (key for key, _ in groupby(merged) if key > last)
-                return
-            try:
-                keys, number = mapped.some_keys(prefix, number, KEYS_AT_ONCE)
-            except MldbError as error:
-                self.distrust(error)
-                continue
-            del mapped  # and its mapping
-            if not keys:
-                return
-            yield from keys
-            last = keys[-1]
+        """Yield the keys with this prefix in order: those of the segments."""
+        return all_keys(self.sealed, prefix)
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit with this LSN."""
@@ -218,7 +207,7 @@ class Part:
                 self.distrust(error)
         for part in self.sealed:
             if part.first_lsn <= lsn <= part.last_lsn:
-                return part.index.commit_at(lsn)
+                return part.lookup.commit_at(lsn)
         return None
 
     def commits(self, low: int, high: int) -> Iterator[CommitRow]:
@@ -241,7 +230,7 @@ class Part:
                 self.distrust(error)
         for part in reversed(self.sealed):
             if part.last_lsn >= low and part.first_lsn <= high:
-                row = part.index.last_commit(low, high, field, limit)
+                row = part.lookup.last_commit(low, high, field, limit)
                 if row is not None:
                     return row
         return None
@@ -262,10 +251,3 @@ class Part:
     def entry_count(self) -> int:
         """How many versions it holds."""
         return self.info.versions
-
-    def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
-        """Return everything, to be merged into a larger index."""
-        keys = list(self.keys(b""))
-        return {key: list(self.versions(key)) for key in keys}, list(
-            self.commits(self.first_lsn, self.last_lsn)
-        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from mldb.errors import MldbError
 from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.index.listing import PlainIndex
+from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
 from mldb.log.sealed import SealedPart
 
@@ -41,15 +44,19 @@ class Unit(Protocol):
         """LSN of the last commit."""
 
     @property
-    def index(self) -> UnitIndex:
-        """The index, mapped when first asked."""
+    def lookup(self) -> UnitIndex:
+        """What single questions are asked of, mapped when first asked."""
+
+    @property
+    def index(self) -> MappedIndex | PlainIndex:
+        """The index for listings, as it is now."""
+
+    def distrust(self, error: MldbError) -> bool:
+        """Take it that the index is no good, and tell whether another can be asked."""
 
     @property
     def mapped_bytes(self) -> int:
         """How much of it is mapped now."""
-
-    def keys(self, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys with this prefix in order, holding no mapping from one to the next."""
 
     def release(self) -> None:
         """Let the mapping go; the next question maps it again."""
@@ -104,4 +111,4 @@ class Units:
 def commit_in(units: Units, lsn: int) -> CommitRow | None:
     """Return commit *lsn*, when it is sealed."""
     unit = units.at(lsn)
-    return None if unit is None else unit.index.commit_at(lsn)
+    return None if unit is None else unit.lookup.commit_at(lsn)

@@ -67,7 +67,7 @@ def describe(
     active: Active, last_lsn: int, length: int, index_file: str, index_offset: int
 ) -> SegmentInfo:
     """Describe the active segment, up to *last_lsn*, as a sealed one."""
-    rows = [row for part in reversed(active.parts()) for row in _ends(part) if row.lsn <= last_lsn]
+    rows = [row for part in reversed(active.parts()) for row in _ends(part, last_lsn)]
     first, last = (rows[0], rows[-1]) if rows else (None, None)
     return SegmentInfo(
         active.id,
@@ -84,10 +84,9 @@ def describe(
     )
 
 
-def _ends(part: IndexPart) -> Sequence[CommitRow]:
-    """The first and last commit of an index part."""
+def _ends(part: IndexPart, last_lsn: int) -> Sequence[CommitRow]:
+    """The first and last commit of an index part up to *last_lsn*; it may have grown since."""
     if not part.last_lsn:
         return ()
-    return [
-        row for lsn in (part.first_lsn, part.last_lsn) if (row := part.commit_at(lsn)) is not None
-    ]
+    ends = part.first_lsn, min(part.last_lsn, last_lsn)
+    return [row for lsn in ends if (row := part.commit_at(lsn)) is not None and lsn <= last_lsn]

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from mldb.errors import CorruptError
 from mldb.log.checksum import check64
 from mldb.log.format import DIGEST_SIZE
-from mldb.log.index.address import CommitRow, Entry, Intervals, make_entry
+from mldb.log.index.address import CommitRow, Entry, Intervals
+from mldb.log.index.bulk import (
+    ABSENT,
+    Change,
+    VersionColumns,
+    changed_keys,
+    entries_at,
+    newest_rows,
+    read_keys,
+    version_columns,
+)
 from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
 from mldb.log.index.lineage import Memo, newest_visible
-from mldb.log.index.memory import CommitField
+from mldb.log.index.memory import CommitField, after_prefix
 
 _KEY_CACHE_MAX = 1 << 14
 _MEMOS_MAX = 1 << 10
@@ -101,6 +114,16 @@ class MappedIndex:
         return found
 
     def _find(self, key: bytes) -> _KeyRows | None:
+        span = self._span(key)
+        if span is None:
+            return None
+        low, high = span
+        if high - low > _MANY:
+            return _Lsns(self._reader, low, high - low), low
+        return tuple(self._reader.span("row_commit", low, high).tolist()), low
+
+    def _span(self, key: bytes) -> tuple[int, int] | None:
+        """Where the rows of a key start and stop."""
         reader = self._reader
         wanted = check64(key)
         count = reader.count("hash")
@@ -111,9 +134,7 @@ class MappedIndex:
             number = reader.value("hash_key", place)
             if reader.heap("key", number) == key:
                 low, high = reader.span("key_row", number, number + 2).tolist()
-                if high - low > _MANY:
-                    return _Lsns(reader, low, high - low), low
-                return tuple(reader.span("row_commit", low, high).tolist()), low
+                return low, high
             place -= 1
         return None
 
@@ -133,7 +154,7 @@ class MappedIndex:
         high = min(low + _BLOCK_ROWS, self.entry_count())
         if row >= high:
             return self._decode(row)  # which says that there is no such row
-        found = self.entries(low, high)
+        found = self._many(range(low, high))
         self._entries.update(zip(range(low, high), found, strict=True))
         return found[row - low]
 
@@ -155,38 +176,6 @@ class MappedIndex:
             b"" if digest == _NO_DIGEST else digest,
             self._owner(reader.value("row_owner", row)) if reader.has("row_owner") else b"",
         )
-
-    def entries(self, low: int, high: int) -> list[Entry]:
-        """Return the entries of rows low..high, decoded column by column and not kept."""
-        reader = self._reader
-
-        def column(name: str) -> list[int]:
-            values: list[int] = reader.span(name, low, high).tolist()
-            return values
-
-        digests = reader.span("row_digest", low, high).tobytes()
-        cuts = range(0, len(digests), DIGEST_SIZE)
-        attrs = column("row_attr")
-        attr = {number: reader.heap("attr", number) for number in set(attrs)}
-        merged = column("row_segment") if reader.has("row_segment") else [0] * (high - low)
-        segment = {number: self._segment(number) for number in set(merged)}
-        owners = column("row_owner") if reader.has("row_owner") else [0] * (high - low)
-        owner = {number: self._owner(number) for number in set(owners)}
-        fields = zip(
-            column("row_commit"),
-            map(segment.__getitem__, merged),
-            column("row_frame"),
-            column("row_offset"),
-            column("row_length"),
-            map(attr.__getitem__, attrs),
-            column("row_flags"),
-            column("row_encoding"),
-            column("row_base"),
-            (digests[at : at + DIGEST_SIZE].removeprefix(_NO_DIGEST) for at in cuts),
-            map(owner.__getitem__, owners),
-            strict=True,
-        )
-        return list(map(make_entry, fields))
 
     def _segment(self, number: int) -> bytes:
         if number < len(self._segments):
@@ -225,28 +214,71 @@ class MappedIndex:
             return ()
         lsns, first = rows
         if len(lsns) > _BLOCK_ROWS:
-            return self.entries(first, first + len(lsns))
+            return self._many(range(first, first + len(lsns)))
         return [self._entry(first + index) for index in range(len(lsns))]
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield keys with this prefix in order."""
-        for key in iterate_heap(self._reader, "key", self._first_key(prefix)):
+        for key in iterate_heap(self._reader, "key", self.key_number(prefix)):
             if not key.startswith(prefix):
                 return
             yield key
 
-    def some_keys(self, prefix: bytes, number: int, count: int) -> tuple[list[bytes], int]:
-        """Return up to *count* keys with this prefix, and the number of the key behind them.
+    def block(
+        self, start: int, count: int, prefix: bytes, intervals: Intervals | None
+    ) -> tuple[list[bytes], npt.NDArray[np.int64], int]:
+        """Return up to *count* keys with this prefix from key number *start* on, -1 to begin.
 
-        *number* is that of an earlier call, -1 to begin. An empty list is the end. So who walks
-        many segments holds the mapping of none between two calls.
+        With them the rows of their newest visible versions, GONE for a deletion; keys without any
+        are left out, and with None for *intervals* every key comes, with row 0. Last comes the
+        number to go on from, -1 at the end. So who walks many segments holds the mapping of none
+        between two calls.
         """
-        start = self._first_key(prefix) if number < 0 else number
-        found = list(itertools.islice(iterate_heap(self._reader, "key", start), count))
-        keys = list(itertools.takewhile(lambda key: key.startswith(prefix), found))
-        return keys, start + len(keys)
+        reader = self._reader
+        start = self.key_number(prefix) if start < 0 else start
+        stop = min(start + count, reader.count("key_offset") - 1)
+        keys = read_keys(reader, start, stop) if start < stop else []
+        whole = len(keys) == count
+        if keys and not keys[-1].startswith(prefix):
+            behind = after_prefix(prefix)
+            del keys[len(keys) if behind is None else bisect_left(keys, behind) :]
+            whole = False
+        following = start + len(keys) if whole else -1
+        if intervals is None or not keys:
+            return keys, np.zeros(len(keys), np.int64), following
+        rows = newest_rows(reader, start, start + len(keys), intervals)
+        if rows.min() == ABSENT:
+            seen = rows != ABSENT
+            keys = list(itertools.compress(keys, seen.tolist()))
+            rows = rows[seen]
+        return keys, rows, following
 
-    def _first_key(self, prefix: bytes) -> int:
+    def entries(self, rows: Sequence[int]) -> list[Entry]:
+        """Return the entries of these rows."""
+        found = entries_at(self._reader, self._segments, rows)
+        return [self._entry(row) for row in rows] if found is None else found
+
+    def _many(self, rows: range) -> list[Entry]:
+        found = entries_at(self._reader, self._segments, rows)
+        assert found is not None, "they stand side by side"
+        return found
+
+    def changes(self, prefix: bytes, after: int, intervals: Intervals) -> dict[bytes, Change]:
+        """Return the keys with this prefix that have visible versions above commit *after*.
+
+        Costs what the columns of these keys cost, not a call for each.
+        """
+        start, behind = self.key_number(prefix), after_prefix(prefix)
+        stop = self._reader.count("key_offset") - 1 if behind is None else self.key_number(behind)
+        return changed_keys(self._reader, start, stop, after, intervals)
+
+    def history(self, key: bytes, intervals: Intervals) -> VersionColumns | None:
+        """Return the visible versions of a key, deletions left out; None for none."""
+        span = self._span(key)
+        return None if span is None else version_columns(self._reader, *span, intervals)
+
+    def key_number(self, prefix: bytes) -> int:
+        """Return the number of the first key that is not below *prefix*."""
         low, high = 0, self._reader.count("key_offset") - 1
         while low < high:
             middle = (low + high) // 2

@@ -77,12 +77,22 @@ class MemoryIndex:
     first ordered read.
     """
 
-    __slots__ = ("_commits", "_entries", "_memos", "_names", "_names_lock", "_order", "_sorted")
+    __slots__ = (
+        "_commits",
+        "_entries",
+        "_log",
+        "_memos",
+        "_names",
+        "_names_lock",
+        "_order",
+        "_sorted",
+    )
 
     def __init__(self) -> None:
         self._entries: dict[bytes, list[Entry]] = {}
         self._commits: list[CommitRow] = []
         self._memos: dict[bytes, Memo] = {}  # of keys that many lineages wrote; true for ever
+        self._log: list[bytes | CommitRow] = []  # what was stored, each commit behind its keys
         self._order: list[bytes] = []  # the keys as they came; only ever appended to
         self._sorted = 0  # how many of them are in _names; guarded by _names_lock
         self._names: SortedList[bytes] = SortedList()  # guarded by _names_lock
@@ -100,7 +110,7 @@ class MemoryIndex:
 
     def add(self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]]) -> None:
         """Append one commit and the versions it stored."""
-        table = self._entries
+        table, log = self._entries, self._log
         for key, entry in entries:
             versions = table.get(key)
             if versions is None:
@@ -108,6 +118,8 @@ class MemoryIndex:
                 self._order.append(key)
             else:
                 versions.append(entry)
+            log.append(key)
+        log.append(row)
         self._commits.append(row)
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
@@ -140,7 +152,7 @@ class MemoryIndex:
         with guard:
             if self._sorted != len(self._order):
                 self._sort()
-            stop = _after_prefix(prefix)
+            stop = after_prefix(prefix)
             return iter(list(self._names.irange(prefix, stop, inclusive=(True, False))))
 
     def _sort(self) -> None:
@@ -173,6 +185,16 @@ class MemoryIndex:
         index = bisect_right(self._commits, limit, start, stop, key=attrgetter(field)) - 1
         return self._commits[index] if index >= start else None
 
+    def stored_after(self, lsn: int) -> set[bytes]:
+        """Return the keys that the commits above *lsn* stored; costs what they stored."""
+        found: set[bytes] = set()
+        for item in reversed(self._log):
+            if isinstance(item, bytes):
+                found.add(item)
+            elif item[0] <= lsn:
+                break
+        return found
+
     def entry_count(self) -> int:
         """How many versions are held; counted anew, since few ask."""
         return sum(map(len, list(self._entries.values())))
@@ -191,7 +213,7 @@ class MemoryIndex:
             assert set(own) <= set(lsns), (key, own)
 
 
-def _after_prefix(prefix: bytes) -> bytes | None:
+def after_prefix(prefix: bytes) -> bytes | None:
     """Return the smallest key greater than every key that starts with *prefix*."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None

@@ -53,8 +53,12 @@ class ReadSurface:
         return self._scope().names()
 
     def __len__(self) -> int:
-        """How many tensors exist; walks the names."""
-        return sum(1 for _ in self._scope().names())
+        """How many tensors exist: counted once, then from what was committed since."""
+        return self._scope().count_names()
+
+    def count(self, prefix: str = "", *, as_of: AsOf = None) -> int:
+        """Return how many names of tensors start with *prefix*; cheaper than ``len(names())``."""
+        return self._scope(as_of).count_names(prefix)
 
     def names(self, prefix: str = "", *, as_of: AsOf = None) -> list[str]:
         """Return the names of tensors that start with *prefix*, in byte order."""

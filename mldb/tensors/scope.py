@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mldb import keys
-from mldb.errors import InvalidTypeError, TensorNotFoundError
+from mldb.errors import InvalidTypeError, MldbError, TensorNotFoundError
 from mldb.log import format as fmt
+from mldb.log.counts import KeyCounts
 from mldb.log.door import Door
+from mldb.log.fs.process import CURRENT
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.log import Log
 from mldb.log.view import View
@@ -20,24 +23,36 @@ from mldb.tensors.cache import DecodedCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
 from mldb.tensors.encoding import decode_bytes
 
+_NEAR: Final = 64
+"""Names of each side, in each of a few parts, among which a similar one is looked for."""
+_SAMPLE: Final = 1000
+"""The first names, among which it is looked for as well."""
+
 
 def _tensor_key(name: str) -> bytes:
     return keys.TENSORS + check_name(name)
 
 
+def _names_prefix(prefix: str) -> bytes:
+    if not isinstance(prefix, str):
+        raise InvalidTypeError(f"prefix is a {type(prefix).__name__}, not a str")
+    return keys.TENSORS + prefix.encode("utf-8", "surrogatepass")
+
+
 class Source:
     """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread.
 
-    Counters may miss a read when two threads count at once.
+    ``counts`` says how many keys exist. Counters may miss a read when two threads count at once.
     """
 
-    __slots__ = ("border", "cache", "copied_reads", "door", "log", "mapped_reads")
+    __slots__ = ("border", "cache", "copied_reads", "counts", "door", "log", "mapped_reads")
 
     def __init__(self, log: Log, border: MapBorder, cache: DecodedCache) -> None:
         self.log = log
         self.door = Door(log.head, log.options.verify, decode_bytes, cache, _tensor_key)
         self.border = border
         self.cache = cache
+        self.counts = KeyCounts()
         self.mapped_reads = 0
         self.copied_reads = 0
 
@@ -74,28 +89,46 @@ class Scope(NamedTuple):
         return entry
 
     def _not_found(self, name: str) -> TensorNotFoundError:
-        near: list[str] = []
-        for count, key in enumerate(self.view.keys(keys.TENSORS)):
-            if count >= 2000:
-                break
-            near.append(keys.name_of(key))
-        guess = difflib.get_close_matches(name, near, 1)
-        hint = f" Did you mean {guess[0]!r}?" if guess and guess[0] != name else ""
-        where = f"commit {self.commit.lsn} (epoch {self.commit.epoch})"
-        return TensorNotFoundError(f"no tensor is named {name[:80]!r} at {where}.{hint}")
+        _, view, commit, intervals = self
+        process = CURRENT[0]  # the view of a parent is not for its children
+        return TensorNotFoundError(
+            f"no tensor is named {name[:80]!r} at commit {commit.lsn} (epoch {commit.epoch}).",
+            suggest=lambda: _similar(view, intervals, name) if CURRENT[0] is process else "",
+        )
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of tensors in byte order."""
-        if not isinstance(prefix, str):
-            raise InvalidTypeError(f"prefix is a {type(prefix).__name__}, not a str")
-        start = keys.TENSORS + prefix.encode("utf-8", "surrogatepass")
-        for key, _ in self.view.live(start, self.intervals):
-            yield keys.name_of(key)
+        found = self.view.live_keys(_names_prefix(prefix), self.intervals)
+        return itertools.chain.from_iterable(map(keys.plain_names, found))
+
+    def count_names(self, prefix: str = "") -> int:
+        """Return how many names :meth:`names` yields; see ``mldb.log.counts``."""
+        return self.source.counts.count(self.view, _names_prefix(prefix), self.intervals)
 
     def metadata(self, name: str) -> dict[str, Any]:
         """Return the metadata of *name* (a fresh dict), {} when it has none."""
         entry = self.find(keys.METADATA + check_name(name))
         return {} if entry is None else unpack_metadata(entry.attr)
+
+
+def _similar(view: View, intervals: Intervals, name: str) -> str:
+    """Propose the name that was perhaps meant: done for who reads the message, nobody else.
+
+    It is looked for among the names where this one would stand and among the first ones.
+    """
+    try:
+        key = _tensor_key(name)
+        sample = view.near(keys.TENSORS, key, _NEAR)
+        first = itertools.chain.from_iterable(view.live_keys(keys.TENSORS, intervals))
+        sample.update(itertools.islice(first, _SAMPLE))
+        names = sorted(map(keys.name_of, sample - {key}))
+        for guess in difflib.get_close_matches(name, names, 3):
+            entry = view.newest(_tensor_key(guess), intervals)
+            if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
+                return f" Did you mean {guess!r}?"
+    except (MldbError, ValueError):
+        pass  # what is damaged or gone by now is no reason to hide what was not found
+    return ""
 
 
 make_scope: Callable[[tuple[Source, View, CommitRow, Intervals]], Scope] = partial(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mldb import keys
 from mldb.errors import ConflictError, EpochOrderError, InvalidTypeError, LimitError
+from mldb.history.as_of import snapshot_intervals
 from mldb.log import format as fmt
-from mldb.log.index.address import CommitRow, Lsn
+from mldb.log.index.address import CommitRow, Intervals, Lsn
 from mldb.log.index.lineage import is_visible
 from mldb.log.sequencer import Decide
 from mldb.log.view import View
 
 _SHOWN_NAMES = 8
+_READS_FEW = 64
 
 
 def check_epoch(epoch: object) -> int | None:
@@ -81,51 +83,98 @@ class EpochRule:
 class ReadSet:
     """What a transaction has read: keys and listings.
 
-    A key comes with the commit of the version found (0: absent); a listing is a prefix with the
-    keys found under it.
+    A key comes with the commit of the version found (0: absent); a listing is a prefix. What was
+    found under it need not be kept: the snapshot at the beginning still tells.
     """
 
     keys: dict[bytes, int] = field(default_factory=dict)
-    listings: dict[bytes, Mapping[bytes, int]] = field(default_factory=dict)
+    listings: set[bytes] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         """Whether anything was read."""
         return bool(self.keys or self.listings)
 
 
-def version_of(view: View, key: bytes) -> int:
-    """Return the commit of the newest version of *key* at the head of *view*, 0 for none."""
-    entry = view.newest(key, view.intervals)
+def version_of(view: View, key: bytes, intervals: Intervals) -> int:
+    """Return the commit of the newest version of *key* inside *intervals*, 0 for none."""
+    entry = view.newest(key, intervals)
     return 0 if entry is None or entry.flags & fmt.ENTRY_TOMBSTONE else entry.commit_lsn
 
 
-def listing(view: View, prefix: bytes) -> dict[bytes, int]:
-    """Return the keys that exist under *prefix* at the head of *view*, each with its version.
+class ReadCheck:
+    """Whether what a transaction read still holds: called with a head, it raises ConflictError.
 
-    Only relationships have a version here; a tensor counts by its name alone (version 0).
+    For the thread of the transaction. :meth:`look` is the same before the commit lock is taken;
+    from then on only what was committed since costs anything, which is then done under the lock.
+    """
+
+    __slots__ = ("_begin", "_reads", "_seen")
+
+    def __init__(self, begin: CommitRow, reads: ReadSet) -> None:
+        self._begin = begin
+        self._reads = reads
+        self._seen = begin.lsn  # up to here in its lineage nothing that was read has changed
+
+    def is_large(self) -> bool:
+        """Whether so much was read that :meth:`look` is worth its call."""
+        return bool(self._reads.listings) or len(self._reads.keys) > _READS_FEW
+
+    def look(self, view: View) -> None:
+        """Check against the head of *view*, and remember that it held there."""
+        self(view)
+        self._seen = view.commit.lsn
+
+    def __call__(self, view: View) -> None:
+        """Raise ConflictError when what was read is not what *view* has now."""
+        begin, reads = self._begin, self._reads
+        if not reads or view.commit.lsn == self._seen:
+            return
+        if begin.lsn and not is_visible(begin.lsn, view.intervals):
+            raise ConflictError(
+                f"the lineage was rewound to before commit {begin.lsn}, at which this transaction "
+                "began. Nothing was stored; run it again (db.transact does)."
+            )
+        # A head that was looked at may have been rewound away since.
+        held = self._seen if is_visible(self._seen, view.intervals) else begin.lsn
+        changed = _changed_reads(view, reads.keys, held)
+        if reads.listings:
+            before = snapshot_intervals(view, begin)
+            for prefix in reads.listings:
+                differing = _changed_listing(view, prefix, held, before)
+                if differing is not None:
+                    changed.append(differing)
+        if changed:
+            raise _conflict(begin, view, changed)
+
+
+def _changed_reads(view: View, read: dict[bytes, int], after: int) -> list[bytes]:
+    """Return the keys whose version is another one than was read.
+
+    Those of few commits since *after* cost less than a lookup for each that was read.
+    """
+    if view.commit.lsn - after < len(read):
+        changes = view.changes(b"", after, view.intervals)
+        return [
+            key
+            for key, (lsn, deleted) in changes.items()
+            if key in read and read[key] != (0 if deleted else lsn)
+        ]
+    return [key for key, lsn in read.items() if version_of(view, key, view.intervals) != lsn]
+
+
+def _changed_listing(view: View, prefix: bytes, after: int, before: Intervals) -> bytes | None:
+    """Return the first key under *prefix* that exists otherwise than in the snapshot *before*.
+
+    It is sought among those with versions above commit *after*. Only relationships have a version
+    here; a tensor counts by its name alone.
     """
     by_name = prefix[:1] == keys.TENSORS
-    return {
-        key: 0 if by_name else entry.commit_lsn for key, entry in view.live(prefix, view.intervals)
-    }
-
-
-def check_reads(view: View, begin: CommitRow, reads: ReadSet) -> None:
-    """Raise ConflictError when what a transaction read at *begin* is not what *view* has now."""
-    if not reads or view.commit.lsn == begin.lsn:
-        return
-    if begin.lsn and not is_visible(begin.lsn, view.intervals):
-        raise ConflictError(
-            f"the lineage was rewound to before commit {begin.lsn}, at which this transaction "
-            "began. Nothing was stored; run it again (db.transact does)."
-        )
-    changed = [key for key, lsn in reads.keys.items() if version_of(view, key) != lsn]
-    for prefix, found in reads.listings.items():
-        now = listing(view, prefix)
-        if now != found:
-            changed.append(min(now.items() ^ found.items())[0])
-    if changed:
-        raise _conflict(begin, view, changed)
+    changes = view.changes(prefix, after, view.intervals)
+    for key in sorted(changes):
+        now = not changes[key].deleted
+        if (now and not by_name) or now != (version_of(view, key, before) > 0):
+            return key
+    return None
 
 
 def _conflict(begin: CommitRow, view: View, changed: Iterable[bytes]) -> ConflictError:

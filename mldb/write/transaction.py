@@ -27,7 +27,7 @@ from mldb.tensors.codec import (
     view_numpy,
 )
 from mldb.tensors.scope import Scope, read_array
-from mldb.write.rules import ReadSet, check_reads
+from mldb.write.rules import ReadCheck, ReadSet
 from mldb.write.staging import Staged, Staging
 
 
@@ -89,10 +89,10 @@ class Transaction(MutableMapping[str, Any]):
             if not self._staging:
                 self.lsn = Lsn(self._base.commit.lsn)
                 return
-            begin = self._base.commit
-            row = self._store.commit_staging(
-                self._staging, self._epoch, lambda view: check_reads(view, begin, self._reads)
-            )
+            check = ReadCheck(self._base.commit, self._reads)
+            if check.is_large():
+                check.look(self._store.begin().view)
+            row = self._store.commit_staging(self._staging, self._epoch, check)
             self.lsn = Lsn(row.lsn)
         finally:
             self._staging.discard()
@@ -218,11 +218,21 @@ class Transaction(MutableMapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of tensors in byte order; the set of names counts as read."""
-        return iter([keys.name_of(key) for key in sorted(self._listed(keys.TENSORS))])
+        names = list(self._note_listing(keys.TENSORS).names())
+        staged = {keys.name_of(key): has for key, has in self._staging.keys(keys.TENSORS)}
+        if staged:
+            kept = {name for name in names if staged.get(name, True)}
+            kept.update(name for name, exists in staged.items() if exists)
+            names = sorted(kept)  # text sorts as its bytes do
+        return iter(names)
 
     def __len__(self) -> int:
-        """How many tensors exist in this transaction."""
-        return len(self._listed(keys.TENSORS))
+        """How many tensors exist in this transaction; the set of names counts as read."""
+        base = self._note_listing(keys.TENSORS)
+        count = base.count_names()
+        for key, exists in dict(self._staging.keys(keys.TENSORS)).items():
+            count += exists - (base.find(key) is not None)
+        return count
 
     def __eq__(self, other: object) -> bool:
         """A transaction equals itself only."""
@@ -237,31 +247,26 @@ class Transaction(MutableMapping[str, Any]):
     ) -> list[Relationship]:
         """Return the matching relationships as this transaction sees them."""
         prefix = relationships.prefix_of(source, target, kind)
-        found: list[Relationship] = []
-        for key, lsn in self._listed(prefix).items():
-            if relationships.matches(key, source, target, kind):
-                staged = self._staging.read(key)
-                entry = None if staged is not None else self._base.find(key)
-                attr = staged.attr if staged is not None else b"" if entry is None else entry.attr
-                found.append(relationships.relationship(key, attr, lsn))
-        return sorted(found, key=lambda item: (item.source, item.kind, item.target))
-
-    def _listed(self, prefix: bytes) -> dict[bytes, int]:
-        """Return the keys under *prefix* with the commit that wrote them (0: this transaction)."""
-        staging = self._check()
-        self._keep_base()
-        base = {
-            key: entry.commit_lsn
-            for key, entry in self._base.view.live(prefix, self._base.intervals)
+        base = self._note_listing(prefix)
+        found = {
+            key: (entry.attr, entry.commit_lsn)
+            for key, entry in relationships.matching(base, source, target, kind)
         }
-        by_name = prefix[:1] == keys.TENSORS
-        self._reads.listings[prefix] = dict.fromkeys(base, 0) if by_name else dict(base)
-        for key, exists in staging.keys(prefix):
-            if exists:
-                base[key] = 0
-            else:
-                base.pop(key, None)
-        return base
+        for key, exists in self._staging.keys(prefix):
+            staged = self._staging.read(key)
+            if not exists or staged is None:
+                found.pop(key, None)
+            elif relationships.matches(key, source, target, kind):
+                found[key] = staged.attr, 0
+        every = [relationships.relationship(key, *stored) for key, stored in found.items()]
+        return sorted(every, key=lambda item: (item.source, item.kind, item.target))
+
+    def _note_listing(self, prefix: bytes) -> Scope:
+        """Note that the keys under *prefix* are read; return the snapshot to read them from."""
+        self._check()
+        self._keep_base()
+        self._reads.listings.add(prefix)
+        return self._base
 
 
 def stage_layer(txn: Transaction, layer_id: str, weights: Any, biases: Any) -> None:

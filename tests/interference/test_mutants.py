@@ -19,7 +19,7 @@ from mldb.log.ownership import OwnedLock
 from mldb.log.sequencer import Sequencer
 from mldb.log.state import LogState
 from mldb.log.syncing import Syncing
-from mldb.write import transaction
+from mldb.write.rules import ReadCheck
 from tests.support import interference
 from tests.support.interference import CALM, Relation, Schedule, Tally, Trouble, sweep
 
@@ -105,7 +105,7 @@ def scanned_while_written(patch: pytest.MonkeyPatch) -> None:
 
 def unread_reads(patch: pytest.MonkeyPatch) -> None:
     """A transaction commits whatever became of what it read."""
-    patch.setattr(transaction, "check_reads", lambda *arguments: None)
+    patch.setattr(ReadCheck, "__call__", lambda self, view: None)
 
 
 def children_write(patch: pytest.MonkeyPatch) -> None:

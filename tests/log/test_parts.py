@@ -14,8 +14,8 @@ from mldb.log.grown import Grown
 from mldb.log.manifest import SegmentInfo
 from mldb.log.mappings import MappingBudget
 from mldb.log.parts import SealedParts
+from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment
-from mldb.log.view import SealedPart
 from tests.support.logs import STORE_ID
 
 FS = MemoryFileSystem()

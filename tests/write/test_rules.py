@@ -14,7 +14,7 @@ from mldb import keys
 from mldb.log import format as fmt
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.view import View
-from mldb.write.rules import EpochRule, ReadSet, check_epoch, check_reads, listing, version_of
+from mldb.write.rules import EpochRule, ReadCheck, ReadSet, check_epoch, version_of
 
 EPOCHS = st.none() | st.integers(0, 6)
 
@@ -73,13 +73,13 @@ def test_what_was_read_holds_until_that_very_thing_changes() -> None:
         begin = view_of(db)
         key = keys.TENSORS + b"a"
         tensors, edges = keys.TENSORS, keys.RELATIONS
-        assert version_of(begin, key) == db.tensor("a").lsn
-        assert version_of(begin, keys.TENSORS + b"absent") == 0
+        assert version_of(begin, key, begin.intervals) == db.tensor("a").lsn
+        assert version_of(begin, keys.TENSORS + b"absent", begin.intervals) == 0
         reads = {
-            "key": ReadSet({key: version_of(begin, key)}),
+            "key": ReadSet({key: version_of(begin, key, begin.intervals)}),
             "absent": ReadSet({keys.TENSORS + b"new": 0}),
-            "names": ReadSet({}, {tensors: listing(begin, tensors)}),
-            "edges": ReadSet({}, {edges: listing(begin, edges)}),
+            "names": ReadSet({}, {tensors}),
+            "edges": ReadSet({}, {edges}),
             "nothing": ReadSet(),
         }
         assert [bool(read) for read in reads.values()] == [True, True, True, True, False]
@@ -88,7 +88,7 @@ def test_what_was_read_holds_until_that_very_thing_changes() -> None:
             found = set()
             for name, read in reads.items():
                 try:
-                    check_reads(view_of(db), begin.commit, read)
+                    ReadCheck(begin.commit, read)(view_of(db))
                 except mldb.ConflictError as error:
                     assert error.names
                     assert "Nothing was stored" in str(error)
@@ -106,13 +106,14 @@ def test_what_was_read_holds_until_that_very_thing_changes() -> None:
         assert conflicts() == {"key", "edges", "absent", "names"}
         del db["new"]
         assert conflicts() == {"key", "edges"}
-        assert version_of(view_of(db), keys.TENSORS + b"new") == 0
+        now = view_of(db)
+        assert version_of(now, keys.TENSORS + b"new", now.intervals) == 0
         db.rewind(mldb.Lsn(begin.commit.lsn))
         assert conflicts() == set()
         db.rewind(mldb.Lsn(0))  # what the reader began on is no longer in the lineage
         with pytest.raises(mldb.ConflictError, match="rewound"):
-            check_reads(view_of(db), begin.commit, reads["absent"])
-        check_reads(view_of(db), begin.commit, reads["nothing"])
+            ReadCheck(begin.commit, reads["absent"])(view_of(db))
+        ReadCheck(begin.commit, reads["nothing"])(view_of(db))
 
 
 def test_an_epoch_rule_starts_without_a_claim() -> None:

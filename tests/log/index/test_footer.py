@@ -95,6 +95,18 @@ def test_a_description_names_the_first_and_the_last_commit(history: History) -> 
     assert (info.first_epoch, info.last_epoch) == (ends[0].epoch, ends[1].epoch)
 
 
+@given(histories())
+def test_a_segment_that_has_grown_meanwhile_is_described_up_to_the_commit_asked_for(
+    history: History,
+) -> None:
+    """A backup takes one moment while others commit; it ended at the first commit instead."""
+    active, rows = active_of(history), history.rows
+    for count, row in enumerate(rows, 1):
+        info = describe(active, row.lsn, 1000, "", 128)
+        assert (info.first_lsn, info.last_lsn) == (rows[0].lsn, row.lsn)
+        assert (info.first_epoch, info.last_epoch) == (rows[0].epoch, rows[count - 1].epoch)
+
+
 @given(histories(), st.integers(0, 8))
 def test_what_a_hint_covers_and_what_came_after_it_are_one_index(
     history: History, cut: int
