@@ -171,6 +171,28 @@ class View(NamedTuple):
             if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
                 yield key, entry
 
+    def live_since(
+        self, prefix: bytes, start: bytes, lsn: int, intervals: Intervals
+    ) -> list[tuple[bytes, Entry]]:
+        """Return (key, newest entry) of keys that exist, from *start* on, in order.
+
+        Only parts that may hold commits above *lsn* are asked: for keys whose order is that of
+        their commits, which are told anew without a look at those known before.
+        """
+        parts = [
+            part.index.keys_from(prefix, start) for part in self.sealed if part.info.last_lsn > lsn
+        ]
+        parts += [part.keys_from(prefix, start) for part in self.active]
+        found, last = [], b""
+        for key in heapq.merge(*parts):
+            if key == last:
+                continue
+            last = key
+            entry = self.newest(key, intervals)
+            if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
+                found.append((key, entry))
+        return found
+
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return commit *lsn* of any lineage."""
         if lsn == self.commit.lsn:

@@ -132,6 +132,13 @@ class MappedIndex:
                 return
             yield key
 
+    def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield those of them that do not stand before *start*: O(log keys) to the first."""
+        for key in iterate_heap(self._reader, "key", self._first_key(max(prefix, start))):
+            if not key.startswith(prefix):
+                return
+            yield key
+
     def some_keys(self, prefix: bytes, number: int, count: int) -> tuple[list[bytes], int]:
         """Return up to *count* keys with this prefix, and the number of the key behind them.
 

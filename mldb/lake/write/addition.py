@@ -89,6 +89,7 @@ def add_rows(
             host.commit([], epoch, decide, pending)
         finally:
             pending.discard()
+    host.known.note_change(lambda: host.scope(None), name)
     if given.ids is not None:
         return given.ids.astype(np.int64)
     return np.arange(first_id, first_id + given.count, dtype=np.int64)
@@ -132,7 +133,7 @@ def _refuse_taken(
     if int(ids.min()) >= info.next_id:
         return
     rows = rows_in(scope, name, host.known)
-    taken = np.flatnonzero(rows.find(ids.astype(np.int64)) >= 0)
+    taken = np.flatnonzero(rows.stored_of(ids.astype(np.int64)) >= 0)
     if taken.size:
         row = int(taken[0])
         raise InvalidValueError(

@@ -31,4 +31,6 @@ def remove_rows(host: Host, name: str, ids: Numbers, epoch: int | None) -> Lsn:
         placed = splats_deleted(key, view.commit.lsn, payload, rows.state.info, digest)
         record.drafts = placed.drafts
 
-    return Lsn(host.commit([record], epoch, decide, None).lsn)
+    lsn = Lsn(host.commit([record], epoch, decide, None).lsn)
+    host.known.note_change(lambda: host.scope(None), name)
+    return lsn
