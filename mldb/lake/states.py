@@ -9,9 +9,10 @@ from collections.abc import Callable, Hashable
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+from mldb.arrays import Numbers
 from mldb.lake.derived import Derived
 from mldb.lake.projection import LakeState, require_lake
-from mldb.lake.rows.chain import NO_CHANGES, Chain, Size
+from mldb.lake.rows.chain import Chain, Size
 from mldb.lake.rows.chain_hint import load_chain, save_chain
 from mldb.tensors.scope import Scope
 
@@ -19,6 +20,8 @@ _T = TypeVar("_T")
 
 CHAINS_MAX: Final = 4  # lineages of one lake that are kept; the one used last stays
 _STATES_MAX: Final = 64
+_FRESH_BLOCKS: Final = 16
+_FRESH_ROWS: Final = 1 << 14
 SAVE_FROM: Final = 256
 """Changes that are not in the hint yet from which it is written again."""
 
@@ -37,6 +40,7 @@ class LakeStates:
         self._saves = saves
         self._chains: dict[bytes, tuple[Chain, ...]] = {}  # by lake id, the one used last first
         self._states: dict[tuple[str, int], LakeState] = {}
+        self._fresh: dict[int, Numbers] = {}  # by commit, the ids of what was added last
         self._added: dict[str, int] = {}  # commits of this handle that nothing looked at
 
     # --- states -----------------------------------------------------------------------------------
@@ -70,6 +74,7 @@ class LakeStates:
                 chain = Chain(name, lake_id)
             else:
                 self.loaded += chain.changes
+            chain.fresh = self._fresh
             chains = self._chains.setdefault(lake_id, (chain,))
         sizes = [chain.visible(scope.intervals) for chain in chains]
         best = max(range(len(chains)), key=lambda number: sum(sizes[number]))
@@ -91,7 +96,7 @@ class LakeStates:
                 chain.extend(scope)
                 self.folded += chain.changes - before
                 return chain, chain.size
-            fork = Chain(chain.name, chain.lake_id) if size == NO_CHANGES else chain.fork(size)
+            fork = chain.fork(size)
         fork.extend(scope)
         self.folded += fork.changes - sum(size)
         others = self._chains.get(chain.lake_id, ())
@@ -107,6 +112,13 @@ class LakeStates:
         return self.derived.get((state.info.lake_id, state.version, what), make, nbytes)
 
     # --- hints ------------------------------------------------------------------------------------
+
+    def note_ids(self, commit: int, ids: Numbers) -> None:
+        """Remember the ids of rows that were just added, for who looks for ids next."""
+        if len(ids) <= _FRESH_ROWS:
+            for old in tuple(self._fresh)[: len(self._fresh) - _FRESH_BLOCKS]:
+                self._fresh.pop(old, None)
+            self._fresh[commit] = ids
 
     def note_change(self, scope: Callable[[], Scope], name: str) -> None:
         """Count a commit to a lake; now and then take in what came, so that no close has to."""

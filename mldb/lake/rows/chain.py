@@ -56,6 +56,8 @@ class Chain:
         self.lake_id = lake_id
         self.size = NO_CHANGES
         self.lock = OwnedLock(f"the blocks of lake {name!r}")
+        self.fresh: dict[int, Numbers] = {}
+        """The ids of rows that this handle just added, by commit: they need not be read back."""
         self.saved = 0  # how many changes the hint holds; see mldb.lake.rows.chain_hint
         # Of each block: the commit that its key names, its own, the rows before it, its shape.
         self.heads = Growing(np.int64)
@@ -126,6 +128,7 @@ class Chain:
     def fork(self, size: Size) -> Chain:
         """A chain of its own that begins as this one: O(what it begins with)."""
         other = Chain(self.name, self.lake_id)
+        other.fresh = self.fresh
         for name in ("heads", "commits", "stops", "shape_of"):
             column: Growing = getattr(self, name)
             setattr(other, name, Growing(column.first(0).dtype, column.first(size.blocks)))
@@ -238,14 +241,19 @@ class Chain:
         blocks = self.size.blocks
         number = bisect_left(self.stops.first(blocks), self.index.count + 1)
         while number < blocks:
-            read = []
-            for block in range(number, min(number + _MAPPED_MAX, blocks)):
-                mapped = self.block(scope, block)
-                ids = np.empty(mapped.info.rows, np.uint64)
-                mapped.gather("id", slice(0, len(ids)), ids)
-                read.append(ids.view(np.int64))
-            self.index.add(np.concatenate(read))
+            some = range(number, min(number + _MAPPED_MAX, blocks))
+            read = [self._ids_of(scope, block) for block in some]
+            self.index.add(read[0] if len(read) == 1 else np.concatenate(read))
             number += len(read)
+
+    def _ids_of(self, scope: Scope, number: int) -> Numbers:
+        known = self.fresh.get(int(self.commits.first(number + 1)[number]))
+        if known is not None and len(known) == self._rows(number):
+            return known
+        block = self.block(scope, number)
+        ids = np.empty(block.info.rows, np.uint64)
+        block.gather("id", slice(0, len(ids)), ids)
+        return ids.view(np.int64)
 
     # --- blocks -----------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ class Run(NamedTuple):
         while True:
             inside = np.maximum(place, 0)
             hit = (place >= 0) & (self.ids[inside] == ids)
+            if not hit.any():
+                return np.full(len(ids), -1, np.int64)
             rows = self.rows_at(inside)
             beyond = hit & (rows >= stored)
             if not beyond.any():
@@ -89,9 +91,16 @@ class IdIndex:
         O(log N) runs are searched.
         """
         found = np.full(len(ids), -1, np.int64)
+        if not len(ids):
+            return found
+        order = np.argsort(ids)  # neighbours in the order are neighbours in the runs
+        ascending = ids[order]
         for run in self.runs:
-            np.maximum(found, run.newest(ids, stored), out=found)
-        return found
+            if run.ids[0] <= ascending[-1] and run.ids[-1] >= ascending[0]:
+                np.maximum(found, run.newest(ascending, stored), out=found)
+        out = np.empty_like(found)
+        out[order] = found
+        return out
 
     def in_order(self, stored: int) -> Numbers:
         """The ids of the first *stored* rows, in row order: O(N)."""
