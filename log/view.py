@@ -183,8 +183,10 @@ class View(NamedTuple):
             part.index.keys_from(prefix, start) for part in self.sealed if part.info.last_lsn > lsn
         ]
         parts += [part.keys_from(prefix, start) for part in self.active]
+        if not parts:
+            return []
         found, last = [], b""
-        for key in heapq.merge(*parts):
+        for key in heapq.merge(*parts) if len(parts) > 1 else parts[0]:
             if key == last:
                 continue
             last = key

@@ -106,7 +106,7 @@ def own_ids(folder: Path, share: int) -> list[Row]:
     """A hundred rows with ids of their own, into lakes of several sizes."""
     rng = np.random.default_rng(1)
     found, none = [], 0.0
-    with mldb.open(folder / "store", durability="os") as db:
+    with mldb.open(folder / "store") as db:
         for size in (0, 200_000 // share, 800_000 // share):
             took = []
             lake = db.lake(f"lake{size}", dim=16)

@@ -29,19 +29,23 @@ class Run(NamedTuple):
         """The rows at these places."""
         return places + self.first if self.rows is None else self.rows[places]
 
-    def newest(self, ids: Numbers, stored: int) -> Numbers:
-        """The newest row below *stored* of each id; -1 where there is none."""
+    def newest(self, ids: Numbers, stored: int) -> Numbers | None:
+        """The newest row below *stored* of each id; -1 where none has it, None where none has any.
+
+        The last id is below none that are looked for at place -1, so that place needs no check.
+        """
         place = np.searchsorted(self.ids, ids, "right") - 1
         while True:
-            inside = np.maximum(place, 0)
-            hit = (place >= 0) & (self.ids[inside] == ids)
+            hit = self.ids[place] == ids
             if not hit.any():
-                return np.full(len(ids), -1, np.int64)
-            rows = self.rows_at(inside)
+                return None
+            rows = self.rows_at(np.maximum(place, 0))
             beyond = hit & (rows >= stored)
             if not beyond.any():
                 return np.where(hit, rows, -1)
-            place = place - beyond  # an older row of the same id may be there
+            # An older row of the same id may be there; before the first place there is none.
+            place = np.maximum(place - beyond, -1)
+            ids = np.where(beyond & (place < 0), np.iinfo(np.int64).min, ids)
 
 
 class IdIndex:
@@ -97,7 +101,9 @@ class IdIndex:
         ascending = ids[order]
         for run in self.runs:
             if run.ids[0] <= ascending[-1] and run.ids[-1] >= ascending[0]:
-                np.maximum(found, run.newest(ascending, stored), out=found)
+                rows = run.newest(ascending, stored)
+                if rows is not None:
+                    np.maximum(found, rows, out=found)
         out = np.empty_like(found)
         out[order] = found
         return out
