@@ -136,13 +136,16 @@ class LakeStates:
         chain = state.chain
         if chain.changes - chain.saved >= max(SAVE_FROM, chain.saved // 8) and self._saves:
             save_chain(scope, chain)
+            for other in self._chains.get(chain.lake_id, ()):
+                other.saved = min(other.saved, other.shared(chain))
 
     def close(self, scope: Scope) -> None:
         """Write the hints that are worth it, and forget everything; raises nothing of a disk."""
         chains, self._chains = self._chains, {}
         for known in chains.values():
-            if self._saves and known and known[0].changes - known[0].saved >= SAVE_FROM:
-                save_chain(scope, known[0])
+            chain = max(known, key=lambda chain: sum(chain.visible(scope.intervals)))
+            if self._saves and chain.changes - chain.saved >= SAVE_FROM:
+                save_chain(scope, chain)
         self._states.clear()
         self.derived.clear()
 

@@ -125,10 +125,20 @@ class Chain:
         found[inside] = ended[rows[inside]] >= size.removals
         return found & (rows < self.stored(size))
 
+    def shared(self, other: Chain) -> int:
+        """How many changes two chains begin with alike."""
+        count = 0
+        for name in ("commits", "removal_commits"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            least = min(mine.count, theirs.count)
+            differ = np.flatnonzero(mine.first(least) != theirs.first(least))
+            count += int(differ[0]) if len(differ) else least
+        return count
+
     def fork(self, size: Size) -> Chain:
         """A chain of its own that begins as this one: O(what it begins with)."""
         other = Chain(self.name, self.lake_id)
-        other.fresh = self.fresh
+        other.fresh, other.saved = self.fresh, min(self.saved, sum(size))
         for name in ("heads", "commits", "stops", "shape_of"):
             column: Growing = getattr(self, name)
             setattr(other, name, Growing(column.first(0).dtype, column.first(size.blocks)))
