@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +183,11 @@ def test_a_fold_that_was_interrupted_anywhere_goes_on(
                 left[0] = cut if sign == 1 else cut - 2
                 with monkeypatch.context() as patch:
                     patch.setattr(Growing, "append", append)
-                    try:
+                    with suppress(KeyboardInterrupt):
                         rows_in(db._scope(), "default", known)
-                    except KeyboardInterrupt:
-                        pass
-                assert rows_in(db._scope(mldb.Lsn(other)), "default", known).ids().tolist() == (
-                    history.seen[other]
+                assert (
+                    rows_in(db._scope(mldb.Lsn(other)), "default", known).ids().tolist()
+                    == (history.seen[other])
                 )
                 assert rows_in(db._scope(), "default", known).ids().tolist() == history.live
 
