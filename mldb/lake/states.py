@@ -150,5 +150,12 @@ class LakeStates:
         self.derived.clear()
 
     def stats(self) -> dict[str, Any]:
-        """Changes folded and loaded, and the cache's figures."""
-        return {"folded": self.folded, "loaded": self.loaded, **self.derived.stats()}
+        """Changes folded and loaded, what is held of them, and the cache's figures."""
+        chains = [chain for known in tuple(self._chains.values()) for chain in known]
+        return {
+            "folded": self.folded,
+            "loaded": self.loaded,
+            "chains": len(chains),
+            "chain_bytes": sum(chain.nbytes for chain in chains),
+            **self.derived.stats(),
+        }

@@ -364,7 +364,8 @@ def test_a_hint_that_contradicts_itself_is_not_believed(
     value, payload = found
     assert isinstance(value, list)
     for place in range(len(value)):
-        for other in (None, -1, 1 << 50, [], "x"):
+        others: list[Any] = [None, -1, 1 << 50, [], "x"]
+        for other in others:
             with mldb.open(store_path, durability="os") as db:
                 changed = [*value[:place], other, *value[place + 1 :]]
                 save_hint(db._log.fs, hint(store_path).name, changed, payload)

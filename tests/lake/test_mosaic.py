@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def test_any_rows_in_any_order_are_those_of_the_blocks(
         monkeypatch.setattr(mosaic, "_WHOLE_BYTES", whole_bytes)
         again = lake.rows()
         for _ in range(20):
-            some = rng.integers(0, len(rows), int(rng.integers(0, 90)))
+            some = rng.integers(0, len(rows), int(rng.integers(0, 150)))
             for name in FIELDS:
                 assert again.gather(name, some).tobytes() == whole[name][some].tobytes(), name
     lake.remove(whole["id"][::3])
@@ -87,8 +89,38 @@ def test_rows_beyond_the_lake_are_clipped_and_never_read(
 ) -> None:
     lake = fill(db, rng, 5)
     rows = lake.rows()
-    want = rows.gather("mu", np.array([0, len(rows) - 1]))
-    assert rows.gather("mu", np.array([-5, 1 << 40])).tobytes() == want.tobytes()
+    for count in (1, 40):
+        want = rows.gather("mu", np.array([0, len(rows) - 1] * count))
+        assert rows.gather("mu", np.array([-5, 1 << 40] * count)).tobytes() == want.tobytes()
+
+
+def test_threads_share_the_rows_of_a_lake(store_path: Path, rng: np.random.Generator) -> None:
+    with mldb.open(store_path, durability="os", segment_bytes=1 << 14) as db:
+        rows = fill(db, rng, 60).rows()
+        want = rows.gather("mu", slice(0, len(rows)))
+        sys.setswitchinterval(1e-5)
+        try:
+            for _ in range(10):
+                shared = db.lake().rows()
+                orders = [rng.permutation(len(rows)) for _ in range(4)]
+                found: dict[int, bytes] = {}
+
+                def read(
+                    number: int,
+                    shared: Rows = shared,
+                    orders: list[Any] = orders,
+                    found: dict[int, bytes] = found,
+                ) -> None:
+                    found[number] = shared.gather("mu", orders[number]).tobytes()
+
+                threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                assert [found[i] for i in range(4)] == [want[order].tobytes() for order in orders]
+        finally:
+            sys.setswitchinterval(0.005)
 
 
 def test_damage_in_one_of_many_blocks_is_found_when_it_is_read(
@@ -107,7 +139,7 @@ def test_damage_in_one_of_many_blocks_is_found_when_it_is_read(
         rows = db.lake().rows()
         rows.gather("mu", np.arange(0, 2500, 7))
         with pytest.raises(mldb.CorruptError, match="'default'"):
-            rows.gather("mu", np.array([3, 2500]))
+            rows.gather("mu", np.array([3, 2500] * 30))
         with pytest.raises(mldb.CorruptError, match="'default'"):
-            rows.gather("mu", np.array([2500, 3]))
-        rows.gather("mu", np.array([3, 2900]))
+            rows.gather("mu", np.array([2500, 3] * 20))
+        rows.gather("mu", np.array([3, 2900] * 20))

@@ -188,7 +188,7 @@ def check_folder(rows: list[Row]) -> None:
         if name == "MANIFEST-N":
             name = f"MANIFEST-{number}"
         said[name.replace("ID", unique)] = row["file kind"]
-    lake = f"lake-{unique}.graph"
+    lakes = [f"hints/lake-{unique}.{kind}" for kind in ("graph", "labels", "rows")]
     assert said == {
         lock.LOCK: "-",
         lock.GATE: "-",
@@ -200,7 +200,7 @@ def check_folder(rows: list[Row]) -> None:
         readers.READERS + "/": str(fmt.FILE_READER),
         hint_name(SEGMENT_ID): str(fmt.FILE_HINT),
         "hints/border": str(fmt.FILE_HINT),
-        f"hints/{lake}": str(fmt.FILE_HINT),
+        **dict.fromkeys(lakes, str(fmt.FILE_HINT)),
         LOST + "/": str(fmt.FILE_LOST),
     }
     assert {name.split("/")[0] for name in said if "/" in name} == {*FOLDERS, "blobs"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from mldb import keys
 from mldb.arrays import Numbers
-from mldb.errors import CorruptError
+from mldb.errors import CorruptError, VersionGoneError
 from mldb.history.splats import BlockInfo, RemovalInfo, unpack_splats
 from mldb.lake.rows.block import MappedBlock
 from mldb.lake.rows.growing import Growing
@@ -281,10 +281,9 @@ class Chain:
         key = keys.splats_key(check_name(self.name), head)
         entry = scope.view.version_at(key, commit)
         if entry is None:
-            raise CorruptError(
-                f"lake {self.name!r} has rows of commit {commit}, which the index does not know. "
-                "Tensors and other lakes stay readable.",
-                key=self.name,
+            raise VersionGoneError(
+                f"the rows that commit {commit} added to lake {self.name!r} were pruned while they "
+                "were being read. Hold a snapshot (lake.at) to keep what you read."
             )
         try:
             info = unpack_splats(entry.attr, entry.length)
@@ -304,6 +303,13 @@ class Chain:
         """The shapes of the blocks of a state, in the order in which they came."""
         seen = zip(self.shapes, self.shape_from, strict=False)
         return [shape for shape, block in seen if block < size.blocks]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its columns and ids; a mapped block holds about a KiB more."""
+        names = ("heads", "commits", "stops", "shape_of", "removal_commits", "gone", "ended")
+        columns: list[Growing] = [getattr(self, name) for name in names]
+        return self.index.nbytes + sum(column.nbytes for column in columns)
 
     @property
     def changes(self) -> int:

@@ -21,7 +21,8 @@ from mldb.tensors.scope import Scope
 
 _T = TypeVar("_T")
 
-_FEW_ROWS: Final = 1 << 16  # of a gather: as many are worth a search for the block of each
+_FEW_ROWS: Final = 32  # of a gather: their blocks are asked one by one
+_MANY_ROWS: Final = 1 << 16  # so many are read block by block as well
 
 
 class Rows:
@@ -177,7 +178,7 @@ class Rows:
 
     def _gather_scattered(self, name: str, rows: Numbers, out: npt.NDArray[Any]) -> None:
         rows = np.clip(rows, 0, self.state.stored - 1)
-        if len(rows) <= _FEW_ROWS and out.flags.c_contiguous:
+        if _FEW_ROWS < len(rows) <= _MANY_ROWS and out.flags.c_contiguous:
             mosaic = self._mosaics.get(name)
             if mosaic is None:
                 dtype, shape = self.require_column(name)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mldb.arrays import Numbers
 from mldb.lake.rows.block import UNLABELLED, MappedBlock
 from mldb.lake.rows.growing import Growing
+from mldb.log.ownership import OwnedLock
 
 _WHOLE_BYTES: Final = 1 << 16  # of a column: verified as a whole, once, when first touched
 _NONE: Final = -1  # the table of a block that was not asked for
@@ -26,9 +27,10 @@ _BlockAt: TypeAlias = Callable[[int], MappedBlock]
 
 
 class Mosaic:
-    """A column of the first blocks of a chain. One thread at a time gathers.
+    """A column of the first blocks of a chain. Any thread.
 
-    It holds what is mapped of the blocks that were asked for, and 25 bytes a block.
+    It holds what is mapped of the blocks that were asked for, and 27 bytes a block. ``_lock``
+    guards what is learnt of a block; that it is verified is noted last.
     """
 
     def __init__(
@@ -40,8 +42,8 @@ class Mosaic:
         self._block = block
         self._dtype = np.dtype(dtype)
         self._row = np.dtype((np.void, self._dtype.itemsize * int(np.prod(shape, dtype=np.int64))))
-        self._tables: list[npt.NDArray[Any]] = []
-        self._flat: list[npt.NDArray[Any]] = []
+        self._lock = OwnedLock(f"the places of column {name!r}")
+        self._tables: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # of rows, of numbers
         self._number: dict[int, int] = {}  # of a table, by the address of its mapping
         self._table = np.full(len(stops), _NONE, np.int16)
         self._offset = np.zeros(len(stops), np.int64)  # of row 0 of the column, in numbers
@@ -79,14 +81,24 @@ class Mosaic:
         return True
 
     def _copy(self, number: int, places: Numbers, into: npt.NDArray[Any], where: Any) -> None:
+        rows, flat = self._tables[number]
         if self._row.itemsize >= _TOUCH_BYTES:
             # Reads that do not wait for each other bring the pages in; see mldb.lake.rows.take.
-            self._flat[number][places]
-        into[where] = self._tables[number][places]
+            flat[places]
+        into[where] = rows[places]
 
     def _look_at(self, which: Numbers, local: Numbers) -> bool:
         """Map and verify what holds these rows. Blocks of few bytes are verified whole."""
+        guard = self._lock.hold_unless_inside()
+        if guard is None:
+            return False  # inside this very call: the blocks are asked one by one
+        with guard:
+            return self._learn(which, local)
+
+    def _learn(self, which: Numbers, local: Numbers) -> bool:
         fresh = np.flatnonzero(~self._is_verified[which])
+        if not len(fresh):
+            return True  # another thread was faster
         order = fresh[np.argsort(which[fresh], kind="stable")]
         numbers, starts = np.unique(which[order], return_index=True)
         for number, places in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
@@ -114,7 +126,7 @@ class Mosaic:
         size = self._dtype.itemsize
         offset = _address(array) - _address(whole)
         table = self._number.get(_address(whole))
-        if table is None or len(self._flat[table]) != len(whole) // size:
+        if table is None or len(self._tables[table][1]) != len(whole) // size:
             table = self._map(whole)
         if offset % size or table < 0:
             return False
@@ -129,9 +141,9 @@ class Mosaic:
         count = (len(whole) - row) // size + 1
         if count < 1 or len(self._tables) >= np.iinfo(np.int16).max:
             return -1
-        number = self._number[_address(whole)] = len(self._tables)
-        self._tables.append(np.ndarray((count,), self._row, whole, 0, (size,)))
-        self._flat.append(whole[: len(whole) // size * size].view(self._dtype))
+        flat = whole[: len(whole) // size * size].view(self._dtype)
+        self._tables.append((np.ndarray((count,), self._row, whole, 0, (size,)), flat))
+        number = self._number[_address(whole)] = len(self._tables) - 1
         return number
 
 
