@@ -340,8 +340,7 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
             if self._background.closed:
                 self._closed = True
                 try:
-                    self._close_lakes()  # what others hold of them stays readable
-                    self._log.close()
+                    self._close_log()
                 finally:
                     preemption.cancel_all(self)
 

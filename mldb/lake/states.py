@@ -6,10 +6,12 @@ The rest is what was computed of their rows, within a number of bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 from mldb.arrays import Numbers
+from mldb.errors import MldbError
 from mldb.lake.derived import Derived
 from mldb.lake.projection import LakeState, require_lake
 from mldb.lake.rows.chain import Chain, Size
@@ -99,8 +101,11 @@ class LakeStates:
             fork = chain.fork(size)
         fork.extend(scope)
         self.folded += fork.changes - sum(size)
-        others = self._chains.get(chain.lake_id, ())
-        self._chains[chain.lake_id] = (fork, *others)[:CHAINS_MAX]
+        known = (fork, *self._chains.get(chain.lake_id, ()))
+        self._chains[chain.lake_id] = known[:CHAINS_MAX]
+        for key, state in tuple(self._states.items()):
+            if state.chain in known[CHAINS_MAX:]:
+                self._states.pop(key, None)
         return fork, fork.size
 
     # --- what is computed of a state --------------------------------------------------------------
@@ -121,12 +126,16 @@ class LakeStates:
             self._fresh[commit] = ids
 
     def note_change(self, scope: Callable[[], Scope], name: str) -> None:
-        """Count a commit to a lake; now and then take in what came, so that no close has to."""
+        """Count a commit to a lake; now and then take in what came, so that no close has to.
+
+        What is wrong with the lake is for who reads it: the change is stored, whatever else is.
+        """
         count = self._added[name] = self._added.get(name, 0) + 1
         if count >= SAVE_FROM and self._saves:
             self._added[name] = 0
-            now = scope()
-            self.save(self.fold(now, name), now)
+            with suppress(MldbError):
+                now = scope()
+                self.save(self.fold(now, name), now)
 
     def save(self, state: LakeState, scope: Scope) -> None:
         """Write the hint of a lake when enough is new; failures are ignored.

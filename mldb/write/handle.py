@@ -102,11 +102,17 @@ class Handle(StateSurface):
             known = self._lake_states.setdefault("", made)
         return known
 
-    def _close_lakes(self) -> None:
-        """Save what is known of lakes, as a hint, where that is worth it; raises nothing."""
-        for known in self._lake_states.values():
-            view = self._state.view
-            known.close(make_scope((self._source, view, view.commit, view.intervals)))
+    def _close_log(self) -> None:
+        """Save what is known of lakes where that is worth it, and close the log.
+
+        What others hold of lakes stays readable.
+        """
+        try:
+            for known in self._lake_states.values():
+                view = self._state.view
+                known.close(make_scope((self._source, view, view.commit, view.intervals)))
+        finally:
+            self._log.close()
 
     def begin(self) -> Scope:
         """Return the newest head, behind our own checkpoints; a transaction begins on it."""

@@ -209,9 +209,12 @@ def augment_calls(folder: Path, share: int) -> list[Row]:
         x = _random(32, seed=3)
         first = _timed(lambda: lake.augment(x, mode="walk", device="numpy"))
         then = [_timed(lambda: lake.augment(x, mode="walk", device="numpy")) for _ in range(15)]
+        others = [_random(32, seed=number) for number in range(4, 19)]
+        other = [_timed(lambda x=x: lake.augment(x, mode="walk", device="numpy")) for x in others]  # type: ignore[misc]
     return [
         _row("augment of 32 rows by walk: first call", size, first, "ms"),
         _row("the same: second call", size, median(then), "ms", 5),
+        _row("the same: of other rows", size, median(other), "ms"),
     ]
 
 

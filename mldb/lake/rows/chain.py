@@ -72,7 +72,7 @@ class Chain:
         # Of each row: the number of the removal that ended it. Rows behind the last one are live.
         self.ended = Growing(np.int32)
         self.index = IdIndex()
-        self._marking = False  # still set when a removal was interrupted
+        self._growing = False  # still set when a change was interrupted
         self._mapped: dict[int, MappedBlock] = {}
 
     # --- states -----------------------------------------------------------------------------------
@@ -168,7 +168,9 @@ class Chain:
 
         All of this is visible in *scope*. Raises CorruptError; what came before the damage is in.
         """
-        self._forget_half()
+        if self._growing:
+            self._forget_half()
+        self._growing = True
         after = self.last_commit(self.size)
         prefix = keys.splats_prefix(check_name(self.name))
         start = prefix + after.to_bytes(8, "big")
@@ -186,6 +188,7 @@ class Chain:
                 blocks = []
                 self._remove(scope, key, entry, part)
         self._add_blocks(scope, blocks)
+        self._growing = False
 
     def _forget_half(self) -> None:
         """Undo what an interrupt left of a change that was not told."""
@@ -199,10 +202,8 @@ class Chain:
         del self.shapes[len(self.shape_from) :]
         for number in [number for number in list(self._mapped) if number >= blocks]:
             self._mapped.pop(number, None)
-        if self._marking:
-            ended = self.ended.first(self.ended.count)
-            ended[ended >= removals] = LIVE
-            self._marking = False
+        ended = self.ended.first(self.ended.count)
+        ended[ended >= removals] = LIVE
 
     def _add_blocks(self, scope: Scope, blocks: list[tuple[bytes, Entry, BlockInfo]]) -> None:
         if not blocks:
@@ -239,12 +240,10 @@ class Chain:
         rows = np.unique(rows[self.are_live(rows, self.size)])
         self.ended.append(np.full(stored - self.ended.count, LIVE, np.int32))
         before = int(self.gone.first(number)[-1]) if number else 0
-        self._marking = True
         self.ended.first(stored)[rows] = number
         self.removal_commits.append([entry.commit_lsn])
         self.gone.append([before + len(rows)])
         self.size = Size(self.size.blocks, number + 1)
-        self._marking = False
 
     def learn_ids(self, scope: Scope) -> None:
         """Have the ids of all rows in the index; the caller holds ``lock``. Raises CorruptError."""
