@@ -10,6 +10,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from mldb.arrays import Numbers
 from mldb.errors import MldbError
 from mldb.lake.derived import Derived
@@ -22,8 +24,9 @@ _T = TypeVar("_T")
 
 CHAINS_MAX: Final = 4  # lineages of one lake that are kept; the one used last stays
 _STATES_MAX: Final = 64
-_FRESH_BLOCKS: Final = 16
-_FRESH_ROWS: Final = 1 << 14
+_FRESH_BLOCKS: Final = 512
+_FRESH_ROWS: Final = 1 << 12  # of a block: ids of more rows are read back as fast
+_LEARNT_BLOCKS: Final = 1024  # whose ids are read for the hint, where nobody asked for ids
 SAVE_FROM: Final = 256
 """Changes that are not in the hint yet from which it is written again."""
 
@@ -120,9 +123,10 @@ class LakeStates:
 
     def note_ids(self, commit: int, ids: Numbers) -> None:
         """Remember the ids of rows that were just added, for who looks for ids next."""
-        if len(ids) <= _FRESH_ROWS:
-            for old in tuple(self._fresh)[: len(self._fresh) - _FRESH_BLOCKS]:
+        if len(self._fresh) >= _FRESH_BLOCKS:
+            for old in tuple(self._fresh)[: _FRESH_BLOCKS // 2]:
                 self._fresh.pop(old, None)
+        if len(ids) <= _FRESH_ROWS:
             self._fresh[commit] = ids
 
     def note_change(self, scope: Callable[[], Scope], name: str) -> None:
@@ -135,7 +139,18 @@ class LakeStates:
             self._added[name] = 0
             with suppress(MldbError):
                 now = scope()
-                self.save(self.fold(now, name), now)
+                state = self.fold(now, name)
+                self._learn_ids(state, now)
+                self.save(state, now)
+
+    @staticmethod
+    def _learn_ids(state: LakeState, scope: Scope) -> None:
+        """Have the ids of the last rows in the index, so that the hint has all of them."""
+        chain = state.chain
+        known = int(np.searchsorted(chain.stops.first(state.size.blocks), chain.index.count))
+        if state.size.blocks - known <= _LEARNT_BLOCKS:
+            with chain.lock.hold():
+                chain.learn_ids(scope)
 
     def save(self, state: LakeState, scope: Scope) -> None:
         """Write the hint of a lake when enough is new; failures are ignored.
@@ -143,17 +158,23 @@ class LakeStates:
         By the share that is new, so that all writes together cost O(1) a change.
         """
         chain = state.chain
-        if chain.changes - chain.saved >= max(SAVE_FROM, chain.saved // 8) and self._saves:
+        if self._is_due(chain, max(SAVE_FROM, chain.saved // 8)):
             save_chain(scope, chain)
             for other in self._chains.get(chain.lake_id, ()):
                 other.saved = min(other.saved, other.shared(chain))
+
+    def _is_due(self, chain: Chain, least: int) -> bool:
+        if not self._saves or chain.changes < SAVE_FROM:
+            return False
+        learnt = not chain.saved_ids and chain.index.count >= chain.stored(chain.size)
+        return learnt or chain.changes - chain.saved >= least
 
     def close(self, scope: Scope) -> None:
         """Write the hints that are worth it, and forget everything; raises nothing of a disk."""
         chains, self._chains = self._chains, {}
         for known in chains.values():
             chain = max(known, key=lambda chain: sum(chain.visible(scope.intervals)))
-            if self._saves and chain.changes - chain.saved >= SAVE_FROM:
+            if self._is_due(chain, SAVE_FROM):
                 save_chain(scope, chain)
         self._states.clear()
         self.derived.clear()

@@ -64,7 +64,7 @@ def many_additions(folder: Path, share: int) -> list[Row]:
         lake = db.lake(dim=DIM)
         for _ in range(count):
             lake.add_splats(x)
-    opened, found, first = [], [], []
+    opened, found, first, cold = [], [], [], []
     for _ in range(5):
         with ExitStack() as stack:
 
@@ -73,6 +73,8 @@ def many_additions(folder: Path, share: int) -> list[Row]:
                 assert len(db.lake()) >= 10 * count
 
             opened.append(_timed(look))
+            with mldb.open(folder / "store", mode="r") as db:
+                cold.append(_timed(lambda db=db: db.lake().get([11])))  # type: ignore[misc]
         with mldb.open(folder / "store", durability="os") as db:
             lake = db.lake()
             loader = lake.export_to_dataloader(256)
@@ -85,6 +87,7 @@ def many_additions(folder: Path, share: int) -> list[Row]:
             found.append(_timed(lambda number=number: lake.get([7 * number])))  # type: ignore[misc]
     return [
         _row("lake of additions of 10 rows: open and len", count, median(opened), "ms", 50),
+        _row("the same: first get by id of a handle", count, median(cold), "ms"),
         _row("the same: get by id after a change", count, median(found), "ms", 5),
         _row("the same: first shuffled batch", count, median(first), "ms", 100),
     ]

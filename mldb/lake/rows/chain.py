@@ -58,7 +58,9 @@ class Chain:
         self.lock = OwnedLock(f"the blocks of lake {name!r}")
         self.fresh: dict[int, Numbers] = {}
         """The ids of rows that this handle just added, by commit: they need not be read back."""
-        self.saved = 0  # how many changes the hint holds; see mldb.lake.rows.chain_hint
+        # How many changes the hint holds, and whether it has ids; see mldb.lake.rows.chain_hint.
+        self.saved = 0
+        self.saved_ids = False
         # Of each block: the commit that its key names, its own, the rows before it, its shape.
         self.heads = Growing(np.int64)
         self.commits = Growing(np.int64)
@@ -139,6 +141,7 @@ class Chain:
         """A chain of its own that begins as this one: O(what it begins with)."""
         other = Chain(self.name, self.lake_id)
         other.fresh, other.saved = self.fresh, min(self.saved, sum(size))
+        other.saved_ids = self.saved_ids
         for name in ("heads", "commits", "stops", "shape_of"):
             column: Growing = getattr(self, name)
             setattr(other, name, Growing(column.first(0).dtype, column.first(size.blocks)))

@@ -64,6 +64,7 @@ def save_chain(scope: Scope, chain: Chain) -> None:
     payload = b"".join(column.astype("<i8", copy=False).tobytes() for column in columns)
     save_hint(scope.source.log.fs, chain_hint_name(chain.lake_id), value, payload)
     chain.saved = max(chain.saved, sum(size))
+    chain.saved_ids = chain.index.count >= stored  # too many of them are not saved later either
 
 
 def load_chain(scope: Scope, name: str, lake_id: bytes) -> Chain | None:
@@ -131,7 +132,7 @@ def _chain(
     if ids is not None:
         chain.index.add(ids)
     chain.size = Size(blocks, removals)
-    chain.saved = sum(chain.size)
+    chain.saved, chain.saved_ids = sum(chain.size), ids is not None
     row = scope.view.commit_at(chain.last_commit(chain.size))
     return chain if row is not None and _token(row) == token else None
 
