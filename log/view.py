@@ -173,8 +173,8 @@ class View(NamedTuple):
 
     def live_since(
         self, prefix: bytes, start: bytes, lsn: int, intervals: Intervals
-    ) -> list[tuple[bytes, Entry]]:
-        """Return (key, newest entry) of keys that exist, from *start* on, in order.
+    ) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (key, newest entry) of keys that exist, from *start* on, in order.
 
         Only parts that may hold commits above *lsn* are asked: for keys whose order is that of
         their commits, which are told anew without a look at those known before.
@@ -183,17 +183,14 @@ class View(NamedTuple):
             part.index.keys_from(prefix, start) for part in self.sealed if part.info.last_lsn > lsn
         ]
         parts += [part.keys_from(prefix, start) for part in self.active]
-        if not parts:
-            return []
-        found, last = [], b""
-        for key in heapq.merge(*parts) if len(parts) > 1 else parts[0]:
+        last = b""
+        for key in parts[0] if len(parts) == 1 else heapq.merge(*parts):
             if key == last:
                 continue
             last = key
             entry = self.newest(key, intervals)
             if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
-                found.append((key, entry))
-        return found
+                yield key, entry
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return commit *lsn* of any lineage."""

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,21 +24,25 @@ MIB = 1 << 20
 
 
 def rows(quick: bool) -> list[Row]:
-    """Measure every figure; *quick* at a tenth of the size, where nothing must be met."""
-    share = 10 if quick else 1
-    steps: list[Callable[[Path, int], list[Row]]] = [
-        many_additions,
-        head_and_past_in_turn,
-        own_ids,
-        single_removals,
-        first_batches,
-        identical_rows,
-        augment_calls,
+    """Measure every figure; *quick* at a tenth of the size, where nothing must be met.
+
+    What should not notice how often a lake was changed is measured at both.
+    """
+    steps: list[tuple[Callable[[Path, int], list[Row]], tuple[int, ...]]] = [
+        (many_additions, (10, 1)),
+        (head_and_past_in_turn, (10, 1)),
+        (own_ids, (1,)),
+        (single_removals, (10, 1)),
+        (first_batches, (1,)),
+        (identical_rows, (1,)),
+        (augment_calls, (1,)),
     ]
     found: list[Row] = []
-    for step in steps:
-        with TemporaryDirectory() as folder:
-            found += step(Path(folder), share)
+    for step, shares in steps:
+        for share in (10,) if quick else shares:
+            with TemporaryDirectory() as folder:
+                part = step(Path(folder), share)
+            found += part if share == 1 else [replace(row, must="", met=None) for row in part]
     return found
 
 

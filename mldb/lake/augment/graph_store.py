@@ -22,6 +22,8 @@ GRAPH_NEIGHBOURS: Final = 30  # what the bandwidth needs; walks and chains take 
 _VERSION: Final = 2
 _SAVE_SHARE: Final = 16  # a graph is saved again once one in so many of its rows came or went
 _WHAT: Final = "graph"
+_SAVED: Final = "graph saved"
+_MARK_BYTES: Final = 64
 
 
 class _Kept(NamedTuple):
@@ -40,15 +42,18 @@ def lake_graph(rows: Rows, mu: Float32s, *, save: bool = False) -> Graph:
     """
     version = rows.state.version
     known = rows.known(_WHAT, version)
-    if known is not None and not save:
+    if known is not None and not (save and rows.known(_SAVED, version) is None):
         return known.graph  # type: ignore[no-any-return]
     saved = _load(rows)
     if known is None:
         known = _nearest(rows, saved)
     graph = build_graph(mu, GRAPH_NEIGHBOURS) if known is None else _moved(rows, mu, known)
-    rows.keep(_WHAT, graph_of := _Kept(version, rows.state.size, graph), _nbytes(graph))
+    made = _Kept(version, rows.state.size, graph)
+    rows.keep(_WHAT, made, _nbytes(graph))
     if _is_due(rows, saved, save=save):
-        _save(rows, graph_of)
+        _save(rows, made)
+    if save:
+        rows.keep(_SAVED, True, _MARK_BYTES)
     return graph
 
 

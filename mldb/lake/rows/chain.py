@@ -30,6 +30,8 @@ LIVE: Final = np.iinfo(np.int32).max  # the removal that a row which is live was
 
 _MAPPED_MAX: Final = 1 << 14  # blocks kept mapped; those held elsewhere stay
 
+_AT_ONCE: Final = 1 << 12
+
 BlockShape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of one value of each column of a block."""
 
@@ -186,9 +188,10 @@ class Chain:
                 raise damaged(scope, entry, self.name, error) from None
             if isinstance(part, BlockInfo):
                 blocks.append((key, entry, part))
-            else:
+            if len(blocks) >= _AT_ONCE or not isinstance(part, BlockInfo):
                 self._add_blocks(scope, blocks)
                 blocks = []
+            if isinstance(part, RemovalInfo):
                 self._remove(scope, key, entry, part)
         self._add_blocks(scope, blocks)
         self._growing = False

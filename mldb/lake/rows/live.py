@@ -280,7 +280,8 @@ class Rows:
         The mapped block where the lake is one, else a copy that the lake keeps where there is room.
         """
         if self.blocks == 1 and self._live is None:
-            self.block(0).verify("mu", slice(0, len(self)))
+            if not self.block(0).is_verified("mu"):
+                self.block(0).verify("mu", slice(0, len(self)))
             whole: npt.NDArray[np.float32] = self.block(0).array("mu")
             return whole
         return self.derived("table", self._read_table, lambda table: table.nbytes)
