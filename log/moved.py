@@ -87,6 +87,10 @@ class MovedIndex:
             if view.newest(key, inside) is not None:
                 yield key
 
+    def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield those of them that do not stand before *start*."""
+        return (key for key in self.keys(prefix) if key >= start)
+
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit with this LSN."""
         return self._head().commit_at(lsn) if self.first_lsn <= lsn <= self.last_lsn else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Final, NamedTuple
 
+from mldb.log import format as fmt
 from mldb.log.directory.units import Units, commit_in
 from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
@@ -147,6 +149,26 @@ class View(NamedTuple):
         for part in self.parts()[-_PARTS_NEAR:]:
             found |= asked(part, lambda index: keys_around(index, prefix, key, count))
         return found
+
+    def live_since(
+        self, prefix: bytes, start: bytes, lsn: int, intervals: Intervals
+    ) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (key, newest entry) of keys that exist, from *start* on, in order.
+
+        Only parts that may hold commits above *lsn* are asked: for keys whose order is that of
+        their commits, which are told anew without a look at those known before.
+        """
+        units = itertools.takewhile(lambda unit: unit.last_lsn > lsn, self.units.newest_first)
+        parts = [unit.lookup.keys_from(prefix, start) for unit in units]
+        parts += [part.keys_from(prefix, start) for part in self.active]
+        last = b""
+        for key in parts[0] if len(parts) == 1 else heapq.merge(*parts):
+            if key == last:
+                continue
+            last = key
+            entry = self.newest(key, intervals)
+            if entry is not None and not entry.flags & fmt.ENTRY_TOMBSTONE:
+                yield key, entry
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return commit *lsn* of any lineage."""

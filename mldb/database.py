@@ -124,7 +124,7 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
             open_pending=self._log.pending_segment,
             settle=self._settle_background,
             buffers=self._buffers,
-            known=self._lake_rows,
+            known=self._known_lakes(),
         )
 
     @property
@@ -301,6 +301,7 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
                 "misses": cache.misses,
             },
             "counts": source.counts.stats(),
+            "lakes": self._known_lakes().stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
         }
@@ -339,9 +340,8 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
         finally:
             if self._background.closed:
                 self._closed = True
-                self._lake_rows.clear()  # what others hold of them stays readable
                 try:
-                    self._log.close()
+                    self._close_log()
                 finally:
                     preemption.cancel_all(self)
 

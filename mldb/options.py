@@ -38,6 +38,7 @@ class Options:
                          held in RAM.
     map_bytes:           tensors from this size on are read as views; None measures where that pays.
     cache_bytes:         bound of the cache of decoded tensors.
+    lake_cache_bytes:    bound of what is kept of lakes: graphs, tables, samplers.
     max_mapped:          how many sealed segments stay mapped; each mapping holds a descriptor.
     pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one
                          waits. Each holds one buffer of the state's size.
@@ -55,6 +56,7 @@ class Options:
     spill_bytes: int = 64 << 20
     map_bytes: int | None = None
     cache_bytes: int = 256 << 20
+    lake_cache_bytes: int = 256 << 20
     max_mapped: int = 256
     pending_checkpoints: int = 1
     exit_timeout: float | None = None
@@ -78,6 +80,7 @@ class Options:
         if self.map_bytes is not None:
             _positive("map_bytes", self.map_bytes, least=0)
         _positive("cache_bytes", self.cache_bytes, least=0)
+        _positive("lake_cache_bytes", self.lake_cache_bytes, least=0)
         _seconds("lock_timeout", self.lock_timeout)
         if self.exit_timeout is not None:
             _seconds("exit_timeout", self.exit_timeout)

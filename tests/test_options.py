@@ -12,7 +12,7 @@ import pytest
 import mldb
 
 SIZES = ("segment_bytes", "segment_entries", "spill_bytes", "max_mapped", "pending_checkpoints")
-BYTES = ("map_bytes", "cache_bytes")
+BYTES = ("map_bytes", "cache_bytes", "lake_cache_bytes")
 SECONDS = ("lock_timeout", "exit_timeout")
 WRONG: list[tuple[str, Any, type[mldb.MldbError]]] = [
     ("mode", "w", mldb.InvalidValueError),

@@ -197,6 +197,16 @@ class Part:
         """Yield the keys with this prefix in order: those of the segments."""
         return all_keys(self.sealed, prefix)
 
+    def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield those of them that do not stand before *start*; read at the call."""
+        mapped = self.mapped
+        if mapped is not None:
+            try:
+                return iter(list(mapped.keys_from(prefix, start)))
+            except MldbError as error:
+                self.distrust(error)
+        return (key for key in self.keys(prefix) if key >= start)
+
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit with this LSN."""
         mapped = self.mapped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from mldb.errors import MldbError
@@ -21,6 +21,9 @@ class UnitIndex(Protocol):
 
     def versions(self, key: bytes) -> Sequence[Entry]:
         """Return all versions of *key*, oldest first."""
+
+    def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield the keys with this prefix that do not stand before *start*, in order."""
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit *lsn*."""

@@ -224,6 +224,13 @@ class MappedIndex:
                 return
             yield key
 
+    def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield those of them that do not stand before *start*: O(log keys) to the first."""
+        for key in iterate_heap(self._reader, "key", self.key_number(max(prefix, start))):
+            if not key.startswith(prefix):
+                return
+            yield key
+
     def block(
         self, start: int, count: int, prefix: bytes, intervals: Intervals | None
     ) -> tuple[list[bytes], npt.NDArray[np.int64], int]:

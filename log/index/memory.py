@@ -49,6 +49,9 @@ class IndexPart(Protocol):
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys that start with *prefix*, in byte order."""
 
+    def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield those of them that do not stand before *start*."""
+
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit *lsn*."""
 
@@ -164,6 +167,18 @@ class MemoryIndex:
         else:
             self._names.update(self._order[done:count])
         self._sorted = count
+
+    def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
+        """Yield the keys with this prefix from *start* on, as :meth:`keys` does."""
+        guard = self._names_lock.hold_unless_inside()
+        if guard is None:
+            known = list(self._entries)
+            return iter(sorted(key for key in known if key.startswith(prefix) and key >= start))
+        with guard:
+            if self._sorted != len(self._order):
+                self._sort()
+            names = self._names.irange(max(prefix, start), after_prefix(prefix), (True, False))
+            return iter(list(names))
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit with this LSN."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from mldb.history.as_of import AsOf
 from mldb.history.snapshot import Snapshot
+from mldb.lake.states import LakeStates
 from mldb.log.frame import Record
 from mldb.log.index.address import CommitRow
 from mldb.log.pending import PendingSegment
@@ -35,8 +36,8 @@ class Host:
     open_pending: Callable[[], PendingSegment]
     settle: Callable[[], None]
     buffers: BufferPool
-    known: dict[str, Any]
-    """By lake, the Rows that were read last, with what was derived of them; a race costs a fold."""
+    known: LakeStates
+    """What this handle knows of its lakes, at any commit."""
 
 
 def head_scope(scope: Scope, view: View) -> Scope:

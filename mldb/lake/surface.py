@@ -35,8 +35,10 @@ class LakeSurface(ABC):
         return self.rows_at(self._scope())
 
     def rows_at(self, scope: Scope) -> Rows:
-        """The live rows in *scope*: those read last, where the lake is the same there."""
-        return rows_in(scope, self.name, self._host.known)
+        """The live rows in *scope*, by what is known of the lake at any commit."""
+        rows = rows_in(scope, self.name, self._host.known)
+        self._host.known.save(rows.state, scope)
+        return rows
 
     def __len__(self) -> int:
         """How many live rows; 0 for a lake that does not exist yet."""
@@ -51,8 +53,10 @@ class LakeSurface(ABC):
         """
         chosen_fields = names_of("fields", fields)
         rows = self.rows()
-        chosen = slice(0, len(rows)) if ids is None else found_rows(rows, as_ids(ids))
-        return {name: rows.gather(name, chosen) for name in chosen_fields}
+        if ids is None:
+            return {name: rows.gather(name, slice(0, len(rows))) for name in chosen_fields}
+        stored = found_rows(rows, as_ids(ids))
+        return {name: rows.gather_stored(name, stored) for name in chosen_fields}
 
     def ids(self) -> Numbers:
         """The ids of the live rows, int64, in row order (a copy)."""

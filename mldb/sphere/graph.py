@@ -8,12 +8,13 @@ Adding rows to an exact graph gives byte for byte what building it anew would
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.arrays import Float32s, Float64s, Numbers
+from mldb.arrays import Bools, Float32s, Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.noise.draws import SAMPLING_STEP, Purpose
 from mldb.noise.keys import Keys, check_keys
@@ -22,6 +23,7 @@ from mldb.sphere import vmf
 from mldb.sphere.approximate import approximate_nearest
 from mldb.sphere.neighbours import (
     LEFT_OUT,
+    Firsts,
     Neighbours,
     Pairs,
     best_of,
@@ -42,6 +44,9 @@ WALK_NEIGHBOURS: Final = 10
 HOPS_MAX: Final = 1024
 PERPLEXITY: Final = 10.0
 _HALVINGS: Final = 50
+_LOST_MAX: Final = 4  # times the root of N: so many lists of an approximate graph are made anew
+_MANY: Final = 4
+_TIE: Final = np.float32(1e-4)
 _BANDWIDTH_MAX: Final = 1e6
 
 
@@ -102,15 +107,41 @@ def extend_graph(graph: Graph, rows: Float32s) -> Graph:
     _check_k(graph.k, len(rows))
     out = Neighbours(*_grown(graph, len(rows)))
     arrivals: list[Pairs] = []
+    firsts = Firsts(rows, width)
     for part in blocks(len(rows) - old, len(rows)):
         new = np.arange(part.start, part.stop) + old
         products = rows[new] @ rows.T
         products[np.arange(len(new)), new] = LEFT_OUT
-        found = exact_pairs(products[:, :old], graph.cosines[None, :, -1], rows[new], rows)
-        arrivals.append(Pairs(found.right, found.left + new[0], found.cosines))
-        out.rows[new], out.cosines[new] = top(products, rows[new], rows, width)
+        arrivals.append(_arrivals(products[:, :old], graph.cosines[:, -1], new, rows, firsts))
+        out.rows[new], out.cosines[new] = top(products, rows[new], rows, width, firsts)
     _take_in(out, arrivals)
     return Graph(graph.k, out.rows, out.cosines, graph.recall)
+
+
+def reduce_graph(graph: Graph, kept: Bools, rows: Float32s) -> Graph:
+    """Return the graph of *rows* [N, d]: those of *graph* where *kept* is set, in their order.
+
+    The lists that lost a row are made anew. For an exact graph the result is that of
+    :func:`build_graph`; else its recall stays about what it was. Raises InvalidValueError when the
+    numbers of rows do not fit.
+    """
+    check_row_matrix("rows", rows)
+    if kept.shape != (len(graph),) or int(kept.sum()) != len(rows):
+        raise InvalidValueError(
+            f"{int(kept.sum())} rows of a graph of {len(graph)} are kept, and {len(rows)} given"
+        )
+    if len(rows) == len(graph):
+        return graph
+    width = graph.neighbours.shape[1]
+    if len(rows) <= width:  # so few rows that lists grow shorter
+        return build_graph(rows, graph.k, method="exact")
+    neighbours, cosines = graph.neighbours[kept], graph.cosines[kept]
+    lost = np.flatnonzero(~kept[neighbours].all(axis=1))
+    if len(rows) > EXACT_ROWS_MAX and len(lost) > _LOST_MAX * isqrt(len(rows)):
+        return build_graph(rows, graph.k)
+    neighbours = (np.cumsum(kept) - 1).astype(np.int32)[neighbours]
+    neighbours[lost], cosines[lost] = nearest(rows[lost], rows, width, exclude=lost)
+    return Graph(graph.k, neighbours, cosines, graph.recall)
 
 
 def knn_kappa(graph: Graph, dim: int, *, k: int = WALK_NEIGHBOURS) -> Float64s:
@@ -185,6 +216,26 @@ def _grown(graph: Graph, rows: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[
     neighbours, cosines = np.empty((rows, width), np.int32), np.empty((rows, width), np.float32)
     neighbours[:old], cosines[:old] = graph.neighbours, graph.cosines
     return neighbours, cosines
+
+
+def _arrivals(
+    products: Float32s,
+    border: npt.NDArray[np.float32],
+    new: Numbers,
+    rows: Float32s,
+    firsts: Firsts,
+) -> Pairs:
+    """The pairs (old row, new neighbour) that may enter the lists of old rows.
+
+    A new row that follows k + 1 identical ones enters none: where there are many pairs, those are
+    looked at that can.
+    """
+    old = products.shape[1]
+    if np.count_nonzero(products >= border - _TIE) > _MANY * len(new) * firsts.k:
+        able = np.flatnonzero(np.isin(new, firsts.rows))
+        new, products = new[able], products[able]
+    found = exact_pairs(products, border[None, :], rows[new], rows[:old])
+    return Pairs(found.right, new[found.left], found.cosines)
 
 
 def _take_in(lists: Neighbours, arrivals: list[Pairs]) -> None:

@@ -8,6 +8,7 @@ ranks them; ties go to the smaller row number. A query has one answer, alone or 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from mldb.errors import InvalidValueError
 
 BLOCK_BYTES: Final = 32 << 20  # of the float32 products; their copies take twice as much again
 _PAIRS: Final = 2048  # candidates computed again at once
+_FEW: Final = 64
+_MANY: Final = 4  # times k: so many candidates of a query are rows that are alike
 LEFT_OUT: Final = -2.0  # below every cosine
 
 
@@ -55,23 +58,105 @@ def nearest(
     rows = np.empty((len(queries), k), np.int32)
     cosines = np.empty((len(queries), k), np.float32)
     if k:
+        firsts = Firsts(base, k)
         for part in blocks(len(queries), len(base)):
-            products = queries[part] @ base.T
+            products = _products(queries[part], base)
             if exclude is not None:
                 products[np.arange(len(products)), exclude[part]] = LEFT_OUT
-            rows[part], cosines[part] = top(products, queries[part], base, k)
+            rows[part], cosines[part] = top(products, queries[part], base, k, firsts)
     return Neighbours(rows, cosines)
 
 
-def top(products: Float32s, queries: Float32s, base: Float32s, k: int) -> Neighbours:
-    """Return the k nearest of *base* [N, d] by *products* [Q, N], queries @ base.T."""
-    border = np.partition(products, products.shape[1] - k, axis=1)[:, -k]
-    pairs = exact_pairs(products, border, queries, base)
+def _products(queries: Float32s, base: Float32s) -> Float32s:
+    """Return queries @ base.T. A few queries are faster the other way: the rows are not packed."""
+    if len(queries) > _FEW:
+        return queries @ base.T
+    return np.ascontiguousarray((base @ queries.T).T)
+
+
+class Firsts:
+    """Which rows can be among the k nearest of any query, however many identical rows there are.
+
+    Of identical rows those of the smallest numbers come first, and one of them may be the query's
+    own: so the first k + 1 of each group. Found when first asked for. One thread.
+    """
+
+    def __init__(self, rows: Float32s, k: int) -> None:
+        self._rows = rows
+        self.k = k
+
+    @cached_property
+    def rows(self) -> Numbers:
+        """Their numbers, ascending."""
+        group = identical_groups(self._rows)
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        lengths = np.diff(starts, append=len(order))
+        place = np.arange(len(order)) - np.repeat(starts, lengths)
+        return np.sort(order[place <= self.k])
+
+
+def identical_groups(rows: Float32s) -> Numbers:
+    """Return the number of the first row that has the same bytes, for each row, int64 [N].
+
+    Rows of one hash are compared, so only the time depends on it: O(N d), for what may be equal.
+    """
+    found = np.arange(len(rows))
+    if not rows.shape[1]:
+        return np.zeros_like(found)
+    words = np.ascontiguousarray(rows).view(np.uint32)
+    # Few rows share their two ends unless they are alike: the rest is not looked at.
+    ends = words[:, 0].astype(np.uint64) << np.uint64(32) | words[:, -1]
+    _, place, counts = np.unique(ends, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(counts[place] > 1)
+    hashes = np.empty(len(alike), np.uint64)
+    odd = np.arange(words.shape[1], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    odd = (odd ^ odd >> np.uint64(31)) | np.uint64(1)
+    for start in range(0, len(alike), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        hashes[part] = (words[alike[part]] * odd).sum(axis=1)  # modulo 2^64
+    order = np.argsort(hashes, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(hashes[order]) != 0]) if len(order) else order
+    lengths = np.diff(starts, append=len(order))
+    first = np.repeat(alike[order[starts]], lengths)
+    members = alike[order]
+    for start in range(0, len(members), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        same = (words[members[part]] == words[first[part]]).all(axis=1)
+        found[members[part][same]] = first[part][same]
+    return found
+
+
+def top(
+    products: Float32s, queries: Float32s, base: Float32s, k: int, firsts: Firsts | None = None
+) -> Neighbours:
+    """Return the k nearest of *base* [N, d] by *products* [Q, N], queries @ base.T.
+
+    *firsts* of *base* keep the cost from growing with the square of the number of identical rows.
+    """
+    border = _border(products, k)
+    wanted = (border - 2 * _rounding(base.shape[1]))[:, None]
+    near = products >= wanted
+    numbers: Numbers | None = None
+    if firsts is not None and np.count_nonzero(near) > _MANY * k * len(queries):
+        numbers = firsts.rows
+        near = near[:, numbers]
+    left, right = np.nonzero(near)
+    if numbers is not None:
+        right = numbers[right]
+    pairs = Pairs(left, right, pair_cosines(queries, left, base, right))
     best = best_of(pairs, k)
     shape = len(queries), k
     return Neighbours(
         pairs.right[best].astype(np.int32).reshape(shape), pairs.cosines[best].reshape(shape)
     )
+
+
+def _border(products: Float32s, k: int) -> npt.NDArray[np.float32]:
+    """The k-th largest product of each query."""
+    if k == 1:
+        return np.asarray(products.max(axis=1))
+    return np.asarray(np.partition(products, products.shape[1] - k, axis=1)[:, -k])
 
 
 def exact_pairs(products: Float32s, border: Float32s, queries: Float32s, base: Float32s) -> Pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mldb.errors import ClosedError
 from mldb.history import kinds
@@ -28,6 +28,9 @@ from mldb.write.buffers import BufferPool
 from mldb.write.preemption import is_forced
 from mldb.write.rules import EpochRule
 from mldb.write.staging import Staging
+
+if TYPE_CHECKING:
+    from mldb.lake.states import LakeStates
 
 _NO_EXTRA: Mapping[str, object] = {}
 _INTERRUPTED: Mapping[str, object] = {"interrupted": True}
@@ -56,7 +59,7 @@ class Handle(StateSurface):
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
         self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
         self._buffers = BufferPool()
-        self._lake_rows: dict[str, Any] = {}  # see mldb.lake.host; belongs to the lakes
+        self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
         self._epochs = EpochRule()
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
@@ -88,6 +91,28 @@ class Handle(StateSurface):
         found = view.epochs.get(as_of) if type(as_of) is int else None
         row, intervals = found or resolve_scope(view, as_of)
         return make_scope((self._source, view, row, intervals))
+
+    def _known_lakes(self) -> LakeStates:
+        """What this handle knows of its lakes; made when first needed."""
+        known: LakeStates | None = self._lake_states.get("")
+        if known is None:
+            from mldb.lake.states import LakeStates
+
+            made = LakeStates(self.options.lake_cache_bytes, saves=self.options.mode == "rw")
+            known = self._lake_states.setdefault("", made)
+        return known
+
+    def _close_log(self) -> None:
+        """Save what is known of lakes where that is worth it, and close the log.
+
+        What others hold of lakes stays readable.
+        """
+        try:
+            for known in self._lake_states.values():
+                view = self._state.view
+                known.close(make_scope((self._source, view, view.commit, view.intervals)))
+        finally:
+            self._log.close()
 
     def begin(self) -> Scope:
         """Return the newest head, behind our own checkpoints; a transaction begins on it."""

@@ -197,7 +197,7 @@ def check_folder(rows: list[Row]) -> None:
         if name == "MANIFEST-N":
             name = f"MANIFEST-{number}"
         said[name.replace("ID", unique)] = row["file kind"]
-    lake = f"lake-{unique}.graph"
+    lakes = [f"hints/lake-{unique}.{kind}" for kind in ("graph", "labels", "rows")]
     assert said == {
         lock.LOCK: "-",
         lock.GATE: "-",
@@ -212,7 +212,7 @@ def check_folder(rows: list[Row]) -> None:
         PartInfo(SEGMENT_ID, 0, 1, 1, b"").name: str(fmt.FILE_HINT),
         f"{HINTS}/{CATALOG}": str(fmt.FILE_HINT),
         MAKER_LOCK: "-",
-        f"hints/{lake}": str(fmt.FILE_HINT),
+        **dict.fromkeys(lakes, str(fmt.FILE_HINT)),
         LOST + "/": str(fmt.FILE_LOST),
     }
     assert {name.split("/")[0] for name in said if "/" in name} == {*FOLDERS, "blobs"}

@@ -23,6 +23,7 @@ from mldb.sphere.graph import (
     build_graph,
     extend_graph,
     knn_kappa,
+    reduce_graph,
     row_bandwidths,
     walk,
 )
@@ -100,6 +101,53 @@ def test_a_graph_that_grew_is_the_graph_built_anew(
     for stop in [*steps, len(rows)]:
         graph = extend_graph(graph, rows[:stop])
         assert same(graph, build_graph(rows[:stop], k))
+
+
+@given(cloud(), st.integers(1, 12), st.data())
+def test_a_graph_that_lost_rows_is_the_graph_built_anew(
+    rows: Float32s, k: int, data: st.DataObject
+) -> None:
+    graph = build_graph(rows, k)
+    kept = np.array([data.draw(st.booleans()) for _ in rows], np.bool_)
+    before = graph.neighbours.tobytes(), graph.cosines.tobytes()
+    assert same(reduce_graph(graph, kept, rows[kept]), build_graph(rows[kept], k))
+    assert (graph.neighbours.tobytes(), graph.cosines.tobytes()) == before
+    with pytest.raises(InvalidValueError, match="are kept"):
+        reduce_graph(graph, np.append(kept, True), rows)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 4))
+def test_many_identical_rows_have_the_neighbours_of_the_definition(
+    seed: int, k: int, groups: int
+) -> None:
+    """Far more of them than neighbours are asked for, in several groups, among others."""
+    rng = np.random.default_rng(seed)
+    distinct = unit(rng.standard_normal((8, 3)))
+    rows = distinct[np.r_[np.arange(8), rng.integers(0, groups, 72)]][rng.permutation(80)]
+    rows = np.ascontiguousarray(rows)
+    graph = build_graph(rows, k)
+    assert graph.neighbours.tolist() == brute(rows, k)
+    for old in (1, 40, 79):
+        assert same(extend_graph(build_graph(rows[:old], k), rows), graph)
+    kept = rng.random(80) < 0.7
+    assert same(reduce_graph(graph, kept, rows[kept]), build_graph(rows[kept], k))
+    queries = np.ascontiguousarray(np.r_[rows[:5], unit(rng.standard_normal((4, 3)))])
+    alone = [nearest(queries[i : i + 1], rows, k) for i in range(len(queries))]
+    found = nearest(queries, rows, k)
+    assert found.rows.tolist() == [one.rows[0].tolist() for one in alone]
+
+
+def test_identical_rows_are_grouped_by_their_bytes(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((60, 5)).astype(np.float32)
+    rows[:, 0], rows[:, -1] = 0, 1  # alike at both ends
+    rows[rng.integers(0, 60, 30)] = rows[7]
+    rows[50:] = rows[3]
+    rows[55, 2] = np.nextafter(rows[55, 2], np.float32(9))
+    want = [next(j for j in range(60) if rows[j].tobytes() == row.tobytes()) for row in rows]
+    assert search.identical_groups(rows).tolist() == want
+    for k in (1, 5):
+        firsts = search.Firsts(rows, k).rows.tolist()
+        assert firsts == [i for i in range(60) if want[:i].count(want[i]) <= k]
 
 
 def test_blocks_and_growth_do_not_change_a_byte(

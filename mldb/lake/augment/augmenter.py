@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.arrays import Numbers
+from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Device, Table
 from mldb.lake.augment.devices import borrow, give_back
@@ -22,10 +22,13 @@ from mldb.lake.augment.landscape import Landscape, Moved
 from mldb.lake.on_host import to_host
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import Augmentation
+from mldb.log.checksum import digest128
 from mldb.noise.draws import check_seed
 from mldb.noise.keys import Keys
 from mldb.sphere.neighbours import nearest
 from mldb.sphere.norms import divide_by_norms
+
+_KEY_BYTES: Final = 200  # of an entry of the cache, beside its array
 
 Augmented: TypeAlias = tuple[Any, npt.NDArray[np.bool_]]
 Finish: TypeAlias = Callable[[], Augmented]
@@ -160,6 +163,16 @@ def _interleave(x: Any, moved: Any, copies: int, out: Any) -> Any:
     return out
 
 
+def _starts(rows: Rows, unit: Float32s) -> Numbers:
+    """The row of the lake nearest to each of *unit*: the same rows again are not searched for."""
+
+    def make() -> Numbers:
+        return nearest(unit, rows.table(), 1).rows[:, 0].astype(np.int64)
+
+    what = "starts", unit.shape, digest128(unit.data)
+    return rows.derived(what, make, lambda found: found.nbytes + _KEY_BYTES)
+
+
 def augment_rows(
     rows_of: Callable[[], Rows],
     geometry: str,
@@ -182,7 +195,7 @@ def augment_rows(
     numbers = np.arange(len(unit), dtype=np.int64)
     rows = None if chosen.mode == "isotropic" else rows_of()
     augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device)
-    start = numbers if rows is None else nearest(unit, rows.table(), 1).rows[:, 0].astype(np.int64)
+    start = numbers if rows is None else _starts(rows, unit)
     out = np.empty((len(unit) * chosen.group, dim), np.float32)
     moved: Any = out
     if len(unit):

@@ -12,7 +12,7 @@ from mldb.arrays import Bools, Float32s, Numbers
 from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Dynamics, MixtureEnergy, Table
 from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
-from mldb.lake.augment.graph_store import lake_graph
+from mldb.lake.augment.graph_store import lake_graph, lake_labels
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import Augmentation
 from mldb.noise.keys import Keys
@@ -21,6 +21,13 @@ from mldb.sphere.graph import Graph, bandwidth, walk
 
 WALK_K: Final = 10
 CHAIN_K: Final = 16
+
+
+_NUMBER_BYTES: Final = 64
+
+
+def _nbytes(array: npt.NDArray[Any]) -> int:
+    return array.nbytes
 
 
 class Moved(NamedTuple):
@@ -39,8 +46,8 @@ class Moved(NamedTuple):
 class Landscape:
     """The rows of one lake at one commit as a landscape. One thread at a time.
 
-    What is derived (the graph, the bandwidth) is computed when first needed. A label below 0 means
-    that the row has none.
+    What is derived (the graph, the bandwidth) is computed when first needed, and kept with the
+    lake for the next who needs it. A label below 0 means that the row has none.
     """
 
     def __init__(self, rows: Rows, chosen: Augmentation) -> None:
@@ -64,15 +71,20 @@ class Landscape:
     @cached_property
     def kappa(self) -> float:
         """The bandwidth of the energy: a perplexity of 10 over 30 neighbours, or over all."""
-        width = self.graph.neighbours.shape[1]
-        return bandwidth(self.graph, perplexity=min(10.0, max(1.01, width / 2)))
+
+        def make() -> float:
+            width = self.graph.neighbours.shape[1]
+            return bandwidth(self.graph, perplexity=min(10.0, max(1.01, width / 2)))
+
+        return self._rows.derived("bandwidth", make, lambda _: _NUMBER_BYTES)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64] | None:
         """The label of every row, or None when no row has one."""
         if "label" not in self._rows.columns:
             return None
-        labels = self._rows.gather("label", slice(0, len(self._rows)))
+        every = slice(0, len(self._rows))
+        labels = self._rows.derived("labels", lambda: self._rows.gather("label", every), _nbytes)
         return labels if (labels >= 0).any() else None
 
     @cached_property
@@ -86,11 +98,25 @@ class Landscape:
         assert self.labels is not None
         if len(self._labelled) == len(self.labels):
             return self.labels
+
+        def make() -> Numbers:
+            return lake_labels(self._rows, len(self._rows), self._find_labels_around)
+
+        return self._rows.derived("labels around", make, _nbytes)
+
+    def _find_labels_around(self) -> Numbers:
+        assert self.labels is not None
         near = self.labels.copy()
         bare = np.flatnonzero(self.labels < 0)
         labelled = self._labelled
         near[bare] = nearest_labels(self.mu[bare], self.mu[labelled], self.labels[labelled])
         return near
+
+    def prepare(self) -> None:
+        """Make and save now what other processes would each make for themselves."""
+        lake_graph(self._rows, self.mu, save=True)
+        if self._chosen.gate and self._chosen.mode == "walk" and self.labels is not None:
+            self._labels_around  # noqa: B018 - it is kept
 
     def walk(self, x: Float32s, rows: Numbers, keys: Keys) -> Moved:
         """Walk from *rows*, whose vectors are *x*; see :class:`Moved`."""
@@ -130,8 +156,12 @@ class Landscape:
 
     @cached_property
     def _log_alpha(self) -> Float32s:
-        alpha = self._rows.gather("alpha", slice(0, len(self._rows)))
-        return np.asarray(np.log(alpha), np.float32)
+        every = slice(0, len(self._rows))
+
+        def make() -> Float32s:
+            return np.asarray(np.log(self._rows.gather("alpha", every)), np.float32)
+
+        return self._rows.derived("log alpha", make, _nbytes)
 
     def dynamics(self) -> Dynamics:
         """The chain whose stationary cosine to a lone row is the strength asked for."""

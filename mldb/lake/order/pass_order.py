@@ -18,7 +18,7 @@ log: compaction must not change an order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -255,6 +255,14 @@ class Sampler:
     chances: Chances
     ids: npt.NDArray[np.uint64]
     table: AliasTable | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        known = [self.ids, self.chances.p, self.chances.weights, self.chances.target]
+        if self.table is not None:
+            known += [getattr(self.table, name.name) for name in fields(self.table)]
+        return sum(array.nbytes for array in known if isinstance(array, np.ndarray))
 
     def order(self, *, seed: int, pass_number: int, length: int | None = None) -> PassOrder:
         """Return one pass of *length* rows; None is as many as there are, with replacement.

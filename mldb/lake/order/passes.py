@@ -87,12 +87,13 @@ class Passes:
             found = chances(importance, rows.gather("alpha", every), salience(rows.ids().copy()))
             return prepare_sampler(importance, found, ids=rows.ids())
         key = ("sampler", importance, salience)
-        known: Sampler | None = rows.derived.get(key)
-        if known is None:
+
+        def make() -> Sampler:
             values: Any = None if salience is None else rows.gather(salience, every)
             found = chances(importance, rows.gather("alpha", every), values)
-            known = rows.derived[key] = prepare_sampler(importance, found, ids=rows.ids())
-        return known
+            return prepare_sampler(importance, found, ids=rows.ids())
+
+        return rows.derived(key, make, lambda sampler: sampler.nbytes)
 
     def stats(self) -> dict[str, Any]:
         """Figures of the pass planned last: how well it is shuffled, or what its weights cost.

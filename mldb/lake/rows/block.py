@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from mldb.arrays import Numbers
 from mldb.errors import MissingError
-from mldb.history.splats import BlockColumn
-from mldb.lake.projection import Block
+from mldb.history.splats import BlockColumn, BlockInfo
 from mldb.lake.rows.take import take_rows
+from mldb.log.index.address import Entry
 from mldb.tensors.scope import Scope
 
 UNLABELLED: Final = -1
@@ -24,16 +24,24 @@ Selection: TypeAlias = slice | Numbers
 class MappedBlock:
     """One block, mapped. Any thread; arrays are read-only views made when first asked for."""
 
-    def __init__(self, scope: Scope, block: Block, lake: str) -> None:
-        self.entry = block.entry
-        self.info = block.info
-        self.start = block.start
-        self.stop = block.start + block.info.rows
+    __slots__ = (
+        *("_arrays", "_key", "_lake", "_places", "_scope", "_verified", "_verify"),
+        *("entry", "info", "start", "stop"),
+    )
+
+    def __init__(
+        self, scope: Scope, key: bytes, entry: Entry, info: BlockInfo, start: int, lake: str
+    ) -> None:
+        """*start* counts the rows stored before it; *key* is that of the block in the index."""
+        self.entry = entry
+        self.info = info
+        self.start = start
+        self.stop = start + info.rows
         self._scope = scope
-        self._key = block.key
+        self._key = key
         self._lake = lake
         self._arrays: dict[str, npt.NDArray[Any]] = {}
-        self._places = {c.name: (c.offset, c.row_bytes) for c in block.info.columns}
+        self._places = {c.name: (c.offset, c.row_bytes) for c in info.columns}
         self._verify = scope.source.door.verify
         self._verified: set[str] = set()  # columns that need no further check
 
@@ -100,11 +108,3 @@ class MappedBlock:
         data = door.private(view, self._key, self.entry, size, self._lake, is_verified=True)
         rows, (dim,) = self.info.rows, self.column("mu").shape
         return np.frombuffer(data, np.float32, rows * dim).reshape(rows, dim)
-
-    def holds(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Which rows have one of these ids, ascending."""
-        have = np.empty(self.info.rows, np.uint64)
-        self.gather("id", slice(0, self.info.rows), have)
-        place = np.minimum(np.searchsorted(ids, have), len(ids) - 1)
-        found: npt.NDArray[np.bool_] = ids[place] == have
-        return found

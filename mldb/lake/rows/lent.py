@@ -34,7 +34,7 @@ class Lender:
         if place is None:
             return None
         number, part = place
-        block = self._rows.blocks[number]
+        block = self._rows.block(number)
         if not block.is_verified("mu"):
             block.verify("mu", part)
         whole = self._maps.get(number)

@@ -2,54 +2,108 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.arrays import Numbers
+from mldb.arrays import Bools, Numbers
 from mldb.errors import InvalidValueError, MissingError
-from mldb.lake.projection import LakeState, Removal, fold
+from mldb.lake.projection import LakeState
 from mldb.lake.rows.block import MappedBlock, Selection
+from mldb.lake.rows.chain import Chain
+from mldb.lake.rows.mosaic import Mosaic
+from mldb.lake.states import LakeStates
 from mldb.log.log import Log
-from mldb.log.ownership import OwnedLock
 from mldb.tensors.scope import Scope
+
+_T = TypeVar("_T")
+
+_FEW_ROWS: Final = 32  # of a gather: their blocks are asked one by one
+_MANY_ROWS: Final = 1 << 16  # so many are read block by block as well
 
 
 class Rows:
     """The live rows of a lake at one commit, numbered 0..N-1 in the order they were added.
 
-    Any thread. It maps segments and copies what is asked for; what it returns is the caller's own
-    where nothing else is said. What it maps stays readable as long as it lives. ``_lock`` guards
-    what is computed once; a call inside the one that computes it computes it for itself.
+    Any thread. Making one costs nothing; what is computed of it is kept with the lake, for all who
+    read the same state. It maps segments and copies what is asked for; what it returns is the
+    caller's own where nothing else is said. What it maps stays readable as long as it lives.
     """
 
-    def __init__(self, scope: Scope, state: LakeState) -> None:
+    def __init__(self, scope: Scope, state: LakeState, states: LakeStates) -> None:
         self.state = state
         self.name = state.name
         self.dim = state.info.dim
-        self.derived: dict[object, Any] = {}
-        """What others computed of these rows and may use again; a race costs time."""
+        self.chain = state.chain
         self._scope = scope
-        self.blocks = [MappedBlock(scope, block, state.name) for block in state.blocks]
-        self._starts = np.array([block.start for block in state.blocks], np.int64)
-        self._commits = np.array([block.entry.commit_lsn for block in state.blocks], np.int64)
-        self._lock = OwnedLock(f"the ids of lake {state.name!r}")
-        self._live: Numbers | None = None  # stored numbers of the live rows; None when all are
-        self._ids: Numbers | None = None
-        self._order: Numbers | None = None  # row numbers in the order of ids
-        if state.removals:
-            self._live = np.flatnonzero(self._alive())
+        self._states = states
+        self._size = state.size
+        self._count = self.chain.live_count(state.size)
+        self._mosaics: dict[str, Mosaic] = {}
 
     def __len__(self) -> int:
         """How many rows are live."""
-        return self.state.stored if self._live is None else len(self._live)
+        return self._count
 
     @property
     def lsn(self) -> int:
         """The commit that these rows are fixed at."""
         return self._scope.commit.lsn
+
+    def derived(self, what: Hashable, make: Callable[[], _T], nbytes: Callable[[_T], int]) -> _T:
+        """Return what *make* computes of these rows: made once while the cache has room for it."""
+        return self._states.compute(self.state, what, make, nbytes)
+
+    def known(self, what: Hashable, version: int) -> Any:
+        """What is kept of the lake at the commit *version* that made a state, or None."""
+        found = self._states.derived.find((self.state.info.lake_id, version, what))
+        return None if found is None else found[0]
+
+    def keep(self, what: Hashable, value: Any, nbytes: int) -> None:
+        """Keep what was computed of these rows while the cache has room for it."""
+        key = (self.state.info.lake_id, self.state.version, what)
+        self._states.derived.put(key, value, nbytes)
+
+    def versions(self, what: Hashable) -> list[int]:
+        """The commits, by what made them, of which the cache has this."""
+        lake_id = self.state.info.lake_id
+        keys = self._states.derived.keys()
+        return [key[1] for key in keys if (key[0], key[2]) == (lake_id, what)]
+
+    def adopt(self, others: Rows) -> None:
+        """Take over what was computed of lakes in the process that this one was forked from."""
+        self._states.derived.adopt(others._states.derived)
+
+    # --- blocks -----------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return self._size.blocks
+
+    def block(self, number: int) -> MappedBlock:
+        """One block. Raises CorruptError."""
+        return self.chain.block(self._scope, number)
+
+    @cached_property
+    def _stops(self) -> Numbers:
+        return self.chain.stops.first(self._size.blocks)
+
+    @cached_property
+    def _live(self) -> Numbers | None:
+        """Stored numbers of the live rows; None when all are."""
+        if not self._size.removals:
+            return None
+        return self.derived("live", self._find_live, lambda live: live.nbytes)
+
+    def _find_live(self) -> Numbers:
+        live = self.chain.live(self._size)
+        assert live is not None
+        live.setflags(write=False)
+        return live
 
     # --- columns ----------------------------------------------------------------------------------
 
@@ -59,7 +113,8 @@ class Rows:
 
         Labels count when any block has them: rows that were added without one have UNLABELLED.
         """
-        blocks = [{c.name: (c.dtype, c.shape) for c in b.info.columns} for b in self.blocks]
+        shapes = self.chain.columns(self._size)
+        blocks = [{name: (dtype, shape) for name, dtype, shape in part} for part in shapes]
         if any("label" in block for block in blocks):
             blocks = [{"label": ("<i8", ()), **block} for block in blocks]
         first = blocks[0] if blocks else {}
@@ -83,12 +138,19 @@ class Rows:
         if out is None:
             dtype, shape = self.require_column(name)
             out = np.empty((_count(rows, len(self)), *shape), dtype)
-        stored = self._stored(rows)
-        if len(self.blocks) == 1:
-            self.blocks[0].gather(name, stored, out)
+        return self._gather(name, self._stored(rows), out)
+
+    def gather_stored(self, name: str, stored: Numbers) -> Any:
+        """Return one column of rows that :meth:`stored_of` found."""
+        dtype, shape = self.require_column(name)
+        return self._gather(name, stored, np.empty((len(stored), *shape), dtype))
+
+    def _gather(self, name: str, stored: Selection, out: npt.NDArray[Any]) -> Any:
+        if self.blocks == 1:
+            self.block(0).gather(name, stored, out)
         elif isinstance(stored, slice):
             self._gather_run(name, stored, out)
-        else:
+        elif len(stored):
             self._gather_scattered(name, stored, out)
         if name == "id":
             return out.view(np.int64) if out.dtype == np.uint64 else out
@@ -105,20 +167,30 @@ class Rows:
 
     def _gather_run(self, name: str, rows: slice, out: npt.NDArray[Any]) -> None:
         done = 0
-        for block in self.blocks:
+        number = int(np.searchsorted(self._stops, rows.start, "right"))
+        while done < rows.stop - rows.start and number < self.blocks:
+            block = self.block(number)
             low, high = max(rows.start, block.start), min(rows.stop, block.stop)
-            if low < high:
-                part = slice(low - block.start, high - block.start)
-                block.gather(name, part, out[done : done + high - low])
-                done += high - low
+            part = slice(low - block.start, high - block.start)
+            block.gather(name, part, out[done : done + high - low])
+            done += high - low
+            number += 1
 
     def _gather_scattered(self, name: str, rows: Numbers, out: npt.NDArray[Any]) -> None:
-        which = np.searchsorted(self._starts, rows, "right") - 1
+        rows = np.clip(rows, 0, self.state.stored - 1)
+        if _FEW_ROWS < len(rows) <= _MANY_ROWS and out.flags.c_contiguous:
+            mosaic = self._mosaics.get(name)
+            if mosaic is None:
+                dtype, shape = self.require_column(name)
+                made = Mosaic(name, self._stops, dtype, shape, self.block)
+                mosaic = self._mosaics.setdefault(name, made)
+            if mosaic.gather(rows, out):
+                return
+        which = np.searchsorted(self._stops, rows, "right")
         order = np.argsort(which, kind="stable")
-        bounds = np.searchsorted(which[order], np.arange(len(self.blocks) + 1))
-        for number in np.flatnonzero(np.diff(bounds)):
-            block = self.blocks[number]
-            places = order[bounds[number] : bounds[number + 1]]
+        numbers, starts = np.unique(which[order], return_index=True)
+        for number, places in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+            block = self.block(number)
             part = np.empty((len(places), *out.shape[1:]), out.dtype)
             block.gather(name, rows[places] - block.start, part)
             out[places] = part
@@ -129,9 +201,9 @@ class Rows:
         if not isinstance(stored, slice):
             return None
         number = 0
-        if len(self.blocks) > 1:
-            number = int(np.searchsorted(self._starts, stored.start, "right")) - 1
-        start, stop = self.blocks[number].start, self.blocks[number].stop
+        if self.blocks > 1:
+            number = int(np.searchsorted(self._stops, stored.start, "right"))
+        start, stop = self.chain.start(number), int(self._stops[number])
         if stored.stop > stop:
             return None
         return number, slice(stored.start - start, stored.stop - start)
@@ -139,65 +211,56 @@ class Rows:
     # --- ids and removals -------------------------------------------------------------------------
 
     def ids(self) -> Numbers:
-        """The id of every row, in row order; computed once, 8 bytes a row."""
-        if self._ids is not None:
-            return self._ids
-        guard = self._lock.hold_unless_inside()
-        if guard is None:
-            return self._read_ids()
-        with guard:
-            if self._ids is None:
-                self._ids = self._read_ids()
-            return self._ids
+        """The id of every row, in row order: 8 bytes a row, kept with the lake."""
+        return self.derived("ids", self._read_ids, lambda ids: ids.nbytes)
 
     def _read_ids(self) -> Numbers:
-        ids = np.empty(len(self), np.int64)
-        if len(self):
-            self.gather("id", slice(0, len(self)), ids.view(np.uint64))
+        ids = self._indexed().index.in_order(self.state.stored)
+        if self._live is not None:
+            ids = ids[self._live]
         ids.setflags(write=False)  # all who ask share it
         return ids
 
+    def _indexed(self) -> Chain:
+        """The chain with the ids of all of its rows. Raises CorruptError."""
+        chain, stored = self.chain, self.state.stored
+        if chain.index.count >= stored:
+            return chain
+        guard = chain.lock.hold_unless_inside()
+        if guard is None:  # inside the call that reads them
+            chain = chain.fork(self._size)
+            chain.learn_ids(self._scope)
+            return chain
+        with guard:
+            chain.learn_ids(self._scope)
+        return chain
+
+    def stored_of(self, ids: npt.NDArray[np.int64]) -> Numbers:
+        """Return the stored number of the live row of every id; -1 where there is none.
+
+        O(log N) an id, whatever was changed before. Raises CorruptError.
+        """
+        chain = self._indexed()
+        rows = chain.index.newest(ids, self.state.stored)
+        return np.where(chain.are_live(rows, self._size_in(chain)), rows, -1)
+
+    def _size_in(self, chain: Chain) -> Any:
+        return self._size if chain is self.chain else chain.size
+
     def find(self, ids: npt.NDArray[np.int64]) -> Numbers:
         """Return the row number of every id, -1 where no live row has it."""
-        have, order = self.ids(), self._order_of_ids()
-        if not len(have):
-            return np.full(len(ids), -1, np.int64)
-        place = np.minimum(np.searchsorted(have, ids, sorter=order), len(have) - 1)
-        rows: Numbers = order[place]
-        return np.where(have[rows] == ids, rows, -1)
-
-    def _order_of_ids(self) -> Numbers:
-        """The row numbers in the order of ids; computed once, as the ids are."""
-        if self._order is not None:
-            return self._order
-        ids = self.ids()
-        guard = self._lock.hold_unless_inside()
-        if guard is None:
-            return np.argsort(ids, kind="stable")
-        with guard:
-            if self._order is None:
-                self._order = np.argsort(ids, kind="stable")
-            return self._order
+        stored = self.stored_of(ids)
+        if self._live is None:
+            return stored
+        return np.where(stored >= 0, np.searchsorted(self._live, stored), -1)
 
     def lsns(self, rows: Numbers) -> Numbers:
         """Return the commit that added each row."""
-        stored = np.asarray(self._stored(rows))
-        return np.asarray(self._commits[np.searchsorted(self._starts, stored, "right") - 1])
-
-    def _alive(self) -> npt.NDArray[np.bool_]:
-        """Fold the removals: which stored rows are live. A removal concerns rows before it only."""
-        alive = np.ones(self.state.stored, np.bool_)
-        for removal in self.state.removals:
-            gone = self._removed(removal)
-            for block in self.blocks:
-                if block.start < removal.before:
-                    alive[block.start : block.stop] &= ~block.holds(gone)
-        return alive
-
-    def _removed(self, removal: Removal) -> npt.NDArray[np.uint64]:
-        door, entry = self._scope.source.door, removal.entry
-        data = door.version(self._scope.view, removal.key, entry, entry.length, self.name)
-        return np.frombuffer(data, "<u8")
+        stored = self._stored(rows)
+        if isinstance(stored, slice):
+            stored = np.arange(stored.start, stored.stop)
+        commits = self.chain.commits.first(self._size.blocks)
+        return np.asarray(commits[np.searchsorted(self._stops, stored, "right")])
 
     # --- whole blocks -----------------------------------------------------------------------------
 
@@ -206,43 +269,47 @@ class Rows:
         """The log that the rows are read from."""
         return self._scope.source.log
 
-    def table(self) -> npt.NDArray[np.float32]:
-        """All rows as one verified array [N, d]: the mapped block where the lake is one."""
-        if len(self.blocks) == 1 and self._live is None:
-            self.verify_all()
-            whole: npt.NDArray[np.float32] = self.blocks[0].array("mu")
-            return whole
-        copy: npt.NDArray[np.float32] = self.gather("mu", slice(0, len(self)))
-        return copy
+    @property
+    def scope(self) -> Scope:
+        """What is seen."""
+        return self._scope
 
-    def verify_all(self) -> None:
-        """Verify every stored byte of mu now. Raises CorruptError."""
-        for block in self.blocks:
-            block.verify("mu", slice(0, block.info.rows))
+    def table(self) -> npt.NDArray[np.float32]:
+        """All rows as one verified array [N, d], shared by all who ask: not to be written to.
+
+        The mapped block where the lake is one, else a copy that the lake keeps where there is room.
+        """
+        if self.blocks == 1 and self._live is None:
+            if not self.block(0).is_verified("mu"):
+                self.block(0).verify("mu", slice(0, len(self)))
+            whole: npt.NDArray[np.float32] = self.block(0).array("mu")
+            return whole
+        return self.derived("table", self._read_table, lambda table: table.nbytes)
+
+    def _read_table(self) -> npt.NDArray[np.float32]:
+        copy: npt.NDArray[np.float32] = self.gather("mu", slice(0, len(self)))
+        copy.setflags(write=False)
+        return copy
 
 
 def found_rows(rows: Rows, ids: Numbers) -> Numbers:
-    """Return the row numbers of *ids*. Raises MissingError."""
-    found = rows.find(ids)
-    if (found < 0).any():
-        missing = ids[found < 0]
+    """Return the stored numbers of the live rows of *ids*. Raises MissingError."""
+    found = rows.stored_of(ids)
+    missing: Bools = found < 0
+    if missing.any():
         raise MissingError(
-            f"lake {rows.name!r} has no live row of id {int(missing[0])} at commit {rows.lsn} "
-            f"({len(missing)} of {len(ids)} ids are missing). Nothing was changed."
+            f"lake {rows.name!r} has no live row of id {int(ids[missing][0])} at commit {rows.lsn} "
+            f"({int(missing.sum())} of {len(ids)} ids are missing). Nothing was changed."
         )
     return found
 
 
-def rows_in(scope: Scope, name: str, known: dict[str, Any]) -> Rows:
-    """The live rows of a lake in *scope*: those that *known* has, where the lake is the same there.
+def rows_in(scope: Scope, name: str, known: LakeStates) -> Rows:
+    """The live rows of a lake in *scope*, by what *known* has of it.
 
-    *known*, by lake, is kept up to date. Raises MissingError, CorruptError.
+    Raises MissingError, CorruptError.
     """
-    rows: Rows | None = known.get(name)
-    state = fold(scope, name, None if rows is None else rows.state)
-    if rows is None or state is not rows.state:
-        rows = known[name] = Rows(scope, state)
-    return rows
+    return Rows(scope, known.fold(scope, name), known)
 
 
 def _count(rows: Selection, total: int) -> int:

@@ -43,7 +43,10 @@ class LakeSource:
         if self._rows is None or self._pid != os.getpid():
             database = self._reopen(self.path, mode="r", verify=self._verify)
             self._snapshot = database.lake(self.name).at(Lsn(self.lsn))
-            self._rows = self._snapshot.rows()
+            rows = self._snapshot.rows()
+            if self._rows is not None:  # this process is forked: what is computed is here already
+                rows.adopt(self._rows)
+            self._rows = rows
             self._host, self._pid = None, os.getpid()
         return self._rows
 

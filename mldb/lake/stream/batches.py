@@ -25,13 +25,12 @@ from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.block import Selection
 from mldb.lake.rows.lent import Lender
 from mldb.lake.rows.live import Rows
-from mldb.lake.rows.tiers import CHUNK_ROWS, Segments, Tier, hot_tier, warm_tier
+from mldb.lake.rows.tiers import Segments, Tier, hot_tier, warm_tier
 from mldb.lake.stream.pool import BatchPool
 from mldb.lake.stream.settings import StreamOptions
 from mldb.noise.philox import LAYOUT_VERSION
 
-_SCATTERED_BLOCKS: Final = 4  # a lake in more blocks is gathered faster from RAM of its own
-_WARM_MAX: Final = 1 << 30
+_READY_BLOCKS: Final = 64  # that are looked at before a pass, to see whether a thread is of use
 
 
 class Stream:
@@ -44,7 +43,7 @@ class Stream:
         self.options = options
         self._rows = rows
         self._segments = Segments(rows)
-        self._warm: Tier | None = warm_tier(rows, _warm_bytes(rows, options), self._segments.gather)
+        self._warm: Tier | None = warm_tier(rows, options.warm_bytes or 0, self._segments.gather)
         self._gather = self._segments.gather if self._warm is None else self._warm.gather
         self._torch_device = output_device(options)
         self._hot: Tier | None = None
@@ -92,7 +91,10 @@ class Stream:
     def is_ready(self, current: Pass) -> bool:
         """Whether batches cost nothing to make, so that no thread need work ahead."""
         lends = self._is_lending(current) and self._augmenter is None
-        return lends and all(block.is_verified("mu") for block in self._rows.blocks)
+        count = self._rows.blocks
+        if not lends or count > _READY_BLOCKS:
+            return False
+        return all(self._rows.block(number).is_verified("mu") for number in range(count))
 
     def make(self, current: Pass, number: int) -> Any:
         """Return one batch of a pass: a tensor [B, dim], or a named tuple of the fields asked for.
@@ -220,14 +222,6 @@ def output_device(options: StreamOptions) -> Any:
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return torch.device(options.device if name == "cuda" else "cuda")
     return torch.device("cpu") if options.hot_bytes and name in ("torch", "cpu") else None
-
-
-def _warm_bytes(rows: Rows, options: StreamOptions) -> int:
-    if options.warm_bytes is not None:
-        return options.warm_bytes
-    whole = 4 * rows.dim * (len(rows) + CHUNK_ROWS)
-    scattered = len(rows.state.blocks) > _SCATTERED_BLOCKS
-    return whole if scattered and whole <= _WARM_MAX else 0
 
 
 @cache

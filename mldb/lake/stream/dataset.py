@@ -11,6 +11,7 @@ from typing import Any, Final, get_args
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.lake.augment.landscape import Landscape
 from mldb.lake.order.pass_order import PlainOrder
 from mldb.lake.order.passes import Pass, Passes, check_stream, chosen_order
 from mldb.lake.order.plan import Shard
@@ -104,6 +105,16 @@ class M2MDataLake(IterableDataset[Any]):
         if flow is not None:
             flow.close()
         self.pass_number, self._start, self._done = number, start, done
+
+    def prepare(self) -> None:
+        """Compute what all workers need of the lake now, once: its graph, its sampler.
+
+        Forked ones have it; others find it as a hint, where this handle may write.
+        """
+        self._pass()
+        chosen = self.options.augmentation
+        if chosen is not None and chosen.mode != "isotropic":
+            Landscape(self._source.rows(), chosen).prepare()
 
     def set_pass(self, number: int) -> None:
         """Begin pass *number* with the next iteration. Raises InvalidValueError."""

@@ -65,6 +65,7 @@ class LakeLoader(DataLoader[Any]):
             yield from super().__iter__() if self._wraps else self.dataset
             return
         self.dataset.leave()
+        self.dataset.prepare()
         if self._workers_at != self.dataset.position():
             self._iterator = None  # persistent workers, who think they are somewhere else
         self._workers_at = (self.dataset.pass_number + 1, 0, 0)

@@ -91,7 +91,7 @@ class StreamOptions:
                   asked once a pass and must return the same when a pass is resumed.
     fields:       None yields plain tensors [B, dim]; names yield named tuples.
     prefetch:     batches made ahead by a thread; 0 makes them in the caller's.
-    warm_bytes:   budget of the RAM tier; None: as large as the lake where it lies in many blocks.
+    warm_bytes:   budget of the RAM tier; None, as 0: rows are read from the log.
     hot_bytes:    budget of the device tier, on devices with memory of their own.
     window_rows:  rows of a window of the windowed order.
     """

@@ -41,9 +41,11 @@ def add_rows(
     host.settle()
     base = host.scope(None)
     found = projection.find_lake(base, name)
+    checked = 0  # the commit of the lake that ids were compared with
     if found is not None and given.ids is not None:
         # Before the rows are written as well: what it reads under the lock is then known.
         _refuse_taken(host, base, name, found[0], given.ids)
+        checked = found[1].commit_lsn
     block = block_of(given, dim)
     # Key and first id are not known yet: what stands for them here has their length.
     nothing = LakeInfo(bytes(16), dim, geometry, 0)
@@ -53,7 +55,7 @@ def add_rows(
     def decide(view: View) -> None:
         nonlocal first_id
         scope = head_scope(base, view)
-        info, _ = projection.require_lake(scope, name)
+        info, lake = projection.require_lake(scope, name)
         if (info.dim, info.geometry) != (dim, geometry):
             raise InvalidValueError(
                 f"lake {name!r} was made by another one in the meantime, with dim={info.dim} and "
@@ -61,7 +63,8 @@ def add_rows(
                 "stored; open the lake again, or choose another name."
             )
         if given.ids is not None:
-            _refuse_taken(host, scope, name, info, given.ids)
+            if lake.commit_lsn != checked:
+                _refuse_taken(host, scope, name, info, given.ids)
         elif info.next_id + given.count > ID_MAX + 1:
             raise LimitError(
                 f"lake {name!r} has given out ids up to {info.next_id - 1}; {given.count} more "
@@ -76,7 +79,7 @@ def add_rows(
         record.payload = (memoryview(data),)
         if found is None:
             _make_lake(host, name, dim, geometry, epoch)
-        host.commit([record], epoch, decide, None)
+        row = host.commit([record], epoch, decide, None)
     else:
         pending = host.open_pending()
         try:
@@ -86,12 +89,16 @@ def add_rows(
             )
             record.written = True
             _make_lake(host, name, dim, geometry, epoch)  # it may have been rewound meanwhile
-            host.commit([], epoch, decide, pending)
+            row = host.commit([], epoch, decide, pending)
         finally:
             pending.discard()
     if given.ids is not None:
-        return given.ids.astype(np.int64)
-    return np.arange(first_id, first_id + given.count, dtype=np.int64)
+        ids = given.ids.astype(np.int64)
+    else:
+        ids = np.arange(first_id, first_id + given.count, dtype=np.int64)
+    host.known.note_ids(row.lsn, ids.copy())  # what is returned is the caller's own
+    host.known.note_change(lambda: host.scope(None), name)
+    return ids
 
 
 def _record(
@@ -132,7 +139,7 @@ def _refuse_taken(
     if int(ids.min()) >= info.next_id:
         return
     rows = rows_in(scope, name, host.known)
-    taken = np.flatnonzero(rows.find(ids.astype(np.int64)) >= 0)
+    taken = np.flatnonzero(rows.stored_of(ids.astype(np.int64)) >= 0)
     if taken.size:
         row = int(taken[0])
         raise InvalidValueError(

@@ -26,9 +26,12 @@ def remove_rows(host: Host, name: str, ids: Numbers, epoch: int | None) -> Lsn:
     digest = record.named_drafts()[0].digest
 
     def decide(view: View) -> None:
-        rows = rows_in(head_scope(base, view), name, host.known)
-        found_rows(rows, ids)
-        placed = splats_deleted(key, view.commit.lsn, payload, rows.state.info, digest)
+        now = rows_in(head_scope(base, view), name, host.known)
+        if now.state.version != rows.state.version:
+            found_rows(now, ids)
+        placed = splats_deleted(key, view.commit.lsn, payload, now.state.info, digest)
         record.drafts = placed.drafts
 
-    return Lsn(host.commit([record], epoch, decide, None).lsn)
+    lsn = Lsn(host.commit([record], epoch, decide, None).lsn)
+    host.known.note_change(lambda: host.scope(None), name)
+    return lsn

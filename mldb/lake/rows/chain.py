@@ -1,0 +1,346 @@
+"""What was stored of one lake along one lineage, folded once: every state is a beginning of it.
+
+A commit adds a block of rows, or removes ids. The chain holds them as columns that only grow, so
+the next commit costs what it changes, and a state as of an earlier commit is two counts: so many
+blocks, and so many removals. A rewind forks: what follows the common beginning is a chain of its
+own. Blocks are mapped when their rows are first asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from mldb import keys
+from mldb.arrays import Numbers
+from mldb.errors import CorruptError, VersionGoneError
+from mldb.history.splats import BlockInfo, RemovalInfo, unpack_splats
+from mldb.lake.rows.block import MappedBlock
+from mldb.lake.rows.growing import Growing
+from mldb.lake.rows.ids import IdIndex
+from mldb.log.index.address import Entry, Intervals
+from mldb.log.index.lineage import is_visible
+from mldb.log.ownership import OwnedLock
+from mldb.names import check_name
+from mldb.tensors.scope import Scope
+
+LIVE: Final = np.iinfo(np.int32).max  # the removal that a row which is live was ended by
+
+_MAPPED_MAX: Final = 1 << 14  # blocks kept mapped; those held elsewhere stay
+
+_AT_ONCE: Final = 1 << 12
+
+BlockShape = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, dtype and shape of one value of each column of a block."""
+
+
+class Size(NamedTuple):
+    """How much of a chain a state is."""
+
+    blocks: int
+    removals: int
+
+
+NO_CHANGES: Final = Size(0, 0)
+
+
+class Chain:
+    """The folded history of a lake. Any thread reads; ``lock`` guards what grows it.
+
+    ``size`` says how much is there; it is told last, when all of it is, and never shrinks. Views of
+    columns are of lengths that were told.
+    """
+
+    def __init__(self, name: str, lake_id: bytes) -> None:
+        self.name = name
+        self.lake_id = lake_id
+        self.size = NO_CHANGES
+        self.lock = OwnedLock(f"the blocks of lake {name!r}")
+        self.fresh: dict[int, Numbers] = {}
+        """The ids of rows that this handle just added, by commit: they need not be read back."""
+        # How many changes the hint holds, and whether it has ids; see mldb.lake.rows.chain_hint.
+        self.saved = 0
+        self.saved_ids = False
+        # Of each block: the commit that its key names, its own, the rows before it, its shape.
+        self.heads = Growing(np.int64)
+        self.commits = Growing(np.int64)
+        self.stops = Growing(np.int64)  # the rows up to its end
+        self.shape_of = Growing(np.int32)
+        self.shapes: list[BlockShape] = []
+        self.shape_from: list[int] = []  # the first block of each shape
+        # Of each removal: its commit, and the rows that ended up to it.
+        self.removal_commits = Growing(np.int64)
+        self.gone = Growing(np.int64)
+        # Of each row: the number of the removal that ended it. Rows behind the last one are live.
+        self.ended = Growing(np.int32)
+        self.index = IdIndex()
+        self._growing = False  # still set when a change was interrupted
+        self._mapped: dict[int, MappedBlock] = {}
+
+    # --- states -----------------------------------------------------------------------------------
+
+    def visible(self, intervals: Intervals) -> Size:
+        """The longest beginning that a snapshot sees: O(log changes) looks at *intervals*."""
+        size = self.size
+        return Size(
+            _visible(self.commits.first(size.blocks), intervals),
+            _visible(self.removal_commits.first(size.removals), intervals),
+        )
+
+    def at(self, commit: int) -> Size:
+        """The beginning up to a commit of this lineage."""
+        size = self.size
+        return Size(
+            int(np.searchsorted(self.commits.first(size.blocks), commit, "right")),
+            int(np.searchsorted(self.removal_commits.first(size.removals), commit, "right")),
+        )
+
+    def last_commit(self, size: Size) -> int:
+        """The commit that made a state what it is; 0 for the empty one."""
+        block = int(self.commits.first(size.blocks)[-1]) if size.blocks else 0
+        removal = int(self.removal_commits.first(size.removals)[-1]) if size.removals else 0
+        return max(block, removal)
+
+    def stored(self, size: Size) -> int:
+        """Rows stored in a state, removed ones included."""
+        return int(self.stops.first(size.blocks)[-1]) if size.blocks else 0
+
+    def live_count(self, size: Size) -> int:
+        """Rows that are live in a state."""
+        gone = int(self.gone.first(size.removals)[-1]) if size.removals else 0
+        return self.stored(size) - gone
+
+    def live(self, size: Size) -> Numbers | None:
+        """The stored rows that are live in a state, ascending; None when all are. O(N)."""
+        stored = self.stored(size)
+        if not size.removals:
+            return None
+        ended = self.ended.first(min(self.ended.count, stored))
+        found = np.flatnonzero(ended >= size.removals)
+        return np.concatenate([found, np.arange(len(ended), stored)])
+
+    def are_live(self, rows: Numbers, size: Size) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which of these stored rows are live in a state."""
+        ended = self.ended.first(self.ended.count)
+        inside = (rows >= 0) & (rows < len(ended))
+        found = rows >= 0
+        found[inside] = ended[rows[inside]] >= size.removals
+        return found & (rows < self.stored(size))
+
+    def shared(self, other: Chain) -> int:
+        """How many changes two chains begin with alike."""
+        count = 0
+        for name in ("commits", "removal_commits"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            least = min(mine.count, theirs.count)
+            differ = np.flatnonzero(mine.first(least) != theirs.first(least))
+            count += int(differ[0]) if len(differ) else least
+        return count
+
+    def fork(self, size: Size) -> Chain:
+        """A chain of its own that begins as this one: O(what it begins with)."""
+        other = Chain(self.name, self.lake_id)
+        other.fresh, other.saved = self.fresh, min(self.saved, sum(size))
+        other.saved_ids = self.saved_ids
+        for name in ("heads", "commits", "stops", "shape_of"):
+            column: Growing = getattr(self, name)
+            setattr(other, name, Growing(column.first(0).dtype, column.first(size.blocks)))
+        for name in ("removal_commits", "gone"):
+            column = getattr(self, name)
+            setattr(other, name, Growing(np.int64, column.first(size.removals)))
+        other.shape_from = [block for block in self.shape_from if block < size.blocks]
+        other.shapes = self.shapes[: len(other.shape_from)]
+        stored = self.stored(size)
+        ended = self.ended.first(min(self.ended.count, stored))
+        other.ended = Growing(np.int32, np.where(ended < size.removals, ended, LIVE))
+        other._take_ids(self.index, stored)
+        other.size = size
+        return other
+
+    def _take_ids(self, index: IdIndex, stored: int) -> None:
+        """Begin with the ids that another chain knows of the same rows."""
+        if index.count <= stored:
+            self.index = index.copy()
+        elif stored:
+            self.index.add(index.in_order(stored))
+
+    # --- growing ----------------------------------------------------------------------------------
+
+    def extend(self, scope: Scope) -> None:
+        """Take in what *scope* sees behind all of this; the caller holds ``lock``.
+
+        All of this is visible in *scope*. Raises CorruptError; what came before the damage is in.
+        """
+        if self._growing:
+            self._forget_half()
+        self._growing = True
+        after = self.last_commit(self.size)
+        prefix = keys.splats_prefix(check_name(self.name))
+        start = prefix + after.to_bytes(8, "big")
+        blocks: list[tuple[bytes, Entry, BlockInfo]] = []
+        for key, entry in scope.view.live_since(prefix, start, after, scope.intervals):
+            try:
+                part = unpack_splats(entry.attr, entry.length)
+            except (ValueError, TypeError) as error:
+                self._add_blocks(scope, blocks)
+                raise damaged(scope, entry, self.name, error) from None
+            if isinstance(part, BlockInfo):
+                blocks.append((key, entry, part))
+            if len(blocks) >= _AT_ONCE or not isinstance(part, BlockInfo):
+                self._add_blocks(scope, blocks)
+                blocks = []
+            if isinstance(part, RemovalInfo):
+                self._remove(scope, key, entry, part)
+        self._add_blocks(scope, blocks)
+        self._growing = False
+
+    def _forget_half(self) -> None:
+        """Undo what an interrupt left of a change that was not told."""
+        blocks, removals = self.size
+        for column in (self.heads, self.commits, self.stops, self.shape_of):
+            column.cut(blocks)
+        for column in (self.removal_commits, self.gone):
+            column.cut(removals)
+        while self.shape_from and self.shape_from[-1] >= blocks:
+            self.shape_from.pop()
+        del self.shapes[len(self.shape_from) :]
+        for number in [number for number in list(self._mapped) if number >= blocks]:
+            self._mapped.pop(number, None)
+        ended = self.ended.first(self.ended.count)
+        ended[ended >= removals] = LIVE
+
+    def _add_blocks(self, scope: Scope, blocks: list[tuple[bytes, Entry, BlockInfo]]) -> None:
+        if not blocks:
+            return
+        first, start = self.size.blocks, self.stored(self.size)
+        if len(self._mapped) + len(blocks) > _MAPPED_MAX:
+            self._mapped = {}
+        rows = np.array([info.rows for _, _, info in blocks])
+        starts = start + np.cumsum(rows) - rows
+        shapes = [self._shape(info, first + place) for place, (_, _, info) in enumerate(blocks)]
+        self.heads.append([int.from_bytes(key[-8:], "big") for key, _, _ in blocks])
+        self.commits.append([entry.commit_lsn for _, entry, _ in blocks])
+        self.stops.append(starts + rows)
+        self.shape_of.append(shapes)
+        low = max(len(blocks) - _MAPPED_MAX, 0)
+        for place, before in enumerate(starts[low:].tolist(), low):
+            self._mapped[first + place] = MappedBlock(scope, *blocks[place], before, self.name)
+        self.size = Size(first + len(blocks), self.size.removals)
+
+    def _shape(self, info: BlockInfo, block: int) -> int:
+        shape = tuple((c.name, c.dtype, c.shape) for c in info.columns)
+        if shape not in self.shapes:
+            self.shapes.append(shape)
+            self.shape_from.append(block)
+        return self.shapes.index(shape)
+
+    def _remove(self, scope: Scope, key: bytes, entry: Entry, info: RemovalInfo) -> None:
+        door = scope.source.door
+        data = door.version(scope.view, key, entry, entry.length, self.name)
+        ids = np.frombuffer(data, "<u8").astype(np.int64)
+        number, stored = self.size.removals, self.stored(self.size)
+        self.learn_ids(scope)
+        rows = self.index.newest(ids, stored)
+        rows = np.unique(rows[self.are_live(rows, self.size)])
+        self.ended.append(np.full(stored - self.ended.count, LIVE, np.int32))
+        before = int(self.gone.first(number)[-1]) if number else 0
+        self.ended.first(stored)[rows] = number
+        self.removal_commits.append([entry.commit_lsn])
+        self.gone.append([before + len(rows)])
+        self.size = Size(self.size.blocks, number + 1)
+
+    def learn_ids(self, scope: Scope) -> None:
+        """Have the ids of all rows in the index; the caller holds ``lock``. Raises CorruptError."""
+        blocks = self.size.blocks
+        number = bisect_left(self.stops.first(blocks), self.index.count + 1)
+        while number < blocks:
+            some = range(number, min(number + _MAPPED_MAX, blocks))
+            read = [self._ids_of(scope, block) for block in some]
+            self.index.add(read[0] if len(read) == 1 else np.concatenate(read))
+            number += len(read)
+
+    def _ids_of(self, scope: Scope, number: int) -> Numbers:
+        known = self.fresh.get(int(self.commits.first(number + 1)[number]))
+        if known is not None and len(known) == self._rows(number):
+            return known
+        block = self.block(scope, number)
+        ids = np.empty(block.info.rows, np.uint64)
+        block.gather("id", slice(0, len(ids)), ids)
+        return ids.view(np.int64)
+
+    # --- blocks -----------------------------------------------------------------------------------
+
+    def start(self, number: int) -> int:
+        """The rows stored before a block."""
+        return int(self.stops.first(number)[-1]) if number else 0
+
+    def block(self, scope: Scope, number: int) -> MappedBlock:
+        """Block *number*, mapped; *scope* sees it. Raises CorruptError, VersionGoneError."""
+        found = self._mapped.get(number)
+        if found is not None:
+            return found
+        head = int(self.heads.first(number + 1)[number])
+        commit = int(self.commits.first(number + 1)[number])
+        key = keys.splats_key(check_name(self.name), head)
+        entry = scope.view.version_at(key, commit)
+        if entry is None:
+            raise VersionGoneError(
+                f"the rows that commit {commit} added to lake {self.name!r} were pruned while they "
+                "were being read. Hold a snapshot (lake.at) to keep what you read."
+            )
+        try:
+            info = unpack_splats(entry.attr, entry.length)
+            if not isinstance(info, BlockInfo) or info.rows != self._rows(number):
+                raise ValueError("it is not the block that was read before")
+        except (ValueError, TypeError) as error:
+            raise damaged(scope, entry, self.name, error) from None
+        if len(self._mapped) >= _MAPPED_MAX:
+            self._mapped = {}
+        found = MappedBlock(scope, key, entry, info, self.start(number), self.name)
+        return self._mapped.setdefault(number, found)
+
+    def _rows(self, number: int) -> int:
+        return int(self.stops.first(number + 1)[number]) - self.start(number)
+
+    def columns(self, size: Size) -> list[BlockShape]:
+        """The shapes of the blocks of a state, in the order in which they came."""
+        seen = zip(self.shapes, self.shape_from, strict=False)
+        return [shape for shape, block in seen if block < size.blocks]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its columns and ids; a mapped block holds about a KiB more."""
+        names = ("heads", "commits", "stops", "shape_of", "removal_commits", "gone", "ended")
+        columns: list[Growing] = [getattr(self, name) for name in names]
+        return self.index.nbytes + sum(column.nbytes for column in columns)
+
+    @property
+    def changes(self) -> int:
+        """How many blocks and removals are known."""
+        return sum(self.size)
+
+
+def damaged(scope: Scope, entry: Entry, name: str, error: Exception) -> CorruptError:
+    """What is raised when an attr of a lake cannot be decoded."""
+    return CorruptError(
+        f"lake {name!r} cannot be decoded: {error}. Tensors and other lakes stay readable.",
+        file=scope.source.door.file(scope.view, entry),
+        offset=entry.frame,
+        key=name,
+    )
+
+
+def _visible(commits: Numbers, intervals: Intervals) -> int:
+    """How many of the ascending *commits* of one lineage a snapshot sees: the first ones."""
+    low, high = 0, len(commits)
+    if high and is_visible(int(commits[-1]), intervals):
+        return high
+    while low < high:
+        middle = (low + high) // 2
+        if is_visible(int(commits[middle]), intervals):
+            low = middle + 1
+        else:
+            high = middle
+    return low

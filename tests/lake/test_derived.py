@@ -1,0 +1,143 @@
+"""What is computed of lakes: made once, within a number of bytes, before workers need it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mldb
+from mldb.lake.augment import graph_store, landscape
+from mldb.lake.derived import Derived
+from tests.support.lakes import BATCH, DIM, ROWS, data, db, fill, raw, stream  # noqa: F401
+
+WALK = mldb.Augmentation(mode="walk")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was computed, by name."""
+    done: list[str] = []
+    for module, name in (
+        *((graph_store, part) for part in ("build_graph", "extend_graph", "reduce_graph")),
+        (landscape, "nearest_labels"),
+    ):
+        plain = getattr(module, name)
+
+        def noted(*args: Any, name: str = name, plain: Any = plain, **named: Any) -> Any:
+            done.append(name)
+            return plain(*args, **named)
+
+        monkeypatch.setattr(module, name, noted)
+    return done
+
+
+def half_labelled(data: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
+    return {**data, "labels": np.where(np.arange(ROWS) % 2, data["labels"], -1)}
+
+
+def test_walks_and_calls_share_what_is_computed_of_a_commit(
+    db: mldb.MLDatabase,  # noqa: F811
+    data: dict[str, Any],  # noqa: F811
+    counted: list[str],
+    rng: np.random.Generator,
+) -> None:
+    lake = fill(db, half_labelled(data), 3)
+    x = rng.standard_normal((5, DIM))
+    first = lake.augment(x, mode="walk", device="numpy")
+    assert sorted(counted) == ["build_graph", "nearest_labels"]
+    for _ in range(2):
+        assert lake.augment(x, mode="walk", device="numpy").tobytes() == first.tobytes()
+        raw(stream(lake, "walk"))
+        lake.augment(x, mode="langevin", steps=1, device="numpy")
+    assert len(counted) == 2
+    with lake.at() as past:
+        lake.add_splats(rng.standard_normal((4, DIM)))
+        lake.augment(x, mode="walk", device="numpy")
+        assert sorted(counted[2:]) == ["extend_graph", "nearest_labels"]
+        assert graph_store.lake_graph(past.rows(), past.rows().table()).k
+    assert len(counted) == 4
+    stats = db.stats()["lakes"]
+    assert 0 < stats["used_bytes"] <= stats["limit_bytes"]
+    assert stats["hits"] > 10
+
+
+def test_without_room_everything_is_the_same(
+    store_path: Path,
+    data: dict[str, Any],  # noqa: F811
+    rng: np.random.Generator,
+) -> None:
+    x, seen = rng.standard_normal((5, DIM)), []
+    for number, room in enumerate((1 << 28, 0)):
+        path = store_path.with_name(f"store{number}")
+        with mldb.open(path, durability="os", lake_cache_bytes=room) as other:
+            lake = fill(other, half_labelled(data), 3)
+            lake.remove([7, 8])
+            seen.append(
+                (lake.augment(x, mode="walk", device="numpy").tobytes(), *raw(lake_walk(lake)))
+            )
+            assert (other.stats()["lakes"]["used_bytes"] > 0) is (room > 0)
+    assert seen[0] == seen[1]
+
+
+def lake_walk(lake: Any) -> Any:
+    return stream(lake, "walk", importance_sampling=mldb.Importance(beta=0.5))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.slow
+def test_workers_find_what_their_parent_computed(
+    db: mldb.MLDatabase,  # noqa: F811
+    data: dict[str, Any],  # noqa: F811
+    context: str,
+    counted: list[str],
+) -> None:
+    """The parent computes before workers start; their batches are the same."""
+    lake = fill(db, half_labelled(data), 3)
+    loader = stream(lake, "walk", num_workers=2, loader={"multiprocessing_context": context})
+    batches = raw(loader)
+    assert sorted(counted) == ["build_graph", "nearest_labels"]
+    names = sorted(path.suffix for path in (Path(db.path) / "hints").glob("lake-*"))
+    assert names == [".graph", ".labels"]
+    assert batches == raw(stream(lake, "walk"))
+    # Another process, which may not write, computes nothing.
+    with mldb.open(db.path, mode="r") as other:
+        counted.clear()
+        assert raw(stream(other.lake(), "walk")) == batches
+        assert counted == []
+
+
+def test_what_was_used_least_recently_leaves_first() -> None:
+    cache = Derived(100)
+    for name in "abc":
+        assert cache.get(name, lambda name=name: name * 2, lambda _: 40) == name * 2  # type: ignore[misc]
+    assert (cache.used_bytes, cache.dropped, cache.misses) == (80, 1, 3)
+    assert cache.find("a") is None
+    assert cache.find("b") == ("bb",)
+    cache.get("d", lambda: "dd", lambda _: 40)
+    assert cache.find("c") is None
+    assert cache.find("b") == ("bb",)
+    cache.get("large", lambda: "large", lambda _: 101)
+    assert cache.find("large") is None
+    assert cache.used_bytes == 80
+    with pytest.raises(ZeroDivisionError):
+        cache.get("bad", lambda: 1 // 0, lambda _: 1)
+    assert cache.used_bytes == 80
+    cache.clear()
+    assert (cache.used_bytes, cache.find("b")) == (0, None)
+
+
+def test_a_loader_over_many_blocks_needs_no_memory_for_them(
+    db: mldb.MLDatabase,  # noqa: F811
+    data: dict[str, Any],  # noqa: F811
+) -> None:
+    """From five blocks on all rows were copied, whatever was asked for."""
+    few, many = fill(db, data, 1, "few"), fill(db, data, 9, "many")
+    first, second = stream(few), stream(many)
+    assert raw(first) == raw(second)
+    assert second.stats()["warm"] is None
+    assert second.stats()["buffers"] <= 16
+    assert BATCH < ROWS
