@@ -1,0 +1,49 @@
+"""Crashes while parts of the directory are made: nothing of it is synced, no answer needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from tests.crash.test_crash import CASES
+from tests.support.crashes import PERSISTENCE, Seen, violation_in
+from tests.support.directories import made_at_once
+
+LEAST = 60
+
+
+@pytest.fixture(autouse=True)
+def _repeatable(
+    seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
+    caplog.set_level(logging.ERROR, "mldb")
+
+
+@pytest.fixture
+def made() -> Iterator[list[int]]:
+    """What was made."""
+    with made_at_once(due=1) as parts:
+        yield parts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["commit", "os"])
+@pytest.mark.parametrize("name", ["seals", "rewinds"])
+def test_every_crash_leaves_a_prefix_with_all_that_was_promised(
+    name: str, durability: Literal["commit", "os"], seed: int, made: list[int]
+) -> None:
+    run = CASES[name].run(durability)
+    assert sum(made) or name != "seals"
+    seen: set[Seen] = set()
+    for persistence in PERSISTENCE:
+        wrong = violation_in(run, persistence, seed=seed, limit=90, since=run.created, seen=seen)
+        assert not wrong, wrong
+    distinct = len({digest for digest, *_ in seen})
+    print(f"{name}, {durability}: {distinct} distinct disks, {len(seen)} checks")
+    assert distinct >= LEAST
