@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
+from mldb import keys
 from mldb.lake import states as states_module
 from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_graph
 from mldb.lake.rows import chain as chain_module
@@ -190,6 +191,24 @@ def test_a_fold_that_was_interrupted_anywhere_goes_on(
                     == (history.seen[other])
                 )
                 assert rows_in(db._scope(), "default", known).ids().tolist() == history.live
+
+
+@pytest.mark.parametrize("head", [1 << 63, 1 << 40, 100])
+def test_a_key_that_names_no_commit_before_its_own_is_damage(
+    store_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, head: int
+) -> None:
+    with mldb.open(store_path, durability="os") as db:
+        lake = db.lake(dim=DIM)
+        lake.add_splats(rows_of(rng, 3), epoch=1)
+        wrong = keys.splats_prefix(b"default") + head.to_bytes(8, "big")
+        with monkeypatch.context() as patch:
+            patch.setattr(keys, "splats_key", lambda *_: wrong)
+            lake.add_splats(rows_of(rng, 3), epoch=2)
+        with pytest.raises(mldb.CorruptError, match="names no commit before its own"):
+            len(lake)
+        with lake.at(1) as past:
+            assert past.ids().tolist() == [0, 1, 2]
+        db["other"] = np.arange(3)
 
 
 def test_a_lake_can_be_read_inside_the_call_that_folds_it(

@@ -29,8 +29,7 @@ from mldb.tensors.scope import Scope
 LIVE: Final = np.iinfo(np.int32).max  # the removal that a row which is live was ended by
 
 _MAPPED_MAX: Final = 1 << 14  # blocks kept mapped; those held elsewhere stay
-
-_AT_ONCE: Final = 1 << 12
+_AT_ONCE: Final = 1 << 12  # blocks that are told together
 
 BlockShape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of one value of each column of a block."""
@@ -63,10 +62,10 @@ class Chain:
         # How many changes the hint holds, and whether it has ids; see mldb.lake.rows.chain_hint.
         self.saved = 0
         self.saved_ids = False
-        # Of each block: the commit that its key names, its own, the rows before it, its shape.
+        # Of each block: the commit that its key names, its own, the rows up to its end, its shape.
         self.heads = Growing(np.int64)
         self.commits = Growing(np.int64)
-        self.stops = Growing(np.int64)  # the rows up to its end
+        self.stops = Growing(np.int64)
         self.shape_of = Growing(np.int32)
         self.shapes: list[BlockShape] = []
         self.shape_from: list[int] = []  # the first block of each shape
@@ -182,6 +181,8 @@ class Chain:
         blocks: list[tuple[bytes, Entry, BlockInfo]] = []
         for key, entry in scope.view.live_since(prefix, start, after, scope.intervals):
             try:
+                if len(key) != len(start) or _head_of(key) >= entry.commit_lsn:
+                    raise ValueError("a key that names no commit before its own")
                 part = unpack_splats(entry.attr, entry.length)
             except (ValueError, TypeError) as error:
                 self._add_blocks(scope, blocks)
@@ -220,7 +221,7 @@ class Chain:
         rows = np.array([info.rows for _, _, info in blocks])
         starts = start + np.cumsum(rows) - rows
         shapes = [self._shape(info, first + place) for place, (_, _, info) in enumerate(blocks)]
-        self.heads.append([int.from_bytes(key[-8:], "big") for key, _, _ in blocks])
+        self.heads.append([_head_of(key) for key, _, _ in blocks])
         self.commits.append([entry.commit_lsn for _, entry, _ in blocks])
         self.stops.append(starts + rows)
         self.shape_of.append(shapes)
@@ -320,6 +321,10 @@ class Chain:
     def changes(self) -> int:
         """How many blocks and removals are known."""
         return sum(self.size)
+
+
+def _head_of(key: bytes) -> int:
+    return int.from_bytes(key[-8:], "big")
 
 
 def damaged(scope: Scope, entry: Entry, name: str, error: Exception) -> CorruptError:
