@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from mldb.errors import StorageError, StorageIOError
 from mldb.log import format as fmt
@@ -37,6 +38,7 @@ from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
 
 _log = logging.getLogger("mldb")
+_SCANNED_MAX: Final = 1 << 8  # commits that the opening after a clean close may have to scan
 
 
 class Sealer:
@@ -177,22 +179,26 @@ class Sealer:
         if state.last_lsn() <= last_lsn:
             return
         memory = MemoryIndex()
-        entries, commits = active.memory.dump()
         by_lsn: dict[int, list[tuple[bytes, Entry]]] = {}
-        for key, versions in entries.items():
-            for entry in versions:
-                by_lsn.setdefault(entry.commit_lsn, []).append((key, entry))
-        for row in commits:
-            if row.lsn <= last_lsn:
-                memory.add(row, by_lsn.get(row.lsn, []))
-        active.count -= active.memory.entry_count() - memory.entry_count()
-        active.memory = memory
+        for part in (*reversed(active.frozen), active.memory):
+            entries, commits = part.dump()
+            for key, versions in entries.items():
+                for entry in versions:
+                    by_lsn.setdefault(entry.commit_lsn, []).append((key, entry))
+            for row in commits:
+                stored = by_lsn.get(row.lsn, [])
+                if row.lsn <= last_lsn:
+                    memory.add(row, stored)
+                else:
+                    active.count -= len(stored)
+        active.memory, active.frozen, active.merged = memory, (), None
+        active.settled = active.count - memory.entry_count()
         active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
         cursor = active.cursor
         cursor.offset = fmt.FILE_HEADER_SIZE
         cursor.chain = chain_start(active.segment.store_id, active.id)
-        for part in active.parts():
-            last = part.commit_at(last_lsn)
+        for index in active.parts():
+            last = index.commit_at(last_lsn)
             if last is not None:
                 frame, body = active.segment.frame(last.end)
                 cursor.offset = frame.end
@@ -218,6 +224,17 @@ class Sealer:
             text = f"{orphan.name}: no manifest names it; it was moved to {saved}"
             state.distrusted.append(text)
             _log.warning("%s", text)
+
+    def hint_will_do(self) -> bool:
+        """Whether the hint that is there spares the next opening all but a few commits."""
+        active = self._state.active
+        if active.hinted is None:
+            return False
+        versions = active.hinted.entry_count()
+        newer = max(
+            active.count - versions, sum(part.commit_count() for part in active.parts()[:-1])
+        )
+        return newer <= min(versions >> 4, _SCANNED_MAX)
 
     def write_hint(self, durable: int) -> None:
         """Save the index of the active segment as a hint; *durable* is the last durable commit.

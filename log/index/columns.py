@@ -87,6 +87,15 @@ def build_index(
 
     *commits* ascend by LSN. *metadata_of* names the metadata that gets columns; None for none.
     """
+    return lay_out(build_columns(entries, commits, metadata_of))
+
+
+def build_columns(
+    entries: Mapping[bytes, Sequence[Entry]],
+    commits: Sequence[CommitRow],
+    metadata_of: MetadataOf | None = None,
+) -> dict[str, Column]:
+    """Return the columns of :func:`build_index`, in their order."""
     keys = sorted(entries)
     rows = [entry for key in keys for entry in entries[key]]
     attr_ids: dict[bytes, int] = {}
@@ -101,7 +110,7 @@ def build_index(
     columns["commit_id"] = _digests(ids)
     if metadata_of is not None:
         columns.update(_metadata_columns(keys, entries, attr_ids, metadata_of))
-    return _image(columns)
+    return columns
 
 
 def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) -> None:
@@ -156,23 +165,26 @@ def _metadata_columns(
     attr_ids: dict[bytes, int],
     metadata_of: MetadataOf,
 ) -> dict[str, Column]:
-    """Dictionary-code the metadata fields that most attrs have: 0 is absent, n the n-th value."""
-    codes: dict[str, dict[int, int]] = {}
-    values: dict[str, dict[bytes, int]] = {}
-    seen: set[int] = set()
+    """Dictionary-code the metadata fields that most attrs have: 0 is absent, n the n-th value.
+
+    Values are numbered as the attrs come that have them, fields stand in the order of their names.
+    """
+    found: dict[int, Mapping[str, object]] = {}
     for key in keys:
         for entry in entries[key]:
             attr = attr_ids[entry.attr]
-            metadata = None if attr in seen else metadata_of(key, entry.attr)
-            if metadata is None:
-                continue
-            seen.add(attr)
-            for field, value in metadata.items():
-                packed: bytes = msgpack.packb(value, use_bin_type=True, datetime=True)
-                known = values.setdefault(field, {})
-                codes.setdefault(field, {})[attr] = known.setdefault(packed, len(known) + 1)
+            metadata = None if attr in found else metadata_of(key, entry.attr)
+            if metadata is not None:
+                found[attr] = metadata
+    codes: dict[str, dict[int, int]] = {}
+    values: dict[str, dict[bytes, int]] = {}
+    for attr in sorted(found):
+        for field, value in found[attr].items():
+            packed: bytes = msgpack.packb(value, use_bin_type=True, datetime=True)
+            known = values.setdefault(field, {})
+            codes.setdefault(field, {})[attr] = known.setdefault(packed, len(known) + 1)
     columns: dict[str, Column] = {}
-    for field in _frequent(codes):
+    for field in frequent({field: len(attrs) for field, attrs in codes.items()}):
         column = np.zeros(len(attr_ids), dtype="<u4")
         column[list(codes[field])] = list(codes[field].values())
         columns[f"{META_PREFIX}{field}:code"] = column
@@ -180,17 +192,16 @@ def _metadata_columns(
     return columns
 
 
-def _frequent(codes: Mapping[str, Mapping[int, int]]) -> list[str]:
-    """Return the fields that get columns, in the order met.
+def frequent(counts: Mapping[str, int]) -> list[str]:
+    """Return the fields that get columns, by name; *counts* says how many attrs have each.
 
     A column is as long as the list of attrs, so a field in each of them would cost the square.
     """
-    short = [field for field in codes if len(field.encode()) <= fmt.KEY_BYTES_MAX]
-    kept = set(sorted(short, key=lambda field: -len(codes[field]))[: fmt.META_COLUMNS_MAX])
-    return [field for field in short if field in kept]
+    short = [field for field in counts if len(field.encode()) <= fmt.KEY_BYTES_MAX]
+    return sorted(sorted(short, key=lambda field: (-counts[field], field))[: fmt.META_COLUMNS_MAX])
 
 
-def _image(columns: Mapping[str, Column]) -> IndexImage:
+def lay_out(columns: Mapping[str, Column]) -> IndexImage:
     """Lay the columns out one after another, each aligned to 64 bytes."""
     directory: dict[str, list[object]] = {}
     payload: list[Buffer] = []
@@ -315,6 +326,10 @@ class ColumnReader:
         begin, end = start + low * size, start + high * size
         self.touch(begin, end)
         return self._payload[begin:end]
+
+    def whole(self, name: str) -> Column:
+        """Return all verified values of a column."""
+        return self.span(name, 0, self.count(name))
 
     def span(self, name: str, low: int, high: int) -> Column:
         """Return the verified values low..high of a column. Raises CorruptError out of range."""

@@ -11,7 +11,7 @@ from mldb.errors import CorruptError
 from mldb.log.checksum import check64
 from mldb.log.format import DIGEST_SIZE
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
+from mldb.log.index.columns import COMMIT_COLUMNS, Column, ColumnReader, iterate_heap
 from mldb.log.index.lineage import newest_visible
 from mldb.log.index.memory import CommitField
 
@@ -191,6 +191,10 @@ class MappedIndex:
         """How many versions the index holds."""
         return self._reader.count("row_commit")
 
+    def commit_count(self) -> int:
+        """How many commits are held."""
+        return self._reader.count("commit_lsn")
+
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
         """Read everything back, to be merged into a larger index."""
         starts = self._reader.span("key_row", 0, self._reader.count("key_row")).tolist()
@@ -202,6 +206,10 @@ class MappedIndex:
             for key, (low, high) in zip(keys, pairwise(starts), strict=True)
         }
         return entries, list(self.commits(1, self.last_lsn))
+
+    def columns(self) -> dict[str, Column]:
+        """Return all columns, which live in the mapping: to be merged with newer ones."""
+        return {name: self._reader.whole(name) for name in self._reader.names()}
 
     def check(self) -> None:
         """Assert the invariants, reading everything; raises CorruptError."""
