@@ -40,9 +40,7 @@ from mldb.log.ownership import OwnedLock
 from mldb.log.state import LogState
 from mldb.log.syncing import Syncing
 
-ROWS_A_STEP: Final = 1 << 10
-"""Versions whose columns are made in one step."""
-
+_ROWS_AT_ONCE: Final = fmt.HINT_VERSIONS  # versions whose columns are made in one go
 _BYTES_A_STEP: Final = 1 << 20
 _VERSIONS_A_STEP: Final = 1 << 6  # so that all steps are done before as many versions came again
 _STEPS_EACH: Final = 1  # for each commit at least
@@ -186,10 +184,10 @@ class HintSaver:
     # --- the steps --------------------------------------------------------------------------------
 
     def _steps(self, saving: _Saving) -> Generator[None, None, None]:
-        """All of it, in steps of a few milliseconds: ROWS_A_STEP rows, or _BYTES_A_STEP bytes."""
+        """All of it, in steps of a few milliseconds."""
         still, active = saving.still, saving.active
         last, state = still.cursor.last_lsn, self._state
-        columns = yield from column_steps(still, last, self._metadata_of, rows=ROWS_A_STEP)
+        columns = yield from column_steps(still, last, self._metadata_of, rows=_ROWS_AT_ONCE)
         active.merged = still.frozen, columns
         yield
         yield from self._make_durable(last, active)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgpack
 import numpy as np
@@ -65,6 +65,11 @@ OPTIONAL_COLUMNS: Final = {
 }
 """Columns since version 2: indexes of version 1 lack them, others where nothing is in them."""
 
+Steps = Generator[None, None, dict[str, Column]]
+"""Work in steps of a few milliseconds, for who has others to let in; it returns columns."""
+
+_T = TypeVar("_T")
+
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
 """Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
 
@@ -96,20 +101,44 @@ def build_columns(
     metadata_of: MetadataOf | None = None,
 ) -> dict[str, Column]:
     """Return the columns of :func:`build_index`, in their order."""
+    return finish(build_steps(entries, commits, metadata_of))
+
+
+def finish(steps: Generator[None, None, _T]) -> _T:
+    """Do all the steps at once, and return their result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            result: _T = stop.value
+            return result
+
+
+def build_steps(
+    entries: Mapping[bytes, Sequence[Entry]],
+    commits: Sequence[CommitRow],
+    metadata_of: MetadataOf | None = None,
+) -> Steps:
+    """Do the work of :func:`build_columns` in steps: at most one of Python's for each version."""
     keys = sorted(entries)
+    yield
     rows = [entry for key in keys for entry in entries[key]]
     attr_ids: dict[bytes, int] = {}
     columns: dict[str, Column] = {}
+    yield
     _put_keys(columns, keys, [len(entries[key]) for key in keys])
-    _put_rows(columns, rows, attr_ids)
+    yield
+    yield from _put_rows(columns, rows, attr_ids)
     columns["attr_offset"], columns["attr_heap"] = _heap(list(attr_ids))
     names = list(COMMIT_COLUMNS)
     *table, ids = list(zip(*commits, strict=True)) or [()] * (len(names) + 1)
     for name, values in zip(names, table, strict=True):
         columns[name] = np.array(values, dtype=COLUMN_TYPES[name])
     columns["commit_id"] = _digests(ids)
+    yield
     if metadata_of is not None:
         columns.update(_metadata_columns(keys, entries, attr_ids, metadata_of))
+        yield
     return columns
 
 
@@ -124,9 +153,12 @@ def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) 
     columns["hash_key"] = order.astype("<u4")
 
 
-def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]) -> None:
+def _put_rows(
+    columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]
+) -> Generator[None, None, None]:
     fields = zip(*rows, strict=True) if rows else iter([()] * len(Entry._fields))
     commit, _, frame, offset, length, attr, flags, encoding, base, digest, owner = fields
+    yield
     for name, values in (
         ("row_commit", commit),
         ("row_frame", frame),
@@ -137,6 +169,7 @@ def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[byte
         ("row_encoding", encoding),
     ):
         columns[name] = np.array(values, dtype=ROW_COLUMNS[name])
+    yield
     ids = [attr_ids.setdefault(value, len(attr_ids)) for value in attr]
     columns["row_attr"] = np.array(ids, dtype="<u4")
     columns["row_digest"] = _digests(digest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import is_
 from typing import Final
 
@@ -12,16 +12,17 @@ from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import encode_head, pack
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow, Entry
-from mldb.log.index.columns import MetadataOf, build_columns, lay_out
-from mldb.log.index.memory import IndexPart, MemoryIndex
-from mldb.log.index.merge import (
-    Columns,
+from mldb.log.index.columns import (
+    Column,
+    MetadataOf,
     Steps,
-    UnmergeableError,
+    build_columns,
+    build_steps,
     finish,
-    merge_columns,
-    merge_steps,
+    lay_out,
 )
+from mldb.log.index.memory import IndexPart, MemoryIndex
+from mldb.log.index.merge import Columns, UnmergeableError, merge_steps
 from mldb.log.index.pause import collection_paused
 from mldb.log.manifest import SegmentInfo
 
@@ -59,7 +60,11 @@ def column_steps(
         older = hinted.columns()
         parts = parts[1:]
     try:
-        newer = yield from _built(*_collected(parts, last_lsn), metadata_of, rows)
+        if rows and len(parts) == 2 and not active.memory.last_lsn:
+            some = parts[0].dump()  # one frozen part, which nobody adds to
+        else:
+            some = _collected(parts, last_lsn)
+        newer = yield from _built(*some, metadata_of, rows)
         if older is None:
             return newer
         return (yield from merge_steps(older, newer))
@@ -105,24 +110,34 @@ def _built(
     if not rows:
         return build_columns(entries, commits, metadata_of)
     yield
-    keys = sorted(entries)
-    columns = build_columns({}, commits, metadata_of)
-    yield
+    columns: dict[str, Column] | None = None
+    for piece in _pieces(entries, rows):
+        built = yield from build_steps(piece, () if columns else commits, metadata_of)
+        columns = built if columns is None else (yield from merge_steps(columns, built))
+    return columns or build_columns({}, commits, metadata_of)
+
+
+def _pieces(
+    entries: dict[bytes, list[Entry]], rows: int
+) -> Iterator[Mapping[bytes, Sequence[Entry]]]:
+    """Split versions, ascending by key and then by commit, into pieces of so many; few pieces."""
+    total = sum(map(len, entries.values()))
+    if total <= rows:
+        yield entries
+        return
+    rows = max(rows, total // _PIECES_MAX)
     piece: dict[bytes, list[Entry]] = {}
-    room = rows = max(rows, sum(map(len, entries.values())) // _PIECES_MAX)
-    for key in keys:
+    room = rows
+    for key in sorted(entries):
         versions = entries[key]
         while versions:
             piece[key] = versions[:room]
             versions = versions[room:]
             room -= len(piece[key])
             if not room:
-                columns = merge_columns(columns, build_columns(piece, [], metadata_of))
+                yield piece
                 piece, room = {}, rows
-                yield
-    columns = merge_columns(columns, build_columns(piece, [], metadata_of))
-    yield
-    return columns
+    yield piece
 
 
 def frame_of(

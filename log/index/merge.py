@@ -13,12 +13,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator
 from math import isqrt
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
 from mldb.errors import CorruptError
-from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS, Column
+from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS, Column, Steps, finish
 from mldb.log.index.merge_lists import merge_attrs, merge_metadata, merge_owners
 from mldb.log.index.merge_parts import (
     Columns,
@@ -32,18 +32,12 @@ from mldb.log.index.merge_parts import (
 
 __all__ = [
     "Columns",
-    "Steps",
     "UnmergeableError",
     "check_columns",
-    "finish",
     "merge_columns",
     "merge_steps",
 ]
 
-Steps = Generator[None, None, dict[str, Column]]
-"""Work in steps; what it returns are the merged columns."""
-
-_T = TypeVar("_T")
 _BLOCK_MIN: Final = 4  # keys that are cut out of their heap at once
 _STEP_MASK: Final = (1 << 11) - 1
 _ROW_ORDER: Final = (  # as they are built
@@ -58,16 +52,6 @@ _ROW_ORDER: Final = (  # as they are built
     "row_digest",
 )
 assert set(_ROW_ORDER) == ROW_COLUMNS.keys()
-
-
-def finish(steps: Generator[None, None, _T]) -> _T:
-    """Do all the steps at once, and return their result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            result: _T = stop.value
-            return result
 
 
 def merge_columns(older: Columns, newer: Columns) -> dict[str, Column]:

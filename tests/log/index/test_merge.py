@@ -20,10 +20,11 @@ from mldb.log.index.columns import (
     IndexImage,
     MetadataOf,
     build_columns,
+    finish,
     lay_out,
 )
 from mldb.log.index.mapped import MappedIndex
-from mldb.log.index.merge import UnmergeableError, finish, merge_columns, merge_steps
+from mldb.log.index.merge import UnmergeableError, merge_columns, merge_steps
 from tests.support.logs import SEGMENT_ID, History, histories
 
 Entries = Mapping[bytes, Sequence[Entry]]
