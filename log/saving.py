@@ -204,6 +204,10 @@ class HintSaver:
         except BaseException:
             discard(state.fs, name)
             raise
+        yield
+        hinted = active.hinted
+        if hinted is not None:
+            hinted.columns()  # looks through them now, so that a seal under the lock need not
 
     def _make_durable(self, lsn: int, active: Active) -> Generator[None, None, None]:
         """Sync what the hint covers; mostly the commits saw to that."""

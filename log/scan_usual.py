@@ -76,18 +76,10 @@ def read_usual(
         return None
     head = bytes(data[start:at])
     header = _unpack_header(head)
-    magic, kind, version, flags, size, block, align, odd, length, lsn, last, check, own = header
-    if (
-        magic != fmt.FRAME_MAGIC
-        or own != check64(head[:_CHECKED], (seed + start) & _MASK)
-        or kind & ~fmt.MUST_UNDERSTAND < fmt.KIND_FIRST_EVENT
-        or version > fmt.BODY_VERSION
-        or flags != fmt.FLAG_KEYED
-        or odd
-        or size > _BODY_MAX
-        or not last_lsn < lsn < fmt.LSN_MAX
-        or last != lsn + 1
-    ):
+    if not _is_usual(header) or header[-1] != check64(head[:_CHECKED], (seed + start) & _MASK):
+        return None
+    _, _, _, _, size, block, align, _, length, lsn, last, check, _ = header
+    if not last_lsn < lsn < fmt.LSN_MAX or last != lsn + 1:
         return None
     checks = at + size
     if length:
@@ -133,6 +125,19 @@ def read_usual(
             end,
             chain,
         )
+    )
+
+
+def _is_usual(header: tuple[Any, ...]) -> bool:
+    """Whether this is the header of a keyed event with a short body."""
+    magic, kind, version, flags, size, _, _, odd, _, _, _, _, _ = header
+    return (
+        magic == fmt.FRAME_MAGIC
+        and kind & ~fmt.MUST_UNDERSTAND >= fmt.KIND_FIRST_EVENT
+        and version <= fmt.BODY_VERSION
+        and flags == fmt.FLAG_KEYED
+        and not odd
+        and size <= _BODY_MAX
     )
 
 

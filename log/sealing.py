@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
 
 from mldb.errors import StorageError, StorageIOError
 from mldb.log import format as fmt
@@ -38,7 +37,6 @@ from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
 
 _log = logging.getLogger("mldb")
-_SCANNED_MAX: Final = 1 << 8  # commits that the opening after a clean close may have to scan
 
 
 class Sealer:
@@ -225,8 +223,12 @@ class Sealer:
             state.distrusted.append(text)
             _log.warning("%s", text)
 
-    def hint_will_do(self) -> bool:
-        """Whether the hint that is there spares the next opening all but a few commits."""
+    def hint_will_do(self, commits: int) -> bool:
+        """Whether the hint that is there may stay at a close; *commits* are those of this handle.
+
+        Who committed much leaves little to be scanned. Who added a few to what a killed process
+        left does not pay for that: the hint is merged when as much has come as between two others.
+        """
         active = self._state.active
         if active.hinted is None:
             return False
@@ -234,7 +236,10 @@ class Sealer:
         newer = max(
             active.count - versions, sum(part.commit_count() for part in active.parts()[:-1])
         )
-        return newer <= min(versions >> 4, _SCANNED_MAX)
+        room = fmt.HINT_LACKS_MAX
+        if commits <= fmt.HINT_LACKS_MAX:
+            room += fmt.HINT_VERSIONS
+        return newer <= min(versions >> 3, room)
 
     def write_hint(self, durable: int) -> None:
         """Save the index of the active segment as a hint; *durable* is the last durable commit.

@@ -359,7 +359,7 @@ class Sequencer:
                 self.syncing.sync_active()
                 last = state.last_lsn()
                 self.syncing.durable = last
-                if not self._sealer.hint_will_do():
+                if not self._sealer.hint_will_do(self.commits):
                     self._sealer.write_hint(last)
                 cursor, manifest = state.active.cursor, state.manifest
                 mark = Mark(state.active.id, cursor.offset, cursor.last_lsn, cursor.chain)

@@ -13,19 +13,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow, Entry
-
-Column = npt.NDArray[Any]
+from mldb.log.index.steps import Column, Steps, finish
 
 ROW_COLUMNS: Final = {
     "row_commit": "<u8",
@@ -65,11 +63,6 @@ OPTIONAL_COLUMNS: Final = {
 }
 """Columns since version 2: indexes of version 1 lack them, others where nothing is in them."""
 
-Steps = Generator[None, None, dict[str, Column]]
-"""Work in steps of a few milliseconds, for who has others to let in; it returns columns."""
-
-_T = TypeVar("_T")
-
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
 """Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
 
@@ -92,7 +85,7 @@ def build_index(
 
     *commits* ascend by LSN. *metadata_of* names the metadata that gets columns; None for none.
     """
-    return lay_out(build_columns(entries, commits, metadata_of))
+    return image_of(build_columns(entries, commits, metadata_of))
 
 
 def build_columns(
@@ -102,16 +95,6 @@ def build_columns(
 ) -> dict[str, Column]:
     """Return the columns of :func:`build_index`, in their order."""
     return finish(build_steps(entries, commits, metadata_of))
-
-
-def finish(steps: Generator[None, None, _T]) -> _T:
-    """Do all the steps at once, and return their result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            result: _T = stop.value
-            return result
 
 
 def build_steps(
@@ -234,7 +217,7 @@ def frequent(counts: Mapping[str, int]) -> list[str]:
     return sorted(sorted(short, key=lambda field: (-counts[field], field))[: fmt.META_COLUMNS_MAX])
 
 
-def lay_out(columns: Mapping[str, Column]) -> IndexImage:
+def image_of(columns: Mapping[str, Column]) -> IndexImage:
     """Lay the columns out one after another, each aligned to 64 bytes."""
     directory: dict[str, list[object]] = {}
     payload: list[Buffer] = []

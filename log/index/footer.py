@@ -12,18 +12,11 @@ from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import encode_head, pack
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow, Entry
-from mldb.log.index.columns import (
-    Column,
-    MetadataOf,
-    Steps,
-    build_columns,
-    build_steps,
-    finish,
-    lay_out,
-)
+from mldb.log.index.columns import MetadataOf, build_columns, build_steps, image_of
 from mldb.log.index.memory import IndexPart, MemoryIndex
 from mldb.log.index.merge import Columns, UnmergeableError, merge_steps
 from mldb.log.index.pause import collection_paused
+from mldb.log.index.steps import Column, Steps, finish
 from mldb.log.manifest import SegmentInfo
 
 _PIECES_MAX: Final = 16  # each is merged with all before it
@@ -144,7 +137,7 @@ def frame_of(
     active: Active, columns: Columns, last_lsn: int, durable: int, offset: int
 ) -> list[Buffer]:
     """Return the buffers of the index frame with these columns; see :func:`index_frame`."""
-    image = lay_out(columns)
+    image = image_of(columns)
     body = pack(
         {
             "columns": image.directory,

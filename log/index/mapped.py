@@ -11,9 +11,11 @@ from mldb.errors import CorruptError
 from mldb.log.checksum import check64
 from mldb.log.format import DIGEST_SIZE
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.index.columns import COMMIT_COLUMNS, Column, ColumnReader, iterate_heap
+from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
 from mldb.log.index.lineage import newest_visible
 from mldb.log.index.memory import CommitField
+from mldb.log.index.merge_parts import check_columns
+from mldb.log.index.steps import Column
 
 _KEY_CACHE_MAX = 1 << 14
 _COMMIT_NAMES = tuple(COMMIT_COLUMNS)
@@ -32,7 +34,16 @@ class MappedIndex:
     lock.
     """
 
-    __slots__ = ("_cache", "_entries", "_last", "_reader", "_segment", "first_lsn", "last_lsn")
+    __slots__ = (
+        "_cache",
+        "_entries",
+        "_is_sound",
+        "_last",
+        "_reader",
+        "_segment",
+        "first_lsn",
+        "last_lsn",
+    )
 
     def __init__(self, reader: ColumnReader, segment: bytes) -> None:
         self._reader = reader
@@ -43,6 +54,7 @@ class MappedIndex:
         self.first_lsn = reader.value("commit_lsn", 0) if count else 0
         self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
         self._last: CommitRow | None = None
+        self._is_sound = False
 
     def _rows(self, key: bytes) -> _KeyRows | None:
         """Find the versions of a key by its hash."""
@@ -208,8 +220,15 @@ class MappedIndex:
         return entries, list(self.commits(1, self.last_lsn))
 
     def columns(self) -> dict[str, Column]:
-        """Return all columns, which live in the mapping: to be merged with newer ones."""
-        return {name: self._reader.whole(name) for name in self._reader.names()}
+        """Return all columns, which live in the mapping: to be merged with newer ones.
+
+        The first call proves that they fit together: O(versions). Raises CorruptError.
+        """
+        columns = {name: self._reader.whole(name) for name in self._reader.names()}
+        if not self._is_sound:
+            check_columns(columns, self._reader.file)
+            self._is_sound = True
+        return columns
 
     def check(self) -> None:
         """Assert the invariants, reading everything; raises CorruptError."""

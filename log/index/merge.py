@@ -17,23 +17,22 @@ from typing import Final
 
 import numpy as np
 
-from mldb.errors import CorruptError
-from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS, Column, Steps, finish
+from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS
 from mldb.log.index.merge_lists import merge_attrs, merge_metadata, merge_owners
 from mldb.log.index.merge_parts import (
     Columns,
-    Plan,
+    MergePlan,
     UnmergeableError,
     items_of,
     scattered,
     sums_of,
     taken,
 )
+from mldb.log.index.steps import Column, Steps, finish
 
 __all__ = [
     "Columns",
     "UnmergeableError",
-    "check_columns",
     "merge_columns",
     "merge_steps",
 ]
@@ -64,10 +63,10 @@ def merge_steps(older: Columns, newer: Columns) -> Steps:
 
     Every commit of *newer* must be above every one of *older*; or *newer* holds versions of the
     same commits that stand behind those of *older* by key, and one of them no commits. O(rows of
-    both) in NumPy, O(keys and attrs of *newer*) in Python. Raises UnmergeableError, and
-    CorruptError when *older* contradicts itself.
+    both) in NumPy, O(keys and attrs of *newer*) in Python. What was read from a file went through
+    :func:`mldb.log.index.merge_parts.check_columns`. Raises UnmergeableError, and CorruptError when
+    columns of metadata contradict themselves.
     """
-    check_columns(older)
     places, is_fresh = yield from _places(older, newer)
     yield
     plan = _plan(older, newer, places, is_fresh)
@@ -88,44 +87,6 @@ def merge_steps(older: Columns, newer: Columns) -> Steps:
     yield
     yield from merge_metadata(merged, older, newer, attrs)
     return merged
-
-
-def check_columns(columns: Columns) -> None:
-    """Raise CorruptError unless rows, keys, attrs and commits fit together: O(rows) in NumPy."""
-    rows, starts = len(columns["row_commit"]), columns["key_row"]
-    keys, attrs = len(starts) - 1, len(columns["attr_offset"]) - 1
-    commits = len(columns["commit_lsn"])
-    sound = (
-        _are_offsets(starts, rows)
-        and _are_offsets(columns["key_offset"], len(columns["key_heap"]))
-        and _are_offsets(columns["attr_offset"], len(columns["attr_heap"]))
-        and len(columns["key_offset"]) == keys + 1
-        and len(columns["hash"]) == len(columns["hash_key"]) == keys
-        and all(len(columns[name]) == rows for name in ROW_COLUMNS)
-        and all(len(columns[name]) == commits for name in COMMIT_COLUMNS)
-        and len(columns.get("commit_id", columns["commit_lsn"])) == commits
-        and not (rows and int(columns["row_attr"].max()) >= attrs)
-        and not (keys and int(columns["hash_key"].max()) >= keys)
-    )
-    if sound and "row_owner" in columns:
-        owners = columns["owner_offset"]
-        sound = (
-            len(columns["row_owner"]) == rows
-            and _are_offsets(owners, len(columns["owner_heap"]))
-            and not (rows and int(columns["row_owner"].max()) >= len(owners))
-        )
-    if not sound:
-        raise CorruptError("the index contradicts itself")
-
-
-def _are_offsets(offsets: Column, end: int) -> bool:
-    """Whether these are the starts of items that follow each other, and the end of the last."""
-    return (
-        len(offsets) > 0
-        and int(offsets[0]) == 0
-        and int(offsets[-1]) == end
-        and bool((offsets[1:] >= offsets[:-1]).all())
-    )
 
 
 # --- keys and rows --------------------------------------------------------------------------------
@@ -158,7 +119,7 @@ def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Colum
     return np.array(places, dtype="<i8"), np.array(fresh, dtype="?")
 
 
-def _plan(older: Columns, newer: Columns, places: Column, is_fresh: Column) -> Plan:
+def _plan(older: Columns, newer: Columns, places: Column, is_fresh: Column) -> MergePlan:
     older_starts = older["key_row"].astype("<i8")
     newer_starts = newer["key_row"].astype("<i8")
     older_counts, newer_counts = np.diff(older_starts), np.diff(newer_starts)
@@ -179,11 +140,11 @@ def _plan(older: Columns, newer: Columns, places: Column, is_fresh: Column) -> P
     newer_row = np.repeat(starts[newer_number] + before - newer_starts[:-1], newer_counts)
     older_row += np.arange(len(older_row))
     newer_row += np.arange(len(newer_row))
-    return Plan(older_number, newer_number, older_row, newer_row, starts, is_fresh)
+    return MergePlan(older_number, newer_number, older_row, newer_row, starts, is_fresh)
 
 
 def _merge_keys(
-    merged: dict[str, Column], older: Columns, newer: Columns, plan: Plan
+    merged: dict[str, Column], older: Columns, newer: Columns, plan: MergePlan
 ) -> Generator[None, None, None]:
     keys = len(plan.older_number)
     fresh = np.flatnonzero(plan.is_fresh)

@@ -13,8 +13,16 @@ import numpy as np
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
-from mldb.log.index.columns import ATTR_COLUMNS, META_PREFIX, Column, frequent
-from mldb.log.index.merge_parts import Columns, Plan, UnmergeableError, items_of, scattered, taken
+from mldb.log.index.columns import ATTR_COLUMNS, META_PREFIX, frequent
+from mldb.log.index.merge_parts import (
+    Columns,
+    MergePlan,
+    UnmergeableError,
+    items_of,
+    scattered,
+    taken,
+)
+from mldb.log.index.steps import Column
 
 _CODE: Final = ":code"
 _VALUES: Final = ":values"
@@ -65,7 +73,7 @@ def _inverse(order: Column) -> Column:
 
 
 def merge_attrs(
-    merged: dict[str, Column], older: Columns, newer: Columns, plan: Plan
+    merged: dict[str, Column], older: Columns, newer: Columns, plan: MergePlan
 ) -> Generator[None, None, Attrs]:
     """Merge the attrs and the numbers that rows have of them; in steps."""
     numbers = yield from _numbers("attr", older, newer)
@@ -86,7 +94,7 @@ def merge_attrs(
 
 
 def merge_owners(
-    merged: dict[str, Column], older: Columns, newer: Columns, plan: Plan
+    merged: dict[str, Column], older: Columns, newer: Columns, plan: MergePlan
 ) -> Generator[None, None, None]:
     """Merge the owners, of which number 0 is none; most segments have no such columns."""
     if "row_owner" not in older and "row_owner" not in newer:

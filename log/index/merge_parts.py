@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mldb.log.index.columns import Column
+from mldb.errors import CorruptError
+from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS
+from mldb.log.index.steps import Column
 
 Columns = Mapping[str, Column]
 
@@ -17,7 +19,7 @@ class UnmergeableError(Exception):
     """Which metadata fields occur most is not known of these columns: they are built anew."""
 
 
-class Plan(NamedTuple):
+class MergePlan(NamedTuple):
     """Where everything goes.
 
     ``older_number`` and ``newer_number`` are the merged numbers of the keys, ``older_row`` and
@@ -45,7 +47,7 @@ def sums_of(counts: Column) -> Column:
     return sums
 
 
-def scattered(plan: Plan, older: Column, newer: Column) -> Column:
+def scattered(plan: MergePlan, older: Column, newer: Column) -> Column:
     """Merge a column of rows."""
     merged = np.empty(len(older) + len(newer), dtype=older.dtype)
     if merged.dtype.kind == "V":  # as pairs of numbers, since raw bytes are moved one by one
@@ -73,3 +75,41 @@ def taken(name: str, older: Columns, newer: Columns, order: Column) -> tuple[Col
     highs = order[np.concatenate((breaks - 1, [len(order) - 1]))] if len(order) else order
     pieces = zip(bounds[lows].tolist(), bounds[highs + 1].tolist(), strict=True)
     return offsets, np.frombuffer(b"".join([heap[low:high] for low, high in pieces]), dtype="u1")
+
+
+def check_columns(columns: Columns, file: str | None = None) -> None:
+    """Raise CorruptError unless rows, keys, attrs and commits fit together: O(rows) in NumPy."""
+    rows, starts = len(columns["row_commit"]), columns["key_row"]
+    keys, attrs = len(starts) - 1, len(columns["attr_offset"]) - 1
+    commits = len(columns["commit_lsn"])
+    sound = (
+        _are_offsets(starts, rows)
+        and _are_offsets(columns["key_offset"], len(columns["key_heap"]))
+        and _are_offsets(columns["attr_offset"], len(columns["attr_heap"]))
+        and len(columns["key_offset"]) == keys + 1
+        and len(columns["hash"]) == len(columns["hash_key"]) == keys
+        and all(len(columns[name]) == rows for name in ROW_COLUMNS)
+        and all(len(columns[name]) == commits for name in COMMIT_COLUMNS)
+        and len(columns.get("commit_id", columns["commit_lsn"])) == commits
+        and not (rows and int(columns["row_attr"].max()) >= attrs)
+        and not (keys and int(columns["hash_key"].max()) >= keys)
+    )
+    if sound and "row_owner" in columns:
+        owners = columns["owner_offset"]
+        sound = (
+            len(columns["row_owner"]) == rows
+            and _are_offsets(owners, len(columns["owner_heap"]))
+            and not (rows and int(columns["row_owner"].max()) >= len(owners))
+        )
+    if not sound:
+        raise CorruptError("the index contradicts itself", file=file)
+
+
+def _are_offsets(offsets: Column, end: int) -> bool:
+    """Whether these are the starts of items that follow each other, and the end of the last."""
+    return (
+        len(offsets) > 0
+        and int(offsets[0]) == 0
+        and int(offsets[-1]) == end
+        and bool((offsets[1:] >= offsets[:-1]).all())
+    )

@@ -19,8 +19,8 @@ from mldb.log.active import HINTS, hint_name
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index import footer, merge
-from mldb.log.index.columns import Steps
 from mldb.log.index.memory import MemoryIndex
+from mldb.log.index.steps import Steps
 from mldb.log.log import Log
 from mldb.log.newest import load_newest
 from mldb.log.sequencer import Sequencer
@@ -239,7 +239,7 @@ def test_a_clean_close_with_a_hint_that_will_do_writes_none() -> None:
     for number in range(400):
         put(log, number)
     log.close()
-    for count, same in ((1, True), (20, True), (20, False)):
+    for count, same in ((1, True), (40, True), (20, False)):
         before = fs.identity(hint_of(fs))
         log = open_log(fs, durability="os")
         assert log.recovery.clean

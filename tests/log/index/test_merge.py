@@ -14,17 +14,11 @@ from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.index import merge as merge_module
 from mldb.log.index.address import CommitRow, Entry
-from mldb.log.index.columns import (
-    Column,
-    ColumnReader,
-    IndexImage,
-    MetadataOf,
-    build_columns,
-    finish,
-    lay_out,
-)
+from mldb.log.index.columns import ColumnReader, IndexImage, MetadataOf, build_columns, image_of
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.merge import UnmergeableError, merge_columns, merge_steps
+from mldb.log.index.merge_parts import check_columns
+from mldb.log.index.steps import Column, finish
 from tests.support.logs import SEGMENT_ID, History, histories
 
 Entries = Mapping[bytes, Sequence[Entry]]
@@ -90,7 +84,7 @@ def flat(image: IndexImage) -> bytes:
 
 
 def assert_same(found: dict[str, Column], expected: dict[str, Column]) -> None:
-    one, other = lay_out(found), lay_out(expected)
+    one, other = image_of(found), image_of(expected)
     assert list(one.directory.items()) == list(other.directory.items())
     for name, column in expected.items():
         assert found[name].tobytes() == column.tobytes(), name
@@ -160,7 +154,7 @@ def test_keys_are_found_in_blocks(count: int, step: int) -> None:
     merged = merge_columns(many(count, 2, 1), many(500, step, 2))
     keys = {b"\x01%07d" % (at * 2) for at in range(count)}
     keys |= {b"\x01%07d" % (at * step) for at in range(500)}
-    image = lay_out(merged)
+    image = image_of(merged)
     reader = ColumnReader(memoryview(flat(image)), image.directory, "x", lambda low, high: None)
     index = MappedIndex(reader, SEGMENT_ID)
     index.check()
@@ -228,7 +222,12 @@ def test_contradictions_are_damage(name: str, change: object) -> None:
     assert callable(change)
     older[name] = change(older[name])
     with pytest.raises(CorruptError):
-        merge_columns(older, fields_of({"a": 7}))
+        _checked_merge(older, fields_of({"a": 7}))
+
+
+def _checked_merge(older: dict[str, Column], newer: dict[str, Column]) -> None:
+    check_columns(older)
+    merge_columns(older, newer)
 
 
 def test_inputs_are_left_alone() -> None:
