@@ -42,7 +42,7 @@ from mldb.log.syncing import Syncing
 
 _ROWS_AT_ONCE: Final = fmt.HINT_VERSIONS  # versions whose columns are made in one go
 _BYTES_A_STEP: Final = 1 << 20
-_VERSIONS_A_STEP: Final = 1 << 6  # so that all steps are done before as many versions came again
+_VERSIONS_A_STEP: Final = 1 << 3  # so that all steps are done before as many versions came again
 _STEPS_EACH: Final = 1  # for each commit at least
 _STEPS_MAX: Final = 24  # for one commit, however much it stored
 
@@ -265,7 +265,7 @@ def _due(active: Active, entries_max: int) -> int:
     A seal merges what came since under the commit lock: so there is one freeze shortly before it.
     """
     due = active.settled + fmt.HINT_VERSIONS
-    last = entries_max - (fmt.HINT_VERSIONS >> 3)
+    last = entries_max - (fmt.HINT_VERSIONS >> 4)
     if due <= last:
         return due
     return last if last - active.settled >= fmt.HINT_VERSIONS >> 1 else entries_max

@@ -66,15 +66,25 @@ def taken(name: str, older: Columns, newer: Columns, order: Column) -> tuple[Col
     Neighbours are taken together, so it costs what there are breaks.
     """
     first, second = older[f"{name}_offset"], newer[f"{name}_offset"]
+    count = len(first) - 1
     sizes = np.concatenate((np.diff(first), np.diff(second))).astype("<i8")
     offsets = sums_of(sizes[order]).astype("<u8")
-    heap = older[f"{name}_heap"].tobytes() + newer[f"{name}_heap"].tobytes()
-    bounds = sums_of(sizes)
-    breaks = np.flatnonzero(np.diff(order) != 1) + 1
-    lows = order[np.concatenate(([0], breaks))] if len(order) else order
-    highs = order[np.concatenate((breaks - 1, [len(order) - 1]))] if len(order) else order
-    pieces = zip(bounds[lows].tolist(), bounds[highs + 1].tolist(), strict=True)
-    return offsets, np.frombuffer(b"".join([heap[low:high] for low, high in pieces]), dtype="u1")
+    if not len(order):
+        return offsets, np.empty(0, dtype="u1")
+    older_heap, newer_heap = older[f"{name}_heap"], newer[f"{name}_heap"]
+    begins, ends = (
+        np.concatenate((first[:-1], second[:-1])),
+        np.concatenate((first[1:], second[1:])),
+    )
+    breaks = np.flatnonzero((np.diff(order) != 1) | (order[1:] == count)) + 1
+    firsts = order[np.concatenate(([0], breaks))]
+    lasts = order[np.concatenate((breaks - 1, [len(order) - 1]))]
+    heaps = older[f"{name}_heap"].data, newer[f"{name}_heap"].data
+    places = zip(
+        (firsts >= count).tolist(), begins[firsts].tolist(), ends[lasts].tolist(), strict=True
+    )
+    data = b"".join([heaps[which][low:high] for which, low, high in places])
+    return offsets, np.frombuffer(data, dtype="u1")
 
 
 def check_columns(columns: Columns, file: str | None = None) -> None:

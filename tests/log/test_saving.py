@@ -182,7 +182,7 @@ def test_a_seal_builds_few_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> N
         return entries, commits
 
     monkeypatch.setattr(footer, "_collected", counting)
-    with hints_every(128, steps=2):
+    with hints_every(128, steps=10):
         log = open_log(MemoryFileSystem(), durability="os", segment_entries=1500)
         for number in range(1600):
             put(log, number)
