@@ -230,9 +230,9 @@ class Sealer:
         left does not pay for that: the hint is merged when as much has come as between two others.
         """
         active = self._state.active
-        if active.hinted is None:
-            return False
-        versions = active.hinted.entry_count()
+        versions = 0 if active.hinted is None else active.hinted.entry_count()
+        if versions < fmt.HINT_VERSIONS >> 3:
+            return False  # a new one costs next to nothing
         newer = max(
             active.count - versions, sum(part.commit_count() for part in active.parts()[:-1])
         )

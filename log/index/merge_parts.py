@@ -71,11 +71,8 @@ def taken(name: str, older: Columns, newer: Columns, order: Column) -> tuple[Col
     offsets = sums_of(sizes[order]).astype("<u8")
     if not len(order):
         return offsets, np.empty(0, dtype="u1")
-    older_heap, newer_heap = older[f"{name}_heap"], newer[f"{name}_heap"]
-    begins, ends = (
-        np.concatenate((first[:-1], second[:-1])),
-        np.concatenate((first[1:], second[1:])),
-    )
+    begins = np.concatenate((first[:-1], second[:-1]))
+    ends = np.concatenate((first[1:], second[1:]))
     breaks = np.flatnonzero((np.diff(order) != 1) | (order[1:] == count)) + 1
     firsts = order[np.concatenate(([0], breaks))]
     lasts = order[np.concatenate((breaks - 1, [len(order) - 1]))]

@@ -239,14 +239,20 @@ def test_a_clean_close_with_a_hint_that_will_do_writes_none() -> None:
     for number in range(400):
         put(log, number)
     log.close()
-    for count, same in ((1, True), (40, True), (20, False)):
+    for versions, count, same in (
+        (2000, 1, True),
+        (2000, 40, True),
+        (2000, 20, False),
+        (1 << 13, 1, False),
+    ):
         before = fs.identity(hint_of(fs))
-        log = open_log(fs, durability="os")
-        assert log.recovery.clean
-        for number in range(count):
-            put(log, number)
-        log.close()
-        assert (fs.identity(hint_of(fs)) == before) == same, count
+        with hints_every(versions):
+            log = open_log(fs, durability="os")
+            assert log.recovery.clean
+            for number in range(count):
+                put(log, number)
+            log.close()
+        assert (fs.identity(hint_of(fs)) == before) == same, (versions, count)
         assert outline(open_log(fs, "r")) == outline(scanned(fs))
 
 
