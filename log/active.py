@@ -15,6 +15,7 @@ from mldb.log.index.address import CommitRow
 from mldb.log.index.lineage import Jump, checked_jumps
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import IndexPart, MemoryIndex
+from mldb.log.index.merge import Columns
 from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import Manifest, Mark
 from mldb.log.scan import Cursor
@@ -57,6 +58,12 @@ class Active:
     """
     stop_offset: int = 0
     stop_count: int = 0
+    frozen: tuple[MemoryIndex, ...] = ()
+    """Parts that get nothing more, newest first: on their way into a hint (mldb.log.saving)."""
+    settled: int = 0
+    """Versions in *frozen* and *hinted*."""
+    merged: tuple[tuple[MemoryIndex, ...], Columns] | None = None
+    """Some *frozen* and *hinted* as the columns of one index, while that is being saved."""
 
     @property
     def id(self) -> bytes:
@@ -65,7 +72,19 @@ class Active:
 
     def parts(self) -> tuple[IndexPart, ...]:
         """Index parts, newest first."""
-        return (self.memory,) if self.hinted is None else (self.memory, self.hinted)
+        hinted = () if self.hinted is None else (self.hinted,)
+        return (self.memory, *self.frozen, *hinted)
+
+    def freeze(self) -> None:
+        """Let what comes from now on go to a new part. Only while the commit lock is held."""
+        self.frozen = (self.memory, *self.frozen)
+        self.memory = MemoryIndex()
+        self.settled = self.count
+        self.merged = None
+
+    def start_from(self, index: MappedIndex) -> None:
+        """Let *index* stand for the hint before and all that is frozen; as :meth:`freeze`."""
+        self.hinted, self.frozen, self.merged = index, (), None
 
     def has_commits(self) -> bool:
         """Whether any batch is in this segment."""
@@ -132,7 +151,7 @@ def open_active(
 def _try_hint(
     fs: FileSystem, active: Active, mark: Mark, size: int, verify: Verify, distrusted: list[str]
 ) -> None:
-    """Start from the hint of the last clean close if it fits the log; otherwise distrust it."""
+    """Start from the hint if it fits the log; otherwise distrust it."""
     name = hint_name(active.id)
     if not fs.exists(name):
         return
@@ -161,7 +180,7 @@ def _try_hint(
         active.jumps = []
         return
     active.hinted = index
-    active.count = index.entry_count()
+    active.count = active.settled = index.entry_count()
     active.cursor = Cursor(end, lsn, chain, max(durable, active.cursor.durable))
     active.segment.valid = end
 

@@ -99,6 +99,8 @@ META_COLUMNS_MAX: Final = 64  # metadata fields with columns, per segment
 CHANGES_MAX: Final = 256  # segments that a manifest may replace and add of its base's
 SEGMENT_BYTES: Final = 256 << 20
 SEGMENT_ENTRIES: Final = 1 << 17  # bounds memory, recovery and the pause of a seal
+HINT_VERSIONS: Final = 1 << 13  # after which the index of the active segment is saved
+HINT_LACKS_MAX: Final = 1 << 8  # commits that the hint of a clean close may lack
 LSN_CEILING_STEP: Final = 1 << 24  # LSNs that one synced manifest sets free
 
 

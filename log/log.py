@@ -339,6 +339,8 @@ class Log:
             if sequencer is None
             else sequencer.syncing.durable_lsn,
             "commits": 0 if sequencer is None else sequencer.commits,
+            "hints_saved": 0 if sequencer is None else sequencer.saver.saved,
+            "hints_failed": 0 if sequencer is None else sequencer.saver.failed,
             "free_bytes": self.fs.free_bytes(),
             "distrusted": list(state.distrusted),
             "readers": len(registrations(self.fs)),

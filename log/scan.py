@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
@@ -25,6 +26,7 @@ from mldb.log.frame import (
     make_entries,
 )
 from mldb.log.index.address import CommitRow, Entry
+from mldb.log.scan_usual import read_usual
 
 
 @dataclass(slots=True)
@@ -42,8 +44,7 @@ class Cursor:
     """The footer frame, once the scan has met it: the segment is sealed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One committed batch: its row, its frames with their bodies, its index entries."""
 
     row: CommitRow
@@ -63,6 +64,15 @@ def scan(
     """
     end = len(data)
     while cursor.offset < end and cursor.index is None:
+        usual = read_usual(
+            data, cursor.offset, cursor.last_lsn, cursor.chain, seed, segment, verify_after
+        )
+        if usual is not None:
+            row, frame, raw, entry, body, cursor.offset, cursor.chain = usual
+            cursor.last_lsn = row.lsn
+            cursor.durable = max(cursor.durable, body.durable)
+            yield Batch(row, [(frame, raw)], [entry], body)
+            continue
         try:
             batch = _read_batch(data, cursor, seed, segment, verify_after)
         except DamagedFrame as error:

@@ -178,23 +178,27 @@ class Sealer:
         if state.last_lsn() <= last_lsn:
             return
         memory = MemoryIndex()
-        entries, commits = active.memory.dump()
         by_lsn: dict[int, list[tuple[bytes, Entry]]] = {}
-        for key, versions in entries.items():
-            for entry in versions:
-                by_lsn.setdefault(entry.commit_lsn, []).append((key, entry))
-        for row in commits:
-            if row.lsn <= last_lsn:
-                memory.add(row, by_lsn.get(row.lsn, []))
-        active.count -= active.memory.entry_count() - memory.entry_count()
-        active.memory = memory
+        for part in (*reversed(active.frozen), active.memory):
+            entries, commits = part.dump()
+            for key, versions in entries.items():
+                for entry in versions:
+                    by_lsn.setdefault(entry.commit_lsn, []).append((key, entry))
+            for row in commits:
+                stored = by_lsn.get(row.lsn, [])
+                if row.lsn <= last_lsn:
+                    memory.add(row, stored)
+                else:
+                    active.count -= len(stored)
+        active.memory, active.frozen, active.merged = memory, (), None
+        active.settled = active.count - memory.entry_count()
         active.jumps = [item for item in active.jumps if item[0] <= last_lsn]
         state.jumps = state.manifest.jumps.after(active.jumps)
         cursor = active.cursor
         cursor.offset = fmt.FILE_HEADER_SIZE
         cursor.chain = chain_start(active.segment.store_id, active.id)
-        for part in active.parts():
-            last = part.commit_at(last_lsn)
+        for index in active.parts():
+            last = index.commit_at(last_lsn)
             if last is not None:
                 frame, body = active.segment.frame(last.end)
                 cursor.offset = frame.end
@@ -220,6 +224,24 @@ class Sealer:
             text = f"{orphan.name}: no manifest names it; it was moved to {saved}"
             state.distrusted.append(text)
             _log.warning("%s", text)
+
+    def hint_will_do(self, commits: int) -> bool:
+        """Whether the hint that is there may stay at a close; *commits* are those of this handle.
+
+        Who committed much leaves little to be scanned. Who added a few to what a killed process
+        left does not pay for that: the hint is merged when as much has come as between two others.
+        """
+        active = self._state.active
+        versions = 0 if active.hinted is None else active.hinted.entry_count()
+        if versions < fmt.HINT_VERSIONS >> 3:
+            return False  # a new one costs next to nothing
+        newer = max(
+            active.count - versions, sum(part.commit_count() for part in active.parts()[:-1])
+        )
+        room = fmt.HINT_LACKS_MAX
+        if commits <= fmt.HINT_LACKS_MAX:
+            room += fmt.HINT_VERSIONS
+        return newer <= min(versions >> 3, room)
 
     def write_hint(self, durable: int) -> None:
         """Save the index of the active segment as a hint; *durable* is the last durable commit.

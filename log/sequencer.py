@@ -35,6 +35,7 @@ from mldb.log.manifest import Mark, SegmentInfo, refuse_to_write
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Registration
 from mldb.log.recovery import Recovery, refuse_corruption, save_tail
+from mldb.log.saving import HintSaver
 from mldb.log.sealing import Sealer, ceiling_of
 from mldb.log.state import LogState
 from mldb.log.syncing import Syncing
@@ -75,6 +76,7 @@ class Sequencer:
         self._registration = registration
         self._sealer = Sealer(state, metadata_of, registration.ensure)
         self.syncing = Syncing(state, lock, registration, self._sealer)
+        self.saver = HintSaver(state, lock, self.syncing, registration.ensure, metadata_of)
         self._began = began  # LSNs below the floor cannot have been given out; the commit lock
 
     # --- committing -------------------------------------------------------------------------------
@@ -93,13 +95,22 @@ class Sequencer:
         Only after a failed fsync that is not always certain, and the message says so.
         """
         if self.options.durability != "commit":
-            return self.append(records, decide, pending, extra)[0]
+            row = self.append(records, decide, pending, extra)[0]
+            if self.saver.saving is not None:
+                self._save(records)
+            return row
         # What may fail or be refused comes first, while nothing is stored.
         self.syncing.refuse_nested()
         self._registration.ensure()
         row, active = self.append(records, decide, pending, extra)
         self.syncing.make_durable(row.lsn, active)
+        if self.saver.saving is not None:
+            self._save(records)
         return row
+
+    def _save(self, records: Sequence[Record]) -> None:
+        """Go on with the hint that is being saved, as far as these records are worth."""
+        self.saver.advance(sum(len(record.drafts) for record in records))
 
     def append(
         self,
@@ -219,7 +230,8 @@ class Sequencer:
             self.seal()
         active, manifest = state.active, state.manifest
         if active.cursor.last_lsn >= manifest.lsn_floor:
-            active.stop_offset, active.stop_count = options.segment_bytes, options.segment_entries
+            active.stop_offset = options.segment_bytes
+            active.stop_count = self.saver.look(options.segment_entries)
             active.stop_lsn = manifest.lsn_ceiling - 1
         return first_lsn
 
@@ -326,6 +338,7 @@ class Sequencer:
         StorageFullError, StorageIOError; the handle is closed all the same.
         """
         syncing = self.syncing
+        self.saver.close()
         with syncing.hold():
             try:
                 if not syncing.has_ended:
@@ -346,7 +359,8 @@ class Sequencer:
                 self.syncing.sync_active()
                 last = state.last_lsn()
                 self.syncing.durable = last
-                self._sealer.write_hint(last)
+                if not self._sealer.hint_will_do(self.commits):
+                    self._sealer.write_hint(last)
                 cursor, manifest = state.active.cursor, state.manifest
                 mark = Mark(state.active.id, cursor.offset, cursor.last_lsn, cursor.chain)
                 # Nobody was given an LSN above: the next session may go on right behind it.

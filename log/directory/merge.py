@@ -20,12 +20,12 @@ from mldb.log.checksum import digest128
 from mldb.log.index.columns import (
     COMMIT_COLUMNS,
     ROW_COLUMNS,
-    Column,
     ColumnReader,
     IndexImage,
     image_of,
     pack_heap,
 )
+from mldb.log.index.steps import Column
 
 _GATHERED: Final = tuple(name for name in ROW_COLUMNS if name != "row_attr")
 _NUMBERS: Final = np.dtype("<u4")

@@ -10,22 +10,20 @@ from __future__ import annotations
 import itertools
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow, Entry
-
-Column = npt.NDArray[Any]
+from mldb.log.index.steps import Column, Steps, finish
 
 ROW_COLUMNS: Final = {
     "row_commit": "<u8",
@@ -94,21 +92,44 @@ def build_index(
 
     *commits* ascend by LSN. *metadata_of* names the metadata that gets columns; None for none.
     """
+    return image_of(build_columns(entries, commits, metadata_of))
+
+
+def build_columns(
+    entries: Mapping[bytes, Sequence[Entry]],
+    commits: Sequence[CommitRow],
+    metadata_of: MetadataOf | None = None,
+) -> dict[str, Column]:
+    """Return the columns of :func:`build_index`, in their order."""
+    return finish(build_steps(entries, commits, metadata_of))
+
+
+def build_steps(
+    entries: Mapping[bytes, Sequence[Entry]],
+    commits: Sequence[CommitRow],
+    metadata_of: MetadataOf | None = None,
+) -> Steps:
+    """Do the work of :func:`build_columns` in steps: at most one of Python's for each version."""
     keys = sorted(entries)
+    yield
     rows = [entry for key in keys for entry in entries[key]]
     attr_ids: dict[bytes, int] = {}
     columns: dict[str, Column] = {}
+    yield
     _put_keys(columns, keys, [len(entries[key]) for key in keys])
-    _put_rows(columns, rows, attr_ids)
+    yield
+    yield from _put_rows(columns, rows, attr_ids)
     columns["attr_offset"], columns["attr_heap"] = pack_heap(list(attr_ids))
     names = list(COMMIT_COLUMNS)
     *table, ids = list(zip(*commits, strict=True)) or [()] * (len(names) + 1)
     for name, values in zip(names, table, strict=True):
         columns[name] = np.array(values, dtype=COLUMN_TYPES[name])
     columns["commit_id"] = _digests(ids)
+    yield
     if metadata_of is not None:
         columns.update(_metadata_columns(keys, entries, attr_ids, metadata_of))
-    return image_of(columns)
+        yield
+    return columns
 
 
 def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) -> None:
@@ -122,9 +143,12 @@ def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) 
     columns["hash_key"] = order.astype("<u4")
 
 
-def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]) -> None:
+def _put_rows(
+    columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]
+) -> Generator[None, None, None]:
     fields = zip(*rows, strict=True) if rows else iter([()] * len(Entry._fields))
     commit, _, frame, offset, length, attr, flags, encoding, base, digest, owner = fields
+    yield
     for name, values in (
         ("row_commit", commit),
         ("row_frame", frame),
@@ -135,6 +159,7 @@ def _put_rows(columns: dict[str, Column], rows: list[Entry], attr_ids: dict[byte
         ("row_encoding", encoding),
     ):
         columns[name] = np.array(values, dtype=ROW_COLUMNS[name])
+    yield
     ids = [attr_ids.setdefault(value, len(attr_ids)) for value in attr]
     columns["row_attr"] = np.array(ids, dtype="<u4")
     columns["row_digest"] = _digests(digest)
@@ -164,23 +189,26 @@ def _metadata_columns(
     attr_ids: dict[bytes, int],
     metadata_of: MetadataOf,
 ) -> dict[str, Column]:
-    """Dictionary-code the metadata fields that most attrs have: 0 is absent, n the n-th value."""
-    codes: dict[str, dict[int, int]] = {}
-    values: dict[str, dict[bytes, int]] = {}
-    seen: set[int] = set()
+    """Dictionary-code the metadata fields that most attrs have: 0 is absent, n the n-th value.
+
+    Values are numbered as the attrs come that have them, fields stand in the order of their names.
+    """
+    found: dict[int, Mapping[str, object]] = {}
     for key in keys:
         for entry in entries[key]:
             attr = attr_ids[entry.attr]
-            metadata = None if attr in seen else metadata_of(key, entry.attr)
-            if metadata is None:
-                continue
-            seen.add(attr)
-            for field, value in metadata.items():
-                packed: bytes = msgpack.packb(value, use_bin_type=True, datetime=True)
-                known = values.setdefault(field, {})
-                codes.setdefault(field, {})[attr] = known.setdefault(packed, len(known) + 1)
+            metadata = None if attr in found else metadata_of(key, entry.attr)
+            if metadata is not None:
+                found[attr] = metadata
+    codes: dict[str, dict[int, int]] = {}
+    values: dict[str, dict[bytes, int]] = {}
+    for attr in sorted(found):
+        for field, value in found[attr].items():
+            packed: bytes = msgpack.packb(value, use_bin_type=True, datetime=True)
+            known = values.setdefault(field, {})
+            codes.setdefault(field, {})[attr] = known.setdefault(packed, len(known) + 1)
     columns: dict[str, Column] = {}
-    for field in _frequent(codes):
+    for field in frequent({field: len(attrs) for field, attrs in codes.items()}):
         column = np.zeros(len(attr_ids), dtype="<u4")
         column[list(codes[field])] = list(codes[field].values())
         columns[f"{META_PREFIX}{field}:code"] = column
@@ -188,14 +216,13 @@ def _metadata_columns(
     return columns
 
 
-def _frequent(codes: Mapping[str, Mapping[int, int]]) -> list[str]:
-    """Return the fields that get columns, in the order met.
+def frequent(counts: Mapping[str, int]) -> list[str]:
+    """Return the fields that get columns, by name; *counts* says how many attrs have each.
 
     A column is as long as the list of attrs, so a field in each of them would cost the square.
     """
-    short = [field for field in codes if len(field.encode()) <= fmt.KEY_BYTES_MAX]
-    kept = set(sorted(short, key=lambda field: -len(codes[field]))[: fmt.META_COLUMNS_MAX])
-    return [field for field in short if field in kept]
+    short = [field for field in counts if len(field.encode()) <= fmt.KEY_BYTES_MAX]
+    return sorted(sorted(short, key=lambda field: (-counts[field], field))[: fmt.META_COLUMNS_MAX])
 
 
 def image_of(columns: Mapping[str, Column]) -> IndexImage:
@@ -339,6 +366,10 @@ class ColumnReader:
         begin, end = start + low * size, start + high * size
         self.touch(begin, end)
         return self._payload[begin:end]
+
+    def whole(self, name: str) -> Column:
+        """Return all verified values of a column."""
+        return self.span(name, 0, self.count(name))
 
     def span(self, name: str, low: int, high: int) -> Column:
         """Return the verified values low..high of a column. Raises CorruptError out of range."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import is_
+from typing import Final
 
 from mldb.log import format as fmt
 from mldb.log.active import Active
@@ -10,10 +12,14 @@ from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import encode_head, pack
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow, Entry
-from mldb.log.index.columns import MetadataOf, build_index
-from mldb.log.index.memory import IndexPart
+from mldb.log.index.columns import MetadataOf, build_columns, build_steps, image_of
+from mldb.log.index.memory import IndexPart, MemoryIndex
+from mldb.log.index.merge import Columns, UnmergeableError, merge_steps
 from mldb.log.index.pause import collection_paused
+from mldb.log.index.steps import Column, Steps, finish
 from mldb.log.manifest import SegmentInfo
+
+_PIECES_MAX: Final = 16  # each is merged with all before it
 
 
 def index_frame(
@@ -22,19 +28,116 @@ def index_frame(
     """Return the buffers of an index frame for file offset *offset*, over commits <= *last_lsn*.
 
     *durable* is the last commit known to be durable. *active* is that of the commit lock's owner,
-    or a copy (``Log.still``) whose cursor and jumps nobody changes.
+    or a copy (``Log.still``) whose cursor and jumps nobody changes. What is saved or merged already
+    costs NumPy's time, the rest a step of Python for each version.
     """
+    with collection_paused():
+        columns = finish(column_steps(active, last_lsn, metadata_of, rows=0))
+    return frame_of(active, columns, last_lsn, durable, offset)
+
+
+def column_steps(
+    active: Active, last_lsn: int, metadata_of: MetadataOf | None, *, rows: int
+) -> Steps:
+    """Make the columns of all commits <= *last_lsn*, in steps of *rows* versions; 0 is all at once.
+
+    Raises CorruptError when what is mapped contradicts itself; in steps, UnmergeableError, too.
+    """
+    parts = list(reversed(active.parts()))
+    merged, hinted = active.merged, active.hinted
+    older: Columns | None = None
+    if merged is not None and _ends_with(active.frozen, merged[0], last_lsn):
+        older = merged[1]
+        parts = parts[len(merged[0]) + (hinted is not None) :]
+    elif hinted is not None and hinted.last_lsn <= last_lsn:
+        older = hinted.columns()
+        parts = parts[1:]
+    try:
+        if rows and len(parts) == 2 and not active.memory.last_lsn:
+            some = parts[0].dump()  # one frozen part, which nobody adds to
+        else:
+            some = _collected(parts, last_lsn)
+        newer = yield from _built(*some, metadata_of, rows)
+        if older is None:
+            return newer
+        return (yield from merge_steps(older, newer))
+    except UnmergeableError:
+        if rows:
+            raise
+        entries, commits = _collected(list(reversed(active.parts())), last_lsn)
+        return build_columns(entries, commits, metadata_of)
+
+
+def _ends_with(frozen: tuple[MemoryIndex, ...], merged: tuple[MemoryIndex, ...], last: int) -> bool:
+    """Whether the oldest frozen parts are those that were merged, with no commit above *last*."""
+    tail = frozen[len(frozen) - len(merged) :] if merged else ()
+    same = len(tail) == len(merged) and all(map(is_, tail, merged))
+    return same and bool(merged) and merged[0].last_lsn <= last
+
+
+def _collected(
+    parts: Sequence[IndexPart], last_lsn: int
+) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
+    """The versions and commits <= *last_lsn* of these parts, oldest first."""
     entries: dict[bytes, list[Entry]] = {}
     commits: list[CommitRow] = []
-    for part in reversed(active.parts()):
+    for part in parts:
         some, rows = part.dump()
         for key, versions in some.items():
-            kept = [entry for entry in versions if entry.commit_lsn <= last_lsn]
+            kept = versions[:]  # a copy, since the newest part may grow meanwhile
+            if kept[-1].commit_lsn > last_lsn:
+                kept = [entry for entry in kept if entry.commit_lsn <= last_lsn]
             if kept:
                 entries.setdefault(key, []).extend(kept)
         commits.extend(row for row in rows if row.lsn <= last_lsn)
-    with collection_paused():
-        image = build_index(entries, commits, metadata_of)
+    return entries, commits
+
+
+def _built(
+    entries: dict[bytes, list[Entry]],
+    commits: list[CommitRow],
+    metadata_of: MetadataOf | None,
+    rows: int,
+) -> Steps:
+    """Build columns *rows* versions at a time: the versions ascend by key, then by commit."""
+    if not rows:
+        return build_columns(entries, commits, metadata_of)
+    yield
+    columns: dict[str, Column] | None = None
+    for piece in _pieces(entries, rows):
+        built = yield from build_steps(piece, () if columns else commits, metadata_of)
+        columns = built if columns is None else (yield from merge_steps(columns, built))
+    return columns or build_columns({}, commits, metadata_of)
+
+
+def _pieces(
+    entries: dict[bytes, list[Entry]], rows: int
+) -> Iterator[Mapping[bytes, Sequence[Entry]]]:
+    """Split versions, ascending by key and then by commit, into pieces of so many; few pieces."""
+    total = sum(map(len, entries.values()))
+    if total <= rows:
+        yield entries
+        return
+    rows = max(rows, total // _PIECES_MAX)
+    piece: dict[bytes, list[Entry]] = {}
+    room = rows
+    for key in sorted(entries):
+        versions = entries[key]
+        while versions:
+            piece[key] = versions[:room]
+            versions = versions[room:]
+            room -= len(piece[key])
+            if not room:
+                yield piece
+                piece, room = {}, rows
+    yield piece
+
+
+def frame_of(
+    active: Active, columns: Columns, last_lsn: int, durable: int, offset: int
+) -> list[Buffer]:
+    """Return the buffers of the index frame with these columns; see :func:`index_frame`."""
+    image = image_of(columns)
     body = pack(
         {
             "columns": image.directory,

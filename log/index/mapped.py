@@ -28,6 +28,8 @@ from mldb.log.index.bulk import (
 from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
 from mldb.log.index.lineage import Memo, newest_visible
 from mldb.log.index.memory import CommitField, after_prefix
+from mldb.log.index.merge_parts import check_columns
+from mldb.log.index.steps import Column
 
 _KEY_CACHE_MAX = 1 << 14
 _MEMOS_MAX = 1 << 10
@@ -77,6 +79,7 @@ class MappedIndex:
         "_asked",
         "_cache",
         "_entries",
+        "_is_sound",
         "_last",
         "_memos",
         "_reader",
@@ -96,6 +99,7 @@ class MappedIndex:
         self.first_lsn = reader.value("commit_lsn", 0) if count else 0
         self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
         self._last: CommitRow | None = None
+        self._is_sound = False
 
     @property
     def reader(self) -> ColumnReader:
@@ -358,6 +362,10 @@ class MappedIndex:
         """How many versions the index holds."""
         return self._reader.count("row_commit")
 
+    def commit_count(self) -> int:
+        """How many commits are held."""
+        return self._reader.count("commit_lsn")
+
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
         """Read everything back, to be merged into a larger index."""
         starts = self._reader.span("key_row", 0, self._reader.count("key_row")).tolist()
@@ -369,6 +377,17 @@ class MappedIndex:
             for key, (low, high) in zip(keys, pairwise(starts), strict=True)
         }
         return entries, list(self.commits(1, self.last_lsn))
+
+    def columns(self) -> dict[str, Column]:
+        """Return all columns, which live in the mapping: to be merged with newer ones.
+
+        The first call proves that they fit together: O(versions). Raises CorruptError.
+        """
+        columns = {name: self._reader.whole(name) for name in self._reader.names()}
+        if not self._is_sound:
+            check_columns(columns, self._reader.file)
+            self._is_sound = True
+        return columns
 
     def check(self) -> None:
         """Assert the invariants, reading everything; raises CorruptError."""

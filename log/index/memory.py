@@ -67,6 +67,9 @@ class IndexPart(Protocol):
     def entry_count(self) -> int:
         """How many versions this part holds."""
 
+    def commit_count(self) -> int:
+        """How many commits this part holds."""
+
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
         """Return everything, to be merged into a larger index."""
 
@@ -213,6 +216,10 @@ class MemoryIndex:
     def entry_count(self) -> int:
         """How many versions are held; counted anew, since few ask."""
         return sum(map(len, list(self._entries.values())))
+
+    def commit_count(self) -> int:
+        """How many commits are held."""
+        return len(self._commits)
 
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
         """Return copies; the versions of a key may grow, by LSNs above those there now."""

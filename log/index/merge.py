@@ -1,0 +1,180 @@
+"""Two indexes merged column by column: what was saved or sealed before, and what came since.
+
+The result is byte for byte what :func:`mldb.log.index.columns.build_index` makes of everything, at
+a fraction of its cost: the older rows are moved as whole columns, and only the keys that are new
+cost a step of Python each. Pure functions over columns, which are never changed in place.
+
+The work comes in steps of a few milliseconds, so that who does it between two commits holds neither
+up: each generator here yields behind such a step and returns its result.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Generator
+from math import isqrt
+from typing import Final
+
+import numpy as np
+
+from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS
+from mldb.log.index.merge_lists import merge_attrs, merge_metadata, merge_owners
+from mldb.log.index.merge_parts import (
+    Columns,
+    MergePlan,
+    UnmergeableError,
+    items_of,
+    scattered,
+    sums_of,
+    taken,
+)
+from mldb.log.index.steps import Column, Steps, finish
+
+__all__ = [
+    "Columns",
+    "UnmergeableError",
+    "merge_columns",
+    "merge_steps",
+]
+
+_BLOCK_MIN: Final = 4  # keys that are cut out of their heap at once
+_STEP_MASK: Final = (1 << 11) - 1
+_ROW_ORDER: Final = (  # as they are built
+    "row_commit",
+    "row_frame",
+    "row_offset",
+    "row_length",
+    "row_base",
+    "row_flags",
+    "row_encoding",
+    "row_attr",
+    "row_digest",
+)
+assert set(_ROW_ORDER) == ROW_COLUMNS.keys()
+
+
+def merge_columns(older: Columns, newer: Columns) -> dict[str, Column]:
+    """Merge two indexes of one segment; see :func:`merge_steps`."""
+    return finish(merge_steps(older, newer))
+
+
+def merge_steps(older: Columns, newer: Columns) -> Steps:
+    """Merge two indexes of one segment, in their order, into the columns of both.
+
+    Every commit of *newer* must be above every one of *older*; or *newer* holds versions of the
+    same commits that stand behind those of *older* by key, and one of them no commits. O(rows of
+    both) in NumPy, O(keys and attrs of *newer*) in Python. What was read from a file went through
+    :func:`mldb.log.index.merge_parts.check_columns`. Raises UnmergeableError, and CorruptError when
+    columns of metadata contradict themselves.
+    """
+    places, is_fresh = yield from _places(older, newer)
+    yield
+    plan = _plan(older, newer, places, is_fresh)
+    yield
+    merged: dict[str, Column] = {}
+    yield from _merge_keys(merged, older, newer, plan)
+    for name in _ROW_ORDER:
+        if name == "row_attr":
+            merged[name] = older[name]  # holds its place; the attrs come below
+        else:
+            merged[name] = scattered(plan, older[name], newer[name])
+        yield
+    yield from merge_owners(merged, older, newer, plan)
+    attrs = yield from merge_attrs(merged, older, newer, plan)
+    for name in COMMIT_COLUMNS:
+        merged[name] = np.concatenate((older[name], newer[name]))
+    merged["commit_id"] = np.concatenate((_commit_ids(older), _commit_ids(newer)))
+    yield
+    yield from merge_metadata(merged, older, newer, attrs)
+    return merged
+
+
+# --- keys and rows --------------------------------------------------------------------------------
+
+
+def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Column, Column]]:
+    """For each newer key, its number among the older ones or where it would stand; is it new?
+
+    The older keys are cut out of their heap in blocks, and only in those where one is looked for.
+    """
+    heap, offsets = older["key_heap"].tobytes(), older["key_offset"]
+    wanted = items_of(newer["key_offset"], newer["key_heap"].tobytes())
+    size = max(isqrt(len(offsets) // (len(wanted) + 1)), _BLOCK_MIN)
+    starts, stops = offsets[:-1:size].tolist(), offsets[1::size].tolist()
+    firsts = [heap[low:high] for low, high in zip(starts, stops, strict=True)]
+    yield
+    places: list[int] = []
+    fresh: list[bool] = []
+    block, keys = -1, list[bytes]()
+    for count, key in enumerate(wanted):  # they ascend, so no block is cut twice
+        if not count & _STEP_MASK:
+            yield
+        found = max(bisect_right(firsts, key, max(block, 0)) - 1, 0)
+        if found != block:
+            block = found
+            keys = items_of(offsets[block * size : (block + 1) * size + 1], heap)
+        inside = bisect_left(keys, key)
+        places.append(block * size + inside)
+        fresh.append(inside == len(keys) or keys[inside] != key)
+    return np.array(places, dtype="<i8"), np.array(fresh, dtype="?")
+
+
+def _plan(older: Columns, newer: Columns, places: Column, is_fresh: Column) -> MergePlan:
+    older_starts = older["key_row"].astype("<i8")
+    newer_starts = newer["key_row"].astype("<i8")
+    older_counts, newer_counts = np.diff(older_starts), np.diff(newer_starts)
+    keys, fresh = len(older_counts), places[is_fresh]
+    shift = np.cumsum(np.bincount(fresh, minlength=keys + 1))
+    older_number = np.arange(keys) + shift[:keys]
+    newer_number = np.empty(len(places), dtype="<i8")
+    newer_number[is_fresh] = fresh + np.arange(len(fresh))
+    known = places[~is_fresh]
+    newer_number[~is_fresh] = older_number[known]
+    counts = np.zeros(keys + len(fresh), dtype="<i8")
+    counts[older_number] = older_counts
+    counts[newer_number] += newer_counts
+    starts = sums_of(counts)
+    before = np.zeros(len(places), dtype="<i8")
+    before[~is_fresh] = older_counts[known]
+    older_row = np.repeat(starts[older_number] - older_starts[:-1], older_counts)
+    newer_row = np.repeat(starts[newer_number] + before - newer_starts[:-1], newer_counts)
+    older_row += np.arange(len(older_row))
+    newer_row += np.arange(len(newer_row))
+    return MergePlan(older_number, newer_number, older_row, newer_row, starts, is_fresh)
+
+
+def _merge_keys(
+    merged: dict[str, Column], older: Columns, newer: Columns, plan: MergePlan
+) -> Generator[None, None, None]:
+    keys = len(plan.older_number)
+    fresh = np.flatnonzero(plan.is_fresh)
+    numbers = plan.newer_number[fresh]
+    order = np.empty(keys + len(fresh), dtype="<i8")
+    order[plan.older_number] = np.arange(keys)
+    order[numbers] = keys + fresh
+    merged["key_offset"], merged["key_heap"] = taken("key", older, newer, order)
+    merged["key_row"] = plan.starts.astype("<u4")
+    yield
+    by_key = np.empty(len(plan.newer_number), dtype="<u8")
+    by_key[newer["hash_key"]] = newer["hash"]
+    hashes = by_key[fresh]
+    sorting = np.argsort(hashes, kind="stable")
+    hashes, numbers = hashes[sorting], numbers[sorting]
+    older_keys = plan.older_number[older["hash_key"]]
+    at = np.searchsorted(older["hash"], hashes)
+    equal = np.searchsorted(older["hash"], hashes, side="right") != at
+    if equal.any():  # by number then, as a stable sort leaves them
+        both = np.concatenate((older["hash"], hashes))
+        all_keys = np.concatenate((older_keys, numbers))
+        sorting = np.lexsort((all_keys, both))
+        merged["hash"], merged["hash_key"] = both[sorting], all_keys[sorting].astype("<u4")
+    else:
+        merged["hash"] = np.insert(older["hash"], at, hashes)
+        merged["hash_key"] = np.insert(older_keys, at, numbers).astype("<u4")
+    yield
+
+
+def _commit_ids(columns: Columns) -> Column:
+    """The ids of the commits; those of version 1 have none."""
+    found = columns.get("commit_id")
+    return np.zeros(len(columns["commit_lsn"]), dtype="V16") if found is None else found

@@ -1,0 +1,59 @@
+"""Hints are saved while others come in: at every call of an operation that saves, another one.
+
+What is frozen, merged, written and published between two commits must be as if nobody had done so,
+whoever commits, seals, closes, forks or fails meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+
+from tests.support.hints import hints_every
+from tests.support.interference import CALM, Schedule, Tally, sweep
+from tests.support.interference_cases import TROUBLES, base_for
+
+SAVING = ("commit", "transaction", "spill")
+RIVALS = ("commit", "transaction", "seal", "close", "rewind", "reopen", "sync")
+
+
+@pytest.fixture(autouse=True)
+def _hints() -> Iterator[None]:
+    """Each commit freezes what came before and saves it all at once, or some of it."""
+    with hints_every(1, steps=70):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", SAVING)
+@pytest.mark.parametrize("who", ["thread", "process"])
+def test_another_comes_in_while_one_saves(
+    first: str, who: Literal["thread", "process"], seed: int
+) -> None:
+    tally = Tally()
+    for number, second in enumerate(RIVALS):
+        schedule = Schedule(who, first, second, 0, CALM, base_for(first, second))
+        sweep(tally, schedule, seed=seed + number, step=3, crashes=1)
+    tally.report(f"hints, {who}, {first}", seed, Counter())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["a sync lost", "a full", "a sync_dir"])
+def test_something_fails_while_one_saves(trouble: str, seed: int) -> None:
+    tally = Tally()
+    for number, second in enumerate(("commit", "seal", "close")):
+        base = base_for("commit", second)
+        schedule = Schedule("process", "commit", second, 0, TROUBLES[trouble], base)
+        sweep(tally, schedule, seed=seed + number, step=11, crashes=1)
+    tally.report(f"hints, {trouble}", seed, Counter())
+
+
+@pytest.mark.slow
+def test_a_handler_commits_while_one_saves(seed: int) -> None:
+    tally = Tally()
+    schedule = Schedule("handler", "commit", "commit", 0, CALM, "clean")
+    sweep(tally, schedule, seed=seed, step=397)
+    tally.report("hints, handlers", seed, Counter())
