@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log.checksum import digest128
+from mldb.log.index.column_reader import ColumnReader
 from mldb.log.index.columns import (
     COMMIT_COLUMNS,
     ROW_COLUMNS,
-    ColumnReader,
     IndexImage,
     image_of,
     pack_heap,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry, Intervals, make_entry
-from mldb.log.index.columns import ColumnReader
+from mldb.log.index.column_reader import ColumnReader
 from mldb.log.index.lineage import is_visible, visible_mask
 
 GONE: Final = -1

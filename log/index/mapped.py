@@ -6,7 +6,7 @@ import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,9 @@ from mldb.log.index.bulk import (
     read_keys,
     version_columns,
 )
-from mldb.log.index.columns import COMMIT_COLUMNS, ColumnReader, iterate_heap
+from mldb.log.index.column_reader import ColumnReader, iterate_heap
+from mldb.log.index.columns import COMMIT_COLUMNS
+from mldb.log.index.lazy_lsns import LazyLsns
 from mldb.log.index.lineage import Memo, newest_visible
 from mldb.log.index.memory import CommitField, after_prefix
 from mldb.log.index.merge_parts import check_columns
@@ -43,25 +45,6 @@ are neighbours, and all of a block cost as much as six rows one by one."""
 
 _KeyRows = tuple[Sequence[int], int]
 """The commit LSNs of one key's versions, and the row of the first."""
-
-
-class _Lsns(Sequence[int]):
-    """The commit LSNs of a key with many versions, read where they are looked at. Any thread."""
-
-    __slots__ = ("_count", "_first", "_reader")
-
-    def __init__(self, reader: ColumnReader, first: int, count: int) -> None:
-        self._reader = reader
-        self._first = first
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, at: Any) -> Any:
-        if not 0 <= at < self._count:
-            raise IndexError(at)
-        return self._reader.value("row_commit", self._first + at)
 
 
 class MappedIndex:
@@ -123,7 +106,7 @@ class MappedIndex:
             return None
         low, high = span
         if high - low > _MANY:
-            return _Lsns(self._reader, low, high - low), low
+            return LazyLsns(self._reader, low, high - low), low
         return tuple(self._reader.span("row_commit", low, high).tolist()), low
 
     def _span(self, key: bytes) -> tuple[int, int] | None:

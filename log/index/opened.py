@@ -9,7 +9,7 @@ from mldb.log import format as fmt
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.frame import unpack
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.columns import ColumnReader, trust
+from mldb.log.index.column_reader import ColumnReader, trust
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.segment import Segment
 from mldb.options import Verify

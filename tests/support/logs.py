@@ -28,7 +28,8 @@ from mldb.log.frame import TO_BE_HASHED, Draft, Record, hash_record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
-from mldb.log.index.columns import ColumnReader, IndexImage
+from mldb.log.index.column_reader import ColumnReader
+from mldb.log.index.columns import IndexImage
 from mldb.log.index.lineage import Jump, Jumps
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.log import Log

@@ -15,7 +15,7 @@ from mldb.arrays import Numbers
 from mldb.lake.rows.growing import Growing
 
 
-class Run(NamedTuple):
+class IdRun(NamedTuple):
     """Ids in ascending order and the stored rows that have them; equal ids in row order.
 
     ``rows`` is None where row ``first + i`` has id i of the run.
@@ -55,7 +55,7 @@ class IdIndex:
     """
 
     def __init__(self) -> None:
-        self.runs: tuple[Run, ...] = ()
+        self.runs: tuple[IdRun, ...] = ()
         self.count = 0
         self._tail: Growing | None = None  # the ids of the last run, where it may be appended to
 
@@ -76,13 +76,13 @@ class IdIndex:
         if tail is not None and last is not None and ascends and ids[0] > last.ids[-1]:
             tail.cut(len(last.ids))
             tail.append(ids)
-            runs = (*runs[:-1], Run(tail.first(tail.count), None, last.first))
+            runs = (*runs[:-1], IdRun(tail.first(tail.count), None, last.first))
         elif ascends:
             tail = Growing(np.int64, ids)
-            runs = _merged((*runs, Run(tail.first(tail.count), None, first)))
+            runs = _merged((*runs, IdRun(tail.first(tail.count), None, first)))
         else:
             order = np.argsort(ids, kind="stable")
-            runs, tail = _merged((*runs, Run(ids[order], order + first, 0))), None
+            runs, tail = _merged((*runs, IdRun(ids[order], order + first, 0))), None
         self._tail = None  # an interrupt in between leaves none that belongs to another run
         # Rows are added again where this is interrupted; they are found twice then, alike.
         self.runs = runs
@@ -126,7 +126,7 @@ class IdIndex:
         return sum(r.ids.nbytes + (0 if r.rows is None else r.rows.nbytes) for r in self.runs)
 
 
-def _merged(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+def _merged(runs: tuple[IdRun, ...]) -> tuple[IdRun, ...]:
     """Merge the last runs until each is more than twice as long as the next."""
     while len(runs) > 1 and len(runs[-2].ids) <= 2 * len(runs[-1].ids):
         left, right = runs[-2:]
@@ -134,5 +134,5 @@ def _merged(runs: tuple[Run, ...]) -> tuple[Run, ...]:
         rows = np.concatenate([run.rows_at(np.arange(len(run.ids))) for run in (left, right)])
         # Sorted parts are merged, not sorted anew; the left ones stand first and are older.
         order = np.argsort(ids, kind="stable")
-        runs = (*runs[:-2], Run(ids[order], rows[order], 0))
+        runs = (*runs[:-2], IdRun(ids[order], rows[order], 0))
     return runs

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mldb.errors import CorruptError
 from mldb.log.directory.merge import MergeInput, merge_indexes
-from mldb.log.index.columns import ColumnReader, IndexImage, build_index
+from mldb.log.index.column_reader import ColumnReader
+from mldb.log.index.columns import IndexImage, build_index
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import MemoryIndex
 from tests.support.logs import History, flat, histories, reader_of

@@ -18,15 +18,14 @@ from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.index import mapped as mapped_module
 from mldb.log.index.address import CommitRow, Entry
+from mldb.log.index.column_reader import ColumnReader, iterate_heap
 from mldb.log.index.columns import (
     COLUMN_TYPES,
     META_PREFIX,
     OPTIONAL_COLUMNS,
-    ColumnReader,
     IndexImage,
     MetadataOf,
     build_index,
-    iterate_heap,
 )
 from mldb.log.index.lineage import spelled
 from mldb.log.index.mapped import MappedIndex

@@ -17,7 +17,8 @@ from mldb.log import format as fmt
 from mldb.log.index import bulk, listing
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.bulk import ABSENT, GONE, Change, newest_rows
-from mldb.log.index.columns import ColumnReader, build_index
+from mldb.log.index.column_reader import ColumnReader
+from mldb.log.index.columns import build_index
 from mldb.log.index.lineage import is_visible
 from mldb.log.index.listing import (
     HeldPart,

@@ -14,7 +14,8 @@ from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.index import merge as merge_module
 from mldb.log.index.address import CommitRow, Entry
-from mldb.log.index.columns import ColumnReader, IndexImage, MetadataOf, build_columns, image_of
+from mldb.log.index.column_reader import ColumnReader
+from mldb.log.index.columns import IndexImage, MetadataOf, build_columns, image_of
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.merge import UnmergeableError, merge_columns, merge_steps
 from mldb.log.index.merge_parts import check_columns
