@@ -68,7 +68,7 @@ LEAST: Final = {
     "handlers, create": 174,
     "handlers, head": 4,
     "handlers, leave open": 137,
-    "handlers, listing": 122,
+    "handlers, listing": 70,
     "handlers, read": 178,
     "handlers, reopen": 213,
     "handlers, rewind": 45,

@@ -105,6 +105,21 @@ def test_a_check_in_two_steps_refuses_what_a_comparison_of_everything_refuses(
         assert refuses(ReadCheck(begin.commit, reads), now) == conflicts(begin, now, reads)
 
 
+def test_a_rewind_behind_what_was_looked_at_is_judged_from_the_beginning() -> None:
+    """What was looked at had a name come and go; the rewind brings it back."""
+    with mldb.MLDatabase.on(MemoryFileSystem(), durability="os") as db:
+        db["a"] = 1
+        begin = db._log.head()
+        check = ReadCheck(begin.commit, ReadSet({}, {keys.TENSORS}))
+        middle = db.store_tensor("b", 1)
+        del db["b"]
+        check.look(db._log.head())
+        assert not refuses(check, db._log.head())
+        db.rewind(middle)
+        assert conflicts(begin, db._log.head(), ReadSet({}, {keys.TENSORS}))
+        assert refuses(check, db._log.head())
+
+
 # --- in transactions ------------------------------------------------------------------------------
 
 

@@ -265,13 +265,36 @@ def names_in_parts(parts: int, names: int) -> tuple[list[Counted], list[ListedPa
 def test_a_listing_asks_for_no_key_and_decodes_only_what_is_handed_out() -> None:
     indexes, parts = names_in_parts(5, 3000)
     inside = ((1, 5),)
-    assert len(names_in(parts, b"\x01", inside)) == 3000
+    assert names_in(parts, b"\x01", inside) == [b"\x01%06d" % number for number in range(3000)]
     assert count_keys(parts, b"\x01", inside) == 3000
     assert sum(index.decoded for index in indexes) == 0
     assert sum(index.read for index in indexes) == 2 * 3000
     assert len(list(live_entries(parts, b"\x01", inside))) == 3000
     assert sum(index.decoded for index in indexes) == 3000
     assert sum(index.asked for index in indexes) == 0
+
+
+def test_parts_that_have_other_shares_of_each_range_are_merged_in_order() -> None:
+    rng = np.random.default_rng(7)
+    names = [b"\x01%03d" % number for number in range(200)]
+    parts: list[ListedPart] = []
+    newest: dict[bytes, Entry] = {}
+    for lsn in range(1, 6):
+        low = int(rng.integers(0, 150))
+        chosen = [name for name in names[low:] if rng.random() < 0.15 * lsn]
+        memory = MemoryIndex()
+        found = [
+            (name, Entry(lsn, SEGMENT_ID, 8, 8, 0, b"", int(rng.integers(0, 2)), 0, 0, b"", b""))
+            for name in chosen
+        ]
+        memory.add(CommitRow(lsn, lsn - 1, 0, 0, 0, 128, 256, b""), found)
+        newest.update(found)
+        parts.append(HeldPart(mapped(memory)))
+    expected = sorted(item for item in newest.items() if not item[1].flags & fmt.ENTRY_TOMBSTONE)
+    assert list(live_entries(parts, b"\x01", ((1, 5),))) == expected
+    assert names_in(parts, b"\x01", ((1, 5),)) == [name for name, _ in expected]
+    assert count_keys(parts, b"\x01", ((1, 5),)) == len(expected)
+    assert 0 < len(expected) < len(newest)
 
 
 def test_the_first_names_cost_a_few_keys_of_each_part(small_blocks: None) -> None:
