@@ -137,7 +137,7 @@ def _of_a_killed_store(folder: Path, count: int, names: int, quick: bool) -> lis
 
 def _of_a_seal(folder: Path, entries: int, names: int, durability: str, quick: bool) -> list[Row]:
     what = f"{'few names' if names < entries else 'new names'}, durability={durability}"
-    path = folder / f"seal {what}"
+    path = folder / f"seal {entries} {what}"
     path.parent.mkdir(exist_ok=True)
     found = _write(path, entries + 200, names, durability, entries)
     return [
@@ -160,7 +160,9 @@ def rows(quick: bool) -> list[Row]:
         found += _of_a_seal(folder, 1 << 8, 100, "os", quick=True)  # what syncs alone cost here
         for names in (100, 10_000_019):
             found += _of_a_seal(folder, entries, names, "os", quick)
-        private, count, versions = _run(_MEMORY, folder / "seal new names, durability=os")
+        private, count, versions = _run(
+            _MEMORY, folder / f"seal {entries} new names, durability=os"
+        )
         found.append(
             _row(
                 "private memory per sealed version",
