@@ -282,10 +282,25 @@ class Ring:
                 owner, slot.owner = slot.owner, None
                 with suppress(GpuUnavailableError):
                     owner.release(slot, "the device was closed")
-        with suppress(GpuUnavailableError):
+        try:
             self.drain()
+        except vk_errors.DeviceLostError:
+            self._outlast()
+        except GpuUnavailableError:
+            pass  # it hangs, and whoever waits for it hangs as well
         if self.context.untouchable():
             return
         self.ready.close()
         self.freed.close()
         self.arena.close()
+
+    def _outlast(self) -> None:
+        """Wait until a lost device has left the slots alone; that takes no time, or little.
+
+        A driver may go on with what it was given for a moment after it said that the device is
+        lost (lavapipe does, and crashed the process when its memory was gone by then). The
+        specification has this wait end in finite time (Vulkan 1.3, section 5.2.3, Lost Device).
+        """
+        api, context = self.context.api, self.context
+        with suppress(api.VkErrorDeviceLost):
+            api.vkDeviceWaitIdle(context.device)

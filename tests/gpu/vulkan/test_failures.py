@@ -122,6 +122,26 @@ def test_slots_beyond_what_can_be_bound_are_refused() -> None:
             open_vulkan(batch_rows=limit // 2560 + 1)
 
 
+def test_memory_of_a_lost_device_goes_when_the_driver_has_left_it(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process crashed now and then: lavapipe was still writing where memory had been."""
+    waited: list[object] = []
+    with opened(batch_rows=64) as device:
+        api = _ring(device).context.api
+        real = api.vkDeviceWaitIdle
+
+        def wait(handle: object) -> None:
+            waited.append(handle)
+            real(handle)
+
+        monkeypatch.setattr(api, "vkDeviceWaitIdle", wait)
+        _spoil(device, vkWaitSemaphores=vk_errors.DEVICE_LOST)
+        with pytest.raises(DeviceLostError):
+            _work(device, rng).result()
+    assert waited
+
+
 @pytest.mark.parametrize("call", ["vkQueueSubmit", "vkWaitSemaphores"])
 def test_a_lost_device_says_so_from_then_on(rng: np.random.Generator, call: str) -> None:
     with opened(batch_rows=64) as device:
