@@ -153,7 +153,7 @@ def entries_at(
     """
     if not rows:
         return []
-    low, high = min(rows), max(rows) + 1
+    low, high = (rows.start, rows.stop) if isinstance(rows, range) else (min(rows), max(rows) + 1)
     if high - low > _SPREAD * len(rows):
         return None
     place = np.asarray(rows, np.int64) - low

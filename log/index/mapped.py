@@ -121,6 +121,11 @@ class MappedIndex:
             number = reader.value("hash_key", place)
             if reader.heap("key", number) == key:
                 low, high = reader.span("key_row", number, number + 2).tolist()
+                if not low <= high <= reader.count("row_commit"):
+                    raise CorruptError(
+                        f"key {number} has the rows {low}..{high} of {reader.count('row_commit')}",
+                        file=reader.file,
+                    )
                 return low, high
             place -= 1
         return None
