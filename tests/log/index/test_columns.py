@@ -402,3 +402,20 @@ def test_optional_columns_are_bounded_like_the_others() -> None:
         for place in ([0, 2**60, OPTIONAL_COLUMNS[name]], [0, 1, "<f8"], "text"):
             with pytest.raises(CorruptError, match=f"'{name}' has an impossible place"):
                 read_with(image, {**image.directory, name: place})
+
+
+def test_a_key_that_claims_more_rows_than_there_are_is_damage() -> None:
+    """Four billion of them, of which nothing was read at first: the list of their numbers was."""
+    entries, rows = many(5)
+    image = build_index(entries, rows)
+    payload = bytearray(flat(image))
+    start, count, _ = image.directory["key_row"]
+    assert isinstance(start, int)
+    assert isinstance(count, int)
+    payload[start + 4 * (count - 1) : start + 4 * count] = b"\xff" * 4
+    reader = ColumnReader(memoryview(payload), image.directory, "x", lambda low, high: None)
+    index = MappedIndex(reader, SEGMENT_ID)
+    last = max(entries)
+    for question in (index.versions, lambda key: index.newest(key, ((1, 9),))):
+        with pytest.raises(CorruptError, match="rows"):
+            question(last)
