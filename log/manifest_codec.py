@@ -26,6 +26,7 @@ WRITE_FEATURES: Final[frozenset[str]] = frozenset()
 """The features of a store that this mldb knows: to read it, and to write it."""
 
 _INDEX_FILE = re.compile(r"segments/([0-9]{10}|[0-9a-f]{32})\.idx\Z")
+_BUFFER: Final = 1 << 12  # a packer that is made for each manifest takes 256 KiB otherwise
 _KIND: Final = fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND
 
 
@@ -150,7 +151,7 @@ def encode_manifest(stored: StoredManifest, known: KnownSegments | None = None) 
 
 def _packed_lists(stored: StoredManifest, known: KnownSegments | None) -> bytes:
     """Return what ``pack((changes, jumps, kept))`` would, of segments packed one by one."""
-    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False, buf_size=_BUFFER)
     packer.pack_array_header(3)
     packer.pack_array_header(len(stored.changes))
     parts = [packer.bytes()]

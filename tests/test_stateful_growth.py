@@ -17,7 +17,7 @@ from tests.support.directories import made_at_once
 from tests.support.hints import hints_every
 from tests.test_stateful import STEPS, Store
 
-EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", "20"))
 
 
 class GrownStore(Store):
