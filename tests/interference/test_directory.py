@@ -36,7 +36,7 @@ def test_another_comes_in_while_one_makes_a_part(
     tally = Tally()
     for number, second in enumerate(RIVALS):
         schedule = Schedule(who, first, second, 0, CALM, base_for(first, second))
-        sweep(tally, schedule, seed=seed + number, step=3, crashes=1)
+        sweep(tally, schedule, seed=seed + number, step=9, crashes=1)
     tally.report(f"directory, {who}, {first}", seed, Counter())
     assert sum(made), "no part was made"
 

@@ -26,7 +26,7 @@ from mldb.log import lock as log_lock
 from mldb.log.ownership import Waiter
 from tests.support.interference_operations import Copies
 
-UNSEEN_SECONDS: Final = 0.25
+UNSEEN_SECONDS: Final = 1.0
 """A thread that has not come back after this long waits where nobody told the Duet."""
 
 HANG_SECONDS: Final = 10.0
