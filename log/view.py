@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple
 
 from mldb.log import format as fmt
-from mldb.log.directory.units import Units, commit_in
+from mldb.log.directory.units import Units
 from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
 from mldb.log.index.bulk import Change, VersionColumns
@@ -127,9 +126,8 @@ class View(NamedTuple):
 
         Only the segments since then are looked at.
         """
-        units = itertools.takewhile(lambda unit: unit.last_lsn > after, self.units.newest_first)
         found: dict[bytes, Change] = {}
-        for unit in [*units][::-1]:
+        for unit in reversed(self.units.above(after)):
             found |= asked(unit, lambda index: changes_in(index, prefix, after, intervals))
         for own in reversed(self.active):
             if own.last_lsn > after:
@@ -158,8 +156,7 @@ class View(NamedTuple):
         Only parts that may hold commits above *lsn* are asked: for keys whose order is that of
         their commits, which are told anew without a look at those known before.
         """
-        units = itertools.takewhile(lambda unit: unit.last_lsn > lsn, self.units.newest_first)
-        parts = [unit.lookup.keys_from(prefix, start) for unit in units]
+        parts = [unit.lookup.keys_from(prefix, start) for unit in self.units.above(lsn)]
         parts += [part.keys_from(prefix, start) for part in self.active]
         last = b""
         for key in parts[0] if len(parts) == 1 else heapq.merge(*parts):
@@ -178,7 +175,7 @@ class View(NamedTuple):
             row = part.commit_at(lsn)
             if row is not None:
                 return row
-        return commit_in(self.units, lsn)
+        return self.units.commit_at(lsn)
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending, on every lineage."""

@@ -103,15 +103,13 @@ class Units:
         if self._find is not None and self._sealed:
             self._found = None
 
-    def at(self, lsn: int) -> Unit | None:
-        """The unit that holds commit *lsn*, None when none does."""
+    def above(self, lsn: int) -> list[Unit]:
+        """The units with commits above *lsn*, the newest first; an empty one may lie between."""
+        return [unit for unit in self.newest_first if unit.last_lsn > lsn]
+
+    def commit_at(self, lsn: int) -> CommitRow | None:
+        """Return commit *lsn*, when it is sealed."""
         for unit in self.newest_first:
-            if unit.last_lsn and unit.first_lsn <= lsn:
-                return unit if lsn <= unit.last_lsn else None
+            if unit.first_lsn <= lsn <= unit.last_lsn:
+                return unit.lookup.commit_at(lsn)
         return None
-
-
-def commit_in(units: Units, lsn: int) -> CommitRow | None:
-    """Return commit *lsn*, when it is sealed."""
-    unit = units.at(lsn)
-    return None if unit is None else unit.lookup.commit_at(lsn)
