@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from mldb.errors import ClosedError, CorruptError, StoreMovedError
 from mldb.log import format as fmt
@@ -69,6 +70,7 @@ class LogState:
         self.mappings = MappingBudget(max_mapped)
         fs.relieve = self.mappings.release_all
         self.directory = Directory(Files(fs, manifest.store_id, verify, self.mappings))
+        self.directory.on_loss = partial(_find_units_again, weakref.ref(self))
         self.distrusted: list[str] = []
         self.active = self._open(manifest)
         self.jumps = manifest.jumps.after(self.active.jumps)  # of all segments
@@ -369,6 +371,13 @@ class LogState:
         if self._announced is not None:
             self._announced.close()
         self.fs.relieve = None
+
+
+def _find_units_again(state: weakref.ref[LogState]) -> None:
+    """Let the next lookup see what the directory has; for what the state owns."""
+    found = state()
+    if found is not None:
+        found.units.refresh()
 
 
 def _head_of(state: LogState | None) -> View:

@@ -13,6 +13,7 @@ from mldb.log.directory.part import Files, Part, PartInfo, digest_of
 from mldb.log.directory.tiers import tier_of
 from mldb.log.directory.units import Unit, Units
 from mldb.log.sealed import SealedPart
+from mldb.log.segment import SegmentGoneError
 
 DUE: Final = 16
 """From so many segments without a part on, the directory is worth making."""
@@ -34,8 +35,12 @@ class Directory:
         """Parts that this handle made."""
         self.failed = 0
         """Times that it could not make one: a full disk, a damaged footer."""
+        self.distrusted = 0
+        """Parts that turned out to be damaged or foreign."""
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called when a part is no more: the units are to be found again."""
         self.on_need: Callable[[], None] = lambda: None
-        """Called when parts are due, or one turned out to be no good; it does not wait."""
+        """Called when parts are due, or one is no more; it does not wait."""
         self._seals = 0
         self._known: dict[bytes, Part] = {}
         self._bad: set[bytes] = set()
@@ -91,10 +96,14 @@ class Directory:
 
     def _lost(self, part: Part, error: MldbError) -> None:
         self._bad.add(part.info.id)
+        self.on_loss()
+        self.on_need()
+        if isinstance(error, SegmentGoneError):
+            return  # a larger part took its place, which the next lookup finds
+        self.distrusted += 1
         _log.warning(
             "a part of the directory is no good and will be made anew; nothing is lost: %s", error
         )
-        self.on_need()
 
     def stats(self, units: Units) -> dict[str, Any]:
         """What it covers, and what lookups touched."""
@@ -109,7 +118,7 @@ class Directory:
             "mapped_bytes": sum(part.mapped_bytes for part in parts),
             "lookups": units.lookups,
             "touched": units.touched,
-            "distrusted": len(self._bad),
+            "distrusted": self.distrusted,
             "made": self.made,
             "failed": self.failed,
         }

@@ -159,6 +159,26 @@ def test_one_handle_makes_it_and_another_finds_it() -> None:
     check(reader)
 
 
+def test_who_has_a_part_that_another_merged_away_goes_on_with_the_larger_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It was told as damage, and its segments were asked one by one until the next seal."""
+    fs = MemoryFileSystem()
+    writer = open_log(fs, segment_entries=1)
+    grow(writer, 8)
+    maker_of(writer).make(FANOUT)
+    grow(writer, 8, seed=1)
+    reader = open_log(fs, "r")
+    old = {part.info.id for part in parts_of(reader)}  # found, and not mapped yet
+    assert maker_of(writer).make(FANOUT) > 0
+    assert not old & {info.id for info in load_catalog(fs)}
+    check(reader)
+    assert {part.info.id for part in parts_of(reader)} == {i.id for i in load_catalog(fs)}
+    check(reader)
+    assert not caplog.records
+    assert not reader.stats()["directory"]["distrusted"]
+
+
 # --- files that are lost, damaged, stale or foreign -----------------------------------------------
 
 
