@@ -92,10 +92,7 @@ class SealedPart:
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending."""
-        index = self.index
-        if isinstance(index, MovedIndex):
-            return index.placed(low, high)
-        return ((self.info.id, row) for row in index.commits(low, high))
+        return self.index.placed(low, high)
 
     @property
     def mapped_bytes(self) -> int:

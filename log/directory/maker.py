@@ -78,14 +78,13 @@ class Maker:
                 self._running.pop(0, None)
 
     def _run(self) -> None:
-        thread = self._running[0]
         try:
             while self._wanted and not self._stopped:
                 self._wanted = False
                 self.make()
         finally:
             self._running.pop(0, None)
-        if self._wanted and threading.current_thread() is thread:
+        if self._wanted:  # since the last look at it
             self.wake()
 
     def stop(self) -> None:
@@ -155,7 +154,8 @@ class Maker:
             if not isinstance(index, MappedIndex):
                 return None
             # Copied: a run may be of thousands of segments, and each mapping has a descriptor.
-            sources.append(MergeInput(index.reader.copied(), len(segments)))
+            columns = MappedIndex(index.reader.copied()).columns()
+            sources.append(MergeInput(columns, len(segments)))
             segments += _infos(unit)
             del index
             if not was_mapped:

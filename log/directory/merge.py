@@ -1,15 +1,16 @@
 """Merge the columns of several indexes into one: pure functions, column by column.
 
-The sources are footers of segments and merged indexes, in log order. Keys are merged as bytes by
-Python's sort, which takes runs that are sorted already as such; everything else is NumPy. The
-result has the columns of a footer (``mldb.log.index.columns``), a segment column for rows and for
-commits, and the rows in the order of their digests. Metadata columns are left to the footers.
+The sources are footers of segments and merged indexes, in log order; two indexes of *one* segment
+are merged by ``mldb.log.index.merge``, byte for byte as they would be built. Keys are merged as
+bytes by Python's sort, which takes runs that are sorted already as such; everything else is NumPy.
+The result has the columns of a footer (``mldb.log.index.columns``), a segment column for rows and
+for commits, and the rows in the order of their digests. Metadata columns are left to the footers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log.checksum import digest128
-from mldb.log.index.column_reader import ColumnReader
 from mldb.log.index.columns import (
     COMMIT_COLUMNS,
     ROW_COLUMNS,
@@ -25,6 +25,7 @@ from mldb.log.index.columns import (
     image_of,
     pack_heap,
 )
+from mldb.log.index.merge_parts import Columns, commit_ids, items_of, sums_of
 from mldb.log.index.steps import Column
 
 _GATHERED: Final = tuple(name for name in ROW_COLUMNS if name != "row_attr")
@@ -32,9 +33,12 @@ _NUMBERS: Final = np.dtype("<u4")
 
 
 class MergeInput(NamedTuple):
-    """One index to be merged; ``first`` is the number of its first segment in the merged part."""
+    """One index to be merged; ``first`` is the number of its first segment in the merged part.
 
-    reader: ColumnReader
+    Its columns went through :func:`mldb.log.index.merge_parts.check_columns`.
+    """
+
+    columns: Columns
     first: int
 
 
@@ -48,10 +52,10 @@ class _Keys(NamedTuple):
 def merge_indexes(
     sources: Sequence[MergeInput], pause: Callable[[], None] = lambda: None
 ) -> IndexImage:
-    """Return the columns of all *sources*, which are in log order, as one index.
+    """Return the columns of all *sources*, at least one and in log order, as one index.
 
-    *pause* is called between steps of some milliseconds: it may wait, or raise to give up. Reads
-    and verifies every source whole. Raises CorruptError for one that contradicts itself.
+    *pause* is called between steps of some milliseconds: it may wait, or raise to give up. Raises
+    CorruptError when a column of segments is none.
     """
     columns: dict[str, Column] = {}
     keys = _merged_keys(sources)
@@ -59,23 +63,27 @@ def merge_indexes(
     order = _put_keys(columns, sources, keys)
     pause()
     for name in _GATHERED:
-        columns[name] = _concat(sources, name, ROW_COLUMNS[name])[order]
+        columns[name] = _joined(sources, name)[order]
         pause()
     columns["row_segment"] = _segments(sources, "row_segment", "row_commit")[order]
     columns["row_attr"], columns["attr_offset"], columns["attr_heap"] = _merged_heap(
         sources, "row_attr", "attr", order
     )
     pause()
-    if any(source.reader.has("row_owner") for source in sources):
+    if any("row_owner" in source.columns for source in sources):
         owners = _merged_heap(sources, "row_owner", "owner", order)
         columns["row_owner"], columns["owner_offset"], columns["owner_heap"] = owners
-    for name, code in COMMIT_COLUMNS.items():
-        columns[name] = _concat(sources, name, code)
-    columns["commit_id"] = _commit_ids(sources)
+    for name in COMMIT_COLUMNS:
+        columns[name] = _joined(sources, name)
+    columns["commit_id"] = np.concatenate([commit_ids(source.columns) for source in sources])
     columns["commit_segment"] = _segments(sources, "commit_segment", "commit_lsn")
     pause()
     _put_digests(columns)
     return image_of(columns)
+
+
+def _joined(sources: Sequence[MergeInput], name: str) -> Column:
+    return np.concatenate([source.columns[name] for source in sources])
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -83,11 +91,14 @@ def merge_indexes(
 
 def _merged_keys(sources: Sequence[MergeInput]) -> _Keys:
     # A run of training stores the same names again and again, so that most heaps are the same.
-    digests = [_heap_digest(source.reader, "key") for source in sources]
+    digests: list[bytes] = []
     lists: dict[bytes, list[bytes]] = {}
-    for digest, (reader, _) in zip(digests, sources, strict=True):
+    for columns, _ in sources:
+        offsets, heap = columns["key_offset"], columns["key_heap"].tobytes()
+        digest = digest128(offsets.tobytes()) + digest128(heap)
+        digests.append(digest)
         if digest not in lists:
-            lists[digest] = _heap_items(reader, "key")
+            lists[digest] = items_of(offsets, heap)
     keys = sorted(set(chain.from_iterable(lists.values())))
     number = dict(zip(keys, range(len(keys)), strict=True)).__getitem__
     numbers = {
@@ -100,28 +111,17 @@ def _merged_keys(sources: Sequence[MergeInput]) -> _Keys:
 def _put_keys(
     columns: dict[str, Column], sources: Sequence[MergeInput], keys: _Keys
 ) -> npt.NDArray[np.intp]:
-    """Add the key columns; return the order that sorts the concatenated rows by key."""
+    """Add the key columns; return the order that sorts the joined rows by key."""
     total = len(keys.keys)
     of_rows: list[npt.NDArray[np.uint32]] = []
     hashes = np.empty(total, "<u8")
-    for (reader, _), numbers in zip(sources, keys.numbers, strict=True):
-        starts = _column(reader, "key_row").astype(np.int64)
-        counts = starts[1:] - starts[:-1]
-        hashed, places = _column(reader, "hash"), _column(reader, "hash_key")
-        rows = reader.count("row_commit")
-        sound = len(counts) == len(numbers) == len(hashed) == len(places)
-        if not sound or (len(counts) and counts.min() < 0) or counts.sum() != rows:
-            raise CorruptError("the index contradicts itself", file=reader.file)
-        if len(places) and places.max() >= len(numbers):
-            raise CorruptError("the index names keys that it lacks", file=reader.file)
-        hashes[numbers[places]] = hashed
-        of_rows.append(np.repeat(numbers, counts))
-    row_keys = np.concatenate(of_rows) if of_rows else np.empty(0, _NUMBERS)
-    starts = np.zeros(total + 1, "<u4")
-    np.cumsum(np.bincount(row_keys, minlength=total), out=starts[1:], dtype="<u4")
+    for (own, _), numbers in zip(sources, keys.numbers, strict=True):
+        hashes[numbers[own["hash_key"]]] = own["hash"]
+        of_rows.append(np.repeat(numbers, np.diff(own["key_row"])))
+    row_keys = np.concatenate(of_rows)
     by_hash = np.argsort(hashes, kind="stable")
     columns["key_offset"], columns["key_heap"] = pack_heap(keys.keys)
-    columns["key_row"] = starts
+    columns["key_row"] = sums_of(np.bincount(row_keys, minlength=total)).astype("<u4")
     columns["hash"], columns["hash_key"] = hashes[by_hash], by_hash.astype("<u4")
     return np.argsort(row_keys, kind="stable")
 
@@ -139,40 +139,26 @@ def _merged_heap(
     base = 1 if heap == "owner" else 0
     ids: dict[bytes, int] = {}
     parts: list[Column] = []
-    for reader, _ in sources:
-        rows = reader.count("row_commit")
-        if not reader.has(column):
-            parts.append(np.zeros(rows, _NUMBERS))
+    for columns, _ in sources:
+        if column not in columns:
+            parts.append(np.zeros(len(columns["row_commit"]), _NUMBERS))
             continue
-        items = _heap_items(reader, heap)
+        items = items_of(columns[f"{heap}_offset"], columns[f"{heap}_heap"].tobytes())
         known = [0] * base + [ids.setdefault(item, len(ids) + base) for item in items]
-        numbers = _column(reader, column)
-        if len(numbers) != rows or (rows and numbers.max() >= len(known)):
-            raise CorruptError(f"the index column {column!r} is out of range", file=reader.file)
-        parts.append(np.array(known, _NUMBERS)[numbers])
-    merged = np.concatenate(parts)[order] if parts else np.empty(0, _NUMBERS)
-    return (merged, *pack_heap(list(ids)))
+        parts.append(np.array(known, _NUMBERS)[columns[column]])
+    return (np.concatenate(parts)[order], *pack_heap(list(ids)))
 
 
 def _segments(sources: Sequence[MergeInput], column: str, counted: str) -> Column:
     """The number of the segment of every row or commit, as the merged part counts them."""
     parts: list[Column] = []
-    for reader, first in sources:
-        rows = reader.count(counted)
-        own = _column(reader, column) if reader.has(column) else np.zeros(rows, _NUMBERS)
+    for columns, first in sources:
+        rows = len(columns[counted])
+        own = columns.get(column, np.zeros(rows, _NUMBERS))
+        if len(own) != rows:
+            raise CorruptError(f"the index column {column!r} has {len(own)} of {rows} values")
         parts.append((own + np.uint32(first)).astype(_NUMBERS))
-    return np.concatenate(parts) if parts else np.empty(0, _NUMBERS)
-
-
-def _commit_ids(sources: Sequence[MergeInput]) -> Column:
-    """The ids of all commits; zeros where a source is of version 1."""
-    parts = [
-        _column(reader, "commit_id")
-        if reader.has("commit_id")
-        else np.zeros(reader.count("commit_lsn"), "V16")
-        for reader, _ in sources
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, "V16")
+    return np.concatenate(parts)
 
 
 def _put_digests(columns: dict[str, Column]) -> None:
@@ -182,32 +168,3 @@ def _put_digests(columns: dict[str, Column]) -> None:
     first = halves[rows, 0]
     order = np.argsort(first, kind="stable")
     columns["digest"], columns["digest_row"] = first[order].astype("<u8"), rows[order]
-
-
-# --- columns --------------------------------------------------------------------------------------
-
-
-def _column(reader: ColumnReader, name: str) -> Column:
-    return reader.span(name, 0, reader.count(name))
-
-
-def _concat(sources: Sequence[MergeInput], name: str, code: str) -> Column:
-    parts = [_column(source.reader, name) for source in sources]
-    return np.concatenate(parts) if parts else np.empty(0, np.dtype(code))
-
-
-def _heap_digest(reader: ColumnReader, name: str) -> bytes:
-    parts = (_column(reader, f"{name}_offset"), _column(reader, f"{name}_heap"))
-    return b"".join(digest128(part.tobytes()) for part in parts)
-
-
-def _heap_items(reader: ColumnReader, name: str) -> list[bytes]:
-    """All items of a heap, in order. Raises CorruptError when they overlap."""
-    offsets = _column(reader, f"{name}_offset")
-    data = _column(reader, f"{name}_heap").tobytes()
-    if len(offsets) and (np.diff(offsets.astype(np.int64)).min(initial=0) < 0):
-        raise CorruptError(f"the items of {name!r} overlap", file=reader.file)
-    places: list[int] = offsets.tolist()
-    if places and places[-1] > len(data):
-        raise CorruptError(f"the items of {name!r} end beyond their heap", file=reader.file)
-    return [data[low:high] for low, high in pairwise(places)]

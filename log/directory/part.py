@@ -13,12 +13,12 @@ from typing import Final, NamedTuple
 from mldb.errors import CorruptError, MldbError
 from mldb.log import format as fmt
 from mldb.log.active import HINTS
-from mldb.log.checksum import checks_and_digest, digest128
+from mldb.log.checksum import digest128
 from mldb.log.file_header import encode_file_header
-from mldb.log.frame import encode_head, pack
 from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.columns import IndexImage
+from mldb.log.index.footer import encode_index
 from mldb.log.index.listing import all_keys
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
@@ -73,23 +73,9 @@ def encode_part(
 ) -> list[Buffer]:
     """Return the buffers of the file of a part."""
     header = encode_file_header(fmt.FILE_HINT, store_id, clock, segment_id=part.id)
-    body = pack({"columns": image.directory, "covers": part.covers})
-    checks, _ = checks_and_digest(image.payload, fmt.INDEX_BLOCK_LOG2)
-    head = encode_head(
-        fmt.KIND_INDEX | fmt.MUST_UNDERSTAND,
-        1,
-        0,
-        body,
-        checks,
-        image.length,
-        fmt.INDEX_BLOCK_LOG2,
-        fmt.payload_align_log2(image.length),
-        last_lsn,
-        last_lsn,
-        fmt.file_seed(store_id, part.id),
-        fmt.FILE_HEADER_SIZE,
-    )
-    return [header, head, *image.payload, bytes(-image.length % fmt.FRAME_ALIGN)]
+    seed = fmt.file_seed(store_id, part.id)
+    fields = {"covers": part.covers}
+    return [header, *encode_index(image, fields, last_lsn, seed, fmt.FILE_HEADER_SIZE)]
 
 
 class Part:
@@ -219,16 +205,6 @@ class Part:
             if part.first_lsn <= lsn <= part.last_lsn:
                 return part.lookup.commit_at(lsn)
         return None
-
-    def commits(self, low: int, high: int) -> Iterator[CommitRow]:
-        """Yield the commits in this range."""
-        return (row for _, row in self.placed(low, high))
-
-    def placed(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
-        """Yield (segment id, commit) in this range, ascending: as the footers have them."""
-        for part in self.sealed:
-            if part.last_lsn >= low and part.first_lsn <= high:
-                yield from part.commits(low, high)
 
     def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
         """Return the last commit in the range with field <= limit."""

@@ -12,7 +12,7 @@ from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import encode_head, pack
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow, Entry
-from mldb.log.index.columns import MetadataOf, build_columns, build_steps, image_of
+from mldb.log.index.columns import IndexImage, MetadataOf, build_columns, build_steps, image_of
 from mldb.log.index.memory import IndexPart, MemoryIndex
 from mldb.log.index.merge import Columns, UnmergeableError, merge_steps
 from mldb.log.index.pause import collection_paused
@@ -137,17 +137,21 @@ def frame_of(
     active: Active, columns: Columns, last_lsn: int, durable: int, offset: int
 ) -> list[Buffer]:
     """Return the buffers of the index frame with these columns; see :func:`index_frame`."""
-    image = image_of(columns)
-    body = pack(
-        {
-            "columns": image.directory,
-            "end": active.cursor.offset,
-            "lsn": last_lsn,
-            "chain": active.cursor.chain,
-            "durable": durable,
-            "jumps": [jump for jump in active.jumps if jump[0] <= last_lsn],
-        }
-    )
+    fields = {
+        "end": active.cursor.offset,
+        "lsn": last_lsn,
+        "chain": active.cursor.chain,
+        "durable": durable,
+        "jumps": [jump for jump in active.jumps if jump[0] <= last_lsn],
+    }
+    return encode_index(image_of(columns), fields, last_lsn, active.segment.seed, offset)
+
+
+def encode_index(
+    image: IndexImage, fields: Mapping[str, object], last_lsn: int, seed: int, offset: int
+) -> list[Buffer]:
+    """Return the buffers of an index frame for file offset *offset*; *fields* join the columns."""
+    body = pack({"columns": image.directory, **fields})
     checks, _ = checks_and_digest(image.payload, fmt.INDEX_BLOCK_LOG2)
     head = encode_head(
         fmt.KIND_INDEX | fmt.MUST_UNDERSTAND,
@@ -160,7 +164,7 @@ def frame_of(
         fmt.payload_align_log2(image.length),
         last_lsn,
         last_lsn,
-        active.segment.seed,
+        seed,
         offset,
     )
     return [head, *image.payload, bytes(-image.length % fmt.FRAME_ALIGN)]

@@ -23,6 +23,7 @@ from mldb.log.index.merge_parts import (
     Columns,
     MergePlan,
     UnmergeableError,
+    commit_ids,
     items_of,
     scattered,
     sums_of,
@@ -83,7 +84,7 @@ def merge_steps(older: Columns, newer: Columns) -> Steps:
     attrs = yield from merge_attrs(merged, older, newer, plan)
     for name in COMMIT_COLUMNS:
         merged[name] = np.concatenate((older[name], newer[name]))
-    merged["commit_id"] = np.concatenate((_commit_ids(older), _commit_ids(newer)))
+    merged["commit_id"] = np.concatenate((commit_ids(older), commit_ids(newer)))
     yield
     yield from merge_metadata(merged, older, newer, attrs)
     return merged
@@ -172,9 +173,3 @@ def _merge_keys(
         merged["hash"] = np.insert(older["hash"], at, hashes)
         merged["hash_key"] = np.insert(older_keys, at, numbers).astype("<u4")
     yield
-
-
-def _commit_ids(columns: Columns) -> Column:
-    """The ids of the commits; those of version 1 have none."""
-    found = columns.get("commit_id")
-    return np.zeros(len(columns["commit_lsn"]), dtype="V16") if found is None else found

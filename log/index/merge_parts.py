@@ -47,6 +47,12 @@ def sums_of(counts: Column) -> Column:
     return sums
 
 
+def commit_ids(columns: Columns) -> Column:
+    """The ids of the commits; those of version 1 have none."""
+    found = columns.get("commit_id")
+    return np.zeros(len(columns["commit_lsn"]), dtype="V16") if found is None else found
+
+
 def scattered(plan: MergePlan, older: Column, newer: Column) -> Column:
     """Merge a column of rows."""
     merged = np.empty(len(older) + len(newer), dtype=older.dtype)

@@ -114,7 +114,7 @@ def _merging(path: Path, segments: int, versions: int) -> Iterator[Row]:
         # Each version is merged once a tier; four segments of this size make the next one.
         indexes = [part.index for part in parts]
         mapped = [index for index in indexes if isinstance(index, MappedIndex)]
-        inputs = [MergeInput(index.reader, n) for n, index in enumerate(mapped)]
+        inputs = [MergeInput(index.columns(), n) for n, index in enumerate(mapped)]
         spent = median_seconds(lambda: merge_indexes(inputs), 3) * 1e6 / total
         yield at_most("making a part, for each version and tier", total, spent, "us", 3, total)
         tracemalloc.start()

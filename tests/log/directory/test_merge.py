@@ -14,6 +14,7 @@ from mldb.log.index.column_reader import ColumnReader
 from mldb.log.index.columns import IndexImage, build_index
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import MemoryIndex
+from mldb.log.index.merge_parts import Columns
 from tests.support.logs import History, flat, histories, reader_of
 
 
@@ -41,6 +42,17 @@ def image_of_segment(part: History) -> IndexImage:
     return build_index(entries, rows)
 
 
+def columns_of(reader: ColumnReader) -> Columns:
+    """Its columns, found to fit together."""
+    return MappedIndex(reader).columns()
+
+
+def inputs(parts: list[History]) -> list[MergeInput]:
+    """The footers of segments."""
+    readers = [reader_of(image_of_segment(part)) for part in parts]
+    return [MergeInput(columns_of(reader), number) for number, reader in enumerate(readers)]
+
+
 def whole(parts: list[History]) -> MemoryIndex:
     """The index of all segments."""
     index = MemoryIndex()
@@ -60,8 +72,7 @@ def test_a_merged_index_answers_as_the_index_of_everything(
 ) -> None:
     parts = split(history, cuts)
     expected = whole(parts)
-    readers = [reader_of(image_of_segment(part)) for part in parts]
-    image = merge_indexes([MergeInput(reader, number) for number, reader in enumerate(readers)])
+    image = merge_indexes(inputs(parts))
     index = MappedIndex(reader_of(image), *(segment_id(number) for number in range(len(parts))))
     index.check()
     assert index.entry_count() == expected.entry_count()
@@ -81,12 +92,10 @@ def test_it_does_not_matter_in_which_order_runs_are_merged(
     history: History, cuts: list[int], first: int
 ) -> None:
     parts = split(history, cuts)
-    sources = [MergeInput(reader_of(image_of_segment(part)), n) for n, part in enumerate(parts)]
+    sources = inputs(parts)
     at = min(first, len(parts) - 1)
-    early = merge_indexes(
-        [MergeInput(reader, number) for number, (reader, _) in enumerate(sources[at:])]
-    )
-    late = merge_indexes([*sources[:at], MergeInput(reader_of(early), at)])
+    early = merge_indexes(inputs(parts[at:]))
+    late = merge_indexes([*sources[:at], MergeInput(columns_of(reader_of(early)), at)])
     once = merge_indexes(sources)
     assert late.directory == once.directory
     assert flat(late) == flat(once)
@@ -95,8 +104,7 @@ def test_it_does_not_matter_in_which_order_runs_are_merged(
 @given(histories(), CUTS)
 def test_a_digest_leads_to_every_version_that_has_it(history: History, cuts: list[int]) -> None:
     parts = split(history, cuts)
-    readers = [reader_of(image_of_segment(part)) for part in parts]
-    image = merge_indexes([MergeInput(reader, number) for number, reader in enumerate(readers)])
+    image = merge_indexes(inputs(parts))
     index = MappedIndex(reader_of(image), *map(segment_id, range(len(parts))))
     expected: dict[bytes, list[tuple[bytes, int]]] = {}
     for part in parts:
@@ -124,20 +132,23 @@ def test_sources_that_contradict_themselves_are_refused(
     start, count, code = image.directory[name]
     assert isinstance(count, int)
     with pytest.raises(CorruptError):
-        merge_indexes([MergeInput(reader_with(image, **{name: [start, count - 1, code]}), 0)])
+        merge_indexes(
+            [MergeInput(columns_of(reader_with(image, **{name: [start, count - 1, code]})), 0)]
+        )
 
 
 def test_making_can_be_given_up_between_any_two_steps() -> None:
     class Enough(Exception):
         pass
 
+    empty = [MergeInput(columns_of(reader_of(build_index({}, []))), 0)]
     steps = 0
 
     def count() -> None:
         nonlocal steps
         steps += 1
 
-    merge_indexes([], count)
+    merge_indexes(empty, count)
     assert steps > 5
     for limit in range(steps):
         left = limit
@@ -149,4 +160,4 @@ def test_making_can_be_given_up_between_any_two_steps() -> None:
             left -= 1
 
         with pytest.raises(Enough):
-            merge_indexes([], pause)
+            merge_indexes(empty, pause)
