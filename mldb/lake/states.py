@@ -14,10 +14,10 @@ import numpy as np
 
 from mldb.arrays import Numbers
 from mldb.errors import MldbError
-from mldb.lake.derived import Derived
 from mldb.lake.projection import LakeState, require_lake
 from mldb.lake.rows.chain import Chain, Size
 from mldb.lake.rows.chain_hint import load_chain, save_chain
+from mldb.tensors.cache import ByteCache
 from mldb.tensors.scope import Scope
 
 _T = TypeVar("_T")
@@ -39,7 +39,7 @@ class LakeStates:
 
     def __init__(self, cache_bytes: int, *, saves: bool) -> None:
         """*saves*: whether hints may be written."""
-        self.derived = Derived(cache_bytes)
+        self.derived = ByteCache(cache_bytes, "the cache of what was computed of lakes")
         self.folded = 0  # changes read from the log
         self.loaded = 0  # changes read from hints
         self._saves = saves
@@ -117,7 +117,7 @@ class LakeStates:
         self, state: LakeState, what: Hashable, make: Callable[[], _T], nbytes: Callable[[_T], int]
     ) -> _T:
         """Return what *make* returns for a state and *what*, made once while there is room."""
-        return self.derived.get((state.info.lake_id, state.version, what), make, nbytes)
+        return self.derived.get((state.info.lake_id, state.version, what), nbytes, make)
 
     # --- hints ------------------------------------------------------------------------------------
 

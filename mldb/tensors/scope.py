@@ -19,7 +19,7 @@ from mldb.log.log import Log
 from mldb.log.view import View
 from mldb.names import check_name
 from mldb.tensors.border import SIZES, MapBorder
-from mldb.tensors.cache import DecodedCache
+from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
 from mldb.tensors.encoding import decode_bytes
 
@@ -47,7 +47,7 @@ class Source:
 
     __slots__ = ("border", "cache", "copied_reads", "counts", "door", "log", "mapped_reads")
 
-    def __init__(self, log: Log, border: MapBorder, cache: DecodedCache) -> None:
+    def __init__(self, log: Log, border: MapBorder, cache: ByteCache) -> None:
         self.log = log
         self.door = Door(log.head, log.options.verify, decode_bytes, cache, _tensor_key)
         self.border = border

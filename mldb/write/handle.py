@@ -22,7 +22,7 @@ from mldb.options import Options
 from mldb.state.background import Background
 from mldb.state.checkpointing import CheckpointJob, stage
 from mldb.tensors.border import MapBorder
-from mldb.tensors.cache import DecodedCache
+from mldb.tensors.cache import ByteCache
 from mldb.tensors.scope import Scope, Source, make_scope
 from mldb.write.buffers import BufferPool
 from mldb.write.preemption import is_forced
@@ -57,7 +57,9 @@ class Handle(StateSurface):
         self._log = Log(fs, options, known=kinds.KNOWN_KINDS, metadata_of=metadata_of)
         self._state = self._log.state
         border = MapBorder(fs, fixed=options.map_bytes, writable=options.mode == "rw")
-        self._source = Source(self._log, border, DecodedCache(options.cache_bytes))
+        self._source = Source(
+            self._log, border, ByteCache(options.cache_bytes, "the cache of decoded tensors")
+        )
         self._buffers = BufferPool()
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
         self._epochs = EpochRule()

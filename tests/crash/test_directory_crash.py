@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
 import pytest
 
 from tests.crash.test_crash import CASES
@@ -17,12 +14,7 @@ from tests.support.directories import made_at_once
 LEAST = 60
 
 
-@pytest.fixture(autouse=True)
-def _repeatable(
-    seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
-    caplog.set_level(logging.ERROR, "mldb")
+pytestmark = pytest.mark.usefixtures("repeatable")
 
 
 @pytest.fixture

@@ -6,12 +6,9 @@ makes it so.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 
 from mldb.log.fs.memory import MemoryFileSystem
@@ -25,12 +22,7 @@ Durability = Literal["commit", "os"]
 LEAST = 100
 
 
-@pytest.fixture(autouse=True)
-def _repeatable(
-    seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
-    caplog.set_level(logging.ERROR, "mldb")
+pytestmark = pytest.mark.usefixtures("repeatable")
 
 
 @pytest.fixture(autouse=True)

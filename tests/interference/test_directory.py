@@ -6,15 +6,13 @@ rewinds, closes or fails meanwhile.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
 import pytest
 
 from tests.support.directories import made_at_once
-from tests.support.interference import CALM, Schedule, Tally, sweep
-from tests.support.interference_cases import TROUBLES, base_for
+from tests.support.interference_cases import TROUBLES, meet
 
 MAKING = ("seal", "spill")
 RIVALS = ("commit", "seal", "rewind", "close", "reopen", "listing")
@@ -33,21 +31,11 @@ def made() -> Iterator[list[int]]:
 def test_another_comes_in_while_one_makes_a_part(
     first: str, who: Literal["thread", "process"], seed: int, made: list[int]
 ) -> None:
-    tally = Tally()
-    for number, second in enumerate(RIVALS):
-        schedule = Schedule(who, first, second, 0, CALM, base_for(first, second))
-        sweep(tally, schedule, seed=seed + number, step=9, crashes=1)
-    tally.report(f"directory, {who}, {first}", seed, Counter())
+    meet(who, first, RIVALS, seed=seed, step=9)
     assert sum(made), "no part was made"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["a sync lost", "a full", "a sync_dir"])
 def test_something_fails_while_one_makes_a_part(trouble: str, seed: int) -> None:
-    tally = Tally()
-    for number, second in enumerate(("commit", "seal", "close")):
-        schedule = Schedule(
-            "process", "seal", second, 0, TROUBLES[trouble], base_for("seal", second)
-        )
-        sweep(tally, schedule, seed=seed + number, step=11, crashes=1)
-    tally.report(f"directory, {trouble}", seed, Counter())
+    meet("process", "seal", ("commit", "seal", "close"), TROUBLES[trouble], seed=seed, step=11)

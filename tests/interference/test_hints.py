@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.hints import hints_every
 from tests.support.interference import CALM, Schedule, Tally, sweep
-from tests.support.interference_cases import TROUBLES, base_for
+from tests.support.interference_cases import TROUBLES, meet
 
 SAVING = ("commit", "transaction", "spill")
 RIVALS = ("commit", "transaction", "seal", "close", "rewind", "reopen", "sync")
@@ -33,22 +33,13 @@ def _hints() -> Iterator[None]:
 def test_another_comes_in_while_one_saves(
     first: str, who: Literal["thread", "process"], seed: int
 ) -> None:
-    tally = Tally()
-    for number, second in enumerate(RIVALS):
-        schedule = Schedule(who, first, second, 0, CALM, base_for(first, second))
-        sweep(tally, schedule, seed=seed + number, step=7, crashes=1)
-    tally.report(f"hints, {who}, {first}", seed, Counter())
+    meet(who, first, RIVALS, seed=seed, step=7)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["a sync lost", "a full", "a sync_dir"])
 def test_something_fails_while_one_saves(trouble: str, seed: int) -> None:
-    tally = Tally()
-    for number, second in enumerate(("commit", "seal", "close")):
-        base = base_for("commit", second)
-        schedule = Schedule("process", "commit", second, 0, TROUBLES[trouble], base)
-        sweep(tally, schedule, seed=seed + number, step=11, crashes=1)
-    tally.report(f"hints, {trouble}", seed, Counter())
+    meet("process", "commit", ("commit", "seal", "close"), TROUBLES[trouble], seed=seed, step=11)
 
 
 @pytest.mark.slow

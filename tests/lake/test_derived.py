@@ -10,7 +10,7 @@ import pytest
 
 import mldb
 from mldb.lake.augment import graph_store, landscape
-from mldb.lake.derived import Derived
+from mldb.tensors.cache import ByteCache
 from tests.support.lakes import BATCH, DIM, ROWS, data, db, fill, raw, stream  # noqa: F401
 
 WALK = mldb.Augmentation(mode="walk")
@@ -111,20 +111,20 @@ def test_workers_find_what_their_parent_computed(
 
 
 def test_what_was_used_least_recently_leaves_first() -> None:
-    cache = Derived(100)
+    cache = ByteCache(100)
     for name in "abc":
-        assert cache.get(name, lambda name=name: name * 2, lambda _: 40) == name * 2  # type: ignore[misc]
+        assert cache.get(name, lambda _: 40, lambda name=name: name * 2) == name * 2  # type: ignore[misc]
     assert (cache.used_bytes, cache.dropped, cache.misses) == (80, 1, 3)
     assert cache.find("a") is None
     assert cache.find("b") == ("bb",)
-    cache.get("d", lambda: "dd", lambda _: 40)
+    cache.get("d", lambda _: 40, lambda: "dd")
     assert cache.find("c") is None
     assert cache.find("b") == ("bb",)
-    cache.get("large", lambda: "large", lambda _: 101)
+    cache.get("large", lambda _: 101, lambda: "large")
     assert cache.find("large") is None
     assert cache.used_bytes == 80
     with pytest.raises(ZeroDivisionError):
-        cache.get("bad", lambda: 1 // 0, lambda _: 1)
+        cache.get("bad", lambda _: 1, lambda: 1 // 0)
     assert cache.used_bytes == 80
     cache.clear()
     assert (cache.used_bytes, cache.find("b")) == (0, None)

@@ -5,9 +5,11 @@ The counts are written down so that a change which makes operations meet in fewe
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
-from tests.support.interference import BASES, Trouble
+from tests.support.interference import BASES, CALM, Relation, Schedule, Tally, Trouble, sweep
 from tests.support.interference_operations import OPERATIONS
 
 FIRST: Final = [name for name in OPERATIONS if name not in {"found", "history"}]
@@ -38,6 +40,24 @@ TROUBLES: Final[dict[str, Trouble]] = {
 def base_for(first: str, second: str) -> str:
     """Every operation meets every kind of store, with a third of the others each."""
     return BASES[(FIRST.index(first) + FIRST.index(second)) % len(BASES)]
+
+
+def meet(
+    who: Relation,
+    first: str,
+    rivals: Sequence[str],
+    trouble: Trouble = CALM,
+    *,
+    seed: int,
+    step: int,
+) -> Tally:
+    """Let each of *rivals* come in at every *step*-th place of *first*, and report what was."""
+    tally = Tally()
+    for number, second in enumerate(rivals):
+        schedule = Schedule(who, first, second, 0, trouble, base_for(first, second))
+        sweep(tally, schedule, seed=seed + number, step=step, crashes=1)
+    tally.report(f"{who}, {first}, {trouble[0]}", seed, Counter())
+    return tally
 
 
 LEAST: Final = {

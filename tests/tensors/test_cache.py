@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.tensors.cache import DecodedCache
+from mldb.tensors.cache import ByteCache
 
 
 @given(
@@ -28,7 +28,7 @@ from mldb.tensors.cache import DecodedCache
 def test_it_keeps_what_was_used_last_within_the_limit(
     limit: int, steps: list[tuple[int, int, bool]]
 ) -> None:
-    cache = DecodedCache(limit)
+    cache = ByteCache(limit)
     model: OrderedDict[int, int] = OrderedDict()
     hits = misses = 0
     for key, size, fails in steps:
@@ -60,7 +60,7 @@ def test_it_keeps_what_was_used_last_within_the_limit(
 
 
 def test_a_value_decoded_twice_at_once_is_counted_once() -> None:
-    cache = DecodedCache(100)
+    cache = ByteCache(100)
     value = cache.get("a", 40, lambda: cache.get("a", 40, lambda: memoryview(bytes(40))))
     assert cache.used_bytes == 40
     assert cache.get("a", 40, lambda: memoryview(b"")) is value
@@ -68,7 +68,7 @@ def test_a_value_decoded_twice_at_once_is_counted_once() -> None:
 
 def test_a_call_inside_another_one_does_without_the_cache() -> None:
     """A signal handler reads something while the cache is held by the thread it interrupts."""
-    cache = DecodedCache(100)
+    cache = ByteCache(100)
     value = cache.get("a", 40, lambda: memoryview(bytes(40)))
     with cache._lock.hold():
         assert bytes(cache.get("a", 40, lambda: memoryview(b"anew"))) == b"anew"
@@ -109,7 +109,7 @@ class Interrupted(OrderedDict[object, object]):
 
 @pytest.mark.parametrize("where", ["pop", "popped", "set", "popitem"])
 def test_ctrl_c_in_the_middle_of_a_change_leaves_the_count_right(where: str) -> None:
-    cache = DecodedCache(100)
+    cache = ByteCache(100)
     for number in range(5):
         cache.get(number, 20, partial(_zeros, 20))
     cache._items = Interrupted(where, cache._items)  # type: ignore[arg-type, assignment]
@@ -125,7 +125,7 @@ def _zeros(size: int) -> memoryview:
 
 
 def test_threads_share_it_and_the_bound_holds(seed: int) -> None:
-    cache = DecodedCache(1000)
+    cache = ByteCache(1000)
     failures: list[BaseException] = []
 
     def run(number: int) -> None:
