@@ -24,15 +24,14 @@ from mldb.log.lone import PENDING, discard, publish_new, read_file
 from mldb.log.manifest_codec import (
     WRITE_FEATURES,
     Features,
-    KnownSegments,
     Mark,
     SegmentInfo,
     StoredManifest,
     decode_manifest,
-    encode_manifest,
     splice,
     unknown_features,
 )
+from mldb.log.manifest_encoder import PackedSegments, encode_manifest, reads_as_meant
 
 __all__ = ["PENDING", "Features", "Manifest", "Mark", "SegmentInfo"]
 
@@ -83,8 +82,8 @@ class Base:
     jumps: Jumps
     kept: Kept | None
     ids: frozenset[bytes] = field(repr=False, compare=False)
-    known: KnownSegments = field(default_factory=dict, repr=False, compare=False)
-    """What came since, as bytes: at most ``CHANGES_MAX``."""
+    packed: PackedSegments = field(default_factory=PackedSegments, repr=False, compare=False)
+    """Segments as bytes, for the manifests that this handle writes."""
 
 
 def manifest_name(number: int) -> str:
@@ -110,7 +109,7 @@ def load_manifest(fs: FileSystem, number: int, known: Manifest | None = None) ->
     name = manifest_name(number)
     data = read_file(fs, name, _BYTES_MAX)
     base = None if known is None else known.base
-    stored = decode_manifest(data, name, None if base is None else base.known)
+    stored = decode_manifest(data, name)
     if stored.number != number:
         raise CorruptError(f"this is manifest {stored.number}", file=name, offset=0)
     if stored.base is None:
@@ -120,7 +119,7 @@ def load_manifest(fs: FileSystem, number: int, known: Manifest | None = None) ->
     manifest = _assemble(stored, base, digest128(data), name)
     if base is not None or manifest.version == fmt.FIRST_VERSION:
         return manifest
-    return replace(manifest, base=_as_base(manifest))
+    return replace(manifest, base=_as_base(manifest, _packed(known)))
 
 
 def _load_base(fs: FileSystem, name: str, number: int, digest: bytes) -> Base:
@@ -302,21 +301,30 @@ def install_manifest(fs: FileSystem, manifest: Manifest, owner: str) -> Manifest
     and their bases stay. Raises StorageFullError, StorageIOError.
     """
     name = manifest_name(manifest.number)
-    stored = _stored_form(manifest)
+    stored, packed = _stored_form(manifest), _packed(manifest)
     base = None if stored.base is None else manifest.base
-    known = None if base is None else base.known
-    data = encode_manifest(stored, known)
+    data = encode_manifest(stored, packed)
     installed = _assemble(stored, base, digest128(data), name)
-    if decode_manifest(data, name, known) != stored or installed.segments != manifest.segments:
+    if not reads_as_meant(data, name, stored) or installed.segments != manifest.segments:
         raise AssertionError(f"{name} would not read as it was meant")
     if len(data) > _BYTES_MAX:
         raise StorageIOError(f"{name} would exceed {_BYTES_MAX} bytes. Nothing was stored.")
     if not publish_new(fs, owner, [data], name):
         return None
-    return installed if base is not None else replace(installed, base=_as_base(installed))
+    if base is None:
+        packed.keep(installed.segments)
+        return replace(installed, base=_as_base(installed, packed))
+    changes = len(installed.segments) - len(base.segments)
+    packed.make_ahead(base.segments, (fmt.CHANGES_MAX - changes) // 2)
+    return installed
 
 
-def _as_base(manifest: Manifest) -> Base:
+def _packed(manifest: Manifest | None) -> PackedSegments:
+    """What of the segments is packed already."""
+    return PackedSegments() if manifest is None or not manifest.base else manifest.base.packed
+
+
+def _as_base(manifest: Manifest, packed: PackedSegments) -> Base:
     """A whole manifest as the base of later ones."""
     return Base(
         manifest.number,
@@ -325,6 +333,7 @@ def _as_base(manifest: Manifest) -> Base:
         manifest.jumps,
         manifest.kept,
         frozenset(info.id for info in manifest.segments),
+        packed,
     )
 
 

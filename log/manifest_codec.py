@@ -1,4 +1,4 @@
-"""Manifests as bytes, of both versions: pure functions. FORMAT.md section 7.
+"""Manifest files decoded, of both versions: pure functions. FORMAT.md section 7.
 
 What a file says is a :class:`StoredManifest`; ``mldb.log.manifest`` makes the whole list of
 segments of it and its base.
@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from operator import attrgetter
+from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
-
-import msgpack
 
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.file_header import encode_file_header
-from mldb.log.frame import DamagedFrame, pack, unpack
+from mldb.log.frame import DamagedFrame, unpack
 from mldb.log.index.lineage import Jump, checked_jumps
-from mldb.log.lone import decode_lone, encode_lone
+from mldb.log.lone import decode_lone
 
 READ_FEATURES: Final[frozenset[str]] = frozenset()
 WRITE_FEATURES: Final[frozenset[str]] = frozenset()
 """The features of a store that this mldb knows: to read it, and to write it."""
 
 _INDEX_FILE = re.compile(r"segments/([0-9]{10}|[0-9a-f]{32})\.idx\Z")
-_BUFFER: Final = 1 << 12  # a packer that is made for each manifest takes 256 KiB otherwise
-_KIND: Final = fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +91,6 @@ class StoredManifest:
     version: int
 
 
-@dataclass(slots=True)
-class KnownSegment:
-    """A segment with its fields and bytes as a manifest has them. Whoever holds the base may ask.
-
-    ``checked``: they were decoded once, and are what was meant.
-    """
-
-    info: SegmentInfo
-    fields: dict[str, Any]
-    data: bytes
-    checked: bool = False
-
-
-KnownSegments = dict[bytes, KnownSegment]
-"""Segments by their ids: a few, so that they are not packed and looked at again."""
-
-_SEGMENT_FIELDS: Final = tuple(item.name for item in fields(SegmentInfo))
-_SEGMENT_VALUES: Final = attrgetter(*_SEGMENT_FIELDS)
-
-
 def splice(segments: Sequence[SegmentInfo], changes: Iterable[Splice]) -> tuple[SegmentInfo, ...]:
     """Apply changes to a list of segments. Raises ValueError for places that it does not have."""
     found = list(segments)
@@ -127,68 +101,14 @@ def splice(segments: Sequence[SegmentInfo], changes: Iterable[Splice]) -> tuple[
     return tuple(found)
 
 
-# --- encoding -------------------------------------------------------------------------------------
-
-
-def encode_manifest(stored: StoredManifest, known: KnownSegments | None = None) -> bytes:
-    """Return the bytes of a manifest file of the newest version.
-
-    *known* keeps the bytes of segments from one manifest to the next, and is added to.
-    """
-    lists = {"changes", "jumps", "kept", "version"}
-    body = {
-        item.name: getattr(stored, item.name) for item in fields(stored) if item.name not in lists
-    }
-    body["mark"] = asdict(stored.mark)
-    body["features"] = asdict(stored.features)
-    header = encode_file_header(
-        fmt.FILE_MANIFEST, stored.store_id, stored.created, number=stored.number
-    )
-    payload = _packed_lists(stored, known)
-    parts = encode_lone(header, _KIND, pack(body), payload, fmt.MANIFEST_BODY_VERSION)
-    return b"".join(parts)
-
-
-def _packed_lists(stored: StoredManifest, known: KnownSegments | None) -> bytes:
-    """Return what ``pack((changes, jumps, kept))`` would, of segments packed one by one."""
-    packer = msgpack.Packer(use_bin_type=True, autoreset=False, buf_size=_BUFFER)
-    packer.pack_array_header(3)
-    packer.pack_array_header(len(stored.changes))
-    parts = [packer.bytes()]
-    for position, count, come in stored.changes:
-        packer.reset()
-        packer.pack_array_header(3)
-        packer.pack(position)
-        packer.pack(count)
-        packer.pack_array_header(len(come))
-        parts.append(packer.bytes())
-        parts += [_packed_segment(info, known) for info in come]
-    return b"".join([*parts, pack(stored.jumps), pack(stored.kept)])
-
-
-def _packed_segment(info: SegmentInfo, known: KnownSegments | None) -> bytes:
-    found = None if known is None else known.get(info.id)
-    if found is not None and (found.info is info or found.info == info):
-        return found.data
-    fields_ = dict(zip(_SEGMENT_FIELDS, _SEGMENT_VALUES(info), strict=True))
-    data = pack(fields_)
-    if known is not None:
-        if len(known) >= fmt.CHANGES_MAX:
-            known.clear()
-        known[info.id] = KnownSegment(info, fields_, data)
-    return data
-
-
 # --- decoding -------------------------------------------------------------------------------------
 
 
-def decode_manifest(data: bytes, name: str, known: KnownSegments | None = None) -> StoredManifest:
+def decode_manifest(data: bytes, name: str) -> StoredManifest:
     """Decode a manifest file of any known version.
 
-    Segments that *known* has are compared with what it has, which is quicker than looking at each
-    field. Raises CorruptError, and FormatVersionError when it names a feature that this mldb does
-    not know and needs to read the store: before anything else in it is looked at, which may look
-    different.
+    Raises CorruptError, and FormatVersionError when it names a feature that this mldb does not know
+    and needs to read the store: before anything else in it is looked at, which may look different.
     """
     try:
         file = decode_lone(memoryview(data), name, fmt.FILE_MANIFEST, fmt.KIND_MANIFEST)
@@ -203,7 +123,7 @@ def decode_manifest(data: bytes, name: str, known: KnownSegments | None = None) 
         unknown = set(features.read) - READ_FEATURES
         if unknown:
             raise unknown_features(f"the store of {name}", unknown, "read")
-        return _of_version_2(body, features, bytes(file.payload), file.header, known)
+        return _of_version_2(body, features, bytes(file.payload), file.header)
     except FormatVersionError:
         raise
     except (DamagedFrame, ValueError, TypeError, LookupError) as error:
@@ -211,11 +131,7 @@ def decode_manifest(data: bytes, name: str, known: KnownSegments | None = None) 
 
 
 def _of_version_2(
-    body: Mapping[str, Any],
-    features: Features,
-    payload: bytes,
-    header: fmt.FileHeader,
-    known: KnownSegments | None,
+    body: Mapping[str, Any], features: Features, payload: bytes, header: fmt.FileHeader
 ) -> StoredManifest:
     changes, jumps, kept = unpack(payload)[:3]
     base = body["base"]
@@ -232,7 +148,7 @@ def _of_version_2(
         features,
         _plain(body["predecessor"], bytes),
         None if base is None else (_plain(base[0], int), _plain(base[1], bytes)),
-        tuple(_change(item, known or {}) for item in changes),
+        tuple(_change(item) for item in changes),
         checked_jumps(jumps),
         None if kept is None else _ranges(kept),
         header.version,
@@ -255,27 +171,17 @@ def unknown_features(store: str, names: set[str], use: str) -> FormatVersionErro
     )
 
 
-def _change(item: Sequence[Any], known: KnownSegments) -> Splice:
+def _change(item: Sequence[Any]) -> Splice:
     position, count, come = item[:3]
     if min(_plain(position, int), _plain(count, int)) < 0:
         raise ValueError("a change in front of the first segment")
-    found = []
-    for fields_ in come:
-        same = known.get(fields_["id"])
-        if same is not None and same.checked and same.fields == fields_:
-            found.append(same.info)
-            continue
-        info = _segment(fields_, _segment_id(fields_["id"]))
-        if same is not None and same.fields == fields_:
-            same.checked = info == same.info
-        found.append(info)
-    return position, count, tuple(found)
+    return position, count, tuple(decode_segment(found, _segment_id(found["id"])) for found in come)
 
 
 def _of_version_1(body: Mapping[str, Any], header: fmt.FileHeader) -> StoredManifest:
     """Version 1 has numbers for ids, one list of everything, and no ceiling of LSNs."""
     segments = tuple(
-        _segment(info, fmt.number_id(_number(info, "number"))) for info in body["segments"]
+        decode_segment(info, fmt.number_id(_number(info, "number"))) for info in body["segments"]
     )
     mark = body["mark"]
     kept = body["kept"]
@@ -350,7 +256,8 @@ def _mark(stored: Mapping[str, Any], segment: bytes) -> Mark:
     return Mark(segment, _number(stored, "offset"), _number(stored, "lsn"), _bytes(stored, "chain"))
 
 
-def _segment(stored: Mapping[str, Any], segment_id: bytes) -> SegmentInfo:
+def decode_segment(stored: Mapping[str, Any], segment_id: bytes) -> SegmentInfo:
+    """Return what one entry of a manifest says. Raises ValueError, LookupError."""
     index_file = _plain(stored["index_file"], str)
     if index_file and not _INDEX_FILE.match(index_file):
         raise ValueError(f"index file {index_file!r} is no name of this store")

@@ -33,7 +33,8 @@ class Options:
                          5 %; None (default) stores raw bytes, which are read without a copy.
     lock_timeout:        how long a commit waits for another writer before LockedError.
     segment_bytes:       size from which the log goes on in a new segment.
-    segment_entries:     the same by number of stored versions, which bounds memory and recovery.
+    segment_entries:     the same by number of stored versions, which bounds memory, recovery, and
+                         how long the commit waits that goes on in a new one.
     spill_bytes:         tensors from this size on are written at the call in a transaction, not
                          held in RAM.
     map_bytes:           tensors from this size on are read as views; None measures where that pays.
@@ -52,7 +53,7 @@ class Options:
     compression: Compression | None = None
     lock_timeout: float = 30.0
     segment_bytes: int = 256 << 20
-    segment_entries: int = 1 << 17
+    segment_entries: int = 1 << 16
     spill_bytes: int = 64 << 20
     map_bytes: int | None = None
     cache_bytes: int = 256 << 20

@@ -109,7 +109,7 @@ class Store(RuleBasedStateMachine):
 
     @initialize(
         segment_bytes=st.sampled_from([3000, 30_000, 1 << 28]),
-        segment_entries=st.sampled_from([9, 1 << 17]),
+        segment_entries=st.sampled_from([9, 1 << 16]),
         durability=st.sampled_from(["commit", "os"]),
         compression=st.sampled_from([None, None, "zstd"]),
         verify=st.sampled_from(["first", "always"]),

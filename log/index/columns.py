@@ -64,6 +64,7 @@ DIRECTORY_COLUMNS: Final = {
     "digest_row": "<u4",
 }
 """What an index over several segments has besides (``mldb.log.directory``)."""
+_NO_TAILS: Final[Mapping[str, Column]] = {}
 
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
 """Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
@@ -220,8 +221,11 @@ def frequent(counts: Mapping[str, int]) -> list[str]:
     return sorted(sorted(short, key=lambda field: (-counts[field], field))[: fmt.META_COLUMNS_MAX])
 
 
-def image_of(columns: Mapping[str, Column]) -> IndexImage:
-    """Lay the columns out one after another, each aligned to 64 bytes."""
+def image_of(columns: Mapping[str, Column], tails: Mapping[str, Column] = _NO_TAILS) -> IndexImage:
+    """Lay the columns out one after another, each aligned to 64 bytes.
+
+    *tails* are values that follow those of some columns.
+    """
     directory: dict[str, list[object]] = {}
     payload: list[Buffer] = []
     place = 0
@@ -229,8 +233,11 @@ def image_of(columns: Mapping[str, Column]) -> IndexImage:
         start = fmt.align_up(place, fmt.PAYLOAD_ALIGN_LOG2)
         if start > place:
             payload.append(bytes(start - place))
-        directory[name] = [start, len(column), column.dtype.str]
-        if column.nbytes:
-            payload.append(np.ascontiguousarray(column).view("u1").data)
-        place = start + column.nbytes
+        pieces = [column, tails[name]] if name in tails else [column]
+        directory[name] = [start, sum(map(len, pieces)), column.dtype.str]
+        place = start
+        for piece in pieces:
+            if piece.nbytes:
+                payload.append(np.ascontiguousarray(piece).view("u1").data)
+            place += piece.nbytes
     return IndexImage(directory, payload, place)

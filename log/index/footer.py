@@ -19,6 +19,7 @@ from mldb.log.index.pause import collection_paused
 from mldb.log.index.steps import Column, Steps, finish
 from mldb.log.manifest import SegmentInfo
 
+_NO_TAILS: Final[Columns] = {}
 _PIECES_MAX: Final = 16  # each is merged with all before it
 
 
@@ -31,17 +32,24 @@ def index_frame(
     or a copy (``Log.still``) whose cursor and jumps nobody changes. What is saved or merged already
     costs NumPy's time, the rest a step of Python for each version.
     """
+    tails: dict[str, Column] = {}
     with collection_paused():
-        columns = finish(column_steps(active, last_lsn, metadata_of, rows=0))
-    return frame_of(active, columns, last_lsn, durable, offset)
+        columns = finish(column_steps(active, last_lsn, metadata_of, rows=0, tails=tails))
+    return frame_of(active, columns, last_lsn, durable, offset, tails)
 
 
 def column_steps(
-    active: Active, last_lsn: int, metadata_of: MetadataOf | None, *, rows: int
+    active: Active,
+    last_lsn: int,
+    metadata_of: MetadataOf | None,
+    *,
+    rows: int,
+    tails: dict[str, Column] | None = None,
 ) -> Steps:
     """Make the columns of all commits <= *last_lsn*, in steps of *rows* versions; 0 is all at once.
 
-    Raises CorruptError when what is mapped contradicts itself; in steps, UnmergeableError, too.
+    With *tails* the end of some is put there, as ``merge_steps`` says. Raises CorruptError when
+    what is mapped contradicts itself; in steps, UnmergeableError, too.
     """
     parts = list(reversed(active.parts()))
     merged, hinted = active.merged, active.hinted
@@ -60,10 +68,12 @@ def column_steps(
         newer = yield from _built(*some, metadata_of, rows)
         if older is None:
             return newer
-        return (yield from merge_steps(older, newer))
+        return (yield from merge_steps(older, newer, tails))
     except UnmergeableError:
         if rows:
             raise
+        if tails:
+            tails.clear()
         entries, commits = _collected(list(reversed(active.parts())), last_lsn)
         return build_columns(entries, commits, metadata_of)
 
@@ -134,7 +144,12 @@ def _pieces(
 
 
 def frame_of(
-    active: Active, columns: Columns, last_lsn: int, durable: int, offset: int
+    active: Active,
+    columns: Columns,
+    last_lsn: int,
+    durable: int,
+    offset: int,
+    tails: Columns = _NO_TAILS,
 ) -> list[Buffer]:
     """Return the buffers of the index frame with these columns; see :func:`index_frame`."""
     fields = {
@@ -144,7 +159,7 @@ def frame_of(
         "durable": durable,
         "jumps": [jump for jump in active.jumps if jump[0] <= last_lsn],
     }
-    return encode_index(image_of(columns), fields, last_lsn, active.segment.seed, offset)
+    return encode_index(image_of(columns, tails), fields, last_lsn, active.segment.seed, offset)
 
 
 def encode_index(

@@ -19,7 +19,7 @@ from mldb.log.index.merge_parts import (
     MergePlan,
     UnmergeableError,
     items_of,
-    scattered,
+    let_in,
     taken,
 )
 from mldb.log.index.steps import Column
@@ -66,6 +66,36 @@ def _by_occurrence(ids: Column, count: int) -> Column:
     return np.argsort(first, kind="stable")
 
 
+def _first_rows(
+    plan: MergePlan, older_ids: Column, older_count: int, newer_ids: Column, count: int
+) -> Column:
+    """The merged row in which each of the items 0..count is named first.
+
+    Older rows keep their order, so the older items still come one after another, unless a newer row
+    names one before.
+    """
+    total = len(plan.is_newer)
+    first = np.full(count, total, dtype="<i8")
+    rows = _rises(older_ids, older_count)
+    before = plan.newer_row - np.arange(len(plan.newer_row))
+    first[:older_count] = rows + np.searchsorted(before, rows, side="right")
+    own = np.full(count, total, dtype="<i8")
+    own[newer_ids[::-1]] = plan.newer_row[::-1]  # of equal places the last one stays
+    np.minimum(first, own, out=own)
+    return own
+
+
+def _rises(ids: Column, count: int) -> Column:
+    """The row in which each of the items 0..count is named first; one past the end for none."""
+    tops = np.maximum.accumulate(ids)
+    rows = np.concatenate(([0], np.flatnonzero(tops[1:] != tops[:-1]) + 1))[: len(ids)]
+    if len(rows) == count and (tops[rows] == np.arange(count)).all():
+        return rows  # numbered as they come, which is the rule
+    first = np.full(count, len(ids), dtype="<i8")
+    first[ids[::-1]] = np.arange(len(ids) - 1, -1, -1)
+    return first
+
+
 def _inverse(order: Column) -> Column:
     ranks = np.empty(len(order), dtype="<i8")
     ranks[order] = np.arange(len(order))
@@ -79,10 +109,13 @@ def merge_attrs(
     numbers = yield from _numbers("attr", older, newer)
     count = len(older["attr_offset"]) - 1
     total = max(int(numbers.max(initial=-1)) + 1, count)
-    ids = scattered(plan, older["row_attr"].astype("<i8"), numbers[newer["row_attr"]])
-    order = _by_occurrence(ids, total)
-    merged["row_attr"] = _inverse(order)[ids].astype("<u4")
+    newer_ids = numbers[newer["row_attr"]].astype("<u4")
+    order = np.argsort(_first_rows(plan, older["row_attr"], count, newer_ids, total), kind="stable")
+    merged["row_attr"] = let_in(plan.is_newer, older["row_attr"], newer_ids)
     yield
+    if (order != np.arange(total)).any():
+        merged["row_attr"] = _inverse(order).astype("<u4")[merged["row_attr"]]
+        yield
     own = np.empty(total, dtype="<i8")  # the place of each in both heaps, one behind the other
     own[:count] = np.arange(count)
     fresh = np.flatnonzero(numbers >= count)
@@ -104,8 +137,9 @@ def merge_owners(
     numbers = np.concatenate(([0], numbers + 1))
     count = len(older["owner_offset"]) - 1
     total = max(int(numbers.max()), count) + 1
-    ids = scattered(plan, older["row_owner"].astype("<i8"), numbers[newer["row_owner"]])
-    order = _by_occurrence(np.concatenate((np.zeros(1, "<i8"), ids)), total)
+    newer_ids = numbers[newer["row_owner"]].astype("<u4")
+    ids = let_in(plan.is_newer, older["row_owner"], newer_ids)
+    order = _by_occurrence(np.concatenate((np.zeros(1, "<u4"), ids)), total)
     merged["row_owner"] = _inverse(order)[ids].astype("<u4")
     own = np.empty(total, dtype="<i8")
     own[: count + 1] = np.arange(-1, count)

@@ -20,18 +20,19 @@ class UnmergeableError(Exception):
 
 
 class MergePlan(NamedTuple):
-    """Where everything goes.
+    """Where everything goes: the newer items are let in between the older ones, which keep theirs.
 
-    ``older_number`` and ``newer_number`` are the merged numbers of the keys, ``older_row`` and
-    ``newer_row`` those of the rows; ``is_fresh`` says which newer keys are new.
+    ``before`` says how many older keys stand in front of each newer key that ``is_fresh``, and
+    ``newer_number`` the merged number of every newer key; ``starts`` are the merged rows of all.
+    ``newer_row`` are the merged rows of the newer ones, ascending, ``is_newer`` is true for these.
     """
 
-    older_number: Column
-    newer_number: Column
-    older_row: Column
-    newer_row: Column
-    starts: Column
+    before: Column
     is_fresh: Column
+    newer_number: Column
+    starts: Column
+    newer_row: Column
+    is_newer: Column
 
 
 def items_of(offsets: Column, heap: bytes) -> list[bytes]:
@@ -47,23 +48,57 @@ def sums_of(counts: Column) -> Column:
     return sums
 
 
+def commit_column(columns: Columns, name: str) -> Column:
+    """One of the columns of commits."""
+    return commit_ids(columns) if name == "commit_id" else columns[name]
+
+
 def commit_ids(columns: Columns) -> Column:
     """The ids of the commits; those of version 1 have none."""
     found = columns.get("commit_id")
     return np.zeros(len(columns["commit_lsn"]), dtype="V16") if found is None else found
 
 
-def scattered(plan: MergePlan, older: Column, newer: Column) -> Column:
-    """Merge a column of rows."""
-    merged = np.empty(len(older) + len(newer), dtype=older.dtype)
-    if merged.dtype.kind == "V":  # as pairs of numbers, since raw bytes are moved one by one
-        halves = merged.view("<u8").reshape(-1, 2)
-        halves[plan.older_row] = np.ascontiguousarray(older).view("<u8").reshape(-1, 2)
-        halves[plan.newer_row] = np.ascontiguousarray(newer).view("<u8").reshape(-1, 2)
-    else:
-        merged[plan.older_row] = older
-        merged[plan.newer_row] = newer
+def let_in(is_newer: Column, older: Column, newer: Column) -> Column:
+    """Merge two columns: the newer values go where *is_newer* is true, in their order.
+
+    NumPy moves what stands side by side at once, so this costs two passes of memory.
+    """
+    merged = np.empty(len(is_newer), dtype=older.dtype)
+    target = merged
+    if merged.dtype.kind == "V":  # as numbers of 16 bytes, since raw ones are moved one by one
+        target = merged.view("c16")
+        older, newer = (np.ascontiguousarray(values).view("c16") for values in (older, newer))
+    target[is_newer] = newer
+    target[~is_newer] = older
     return merged
+
+
+def places_of(before: Column, total: int) -> Column:
+    """Where items are let in before which so many of the others stand; true for each of them."""
+    is_newer = np.zeros(total, dtype="?")
+    is_newer[before + np.arange(len(before))] = True
+    return is_newer
+
+
+def let_in_items(
+    before: Column, older: tuple[Column, Column], newer: tuple[Column, Column], which: Column
+) -> tuple[Column, Column]:
+    """Merge two heaps, as offsets and bytes: the items *which* of the newer one are let in.
+
+    *before* says how many older ones stand in front of each. Costs a step of Python for each.
+    """
+    (offsets, heap), (newer_offsets, newer_heap) = older, newer
+    lows, highs = newer_offsets[which], newer_offsets[which + 1]
+    is_newer = places_of(before, len(offsets) - 1 + len(which))
+    sizes = let_in(is_newer, np.diff(offsets), highs - lows)
+    pieces: list[memoryview] = []
+    done = 0
+    for cut, low, high in zip(offsets[before].tolist(), lows.tolist(), highs.tolist(), strict=True):
+        pieces += (heap.data[done:cut], newer_heap.data[low:high])
+        done = cut
+    pieces.append(heap.data[done:])
+    return sums_of(sizes).view("<u8"), np.frombuffer(b"".join(pieces), dtype="u1")
 
 
 def taken(name: str, older: Columns, newer: Columns, order: Column) -> tuple[Column, Column]:

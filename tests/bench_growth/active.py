@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mldb.log.format import SEGMENT_ENTRIES
 from tests.bench_growth.row import Row
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -70,7 +71,7 @@ def private():
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
 
 with mldb.open(sys.argv[1], mode="r") as db:  # imports, and what they keep, are no part of it
-    some = [f"layer/{number * 7919 % 10_000_019:07d}/weight" for number in range(0, 1 << 17, 130)]
+    some = [f"layer/{number * 7919 % 10_000_019:07d}/weight" for number in range(0, 1 << 16, 65)]
     found = sum(name in db for name in some[:1])
 before = private()
 db = mldb.open(sys.argv[1], mode="r")
@@ -156,7 +157,7 @@ def rows(quick: bool) -> list[Row]:
         for count in counts:
             for names in (100, 10_000_019):
                 found += _of_a_killed_store(folder / str(count), count, names, quick)
-        entries = 1 << 11 if quick else 1 << 17
+        entries = 1 << 11 if quick else SEGMENT_ENTRIES
         found += _of_a_seal(folder, 1 << 8, 100, "os", quick=True)  # what syncs alone cost here
         for names in (100, 10_000_019):
             found += _of_a_seal(folder, entries, names, "os", quick)

@@ -116,7 +116,7 @@ RAISED: dict[str, tuple[dict[str, int], Use]] = {
 
 
 def prepared(fs: MemoryFileSystem) -> MLDatabase:
-    db = MLDatabase.on(fs, spill_bytes=1 << 20)
+    db = MLDatabase.on(fs, spill_bytes=1 << 20, segment_entries=1 << 17)
     db.store_tensor("before", ONES)
     db.lake("lake", dim=4).add_splats(np.eye(4, dtype=np.float32))
     return db

@@ -21,9 +21,9 @@ from mldb.log.manifest_codec import (
     SegmentInfo,
     StoredManifest,
     decode_manifest,
-    encode_manifest,
     splice,
 )
+from mldb.log.manifest_encoder import encode_manifest
 from tests.support.logs import CLOCK, OLD_SEGMENT_ID, SEGMENT_ID, STORE_ID, flip
 
 NAME = "MANIFEST-0000000007"

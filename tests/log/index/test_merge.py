@@ -108,6 +108,20 @@ def test_a_merge_is_what_is_built_of_everything(
     assert_same(merge_columns(parts[0], merge_columns(parts[1], parts[2])), whole)
 
 
+@given(versions(), st.integers(0, 12))
+def test_what_only_follows_need_not_be_joined(commits: list[dict[bytes, Entry]], cut: int) -> None:
+    """A seal merges under the commit lock: columns of commits go to the file as two pieces."""
+    cut = min(cut, len(commits))
+    tails: dict[str, Column] = {}
+    pieces = columns_of(commits[:cut], 1), columns_of(commits[cut:], cut + 1)
+    merged = finish(merge_steps(*pieces, tails))
+    assert tails.keys() == {name for name in merged if name.startswith("commit_")}
+    found, expected = image_of(merged, tails), image_of(columns_of(commits, 1))
+    assert list(found.directory.items()) == list(expected.directory.items())
+    assert flat(found) == flat(expected)
+    assert found.length == expected.length
+
+
 @given(versions(), st.integers(1, 5))
 def test_versions_may_come_key_by_key(commits: list[dict[bytes, Entry]], at_once: int) -> None:
     """The pieces of one commit's range, ascending by key, are merged as later commits are."""
