@@ -96,8 +96,8 @@ class Part:
         """*sealed* are the segments of the manifest that the part covers."""
         self.info = info
         self.sealed = tuple(sealed)
-        self.first_lsn = min((part.first_lsn for part in sealed if part.last_lsn), default=0)
-        self.last_lsn = max(part.last_lsn for part in sealed)
+        self.first_lsn = next((part.first_lsn for part in sealed if part.last_lsn), 0)
+        self.last_lsn = next((part.last_lsn for part in reversed(sealed) if part.last_lsn), 0)
         self.is_lost = False
         self._files = files
         self._lost = lost

@@ -26,16 +26,15 @@ from mldb.log.index.bulk import (
     version_columns,
 )
 from mldb.log.index.column_reader import ColumnReader, iterate_heap
-from mldb.log.index.columns import COMMIT_COLUMNS
 from mldb.log.index.lazy_lsns import LazyLsns
 from mldb.log.index.lineage import Memo, newest_visible
-from mldb.log.index.memory import CommitField, after_prefix
+from mldb.log.index.mapped_commits import MappedCommits
+from mldb.log.index.memory import after_prefix
 from mldb.log.index.merge_parts import check_columns
 from mldb.log.index.steps import Column
 
 _KEY_CACHE_MAX = 1 << 14
 _MEMOS_MAX = 1 << 10
-_COMMIT_NAMES = tuple(COMMIT_COLUMNS)
 _NO_DIGEST = bytes(DIGEST_SIZE)
 _MANY: Final = 1 << 10
 """Versions of a key from which their LSNs are not kept, but looked up."""
@@ -47,47 +46,25 @@ _KeyRows = tuple[Sequence[int], int]
 """The commit LSNs of one key's versions, and the row of the first."""
 
 
-class MappedIndex:
+class MappedIndex(MappedCommits):
     """An index that reads its columns in place. Any thread.
 
     What it returns is copied out of the mapping and lives for ever. *segments* are the ids of the
     segments that its rows lie in: one for a footer, those of its segment column otherwise.
     ``_cache`` maps keys to their rows, ``_entries`` rows to entries, ``_asked`` are the blocks of
     rows of which one was asked for, ``_memos`` what lineages lead to; all bounded by being emptied
-    when full. ``_last`` is the last commit once it was asked for. All are only ever replaced by
-    equal values, so they need no lock.
+    when full. All are only ever replaced by equal values, so they need no lock.
     """
 
-    __slots__ = (
-        "_asked",
-        "_cache",
-        "_entries",
-        "_is_sound",
-        "_last",
-        "_memos",
-        "_reader",
-        "_segments",
-        "first_lsn",
-        "last_lsn",
-    )
+    __slots__ = ("_asked", "_cache", "_entries", "_is_sound", "_memos")
 
     def __init__(self, reader: ColumnReader, *segments: bytes) -> None:
-        self._reader = reader
-        self._segments = segments
+        super().__init__(reader, segments)
         self._cache: dict[bytes, _KeyRows | None] = {}
         self._entries: dict[int, Entry] = {}
         self._asked: set[int] = set()
         self._memos: dict[bytes, Memo] = {}
-        count = reader.count("commit_lsn")
-        self.first_lsn = reader.value("commit_lsn", 0) if count else 0
-        self.last_lsn = reader.value("commit_lsn", count - 1) if count else 0
-        self._last: CommitRow | None = None
         self._is_sound = False
-
-    @property
-    def reader(self) -> ColumnReader:
-        """The columns."""
-        return self._reader
 
     def _rows(self, key: bytes) -> _KeyRows | None:
         """Find the versions of a key by its hash."""
@@ -167,13 +144,6 @@ class MappedIndex:
             reader.value("row_base", row),
             b"" if digest == _NO_DIGEST else digest,
             self._owner(reader.value("row_owner", row)) if reader.has("row_owner") else b"",
-        )
-
-    def _segment(self, number: int) -> bytes:
-        if number < len(self._segments):
-            return self._segments[number]
-        raise CorruptError(
-            f"a version lies in segment {number} of {len(self._segments)}", file=self._reader.file
         )
 
     def _owner(self, number: int) -> bytes:
@@ -287,42 +257,6 @@ class MappedIndex:
                 high = middle
         return low
 
-    def commit_at(self, lsn: int) -> CommitRow | None:
-        """Return the commit with this LSN."""
-        if lsn == self.last_lsn and lsn:
-            if self._last is None:
-                self._last = self._commit(self._reader.count("commit_lsn") - 1)
-            return self._last
-        row = self._commit_row(lsn) - 1
-        if row < 0 or self._reader.value("commit_lsn", row) != lsn:
-            return None
-        return self._commit(row)
-
-    def _commit_row(self, lsn: int) -> int:
-        """The number of commits with an LSN up to this one."""
-        return self._reader.search_right("commit_lsn", lsn, 0, self._reader.count("commit_lsn"))
-
-    def _commit(self, row: int) -> CommitRow:
-        reader = self._reader
-        commit_id = b""
-        if reader.has("commit_id"):
-            stored = reader.span("commit_id", row, row + 1).tobytes()
-            commit_id = b"" if stored == _NO_DIGEST else stored
-        return CommitRow._make([*(reader.value(name, row) for name in _COMMIT_NAMES), commit_id])
-
-    def commits(self, low: int, high: int) -> Iterator[CommitRow]:
-        """Yield the commits in this range."""
-        for row in range(self._commit_row(low - 1), self._commit_row(high)):
-            yield self._commit(row)
-
-    def placed(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
-        """Yield (segment id, commit) in this range."""
-        reader = self._reader
-        merged = reader.has("commit_segment")
-        for row in range(self._commit_row(low - 1), self._commit_row(high)):
-            number = reader.value("commit_segment", row) if merged else 0
-            yield self._segment(number), self._commit(row)
-
     def with_digest(self, digest: bytes) -> Iterator[tuple[bytes, Entry]]:
         """Yield (key, version) of the versions whose bytes have this digest; merged indexes only.
 
@@ -340,19 +274,9 @@ class MappedIndex:
                 yield reader.heap("key", number), entry
             place -= 1
 
-    def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
-        """Return the last commit in the range with field <= limit."""
-        start, stop = self._commit_row(low - 1), self._commit_row(high)
-        row = self._reader.search_right(f"commit_{field}", limit, start, stop) - 1
-        return self._commit(row) if row >= start else None
-
     def entry_count(self) -> int:
         """How many versions the index holds."""
         return self._reader.count("row_commit")
-
-    def commit_count(self) -> int:
-        """How many commits are held."""
-        return self._reader.count("commit_lsn")
 
     def dump(self) -> tuple[dict[bytes, list[Entry]], list[CommitRow]]:
         """Read everything back, to be merged into a larger index."""
