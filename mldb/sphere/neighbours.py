@@ -1,25 +1,36 @@
 """Exact nearest rows by cosine, in blocks of bounded memory, the same whatever the blocks.
 
-A matrix product in float32 finds candidates on all cores, but its last bits depend on the shape of
-the block, and with them which of two near rows comes first. So the cosine of each candidate is
-computed again, in float64 in an order fixed by the rows alone, and rounded to float32. That cosine
-ranks them; ties go to the smaller row number. A query has one answer, alone or in any batch.
+A matrix product in float32 finds candidates, but its last bits depend on the shape of the block,
+and with them which of two near rows comes first. So the cosine of each candidate is computed again,
+in float64 in an order fixed by the rows alone, and rounded to float32. That cosine ranks them; ties
+go to the smaller row number. A query has one answer, alone or in any batch.
+
+No row of the answer is missed. Whatever the order of its sums, a float32 product of d terms is off
+by at most g = d u / (1 - d u) times |x| |y|, u = 2^-24 (Higham 2002, section 3.1), and the cosine
+that ranks by at most u. The k rows of largest product reach the k-th largest, the border: so their
+cosines reach border - g - u, those of the answer no less, and their products border - 2 (g + u).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.arrays import Float32s, Numbers
+from mldb.arrays import Bools, Float32s, Numbers
 from mldb.errors import InvalidValueError
 
 BLOCK_BYTES: Final = 32 << 20  # of the float32 products; their copies take twice as much again
 _PAIRS: Final = 2048  # candidates computed again at once
-_FEW: Final = 64
+_FEW: Final = 64  # queries whose products are made the other way
+_LANES: Final = 16  # rows whose products are compared at once: short inner loops are slow
+_ROUNDING: Final = 2.0**-24
+_ONE_THREAD_TERMS: Final = 1 << 18  # of a product; from there on OpenBLAS wakes its threads
+_ONE_THREAD_SUM: Final = 1 << 28  # of such products: five milliseconds; more is worth the threads
+_STACKED_ROWS: Final = 8  # of such a product; with fewer the queries are packed too often
 _MANY: Final = 4  # times k: so many candidates of a query are rows that are alike
 LEFT_OUT: Final = -2.0  # below every cosine
 
@@ -40,12 +51,18 @@ class Pairs(NamedTuple):
 
 
 def nearest(
-    queries: Float32s, base: Float32s, k: int, *, exclude: Numbers | None = None
+    queries: Float32s,
+    base: Float32s,
+    k: int,
+    *,
+    exclude: Numbers | None = None,
+    firsts: Firsts | None = None,
 ) -> Neighbours:
     """Return the k rows of *base* [N, d] nearest to each of *queries* [Q, d], both of unit length.
 
-    *exclude* [Q] names one row for each query that is not to be found. Raises InvalidValueError
-    when there are fewer than k others, and for shapes that do not fit.
+    *exclude* [Q] names one row for each query that is not to be found. *firsts* of *base* and k may
+    be given where they are kept. Raises InvalidValueError when there are fewer than k others, and
+    for shapes that do not fit.
     """
     check_row_matrix("queries", queries)
     check_row_matrix("base", base)
@@ -58,8 +75,11 @@ def nearest(
     rows = np.empty((len(queries), k), np.int32)
     cosines = np.empty((len(queries), k), np.float32)
     if k:
-        firsts = Firsts(base, k)
+        firsts = Firsts(base, k) if firsts is None else firsts
         for part in blocks(len(queries), len(base)):
+            if k == 1 and exclude is None and part.stop - part.start <= _FEW:
+                rows[part], cosines[part] = _nearest_row(queries[part], base, firsts)
+                continue
             products = _products(queries[part], base)
             if exclude is not None:
                 products[np.arange(len(products)), exclude[part]] = LEFT_OUT
@@ -74,6 +94,48 @@ def _products(queries: Float32s, base: Float32s) -> Float32s:
     return np.ascontiguousarray((base @ queries.T).T)
 
 
+def _nearest_row(queries: Float32s, base: Float32s, firsts: Firsts) -> Neighbours:
+    """Return the nearest row of each of a few queries.
+
+    Their products are looked at as they come, [N, Q], several rows at once: all that is not the
+    product itself costs a tenth of it.
+    """
+    count, few = len(base), len(queries)
+    products = np.empty((-(-count // _LANES) * _LANES, few), np.float32)
+    products[count:] = LEFT_OUT
+    _multiply(base, queries, products[:count])
+    lanes = products.reshape(-1, _LANES * few)
+    border = lanes.max(axis=0).reshape(_LANES, few).max(axis=0)
+    near = (lanes >= np.tile(border - _margin(base.shape[1]), _LANES)).reshape(-1, few)
+    numbers: Numbers | None = None
+    if np.count_nonzero(near) > _MANY * few:
+        numbers = firsts.rows
+        near = near[numbers]
+    row, query = np.divmod(np.flatnonzero(near), few)
+    row = row if numbers is None else numbers[row]
+    return _ranked(query, row, queries, base, 1)
+
+
+def _multiply(base: Float32s, queries: Float32s, out: Float32s) -> None:
+    """Write base @ queries.T to *out* [N, Q]; what takes a few milliseconds on this thread alone.
+
+    BLAS shares a product among its threads and waits for the last of them. Where another program
+    has one of the cores, that is two or three slices of the scheduler; so such a product is made as
+    a stack of ones too small to be shared.
+    """
+    count, dim = base.shape
+    few = len(queries)
+    stacked = min(_ONE_THREAD_TERMS // max(few * dim, 1), count)
+    if stacked < _STACKED_ROWS or count * few * dim > _ONE_THREAD_SUM:
+        np.matmul(base, queries.T, out=out)
+        return
+    columns = np.ascontiguousarray(queries.T)
+    whole = count - count % stacked
+    stack = base[:whole].reshape(-1, stacked, dim)
+    np.matmul(stack, columns, out=out[:whole].reshape(-1, stacked, few))
+    np.matmul(base[whole:], columns, out=out[whole:])
+
+
 class Firsts:
     """Which rows can be among the k nearest of any query, however many identical rows there are.
 
@@ -81,13 +143,23 @@ class Firsts:
     own: so the first k + 1 of each group. Found when first asked for. One thread.
     """
 
-    def __init__(self, rows: Float32s, k: int) -> None:
+    def __init__(
+        self,
+        rows: Float32s,
+        k: int,
+        kept: Callable[[Callable[[], Numbers]], Numbers] | None = None,
+    ) -> None:
+        """*kept* returns what its argument does, or did for the same rows and k before."""
         self._rows = rows
+        self._kept = kept
         self.k = k
 
     @cached_property
     def rows(self) -> Numbers:
         """Their numbers, ascending."""
+        return self._find() if self._kept is None else self._kept(self._find)
+
+    def _find(self) -> Numbers:
         group = identical_groups(self._rows)
         order = np.argsort(group, kind="stable")
         starts = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -135,15 +207,20 @@ def top(
     *firsts* of *base* keep the cost from growing with the square of the number of identical rows.
     """
     border = _border(products, k)
-    wanted = (border - 2 * _rounding(base.shape[1]))[:, None]
+    wanted = (border - _margin(base.shape[1]))[:, None]
     near = products >= wanted
     numbers: Numbers | None = None
     if firsts is not None and np.count_nonzero(near) > _MANY * k * len(queries):
         numbers = firsts.rows
         near = near[:, numbers]
-    left, right = np.nonzero(near)
+    left, right = _places(near)
     if numbers is not None:
         right = numbers[right]
+    return _ranked(left, right, queries, base, k)
+
+
+def _ranked(left: Numbers, right: Numbers, queries: Float32s, base: Float32s, k: int) -> Neighbours:
+    """Return the k best of the pairs (query, row), of which every query has as many."""
     pairs = Pairs(left, right, pair_cosines(queries, left, base, right))
     best = best_of(pairs, k)
     shape = len(queries), k
@@ -161,8 +238,8 @@ def _border(products: Float32s, k: int) -> npt.NDArray[np.float32]:
 
 def exact_pairs(products: Float32s, border: Float32s, queries: Float32s, base: Float32s) -> Pairs:
     """Return the pairs (query, row of *base*) whose cosine may reach *border* [Q], or [Q, N]."""
-    wanted = border - 2 * _rounding(base.shape[1])
-    left, right = np.nonzero(products >= (wanted[:, None] if wanted.ndim == 1 else wanted))
+    wanted = border - _margin(base.shape[1])
+    left, right = _places(products >= (wanted[:, None] if wanted.ndim == 1 else wanted))
     return Pairs(left, right, pair_cosines(queries, left, base, right))
 
 
@@ -204,6 +281,17 @@ def check_row_matrix(name: str, rows: Float32s) -> None:
         )
 
 
-def _rounding(dim: int) -> np.float32:
-    """Bound the error of a float32 product of unit rows: rounding errors add up like noise."""
-    return np.float32(4 * np.finfo(np.float32).eps * np.sqrt(dim))
+def _places(mask: Bools) -> tuple[Numbers, Numbers]:
+    """Where *mask* [Q, N] is set. ``np.nonzero`` of two dimensions takes twenty times as long."""
+    query, row = np.divmod(np.flatnonzero(mask), max(mask.shape[1], 1))
+    return query, row
+
+
+def _margin(dim: int) -> np.float32:
+    """How far below the border the product of a row may lie that ranks among the k nearest.
+
+    2 (g + u) of the module's docstring, and u for the border less it. A hundredth more covers the
+    norms of rows, which are 1 but for their own rounding, and cosines computed in float64.
+    """
+    g = dim * _ROUNDING / (1 - dim * _ROUNDING)
+    return np.float32(1.01 * (2 * g + 3 * _ROUNDING))

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 import mldb
+from mldb.lake.augment.augmenter import starts_of
+from mldb.lake.stream.settings import AugmentationMode
 from mldb.sphere.graph import build_graph
 from tests.bench_growth.row import Row
 
@@ -209,7 +212,11 @@ def identical_rows(folder: Path, share: int) -> list[Row]:
 
 
 def augment_calls(folder: Path, share: int) -> list[Row]:
-    """``lake.augment`` by walk: the second call finds the graph of the first."""
+    """``lake.augment``: the second call finds the graph of the first, and only searches.
+
+    The floor of a search is the product of the rows with the lake's. It is measured after the
+    calls: the threads of BLAS spin for a while after a product, and take time from what follows.
+    """
     size = 10_000 // share
     with mldb.open(folder / "store", durability="os") as db:
         lake = db.lake(dim=DIM)
@@ -217,12 +224,43 @@ def augment_calls(folder: Path, share: int) -> list[Row]:
         x = _random(32, seed=3)
         first = _timed(lambda: lake.augment(x, mode="walk", device="numpy"))
         then = [_timed(lambda: lake.augment(x, mode="walk", device="numpy")) for _ in range(15)]
-        others = [_random(32, seed=number) for number in range(4, 19)]
-        other = [_timed(lambda x=x: lake.augment(x, mode="walk", device="numpy")) for x in others]  # type: ignore[misc]
+        other, modes = {}, get_args(AugmentationMode)
+        for number, mode in enumerate(modes, 1):
+            lake.augment(x, mode=mode, device="numpy")
+            calls = [
+                partial(lake.augment, _random(32, seed=100 * number + part), mode=mode)
+                for part in range(15)
+            ]
+            other[mode] = median(_timed(partial(call, device="numpy")) for call in calls)
+        table = lake.rows().table()
+        other["product"] = median(_timed(lambda: table @ x.T) for _ in range(15))
     return [
         _row("augment of 32 rows by walk: first call", size, first, "ms"),
         _row("the same: second call", size, median(then), "ms", 5),
-        _row("the same: of other rows", size, median(other), "ms"),
+        _row("the same: of other rows", size, other["walk"], "ms", 5),
+        _row("the same: their product with the lake's alone", size, other["product"], "ms"),
+        _row("augment of 32 other rows: isotropic", size, other["isotropic"], "ms"),
+        _row("the same: langevin", size, other["langevin"], "ms"),
+        *_searches(folder, 100_000 // share),
+    ]
+
+
+def _searches(folder: Path, size: int) -> list[Row]:
+    """Where ``lake.augment`` of other rows starts, in a lake of many more rows and ten blocks."""
+    with mldb.open(folder / "large", durability="os") as db:
+        lake = db.lake(dim=DIM)
+        for number in range(10):
+            lake.add_splats(_random(size // 10, seed=number))
+        rows = lake.rows()
+        table = rows.table()
+        queries = [_random(32, seed=number) for number in range(20, 29)]
+        for x in queries:
+            x /= np.linalg.norm(x, axis=1, keepdims=True)
+        search = [_timed(lambda x=x: starts_of(rows, x)) for x in queries]  # type: ignore[misc]
+        product = [_timed(lambda x=x: table @ x.T) for x in queries]  # type: ignore[misc]
+    return [
+        _row("search of 32 rows for walks", size, median(search), "ms"),
+        _row("the same: their product alone", size, median(product), "ms"),
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 
 import mldb
 from mldb.lake.augment import graph_store, landscape
+from mldb.lake.rows.block import MappedBlock
+from mldb.lake.rows.live import Rows
+from mldb.sphere import neighbours
 from mldb.tensors.cache import ByteCache
 from tests.support.lakes import BATCH, DIM, ROWS, data, db, fill, raw, stream  # noqa: F401
 
@@ -62,6 +67,93 @@ def test_walks_and_calls_share_what_is_computed_of_a_commit(
     stats = db.stats()["lakes"]
     assert 0 < stats["used_bytes"] <= stats["limit_bytes"]
     assert stats["hits"] > 10
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("mode", ["walk", "langevin"])
+def test_a_call_with_other_rows_touches_no_row_of_the_lake_again(
+    db: mldb.MLDatabase,  # noqa: F811
+    data: dict[str, Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    rng: np.random.Generator,
+    mode: str,
+    parts: int,
+) -> None:
+    """Each call looked for identical rows, and copied all labelled rows for its gate."""
+    near = [rng.standard_normal((5, DIM)) for _ in range(4)]
+    settings: dict[str, Any] = {"mode": mode}
+    if mode == "walk":  # which start among many identical rows
+        data["mu"][rng.permutation(ROWS)[:300]] = data["mu"][0]
+        near = [data["mu"][0] + 1e-5 * x for x in near]
+    else:
+        settings["steps"] = 1
+    lake = fill(db, half_labelled(data), parts)
+    lake.augment(near[0], device="numpy", **settings)
+    touched: list[str] = []
+    for owner, name in (
+        (MappedBlock, "gather"),
+        (MappedBlock, "verify"),
+        (Rows, "gather"),
+        (neighbours, "identical_groups"),
+    ):
+        plain = getattr(owner, name)
+
+        def noted(*args: Any, name: str = name, plain: Any = plain, **named: Any) -> Any:
+            touched.append(name)
+            return plain(*args, **named)
+
+        monkeypatch.setattr(owner, name, noted)
+    rows = lake.rows()
+    copy = rows.known("labelled rows", rows.state.version)
+    assert (copy is None) is (mode == "walk")  # its gate looks labels up
+    for x in near[1:]:
+        before = db.stats()["lakes"]["misses"]
+        lake.augment(x, device="numpy", **settings)
+        assert db.stats()["lakes"]["misses"] == before + 1  # where these rows start
+    assert touched == []
+    assert rows.known("labelled rows", rows.state.version) is copy
+    lake.add_splats(rng.standard_normal((4, DIM)), labels=[0] * 4)
+    lake.augment(near[1], device="numpy", **settings)
+    assert "gather" in touched  # of another state everything is looked at
+
+
+def test_calls_of_two_threads_see_one_commit_each(
+    db: mldb.MLDatabase,  # noqa: F811
+    data: dict[str, Any],  # noqa: F811
+    rng: np.random.Generator,
+) -> None:
+    lake = fill(db, half_labelled(data), 3)
+    calls = [rng.standard_normal((5, DIM)) for _ in range(8)]
+
+    def augmented(x: Any) -> bytes:
+        return lake.augment(x, mode="walk", device="numpy").tobytes()  # type: ignore[no-any-return]
+
+    before = [augmented(x) for x in calls]
+    rounds: list[list[bytes]] = []
+    started, added = Barrier(3), Event()
+
+    def work() -> None:
+        started.wait()
+        seen = []
+        while True:
+            last = added.is_set()
+            seen = [augmented(x) for x in calls]
+            rounds.append(seen)
+            if last:
+                return
+
+    with ThreadPoolExecutor(2) as pool:
+        threads = [pool.submit(work) for _ in range(2)]
+        started.wait()
+        lake.add_splats(np.concatenate(calls))  # the nearest rows are others from now on
+        added.set()
+        for thread in threads:
+            thread.result()
+    after = [augmented(x) for x in calls]
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    for seen in rounds:
+        assert all(s in pair for s, *pair in zip(seen, before, after, strict=True))
+    assert rounds[-1] == after
 
 
 def test_without_room_everything_is_the_same(

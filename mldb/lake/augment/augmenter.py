@@ -18,6 +18,7 @@ from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import Device, Table
 from mldb.lake.augment.devices import borrow, give_back
+from mldb.lake.augment.graph_store import lake_firsts
 from mldb.lake.augment.landscape import Landscape, Moved
 from mldb.lake.on_host import to_host
 from mldb.lake.rows.live import Rows
@@ -163,11 +164,13 @@ def _interleave(x: Any, moved: Any, copies: int, out: Any) -> Any:
     return out
 
 
-def _starts(rows: Rows, unit: Float32s) -> Numbers:
+def starts_of(rows: Rows, unit: Float32s) -> Numbers:
     """The row of the lake nearest to each of *unit*: the same rows again are not searched for."""
 
     def make() -> Numbers:
-        return nearest(unit, rows.table(), 1).rows[:, 0].astype(np.int64)
+        table = rows.table()
+        firsts = lake_firsts(rows, "all", table)
+        return nearest(unit, table, 1, firsts=firsts).rows[:, 0].astype(np.int64)
 
     what = "starts", unit.shape, digest128(unit.data)
     return rows.derived(what, make, lambda found: found.nbytes + _KEY_BYTES)
@@ -195,7 +198,7 @@ def augment_rows(
     numbers = np.arange(len(unit), dtype=np.int64)
     rows = None if chosen.mode == "isotropic" else rows_of()
     augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device)
-    start = numbers if rows is None else _starts(rows, unit)
+    start = numbers if rows is None else starts_of(rows, unit)
     out = np.empty((len(unit) * chosen.group, dim), np.float32)
     moved: Any = out
     if len(unit):

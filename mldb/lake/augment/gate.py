@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
-from mldb.sphere.neighbours import nearest
+from mldb.sphere.neighbours import Firsts, nearest
 
 
 class Gated(NamedTuple):
@@ -44,18 +44,21 @@ def gate(
     own_labels: Numbers,
     labelled: Float32s,
     labels: Numbers,
+    *,
+    firsts: Firsts | None = None,
 ) -> Gated:
     """Return *augmented* [B, d], with the original row where the gate takes one back.
 
     *own_labels* [B] are those of *originals* [B, d]; *labelled* [L, d] rows have *labels* [L]. All
-    rows are float32 of unit length. Raises InvalidValueError.
+    rows are float32 of unit length. *firsts* of *labelled* and 1, where they are kept. Raises
+    InvalidValueError.
     """
     if originals.shape != augmented.shape or own_labels.shape != (len(originals),):
         raise InvalidValueError(
             f"originals {originals.shape}, augmented rows {augmented.shape} and labels "
             f"{own_labels.shape} do not fit together"
         )
-    wrong = nearest_labels(augmented, labelled, labels) != own_labels
+    wrong = nearest_labels(augmented, labelled, labels, firsts=firsts) != own_labels
     return Gated(np.where(wrong[:, None], originals, augmented), wrong)
 
 
@@ -72,14 +75,17 @@ def gate_walk(start: Numbers, end: Numbers, own_labels: Numbers, pool_labels: Nu
     return Gated(np.where(wrong, start, end), wrong)
 
 
-def nearest_labels(x: Float32s, labelled: Float32s, labels: Numbers) -> Numbers:
+def nearest_labels(
+    x: Float32s, labelled: Float32s, labels: Numbers, *, firsts: Firsts | None = None
+) -> Numbers:
     """Return the label of the nearest of *labelled* [L, d] for each row of *x*, int64 [B].
 
-    Raises InvalidValueError when there is no labelled row, or not one label for each.
+    *firsts* of *labelled* and 1, where they are kept. Raises InvalidValueError when there is no
+    labelled row, or not one label for each.
     """
     if not len(labelled) or labels.shape != (len(labelled),):
         raise InvalidValueError(
             f"{len(labelled)} labelled rows and labels of shape {labels.shape}; a gate needs at "
             "least one labelled row, and one label for each"
         )
-    return labels[nearest(x, labelled, 1).rows[:, 0]]
+    return labels[nearest(x, labelled, 1, firsts=firsts).rows[:, 0]]

@@ -17,6 +17,7 @@ from mldb.lake.rows.live import Rows
 from mldb.log.hints import load_hint_bytes, save_hint
 from mldb.log.index.lineage import is_visible
 from mldb.sphere.graph import Graph, build_graph, extend_graph, reduce_graph
+from mldb.sphere.neighbours import Firsts
 
 GRAPH_NEIGHBOURS: Final = 30  # what the bandwidth needs; walks and chains take the nearest of them
 _VERSION: Final = 2
@@ -55,6 +56,18 @@ def lake_graph(rows: Rows, mu: Float32s, *, save: bool = False) -> Graph:
     if save:
         rows.keep(_SAVED, True, _MARK_BYTES)
     return graph
+
+
+def lake_firsts(rows: Rows, what: str, table: Float32s) -> Firsts:
+    """Which rows of *table*, named *what* among those of a state, may be nearest to a query.
+
+    Where many rows are identical they are looked for once for a state, and not by every search.
+    """
+
+    def kept(make: Callable[[], Numbers]) -> Numbers:
+        return rows.derived(("firsts", what), make, lambda numbers: numbers.nbytes)
+
+    return Firsts(table, 1, kept)
 
 
 def _nearest(rows: Rows, saved: _Kept | None) -> _Kept | None:

@@ -12,7 +12,7 @@ from mldb.arrays import Bools, Float32s, Numbers
 from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Dynamics, MixtureEnergy, Table
 from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
-from mldb.lake.augment.graph_store import lake_graph, lake_labels
+from mldb.lake.augment.graph_store import lake_firsts, lake_graph, lake_labels
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import Augmentation
 from mldb.noise.keys import Keys
@@ -112,6 +112,14 @@ class Landscape:
         near[bare] = nearest_labels(self.mu[bare], self.mu[labelled], self.labels[labelled])
         return near
 
+    @cached_property
+    def _labelled_mu(self) -> Float32s:
+        """The rows that have a label: where all have one, no copy of them."""
+        assert self.labels is not None
+        if len(self._labelled) == len(self.labels):
+            return self.mu
+        return self._rows.derived("labelled rows", lambda: self.mu[self._labelled], _nbytes)
+
     def prepare(self) -> None:
         """Make and save now what other processes would each make for themselves."""
         lake_graph(self._rows, self.mu, save=True)
@@ -141,7 +149,9 @@ class Landscape:
             return Moved.freely(moved)
         host = moved if isinstance(moved, np.ndarray) else moved.cpu().numpy()
         own = labels[rows]
-        passed = gate(x, host, own, self.mu[self._labelled], labels[self._labelled])
+        among = self._labelled_mu
+        firsts = lake_firsts(self._rows, "all" if among is self.mu else "labelled", among)
+        passed = gate(x, host, own, among, labels[self._labelled], firsts=firsts)
         back = passed.taken_back & (own >= 0)
         return Moved(np.where(back[:, None], x, host), ~back, back)
 
