@@ -71,7 +71,7 @@ def private():
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
 
 with mldb.open(sys.argv[1], mode="r") as db:  # imports, and what they keep, are no part of it
-    some = [f"layer/{number * 7919 % 10_000_019:07d}/weight" for number in range(0, 1 << 16, 65)]
+    some = [f"layer/{number * 7919 % 10_000_019:07d}/weight" for number in range(0, 1 << 16, 130)]
     found = sum(name in db for name in some[:1])
 before = private()
 db = mldb.open(sys.argv[1], mode="r")
