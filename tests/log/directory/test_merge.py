@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError
+from mldb.log.checksum import check64
+from mldb.log.directory import key_records
 from mldb.log.directory.merge import MergeInput, merge_indexes
 from mldb.log.index.column_reader import ColumnReader
-from mldb.log.index.columns import IndexImage, build_index
+from mldb.log.index.columns import ROW_COLUMNS, IndexImage, build_index, pack_heap
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import MemoryIndex
-from mldb.log.index.merge_parts import Columns
+from mldb.log.index.merge_parts import Columns, items_of
 from tests.support.logs import History, flat, histories, reader_of
 
 
@@ -115,6 +120,66 @@ def test_a_digest_leads_to_every_version_that_has_it(history: History, cuts: lis
     for digest in [*expected, b"\x07" * 16]:
         found = sorted((key, entry.commit_lsn) for key, entry in index.with_digest(digest))
         assert found == sorted(expected.get(digest, []))
+
+
+# --- byte for byte --------------------------------------------------------------------------------
+
+
+def naive(sources: list[MergeInput]) -> dict[str, np.ndarray[Any, Any]]:
+    """The columns by sets, lists and stable sorts, a value at a time."""
+    keys = sorted({key for own, _ in sources for key in keys_of(own)})
+    rows: list[tuple[int, int, int]] = []  # key, source, row
+    hashes: dict[int, int] = {}
+    for source, (own, _) in enumerate(sources):
+        numbers = [keys.index(key) for key in keys_of(own)]
+        spans = pairwise(own["key_row"].tolist())
+        for number, (low, high) in zip(numbers, spans, strict=True):
+            rows += [(number, source, row) for row in range(low, high)]
+        for value, key in zip(own["hash"].tolist(), own["hash_key"].tolist(), strict=True):
+            hashes[numbers[key]] = value
+    rows.sort()
+    offset, heap = pack_heap(keys)
+    by_hash = sorted(range(len(keys)), key=lambda key: (hashes[key], key))
+    found = {"key_offset": offset, "key_heap": heap}
+    found["key_row"] = np.array(
+        [sum(key < number for key, _, _ in rows) for number in range(len(keys) + 1)], "<u4"
+    )
+    found["hash"] = np.array([hashes[key] for key in by_hash], "<u8")
+    found["hash_key"] = np.array(by_hash, "<u4")
+    for name, code in ROW_COLUMNS.items():
+        if name != "row_attr":
+            values = [sources[source].columns[name][row] for _, source, row in rows]
+            found[name] = np.array(values, code)
+    halves = [int.from_bytes(bytes(value)[:8], "little") for value in found["row_digest"]]
+    with_one = [n for n, value in enumerate(found["row_digest"]) if any(bytes(value))]
+    with_one.sort(key=lambda row: (halves[row], row))
+    found["digest"] = np.array([halves[row] for row in with_one], "<u8")
+    found["digest_row"] = np.array(with_one, "<u4")
+    return found
+
+
+def keys_of(own: Columns) -> list[bytes]:
+    """The keys of a source."""
+    return items_of(own["key_offset"], own["key_heap"].tobytes())
+
+
+@given(histories(), CUTS, st.sampled_from([1, 2, 1 << 64]), st.booleans())
+@settings(max_examples=150)
+def test_columns_are_byte_for_byte_what_a_naive_merge_makes(
+    history: History, cuts: list[int], hashes: int, by_numpy: bool
+) -> None:
+    """Also where many keys have the same hash: they stand by their numbers then."""
+    sources: list[MergeInput] = []
+    for own, first in inputs(split(history, cuts)):
+        values = np.array([check64(key) % hashes for key in keys_of(own)], "<u8")
+        order = np.argsort(values, kind="stable")
+        hashed = {"hash": values[order], "hash_key": order.astype("<u4")}
+        sources.append(MergeInput({**own, **hashed}, first))
+    with mock.patch.object(key_records, "_FEW", 0 if by_numpy else 1 << 30):
+        columns = MappedIndex(reader_of(merge_indexes(sources))).columns()
+    for name, expected in naive(sources).items():
+        assert columns[name].dtype == expected.dtype, name
+        assert columns[name].tobytes() == expected.tobytes(), name
 
 
 def reader_with(image: IndexImage, **places: list[object]) -> ColumnReader:
