@@ -11,8 +11,10 @@ import json
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -27,6 +29,7 @@ QUICK = (20, 200)
 _ENTRIES = 4
 _NAMES = 65
 _MERGED = (8, 1 << 15)  # segments of so many versions each, whose merging is timed
+_TIERED = 4  # times as many segments, each of as many fewer versions, go through all tiers
 
 _FIRST_READ = """
 import json, sys, time
@@ -47,7 +50,7 @@ def rows(quick: bool) -> list[Row]:
             found += _lookups(root / "store", size)
     per_segment = 1 << 12 if quick else _MERGED[1]
     with fresh_folder() as root:
-        found += _merging(root / "store", _MERGED[0], per_segment)
+        found += _merging(root, _MERGED[0], per_segment)
     return found
 
 
@@ -101,21 +104,14 @@ def _first_read(path: Path) -> float:
     return 1e3 * float(json.loads(done.stdout))
 
 
-def _merging(path: Path, segments: int, versions: int) -> Iterator[Row]:
+def _merging(root: Path, segments: int, versions: int) -> Iterator[Row]:
     """What making a part costs, and what a sealed version holds in memory."""
-    with mldb.open(path, durability="os", segment_entries=versions) as db:
-        for number in range(segments):
-            with db.transaction() as txn:
-                for name in range(versions):
-                    txn[f"layer{(name * 7919 + number) % versions}/weight"] = np.float32(1)
     total = segments * versions
-    with mldb.open(path, mode="r") as db:
-        parts = list(db._state.parts.sealed)
+    _grow_equal(root / "same", segments, versions, _same_name)
+    _grow_equal(root / "own", segments, versions, _own_name)
+    with mldb.open(root / "same", mode="r") as db:
         # Each version is merged once a tier; four segments of this size make the next one.
-        indexes = [part.index for part in parts]
-        mapped = [index for index in indexes if isinstance(index, MappedIndex)]
-        inputs = [MergeInput(index.columns(), n) for n, index in enumerate(mapped)]
-        spent = median_seconds(lambda: merge_indexes(inputs), 3) * 1e6 / total
+        spent = median_seconds(partial(merge_indexes, _inputs(db)), 3) * 1e6 / total
         yield at_most("making a part, for each version and tier", total, spent, "us", 3, total)
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
@@ -124,3 +120,47 @@ def _merging(path: Path, segments: int, versions: int) -> Iterator[Row]:
         held = (tracemalloc.get_traced_memory()[0] - before) / total
         tracemalloc.stop()
         yield at_most("private memory of a sealed version", total, held, "bytes", 64, total)
+    with mldb.open(root / "own", mode="r") as db:
+        spent = median_seconds(partial(merge_indexes, _inputs(db)), 3) * 1e6 / total
+        figure = "the same, names of their own in each segment"
+        yield at_most(figure, total, spent, "us", 3, total)
+    for kind, name_of in (("the same names", _same_name), ("names of their own", _own_name)):
+        count, size = _TIERED * segments, versions // _TIERED
+        worked = _grow_equal(root / kind, count, size, name_of) * 1e6 / total
+        figure = f"the maker's work for {count} segments, {kind}, for each version"
+        yield at_most(figure, total, worked, "us", 3, total)
+
+
+def _same_name(_segment: int, name: int) -> str:
+    return f"layer{name}/weight"
+
+
+def _own_name(segment: int, name: int) -> str:
+    return f"layer{name}/run{segment}/weight"
+
+
+def _grow_equal(
+    path: Path, segments: int, versions: int, name_of: Callable[[int, int], str]
+) -> float:
+    """Seal so many segments, have parts made behind each, and return how long that took."""
+    spent = 0.0
+    with (
+        mock.patch("mldb.log.directory.directory.DUE", 1 << 30),  # so that no thread makes them
+        mldb.open(path, durability="os", segment_entries=versions) as db,
+    ):
+        maker = db._log._maker
+        assert maker is not None
+        for number in range(segments + 1):  # the last one stays open
+            with db.transaction() as txn:
+                for name in range(versions):
+                    txn[name_of(number, (name * 7919 + number) % versions)] = np.float32(1)
+            spent += seconds(maker.make)
+        assert len(db._state.parts.sealed) == segments
+        assert db.stats()["directory"]["made"] >= segments // 4
+    return spent
+
+
+def _inputs(db: mldb.MLDatabase) -> list[MergeInput]:
+    indexes = [part.index for part in db._state.parts.sealed]
+    mapped = [index for index in indexes if isinstance(index, MappedIndex)]
+    return [MergeInput(index.columns(), number) for number, index in enumerate(mapped)]
