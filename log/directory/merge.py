@@ -32,6 +32,8 @@ _GATHERED: Final = tuple(name for name in ROW_COLUMNS if name != "row_attr")
 _NUMBERS: Final = np.dtype("<u4")
 _ROWS_A_STEP: Final = 1 << 19
 """Of one column, in some milliseconds."""
+_RUNS_A_STEP: Final = 1 << 17
+"""NumPy repeats values with the GIL held; it sorts and gathers without."""
 
 
 class MergeInput(NamedTuple):
@@ -49,8 +51,9 @@ def merge_indexes(
 ) -> IndexImage:
     """Return the columns of all *sources*, at least one and in log order, as one index.
 
-    *pause* is called between steps of some milliseconds: it may wait, or raise to give up. Raises
-    CorruptError when a column of segments is none.
+    *pause* is called between steps of some milliseconds: it may wait, or raise to give up. Only
+    sorting the hashes, and the digests, is one step each, without the GIL: 40 ms for 2^19 versions.
+    Raises CorruptError when a column of segments is none, or keys do not ascend.
     """
     columns: dict[str, Column] = {}
     lists = [KeyList(own["key_offset"], own["key_heap"]) for own, _ in sources]
@@ -60,11 +63,11 @@ def merge_indexes(
         columns[name] = _placed(places, [own[name] for own, _ in sources], pause)
     segments = _segments(sources, "row_segment", "row_commit")
     columns["row_segment"] = _placed(places, segments, pause)
-    attrs, *heap = _merged_heap(sources, "row_attr", "attr")
+    attrs, *heap = _merged_heap(sources, "row_attr", "attr", pause)
     columns["row_attr"] = _placed(places, attrs, pause)
     columns["attr_offset"], columns["attr_heap"] = heap
     if any("row_owner" in own for own, _ in sources):
-        owners, *heap = _merged_heap(sources, "row_owner", "owner")
+        owners, *heap = _merged_heap(sources, "row_owner", "owner", pause)
         columns["row_owner"] = _placed(places, owners, pause)
         columns["owner_offset"], columns["owner_heap"] = heap
     for name in COMMIT_COLUMNS:
@@ -106,7 +109,12 @@ def _put_keys(
         firsts.append(free[numbers])
         free[numbers] += some
         pause()
-    return run_places(np.concatenate(firsts), np.concatenate(counts))
+    joined, sizes = np.concatenate(firsts), np.concatenate(counts)
+    places: list[Column] = [np.empty(0, "<i8")]
+    for low in range(0, len(joined), _RUNS_A_STEP):
+        places.append(run_places(joined[low : low + _RUNS_A_STEP], sizes[low : low + _RUNS_A_STEP]))
+        pause()
+    return np.concatenate(places)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -124,7 +132,7 @@ def _placed(places: Column, parts: Sequence[Column], pause: Callable[[], None]) 
 
 
 def _merged_heap(
-    sources: Sequence[MergeInput], column: str, heap: str
+    sources: Sequence[MergeInput], column: str, heap: str, pause: Callable[[], None]
 ) -> tuple[list[Column], Column, Column]:
     """Merge a column of numbers into a heap, whose items come once; return it and the heap.
 
@@ -140,6 +148,7 @@ def _merged_heap(
         items = items_of(columns[f"{heap}_offset"], columns[f"{heap}_heap"].tobytes())
         known = [0] * base + [ids.setdefault(item, len(ids) + base) for item in items]
         parts.append(np.array(known, _NUMBERS)[columns[column]])
+        pause()
     return (parts, *pack_heap(list(ids)))
 
 
@@ -158,7 +167,7 @@ def _segments(sources: Sequence[MergeInput], column: str, counted: str) -> list[
 def _put_digests(columns: dict[str, Column]) -> None:
     """Add the rows that have a digest in the order of its first 8 bytes."""
     halves = columns["row_digest"].view("<u8").reshape(-1, 2)
-    rows = np.flatnonzero(halves.any(axis=1)).astype("<u4")
+    rows = np.flatnonzero(halves[:, 0] | halves[:, 1]).astype("<u4")
     first = halves[rows, 0]
     order = sorting_order(first)
     columns["digest"], columns["digest_row"] = first[order].astype("<u8"), rows[order]

@@ -11,8 +11,10 @@ def sorting_order(values: Column) -> Column:
     """Return ``numpy.argsort(values, kind="stable")`` of fewer than 2^32 uint64 values, int64.
 
     NumPy sorts several times as fast where equal values may come in any order; they are few as a
-    rule, and these are put in order afterwards.
+    rule, and are put in order afterwards. Values in order, as where all are equal, are not sorted.
     """
+    if (values[1:] >= values[:-1]).all():
+        return np.arange(len(values))
     order = np.argsort(values)
     ordered = values[order]
     is_equal = ordered[1:] == ordered[:-1]
