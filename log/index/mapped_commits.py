@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import numpy as np
+
 from mldb.errors import CorruptError
 from mldb.log.format import DIGEST_SIZE
-from mldb.log.index.address import CommitRow
+from mldb.log.index.address import CommitRow, make_row
+from mldb.log.index.bulk import digests_of
 from mldb.log.index.column_reader import ColumnReader
-from mldb.log.index.columns import COMMIT_COLUMNS
+from mldb.log.index.columns import COMMIT_COLUMNS, OPTIONAL_COLUMNS
 from mldb.log.index.memory import CommitField
+from mldb.log.index.steps import Column
 
 _COMMIT_NAMES: Final = tuple(COMMIT_COLUMNS)
 _NO_ID: Final = bytes(DIGEST_SIZE)
+_ASKED_OFTEN: Final = 32
+"""Single commits asked for, from which on the columns are looked at as a whole."""
+_WHOLE_MAX: Final = 1 << 17
+"""Commits of an index whose columns are: what that verifies takes a millisecond or two."""
+_AT_ONCE: Final = 256
 
 
 class MappedCommits:
@@ -21,16 +30,20 @@ class MappedCommits:
 
     What it returns is copied out of the mapping and lives for ever. *segments* are the ids of the
     segments that its rows lie in. ``_ends`` are the LSNs of the first and last commit, ``_last`` is
-    the last commit, each once it was asked for; only ever replaced by equal values, so no lock.
+    the last commit, each once it was asked for; ``_whole`` are verified columns in the mapping,
+    once single commits were asked for often: a search along a lineage asks for dozens. All are only
+    ever replaced by equal values, so they need no lock; ``_asked_for`` may miss one.
     """
 
-    __slots__ = ("_ends", "_last", "_reader", "_segments")
+    __slots__ = ("_asked_for", "_ends", "_last", "_reader", "_segments", "_whole")
 
     def __init__(self, reader: ColumnReader, segments: Sequence[bytes]) -> None:
         self._reader = reader
         self._segments = segments
         self._ends: tuple[int, int] | None = None
         self._last: CommitRow | None = None
+        self._whole: list[Column] | None = None
+        self._asked_for = 0
 
     @property
     def first_lsn(self) -> int:
@@ -60,35 +73,71 @@ class MappedCommits:
             if self._last is None:
                 self._last = self._commit(self._reader.count("commit_lsn") - 1)
             return self._last
+        whole = self._whole or self._look_often()
+        if whole is not None:
+            lsns = whole[0]
+            row = int(lsns.searchsorted(np.uint64(max(lsn, 0))))
+            return self._commit(row) if row < len(lsns) and lsns[row] == lsn else None
         row = self._commit_row(lsn) - 1
         if row < 0 or self._reader.value("commit_lsn", row) != lsn:
             return None
         return self._commit(row)
 
+    def _look_often(self) -> list[Column] | None:
+        """Return the columns once they are worth to be verified as a whole."""
+        self._asked_for += 1
+        if self._asked_for < _ASKED_OFTEN or self.commit_count() > _WHOLE_MAX:
+            return None
+        whole = [self._reader.whole(name) for name in _COMMIT_NAMES]
+        whole.append(self._ids(0, self.commit_count()))
+        self._whole = whole
+        return whole
+
+    def _ids(self, low: int, high: int) -> Column:
+        """The ids of these commits as stored; those of version 1 have none."""
+        if self._reader.has("commit_id"):
+            return self._reader.span("commit_id", low, high)
+        return np.zeros(high - low, OPTIONAL_COLUMNS["commit_id"])
+
     def _commit_row(self, lsn: int) -> int:
         """The number of commits with an LSN up to this one."""
+        if self._whole is not None:
+            return int(self._whole[0].searchsorted(np.uint64(max(lsn, 0)), side="right"))
         return self._reader.search_right("commit_lsn", lsn, 0, self._reader.count("commit_lsn"))
 
     def _commit(self, row: int) -> CommitRow:
+        whole, reader = self._whole, self._reader
+        if whole is None:
+            fields = [reader.value(name, row) for name in _COMMIT_NAMES]
+            stored = self._ids(row, row + 1).tobytes()
+        else:
+            *fields, stored = [column.item(row) for column in whole]
+        return CommitRow._make([*fields, b"" if stored == _NO_ID else stored])
+
+    def _decoded(self, low: int, high: int) -> Iterator[list[CommitRow]]:
+        """Yield the rows low..high, some at a time, decoded column by column."""
         reader = self._reader
-        commit_id = b""
-        if reader.has("commit_id"):
-            stored = reader.span("commit_id", row, row + 1).tobytes()
-            commit_id = b"" if stored == _NO_ID else stored
-        return CommitRow._make([*(reader.value(name, row) for name in _COMMIT_NAMES), commit_id])
+        for start in range(low, high, _AT_ONCE):
+            stop = min(start + _AT_ONCE, high)
+            columns = [reader.span(name, start, stop).tolist() for name in _COMMIT_NAMES]
+            columns.append(digests_of(self._ids(start, stop)))
+            yield list(map(make_row, zip(*columns, strict=True)))
 
     def commits(self, low: int, high: int) -> Iterator[CommitRow]:
         """Yield the commits in this range."""
-        for row in range(self._commit_row(low - 1), self._commit_row(high)):
-            yield self._commit(row)
+        for rows in self._decoded(self._commit_row(low - 1), self._commit_row(high)):
+            yield from rows
 
     def placed(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) in this range."""
-        reader = self._reader
-        merged = reader.has("commit_segment")
-        for row in range(self._commit_row(low - 1), self._commit_row(high)):
-            number = reader.value("commit_segment", row) if merged else 0
-            yield self._segment(number), self._commit(row)
+        start = self._commit_row(low - 1)
+        for rows in self._decoded(start, self._commit_row(high)):
+            stop = start + len(rows)
+            numbers = [0] * len(rows)
+            if self._reader.has("commit_segment"):
+                numbers = self._reader.span("commit_segment", start, stop).tolist()
+            yield from zip(map(self._segment, numbers), rows, strict=True)
+            start = stop
 
     def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
         """Return the last commit in the range with field <= limit."""
