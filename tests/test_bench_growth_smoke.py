@@ -55,6 +55,13 @@ def test_a_slope_is_the_exponent_of_cost_against_size(exponent: float) -> None:
     assert runner.slope_of(found[:1]) is None
 
 
+def test_a_store_of_nothing_has_no_place_on_a_slope() -> None:
+    """What it costs to add to an empty lake ended the whole table: the logarithm of no rows."""
+    found = [unbounded("a", size, 2.0, "ms") for size in (0, 10, 100)]
+    assert runner.slope_of(found) == pytest.approx(0)
+    assert "2 at 0  2 at 10" in runner.render(found)
+
+
 def test_a_bound_is_judged_at_the_size_that_it_names() -> None:
     found = [at_most("a", size, size / 10, "ms", 5, 100) for size in (10, 100)]
     assert [row.met for row in found] == [None, False]

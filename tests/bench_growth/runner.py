@@ -40,7 +40,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def slope_of(rows: Sequence[Row]) -> float | None:
     """The exponent of cost against size, least squares on logarithms; None for a single size."""
-    points = [(math.log(row.size), math.log(row.value)) for row in rows if row.value > 0]
+    points = [
+        (math.log(row.size), math.log(row.value)) for row in rows if min(row.size, row.value) > 0
+    ]
     if len({size for size, _ in points}) < 2:
         return None
     middle = sum(size for size, _ in points) / len(points)
