@@ -34,6 +34,9 @@ from mldb.log.index.merge_parts import check_columns
 from mldb.log.index.steps import Column
 
 _KEY_CACHE_MAX = 1 << 14
+_CACHE_MIN: Final = 1 << 10
+_CACHED_SHARE: Final = 10
+"""Of the versions a tenth is kept, since one that is costs some 500 bytes: 50 for each version."""
 _MEMOS_MAX = 1 << 10
 _NO_DIGEST = bytes(DIGEST_SIZE)
 _MANY: Final = 1 << 10
@@ -53,10 +56,11 @@ class MappedIndex(MappedCommits):
     segments that its rows lie in: one for a footer, those of its segment column otherwise.
     ``_cache`` maps keys to their rows, ``_entries`` rows to entries, ``_asked`` are the blocks of
     rows of which one was asked for, ``_memos`` what lineages lead to; all bounded by being emptied
-    when full. All are only ever replaced by equal values, so they need no lock.
+    when full, ``_room`` of the first two. All are only ever replaced by equal values, so they need
+    no lock.
     """
 
-    __slots__ = ("_asked", "_cache", "_entries", "_is_sound", "_memos")
+    __slots__ = ("_asked", "_cache", "_entries", "_is_sound", "_memos", "_room")
 
     def __init__(self, reader: ColumnReader, *segments: bytes) -> None:
         super().__init__(reader, segments)
@@ -65,6 +69,8 @@ class MappedIndex(MappedCommits):
         self._asked: set[int] = set()
         self._memos: dict[bytes, Memo] = {}
         self._is_sound = False
+        share = max(self.entry_count() // _CACHED_SHARE, _CACHE_MIN)
+        self._room = min(share, _KEY_CACHE_MAX)
 
     def _rows(self, key: bytes) -> _KeyRows | None:
         """Find the versions of a key by its hash."""
@@ -72,7 +78,7 @@ class MappedIndex(MappedCommits):
             return self._cache[key]
         except KeyError:
             found = self._find(key)
-        if len(self._cache) >= _KEY_CACHE_MAX:
+        if len(self._cache) >= self._room:
             self._cache = {}
         self._cache[key] = found
         return found
@@ -112,7 +118,7 @@ class MappedIndex(MappedCommits):
             return self._entries[row]
         except KeyError:
             pass
-        if len(self._entries) >= _KEY_CACHE_MAX:
+        if len(self._entries) >= self._room:
             self._entries, self._asked = {}, set()
         block = row // _BLOCK_ROWS
         if block not in self._asked:

@@ -188,6 +188,26 @@ def test_caches_are_bounded_and_emptied(monkeypatch: pytest.MonkeyPatch) -> None
             assert len(index._entries) <= 7 + mapped_module._BLOCK_ROWS
 
 
+def test_what_is_kept_of_an_index_is_a_share_of_it() -> None:
+    """Of a segment that is read in any order no more stays in memory than 64 bytes a version."""
+    count = 30_000
+    entries, rows = many(count)
+    image = build_index(entries, rows)
+    reader = ColumnReader(flat(image), image.directory, "x", lambda low, high: None)
+    index = MappedIndex(reader, SEGMENT_ID)
+    keys = list(entries)
+    tracemalloc.start()
+    try:
+        most = 0
+        for at, key in enumerate(keys):
+            assert index.newest(bytes(key), ((1, count),)) is not None
+            if at % 500 == 0:
+                most = max(most, tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert most <= 64 * count
+
+
 def test_an_entry_without_a_digest_has_none_after_sealing() -> None:
     """It came back as 16 zero bytes, so sealing a segment changed what its index said."""
     entry = Entry(1, SEGMENT_ID, 128, 256, 0, b"", 1, 0, 0, b"", b"")
