@@ -9,18 +9,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.frame import DamagedFrame, unpack
 from mldb.log.index.lineage import Jump, checked_jumps
+from mldb.log.index.pause import collection_paused
 from mldb.log.lone import decode_lone
 
 READ_FEATURES: Final[frozenset[str]] = frozenset()
 WRITE_FEATURES: Final[frozenset[str]] = frozenset()
 """The features of a store that this mldb knows: to read it, and to write it."""
 
+_NUMBER_NAMES: Final = (
+    "kind",
+    "length",
+    "index_offset",
+    "first_lsn",
+    "last_lsn",
+    "first_epoch",
+    "last_epoch",
+)
+_SEGMENT_NUMBERS: Final = itemgetter(*_NUMBER_NAMES)
 _INDEX_FILE = re.compile(r"segments/([0-9]{10}|[0-9a-f]{32})\.idx\Z")
 
 
@@ -123,7 +135,8 @@ def decode_manifest(data: bytes, name: str) -> StoredManifest:
         unknown = set(features.read) - READ_FEATURES
         if unknown:
             raise unknown_features(f"the store of {name}", unknown, "read")
-        return _of_version_2(body, features, bytes(file.payload), file.header)
+        with collection_paused():  # of thousands of segments
+            return _of_version_2(body, features, bytes(file.payload), file.header)
     except FormatVersionError:
         raise
     except (DamagedFrame, ValueError, TypeError, LookupError) as error:
@@ -261,19 +274,24 @@ def decode_segment(stored: Mapping[str, Any], segment_id: bytes) -> SegmentInfo:
     index_file = _plain(stored["index_file"], str)
     if index_file and not _INDEX_FILE.match(index_file):
         raise ValueError(f"index file {index_file!r} is no name of this store")
-    info = SegmentInfo(
+    numbers = _SEGMENT_NUMBERS(stored)
+    # All at once: whoever opens a store of thousands of segments waits for this.
+    if {*map(type, numbers)} != {int} or min(numbers) < 0 or max(numbers) > fmt.LSN_MAX:
+        for name in _NUMBER_NAMES:
+            _number(stored, name)
+    kind, length, index_offset, first_lsn, last_lsn, first_epoch, last_epoch = numbers
+    if first_lsn > last_lsn:
+        raise ValueError(f"segment {fmt.id_text(segment_id)} is described impossibly")
+    return SegmentInfo(
         segment_id,
-        _number(stored, "kind"),
+        kind,
         _bytes(stored, "origin"),
-        _number(stored, "length"),
+        length,
         index_file,
-        _number(stored, "index_offset"),
-        _number(stored, "first_lsn"),
-        _number(stored, "last_lsn"),
-        _number(stored, "first_epoch"),
-        _number(stored, "last_epoch"),
+        index_offset,
+        first_lsn,
+        last_lsn,
+        first_epoch,
+        last_epoch,
         _bytes(stored, "chain"),
     )
-    if info.first_lsn > info.last_lsn:
-        raise ValueError(f"segment {fmt.id_text(segment_id)} is described impossibly")
-    return info

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from mldb.log.grown import Grown
+from mldb.log.index.pause import collection_paused
 from mldb.log.manifest import SegmentInfo
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment
@@ -57,10 +58,11 @@ class SealedParts:
     ) -> list[SealedPart]:
         """Make the parts of these segments, or take them out of the *old* ones."""
         parts = []
-        for info in infos:
-            part = old.pop(info.id, None)
-            if part is None or part.info != info:
-                part = self._make(info)
-            until = part.until = max(until, info.last_lsn)
-            parts.append(part)
+        with collection_paused():  # of thousands of them, when a store is opened
+            for info in infos:
+                part = old.pop(info.id, None)
+                if part is None or part.info != info:
+                    part = self._make(info)
+                until = part.until = max(until, info.last_lsn)
+                parts.append(part)
         return parts
