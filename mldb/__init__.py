@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mldb.log.verify import Problem, VerifyReport
     from mldb.options import Options
     from mldb.state.checkpointing import PendingCheckpoint
+    from mldb.state.report import LoadReport, NothingLoadedWarning
     from mldb.tensors.handle import TensorHandle
     from mldb.write.tensor_writer import TensorWriter
     from mldb.write.transaction import Transaction
@@ -85,6 +86,8 @@ _HOMES = {
     "Version": "mldb.history.versions",
     "Checkpoint": "mldb.history.checkpoints",
     "PendingCheckpoint": "mldb.state.checkpointing",
+    "LoadReport": "mldb.state.report",
+    "NothingLoadedWarning": "mldb.state.report",
     "Relationship": "mldb.history.relationships",
     "Recovery": "mldb.log.recovery",
     "Problem": "mldb.log.verify",
@@ -121,6 +124,7 @@ __all__ = [
     "LakeLoader",
     "LakeSnapshot",
     "LimitError",
+    "LoadReport",
     "LockedError",
     "Lsn",
     "M2MConfig",
@@ -128,6 +132,7 @@ __all__ = [
     "MLDatabase",
     "MissingError",
     "MldbError",
+    "NothingLoadedWarning",
     "Options",
     "PendingCheckpoint",
     "Problem",

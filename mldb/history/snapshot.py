@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from mldb.closing import Closing
 from mldb.errors import ClosedError, InvalidTypeError
@@ -15,6 +15,7 @@ from mldb.history.reading import ReadSurface
 from mldb.history.relationships import Relationship
 from mldb.history.versions import Version, history_of
 from mldb.log.index.address import Lsn, to_time
+from mldb.state.report import LoadReport
 from mldb.state.tree import restore_into
 from mldb.tensors.handle import TensorHandle
 from mldb.tensors.scope import Scope
@@ -67,16 +68,52 @@ class StateSurface(ReadSurface):
         """
         return checkpoints.state_dict(self._scope(as_of), prefix, device)
 
-    def load(self, state: Any, *, as_of: AsOf = None, strict: bool = True) -> Any:
-        """Load the newest checkpoint as of *as_of* into live objects, and return the state.
+    @overload
+    def load(self, state: None, *, as_of: AsOf = None) -> Any: ...
+    @overload
+    def load(
+        self,
+        state: object,
+        *,
+        as_of: AsOf = None,
+        strict: bool = True,
+        assign: bool = False,
+        strip_prefix: str | None = None,
+    ) -> LoadReport: ...
+    def load(
+        self,
+        state: Any,
+        *,
+        as_of: AsOf = None,
+        strict: bool = True,
+        assign: bool = False,
+        strip_prefix: str | None = None,
+    ) -> Any:
+        """Load the newest checkpoint as of *as_of* into live objects, and return what was loaded.
 
-        *state* is a module, an optimizer, or a nested tree holding them; plain values in it (a
-        step, a cursor) are taken from the returned tree. Tied tensors stay tied. ``state=None``
-        only returns the tree. Raises MissingError without a checkpoint or for missing keys,
-        InvalidValueError for unexpected ones or other shapes; then nothing was changed.
+        *state* is a module, an optimizer, or a nested tree holding them. The answer is a
+        LoadReport: names loaded, missing, unexpected and ignored, and ``state``, the tree with
+        plain values (a step, a cursor) as they were saved; ``report["step"]`` is one of them. Tied
+        tensors stay tied. ``state=None`` loads nothing and returns the saved tree itself.
+
+        Modules load by their own ``load_state_dict``, hooks and all: what it takes is taken. With
+        *strict*, keys must agree; without, a module without any key in common with what was saved
+        gives a NothingLoadedWarning. ``strip_prefix="auto"`` takes off the prefixes of
+        ``torch.compile`` (``_orig_mod.``) and of DistributedDataParallel (``module.``), on either
+        side; any other text is taken off where a saved key starts with it. *assign* puts the
+        saved tensors in the places of a module's, as in torch: for modules on the meta device.
+        Build its optimizer afterwards.
+
+        Raises MissingError without a checkpoint or for missing keys, InvalidValueError for
+        unexpected ones, other shapes, whatever a module refuses, and tensors on the meta device;
+        then nothing was changed. For that each module loads twice, first on stand-ins: see
+        :func:`mldb.state.load.restore_into`. From the thread that trains; nobody else may use the
+        objects meanwhile.
         """
         tree = checkpoints.state_of(self._scope(as_of))
-        return tree if state is None else restore_into(state, tree, strict=strict)
+        if state is None:
+            return tree
+        return restore_into(state, tree, strict=strict, assign=assign, strip_prefix=strip_prefix)
 
     def checkpoints(self, *, as_of: AsOf = None) -> list[Checkpoint]:
         """Return the checkpoints of this lineage, oldest first; the newest of each name."""

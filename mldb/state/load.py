@@ -1,7 +1,8 @@
 """A restored state loaded into live objects: modules, optimizers, generators, tensors.
 
 Everything is checked before anything is changed, as far as the objects can be asked without
-changing them, so that a refused load leaves the training state as it was.
+changing them, so that a refused load leaves the training state as it was. What fits a module, its
+own loading decides: see ``mldb.state.load_modules``.
 """
 
 from __future__ import annotations
@@ -9,30 +10,59 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
+from mldb.errors import InvalidTypeError, InvalidValueError, MldbError
+from mldb.state.load_modules import (
+    LoadOptions,
+    check_module,
+    keys_error,
+    load_module,
+    on_meta,
+    outside_inference,
+)
+from mldb.state.prefixes import advice_on_prefixes_of_dict, check_prefix, without_prefix_of_dict
+from mldb.state.report import Findings, LoadReport, joined, target_at
 
 _Keys: TypeAlias = Iterable[Any]
 
+_BARE: Final = "value"  # how a report calls a target that is one object without keys
 
-def restore_into(target: Any, tree: Any, *, strict: bool = True) -> Any:
-    """Load *tree* into the live objects of *target*, which has the same shape; return the outcome.
+
+def restore_into(
+    target: Any,
+    tree: Any,
+    *,
+    strict: bool = True,
+    assign: bool = False,
+    strip_prefix: str | None = None,
+) -> LoadReport:
+    """Load *tree* into the live objects of *target*, which has the same shape; return what was.
 
     Modules, optimizers and others with ``load_state_dict`` load their part; a ``torch.Generator``
-    takes its state; torch tensors and NumPy arrays are overwritten in place. The result is *target*
-    with those live objects and, for plain values, the ones of *tree*; containers of *target* are
-    not changed themselves. Optimizers keep tensors of *tree*, so these must be the caller's own.
+    takes its state; torch tensors and NumPy arrays are overwritten in place. The ``state`` of the
+    report is *target* with those live objects and, for plain values, the ones of *tree*; containers
+    of *target* are not changed themselves. Optimizers keep tensors of *tree*, so these must be the
+    caller's own.
 
     With *strict*, keys must agree: MissingError names what *tree* lacks, InvalidValueError what it
-    has too much, both before any change. Without, what is missing stays as it is. InvalidValueError
-    also for a shape or dtype that differs, InvalidTypeError for a part of another type. Call it
-    from the thread that trains.
+    has too much, both before any change. Without, what is missing stays as it is, and a module that
+    has no key in common with its part gives a NothingLoadedWarning. With *assign* the tensors of
+    *tree* take the places of a module's, as in torch, whose ``requires_grad`` is kept, so build
+    optimizers afterwards; tensors on the meta device need it. *strip_prefix* is the text to take
+    off keys of modules and state dicts, or "auto" for the prefixes of wrappers on either side.
+
+    InvalidValueError also for a shape or dtype that differs and for whatever a module refuses,
+    InvalidTypeError for a part of another type. Call it from the thread that trains; nobody else
+    may use the objects meanwhile. Modules run their loading twice (``mldb.state.load_modules``).
     """
-    _check(target, tree, "", strict=strict)
-    return _apply(target, tree, "", strict=strict)
+    check_prefix(strip_prefix)
+    options = LoadOptions(strict, assign, strip_prefix)
+    _check(target, tree, "", options)
+    found = Findings([], [], [], [])
+    return found.report(_apply(target, tree, "", options, found))
 
 
 def _is_stateful(value: Any) -> bool:
@@ -59,54 +89,43 @@ def _is_live(value: Any) -> bool:
     return _is_torch(value, "Generator") or _is_stateful(value)
 
 
-def _check(target: Any, tree: Any, path: str, *, strict: bool) -> None:
+def _check(target: Any, tree: Any, path: str, options: LoadOptions) -> None:
     if not _is_live(target):
         return
     if _is_module(target):
-        _check_module(target, tree, path, strict=strict)
+        check_module(target, tree, path, options)
     elif isinstance(target, np.ndarray):
         _check_array(target, tree, path)
     elif _is_torch(target, "Tensor"):
-        _check_tensor(target, tree, path)
+        _check_tensor(target, tree, path, options)
     elif _is_torch(target, "Generator"):
-        if not _is_torch(tree, "Tensor"):
-            raise _other_type(path, "the state tensor of a torch.Generator", tree)
+        _check_generator(target, tree, path)
     elif isinstance(target, dict):
         if not isinstance(tree, dict):
             raise _other_type(path, "a dict", tree)
-        if strict:
+        tree = _renamed(target, tree, options)
+        if options.strict:
             _check_keys(target, tree, path)
         for key, value in target.items():
             if key in tree:
-                _check(value, tree[key], f"{path}[{key!r}]", strict=strict)
+                _check(value, tree[key], joined(path, key), options)
     elif isinstance(target, list | tuple):
         if not isinstance(tree, list | tuple) or len(tree) != len(target):
             raise _other_type(path, f"a sequence of {len(target)}", tree)
         for index, value in enumerate(target):
-            _check(value, tree[index], f"{path}[{index}]", strict=strict)
+            _check(value, tree[index], joined(path, index), options)
     else:
-        _check_groups(target, tree, path)
+        _check_groups(target, tree, path, strict=options.strict)
 
 
-def _check_module(module: Any, tree: Any, path: str, *, strict: bool) -> None:
-    if not isinstance(tree, dict):
-        raise _other_type(path, f"the state dict of {type(module).__name__}", tree)
-    expected = module.state_dict()
-    if strict:
-        _check_keys(expected, tree, path)
-    lazy = sys.modules["torch"].nn.parameter.is_lazy
-    for key, value in expected.items():
-        saved: Any = tree.get(key)
-        if not _is_torch(value, "Tensor") or not hasattr(saved, "shape") or lazy(value):
-            continue
-        if tuple(saved.shape) != tuple(value.shape):
-            raise InvalidValueError(
-                f"{_place(path)}: {key!r} has shape {tuple(value.shape)} and the saved one "
-                f"{tuple(saved.shape)}. Nothing was changed; build the module as it was saved."
-            )
+def _renamed(target: dict[Any, Any], tree: dict[Any, Any], options: LoadOptions) -> dict[Any, Any]:
+    """Return *tree* under the keys of *target* when that is a flat state dict."""
+    if not all(_is_torch(value, "Tensor") for value in target.values()):
+        return tree
+    return without_prefix_of_dict(target, tree, options.strip_prefix)
 
 
-def _check_groups(target: Any, tree: Any, path: str) -> None:
+def _check_groups(target: Any, tree: Any, path: str, *, strict: bool) -> None:
     """Compare the parameter groups of an optimizer; other objects check for themselves."""
     groups = getattr(target, "param_groups", None)
     if not isinstance(groups, list):
@@ -117,7 +136,7 @@ def _check_groups(target: Any, tree: Any, path: str) -> None:
     saved = [len(group.get("params", ())) for group in tree["param_groups"]]
     if wanted != saved:
         raise InvalidValueError(
-            f"{_place(path)}: the optimizer has groups of {wanted} parameters and the saved one "
+            f"{target_at(path)}: the optimizer has groups of {wanted} parameters and the saved one "
             f"of {saved}. Nothing was changed; build it over the same parameters."
         )
 
@@ -128,94 +147,118 @@ def _check_array(target: np.ndarray[Any, Any], tree: Any, path: str) -> None:
     if tree.shape != target.shape or tree.dtype != target.dtype:
         raise _other_form(path, target, tree)
     if not target.flags.writeable:
-        raise InvalidValueError(f"{_place(path)} is a read-only array. Nothing was changed.")
+        raise InvalidValueError(f"{target_at(path)} is a read-only array. Nothing was changed.")
 
 
-def _check_tensor(target: Any, tree: Any, path: str) -> None:
+def _check_tensor(target: Any, tree: Any, path: str, options: LoadOptions) -> None:
     if not _is_torch(tree, "Tensor"):
         raise _other_type(path, "a torch tensor", tree)
     if tree.shape != target.shape or tree.dtype != target.dtype or tree.layout != target.layout:
         raise _other_form(path, target, tree)
+    if target.is_meta and not options.assign:
+        raise on_meta(path)
 
 
-def _check_keys(expected: _Keys, found: _Keys, path: str) -> None:
-    have = set(found)
-    want = set(expected)
-    missing = [key for key in expected if key not in have]
-    unexpected = [key for key in found if key not in want]
-    if not missing and not unexpected:
-        return
-    text = f"{_place(path)} does not match what was saved:"
-    if missing:
-        text += f" {len(missing)} missing in the saved state ({_listed(missing)});"
-    if unexpected:
-        text += f" {len(unexpected)} saved but not in the target ({_listed(unexpected)});"
-    text += " nothing was changed. Pass strict=False to load what both have."
-    raise MissingError(text) if missing else InvalidValueError(text)
+def _check_generator(target: Any, tree: Any, path: str) -> None:
+    if not _is_torch(tree, "Tensor"):
+        raise _other_type(path, "the state tensor of a torch.Generator", tree)
+    try:
+        sys.modules["torch"].Generator(target.device).set_state(tree)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidValueError(
+            f"{target_at(path)} refused its saved state: {error!s:.500} Nothing was changed."
+        ) from error
 
 
-def _apply(target: Any, tree: Any, path: str, *, strict: bool) -> Any:
+def _check_keys(expected: dict[Any, Any], found: dict[Any, Any], path: str) -> None:
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    if missing or unexpected:
+        advice = advice_on_prefixes_of_dict(expected, found)
+        raise keys_error(path, missing, unexpected, advice)
+
+
+def _apply(target: Any, tree: Any, path: str, options: LoadOptions, found: Findings) -> Any:
     if not _is_live(target):
         return tree
-    if isinstance(target, np.ndarray):
-        np.copyto(target, tree, casting="no")
-    elif _is_torch(target, "Tensor"):
-        with sys.modules["torch"].no_grad():
-            target.copy_(tree)
-    elif _is_torch(target, "Generator"):
-        _call(target.set_state, tree, path)
-    elif isinstance(target, dict):
-        parts = {
-            key: _apply(value, tree[key], f"{path}[{key!r}]", strict=strict)
-            if key in tree
-            else value
-            for key, value in target.items()
-        }
-        # A copy keeps the type of the dict and torch's versions of modules on it.
-        outcome = copy.copy(target)
-        outcome.update(parts)
-        return outcome
-    elif isinstance(target, list | tuple):
+    if isinstance(target, dict):
+        return _apply_dict(target, tree, path, options, found)
+    if isinstance(target, list | tuple):
         items = [
-            _apply(value, tree[index], f"{path}[{index}]", strict=strict)
+            _apply(value, tree[index], joined(path, index), options, found)
             for index, value in enumerate(target)
         ]
         return tuple(items) if isinstance(target, tuple) else items
-    elif _is_module(target):
-        _call(target.load_state_dict, tree, path, strict=strict)
+    if _is_module(target):
+        _call(load_module, target, tree, path, options, found, path=path)
+        return target
+    found.loaded.append(path or _BARE)
+    if isinstance(target, np.ndarray):
+        np.copyto(target, tree, casting="no")
+    elif _is_torch(target, "Tensor"):
+        return _filled(target, tree)
+    elif _is_torch(target, "Generator"):
+        _call(target.set_state, tree, path=path)
     else:
-        _call(target.load_state_dict, tree, path)
+        with outside_inference():
+            _call(target.load_state_dict, tree, path=path)
     return target
 
 
-def _call(method: Any, value: Any, path: str, **options: Any) -> None:
+def _apply_dict(
+    target: dict[Any, Any], tree: dict[Any, Any], path: str, options: LoadOptions, found: Findings
+) -> Any:
+    tree = _renamed(target, tree, options)
+    parts = {}
+    for key, value in target.items():
+        if key in tree:
+            parts[key] = _apply(value, tree[key], joined(path, key), options, found)
+        else:
+            parts[key] = value
+            found.missing.append(joined(path, key))
+    found.unexpected.extend(joined(path, key) for key in tree if key not in target)
+    # A copy keeps the type of the dict and torch's versions of modules on it.
+    outcome = copy.copy(target)
+    outcome.update(parts)
+    return outcome
+
+
+def _filled(target: Any, tree: Any) -> Any:
+    """Return the tensor *target* with the values of *tree*; one on the meta device gives way."""
+    torch = sys.modules["torch"]
+    if target.is_meta:
+        tensor = tree.detach().requires_grad_(target.requires_grad)
+        return torch.nn.Parameter(tensor, target.requires_grad) if _is_parameter(target) else tensor
+    with torch.no_grad():
+        target.copy_(tree)
+    return target
+
+
+def _is_parameter(tensor: Any) -> bool:
+    return isinstance(tensor, sys.modules["torch"].nn.Parameter)
+
+
+def _call(method: Any, *values: Any, path: str) -> None:
     try:
-        method(value, **options)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        method(*values)
+    except MldbError:
+        raise
+    except Exception as error:
         raise InvalidValueError(
-            f"{_place(path)} refused its saved state: {error!s:.500}. It may be changed in part; "
+            f"{target_at(path)} refused its saved state: {error!s:.500}. It may be changed in part; "
             "what is stored is safe."
         ) from error
 
 
-def _place(path: str) -> str:
-    return f"the target at {path[:200]}" if path else "the target"
-
-
-def _listed(keys: list[Any]) -> str:
-    shown = ", ".join(repr(key)[:80] for key in keys[:8])
-    return shown if len(keys) <= 8 else f"{shown}, …"
-
-
 def _other_type(path: str, wanted: str, found: object) -> InvalidTypeError:
     return InvalidTypeError(
-        f"{_place(path)} needs {wanted} and the saved state has a {type(found).__name__} there. "
+        f"{target_at(path)} needs {wanted} and the saved state has a {type(found).__name__} there. "
         "Nothing was changed."
     )
 
 
 def _other_form(path: str, target: Any, found: Any) -> InvalidValueError:
     return InvalidValueError(
-        f"{_place(path)} is {target.dtype} of shape {tuple(target.shape)} and the saved one "
+        f"{target_at(path)} is {target.dtype} of shape {tuple(target.shape)} and the saved one "
         f"{found.dtype} of shape {tuple(found.shape)}. Nothing was changed."
     )

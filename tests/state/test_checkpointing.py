@@ -142,7 +142,7 @@ def test_a_bare_model_is_stored_by_its_keys(db: mldb.MLDatabase) -> None:
     other.load_state_dict(state)
     for key, value in model.state_dict().items():
         assert other.state_dict()[key].equal(value), key
-    assert db.load(Tied()).head.weight.equal(model.head.weight)
+    assert db.load(Tied()).state.head.weight.equal(model.head.weight)
     # The shared weight is there once.
     assert db.history("head.weight")[0].digest == db.history("embed.weight")[0].digest
     assert point.nbytes == sum(

@@ -122,7 +122,7 @@ def test_an_ordered_state_dict_keeps_its_type_and_versions() -> None:
     state = torch.nn.BatchNorm1d(2).state_dict()
     tree = saved(state)
     tree["weight"].fill_(5)
-    outcome = restore_into(state, tree)
+    outcome = restore_into(state, tree).state
     assert type(outcome) is OrderedDict
     assert outcome._metadata == state._metadata  # type: ignore[attr-defined]
     assert outcome["weight"] is state["weight"]
@@ -155,7 +155,7 @@ def test_strict_holds_for_the_dicts_around_and_not_for_plain_ones() -> None:
         restore_into({"model": model, "ema": 1, "step": 1, "config": None}, tree)
     outcome = restore_into({"model": model, "step": 0, "config": {"b": 2}}, tree)
     assert outcome["config"] == {"a": 1}
-    assert restore_into({"model": model, "ema": 7}, tree, strict=False) == {
+    assert restore_into({"model": model, "ema": 7}, tree, strict=False).state == {
         "model": model,
         "ema": 7,
     }
