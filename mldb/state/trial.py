@@ -100,7 +100,7 @@ class _StandIns:
     def _make(self, tensor: Any) -> Any:
         torch = sys.modules["torch"]
         if torch.nn.parameter.is_lazy(tensor):
-            return copy.deepcopy(tensor)
+            return _lazy_twin(tensor)
         # Only in that mode is an inference tensor made, and only there may one be written to.
         with torch.inference_mode(tensor.is_inference()):
             if not is_plain(tensor):
@@ -128,6 +128,14 @@ def _twin(tensor: Any) -> Any:
         return copy.deepcopy(tensor)
     except (RuntimeError, TypeError, NotImplementedError):  # it has a graph behind it
         return tensor.detach().clone()
+
+
+def _lazy_twin(tensor: Any) -> Any:
+    """Return another parameter or buffer without a shape; loading gives it one for good."""
+    form = tensor.data  # torch allows little else to be asked
+    made = type(tensor)(tensor.requires_grad, device=form.device, dtype=form.dtype)
+    vars(made).update(vars(tensor))
+    return made
 
 
 def _copy(value: Any) -> Any:
