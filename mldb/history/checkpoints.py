@@ -11,9 +11,12 @@ from mldb.errors import InvalidTypeError, MissingError
 from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds.checkpoints import unpack_checkpoint
 from mldb.log.index.address import Entry, Lsn, to_time
+from mldb.state.parts import state_at, tensor_names
+from mldb.state.restore import build
 from mldb.state.skeleton import parse_skeleton
 from mldb.state.tree import unflatten
 from mldb.tensors.codec import rebuild, unpack_descriptor, view_numpy, view_torch
+from mldb.tensors.decode import plain_mode
 from mldb.tensors.scope import Scope, own_bytes, read_array, stored_bytes
 
 if TYPE_CHECKING:
@@ -113,7 +116,7 @@ def _own_tensor(scope: Scope, name: str) -> Any:
 
 
 def state_dict(scope: Scope, prefix: str, device: str | torch.device | None) -> dict[str, Any]:
-    """Return tensors by name, ready for ``load_state_dict``; *prefix* is cut off.
+    """Return the state dict at *prefix*, or tensors by name with *prefix* cut off.
 
     The names are those of the newest checkpoint, or all tensors when there is none.
     """
@@ -121,20 +124,27 @@ def state_dict(scope: Scope, prefix: str, device: str | torch.device | None) -> 
         raise InvalidTypeError(f"prefix is a {type(prefix).__name__}, not a str")
     entry = latest(scope)
     if entry is None:
-        found = list(scope.names(prefix))
-        fixed = scope
-    else:
-        fixed = at_checkpoint(scope, entry)
-        found = [name for name in _names_in(skeleton_of(scope, entry)) if name.startswith(prefix)]
-    return {name[len(prefix) :]: _torch_tensor(fixed, name, device) for name in found}
+        return _by_name(scope, list(scope.names(prefix)), prefix, device)
+    fixed = at_checkpoint(scope, entry)
+    skeleton = parse_skeleton(skeleton_of(scope, entry))
+    state = state_at(
+        skeleton,
+        prefix,
+        lambda name: _moved(_own_tensor(fixed, name), device),
+        lambda name: _torch_tensor(fixed, name, device),
+    )
+    if state is not None:
+        found: dict[str, Any] = state
+        return found
+    build(skeleton, skeleton.root, lambda name: name)  # refuses a damaged one
+    names = [name for name in tensor_names(skeleton.root) if name.startswith(prefix)]
+    return _by_name(fixed, names, prefix, device)
 
 
-def _names_in(skeleton: bytes) -> list[str]:
-    """The tensor names that a skeleton mentions, in order."""
-    names: list[str] = []
-    parsed = parse_skeleton(skeleton)
-    unflatten(skeleton, names.append)
-    return names + [alias for alias in parsed.aliases if alias not in names]
+def _by_name(
+    scope: Scope, names: list[str], prefix: str, device: str | torch.device | None
+) -> dict[str, Any]:
+    return {name[len(prefix) :]: _torch_tensor(scope, name, device) for name in names}
 
 
 def _torch_tensor(scope: Scope, name: str, device: str | torch.device | None) -> Any:
@@ -144,4 +154,11 @@ def _torch_tensor(scope: Scope, name: str, device: str | torch.device | None) ->
         tensor = read_array(scope, entry, name)
     else:
         tensor = view_torch(what, own_bytes(scope, entry, name))
-    return tensor if device is None or not hasattr(tensor, "to") else tensor.to(device)
+    return _moved(tensor, device)
+
+
+def _moved(tensor: Any, device: str | torch.device | None) -> Any:
+    if device is None or not hasattr(tensor, "to"):
+        return tensor
+    with plain_mode():
+        return tensor.to(device)

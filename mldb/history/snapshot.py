@@ -60,11 +60,14 @@ class StateSurface(ReadSurface):
     def state_dict(
         self, *, as_of: AsOf = None, prefix: str = "", device: str | torch.device | None = None
     ) -> dict[str, Any]:
-        """Return torch tensors by name, for ``load_state_dict``.
+        """Return a state dict for ``load_state_dict``, from the newest checkpoint as of *as_of*.
 
-        They are those of the newest checkpoint as of *as_of*; without any, all tensors. *prefix*
-        selects and is cut off: for ``checkpoint({"model": m, ...})`` pass ``prefix="model/"``. The
-        tensors are the caller's own; large ones are private mappings. Raises what reading raises.
+        *prefix* selects and is cut off: for ``checkpoint({"model": m, ...})`` pass "model/", for
+        its child "model/encoder.". For a module or another object with ``state_dict()`` the answer
+        is what that gave: order, types, extra state and torch's versions of modules. Elsewhere, and
+        without a checkpoint, it is torch tensors by name. The tensors are the caller's own, plain
+        ones under any mode of torch; large ones are private mappings, until *device* is given.
+        Raises what reading raises.
         """
         return checkpoints.state_dict(self._scope(as_of), prefix, device)
 

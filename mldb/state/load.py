@@ -245,8 +245,8 @@ def _call(method: Any, *values: Any, path: str) -> None:
         raise
     except Exception as error:
         raise InvalidValueError(
-            f"{target_at(path)} refused its saved state: {error!s:.500}. It may be changed in part; "
-            "what is stored is safe."
+            f"{target_at(path)} refused its saved state: {error!s:.500}. It may be changed in "
+            "part; what is stored is safe."
         ) from error
 
 

@@ -68,8 +68,8 @@ def check_module(module: Any, tree: Any, path: str, options: LoadOptions) -> Non
     """
     if not isinstance(tree, dict):
         raise InvalidTypeError(
-            f"{target_at(path)} needs the state dict of {type(module).__name__} and the saved state "
-            f"has a {type(tree).__name__} there. Nothing was changed."
+            f"{target_at(path)} needs the state dict of {type(module).__name__} and the saved "
+            f"state has a {type(tree).__name__} there. Nothing was changed."
         )
     state = without_prefix(module, tree, options.strip_prefix)
     keys = _tried(module, state, path, options)
@@ -91,8 +91,8 @@ def load_module(module: Any, tree: Any, path: str, options: LoadOptions, found: 
         names.extend(joined(path, key) for key in more)
     if state and set(state) <= {*keys.unexpected, *added.ignored} and keys.missing:
         warnings.warn(
-            f"{target_at(path)} ({type(module).__name__}) has no key in common with what was saved: "
-            f"nothing was loaded into it. Saved are {listed(list(state), 3)}; it has "
+            f"{target_at(path)} ({type(module).__name__}) has no key in common with what was "
+            f"saved: nothing was loaded into it. Saved are {listed(list(state), 3)}; it has "
             f"{listed(keys.missing, 3)}.{advice_on_prefixes(module, state)}",
             NothingLoadedWarning,
             stacklevel=2,

@@ -39,6 +39,7 @@ from mldb.state.skeleton import (
     is_affordable,
     parse_skeleton,
 )
+from mldb.tensors.decode import plain_mode
 from mldb.tensors.dtypes import dtype_of
 
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
@@ -57,7 +58,12 @@ def unflatten(skeleton: bytes, load: Callable[[str], object]) -> Any:
     damaged skeleton, and what *load* raises.
     """
     parsed = parse_skeleton(skeleton)
-    return _Builder(parsed, load).node(parsed.root, 0)
+    return build(parsed, parsed.root, load)
+
+
+def build(skeleton: Skeleton, node: Any, load: Callable[[str], object]) -> Any:
+    """Return the state of one *node* of *skeleton*; see :func:`unflatten`."""
+    return _Builder(skeleton, load).node(node, 0)
 
 
 class _Builder:
@@ -110,7 +116,7 @@ class _Builder:
         if len(items) % 2:
             raise corrupt("a key without a value")
         result = {
-            _key(key, 0): self.node(value, depth)
+            key_of(key, 0): self.node(value, depth)
             for key, value in zip(items[::2], items[1::2], strict=True)
         }
         if len(result) * 2 != len(items):
@@ -150,12 +156,13 @@ def _leaf(tag: int, node: list[Any]) -> Any:
     raise corrupt(f"unknown tag {tag}")
 
 
-def _key(node: Any, depth: int) -> Any:
+def key_of(node: Any, depth: int) -> Any:
+    """Return the dict key of a node that stands in the place of one; raises CorruptError."""
     if type(node) in _KEYS:
         return node
     if type(node) is list and node and type(node[0]) is int and depth < STATE_DEPTH_MAX:
         if node[0] == TUPLE:
-            return tuple([_key(item, depth + 1) for item in node[1:]])
+            return tuple([key_of(item, depth + 1) for item in node[1:]])
         if node[0] in (BIG_INTEGER, TEXT):
             return _leaf(node[0], node)
     raise corrupt("a key of a type that keys do not have")
@@ -207,9 +214,10 @@ def _share(loaded: dict[str, Any], group: StorageGroup) -> dict[str, Any]:
     if not is_affordable(group.nbytes, sum(tensor.nbytes for tensor in loaded.values())):
         raise corrupt(f"a storage of {group.nbytes} bytes for tensors far smaller")
     device = next(iter(loaded.values())).device
-    storage = torch.zeros(group.nbytes, dtype=torch.uint8, device=device)
-    for view in group.views:
-        loaded[view.name] = _place(torch, storage, view, loaded[view.name])
+    with plain_mode():
+        storage = torch.zeros(group.nbytes, dtype=torch.uint8, device=device)
+        for view in group.views:
+            loaded[view.name] = _place(torch, storage, view, loaded[view.name])
     return loaded
 
 

@@ -7,8 +7,10 @@ where a value of theirs is asked for.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -20,6 +22,22 @@ from mldb.tensors.sparse import join_scipy, join_torch
 
 if TYPE_CHECKING:
     import torch
+
+
+_AS_IT_IS: Final = nullcontext()
+
+
+def plain_mode() -> AbstractContextManager[object]:
+    """Return a context in which torch makes plain tensors, whatever mode is on around it.
+
+    One made under ``inference_mode`` can never be trained, and a view made under ``no_grad`` is not
+    to be written to outside.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or (torch.is_grad_enabled() and not torch.is_inference_mode_enabled()):
+        return _AS_IT_IS
+    mode: AbstractContextManager[object] = torch.inference_mode(False)  # turns gradients on as well
+    return mode
 
 
 def view_numpy(descriptor: Descriptor, buffer: Buffer) -> np.ndarray[Any, Any]:
@@ -60,11 +78,12 @@ def view_torch(descriptor: Descriptor, buffer: bytearray | memoryview) -> torch.
     dtype = torch_dtype(code)
     import torch
 
-    if not descriptor.nbytes:
-        # frombuffer takes no empty buffer, and torch.empty warns about complex32.
-        one = torch.frombuffer(bytearray(descriptor.itemsize), dtype=dtype)
-        return one[:0].reshape(descriptor.shape)
-    return torch.frombuffer(buffer, dtype=dtype).reshape(descriptor.shape)
+    with plain_mode():
+        if not descriptor.nbytes:
+            # frombuffer takes no empty buffer, and torch.empty warns about complex32.
+            one = torch.frombuffer(bytearray(descriptor.itemsize), dtype=dtype)
+            return one[:0].reshape(descriptor.shape)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(descriptor.shape)
 
 
 def rebuild(descriptor: Descriptor, buffer: Buffer) -> Any:
@@ -82,7 +101,8 @@ def rebuild(descriptor: Descriptor, buffer: Buffer) -> Any:
     if descriptor.layout == "dense":
         return view_torch(descriptor, private)
     if descriptor.framework == "torch":
-        return join_torch(descriptor, _parts_of(descriptor, private, view_torch))
+        with plain_mode():
+            return join_torch(descriptor, _parts_of(descriptor, private, view_torch))
     return join_scipy(descriptor, _parts_of(descriptor, private, view_numpy))
 
 
@@ -102,7 +122,8 @@ def _swapped_tensor(descriptor: Descriptor, buffer: Buffer) -> torch.Tensor:
     import torch
 
     array = view_numpy(descriptor, buffer)
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    with plain_mode():
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
 
 
 def _not_dense(descriptor: Descriptor) -> InvalidTypeError:

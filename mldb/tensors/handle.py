@@ -19,6 +19,7 @@ from mldb.tensors.codec import (
     view_numpy,
     view_torch,
 )
+from mldb.tensors.decode import plain_mode
 from mldb.tensors.dtypes import dtype_of
 from mldb.tensors.scope import Scope, own_bytes, read_array, stored_bytes
 
@@ -106,15 +107,18 @@ class TensorHandle:
         """Return a torch tensor that may be written to; what is written reaches no other reader.
 
         Dense tensors are private copy-on-write mappings of the log (copies when small), moved to
-        *device* if given. Raises InvalidTypeError for a dtype torch lacks, UsageError without
-        torch.
+        *device* if given. They are plain tensors, which can be trained, under any mode of torch.
+        Raises InvalidTypeError for a dtype torch lacks, UsageError without torch.
         """
         what = self._descriptor
         if what.layout != "dense":
             tensor: Tensor = self._sparse()
         else:
             tensor = view_torch(what, self._writable())
-        return tensor if device is None else tensor.to(device)
+        if device is None:
+            return tensor
+        with plain_mode():
+            return tensor.to(device)
 
     def _sparse(self) -> Tensor:
         if self._descriptor.framework == "torch":
@@ -123,7 +127,8 @@ class TensorHandle:
             return tensor
         import torch
 
-        return torch.from_numpy(np.array(self.numpy().todense()))
+        with plain_mode():
+            return torch.from_numpy(np.array(self.numpy().todense()))
 
     def _writable(self) -> memoryview | bytearray:
         """Writable bytes that belong to the caller alone."""

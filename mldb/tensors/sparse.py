@@ -123,6 +123,7 @@ def join_torch(descriptor: Descriptor, arrays: Sequence[torch.Tensor]) -> torch.
                 arrays[0],
                 arrays[1],
                 descriptor.shape,
+                device=arrays[1].device,  # not that of torch.set_default_device
                 is_coalesced=descriptor.variant == "coalesced",
                 check_invariants=True,
             )
@@ -131,6 +132,7 @@ def join_torch(descriptor: Descriptor, arrays: Sequence[torch.Tensor]) -> torch.
             arrays[1],
             arrays[2],
             descriptor.shape,
+            device=arrays[2].device,
             layout=getattr(torch, f"sparse_{descriptor.layout}"),
             check_invariants=True,
         )
