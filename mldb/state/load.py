@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,8 +25,6 @@ from mldb.state.load_modules import (
 )
 from mldb.state.prefixes import advice_on_prefixes_of_dict, check_prefix, without_prefix_of_dict
 from mldb.state.report import Findings, LoadReport, joined, target_at
-
-_Keys: TypeAlias = Iterable[Any]
 
 _BARE: Final = "value"  # how a report calls a target that is one object without keys
 
@@ -50,9 +48,10 @@ def restore_into(
     With *strict*, keys must agree: MissingError names what *tree* lacks, InvalidValueError what it
     has too much, both before any change. Without, what is missing stays as it is, and a module that
     has no key in common with its part gives a NothingLoadedWarning. With *assign* the tensors of
-    *tree* take the places of a module's, as in torch, whose ``requires_grad`` is kept, so build
-    optimizers afterwards; tensors on the meta device need it. *strip_prefix* is the text to take
-    off keys of modules and state dicts, or "auto" for the prefixes of wrappers on either side.
+    *tree* take the places of a module's, as in torch, whose ``requires_grad`` is kept; tensors on
+    the meta device need it. An optimizer over the old ones is refused then: build it afterwards.
+    *strip_prefix* is the text to take off keys of modules and state dicts, or "auto" for the
+    prefixes of wrappers on either side.
 
     InvalidValueError also for a shape or dtype that differs and for whatever a module refuses,
     InvalidTypeError for a part of another type. Call it from the thread that trains; nobody else
@@ -60,6 +59,8 @@ def restore_into(
     """
     check_prefix(strip_prefix)
     options = LoadOptions(strict, assign, strip_prefix)
+    if assign:
+        _refuse_orphans(target)
     _check(target, tree, "", options)
     found = Findings([], [], [], [])
     return found.report(_apply(target, tree, "", options, found))
@@ -116,6 +117,32 @@ def _check(target: Any, tree: Any, path: str, options: LoadOptions) -> None:
             _check(value, tree[index], joined(path, index), options)
     else:
         _check_groups(target, tree, path, strict=options.strict)
+
+
+def _refuse_orphans(target: Any) -> None:
+    """Refuse an optimizer that would be left with parameters which no module has any more."""
+    torch = sys.modules.get("torch")
+    if torch is None or torch.__future__.get_swap_module_params_on_conversion():
+        return  # torch then changes the tensors themselves, and whoever holds them has the new
+    live = list(_live_objects(target))
+    held = {id(p) for module in live if _is_module(module) for p in module.parameters()}
+    for optimizer in live:
+        for group in getattr(optimizer, "param_groups", None) or ():
+            if any(id(parameter) in held for parameter in group["params"]):
+                raise InvalidValueError(
+                    f"assign=True replaces the parameters of a module, and the "
+                    f"{type(optimizer).__name__} in the target holds the ones it has now. Nothing "
+                    "was changed. Load the module first, build the optimizer over its parameters, "
+                    "and load that without assign."
+                )
+
+
+def _live_objects(target: Any) -> Iterator[Any]:
+    if isinstance(target, dict | list | tuple):
+        for value in target.values() if isinstance(target, dict) else target:
+            yield from _live_objects(value)
+    elif _is_stateful(target):
+        yield target
 
 
 def _renamed(target: dict[Any, Any], tree: dict[Any, Any], options: LoadOptions) -> dict[Any, Any]:

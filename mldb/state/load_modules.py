@@ -154,14 +154,14 @@ def _tried(module: Any, state: Any, path: str, options: LoadOptions) -> _Keys:
 
 
 def _trial(module: Any, state: Any, keywords: dict[str, Any], *, copies: bool) -> _Keys:
-    stand_ins = stand_in_for_state(state, copies=copies)
     extra = has_extra_state(state)
     with (
         warnings.catch_warnings(),
-        stood_in(module, copies=copies, with_extra_state=extra),
         modes_of(module),
+        stood_in(module, copies=copies, with_extra_state=extra),
     ):
         warnings.simplefilter("ignore")  # the loading itself gives them, once
+        stand_ins = stand_in_for_state(state, copies=copies)
         return _keys_of(module.load_state_dict(stand_ins, **keywords))
 
 
@@ -234,17 +234,26 @@ def _keys_of(result: Any) -> _Keys:
 
 def _findings(module: Any, state: Any, keys: _Keys) -> Findings:
     missing, unexpected = set(keys.missing), set(keys.unexpected)
-    loaded = [key for key in module.state_dict() if key not in missing]
-    names = set(loaded)
-    # Names that only the module has: hooks filled these from saved keys of other names.
-    translated = [key for key in loaded if key not in state]
-    ignored = []
-    for key in state:
-        if key not in names and key not in unexpected:
-            parent = str(key).rpartition(".")[0]
-            if not any(name.startswith(f"{parent}." if parent else "") for name in translated):
-                ignored.append(key)
+    taken = [key for key in module.state_dict() if key not in missing]
+    names = set(taken)
+    # Saved keys that the module has no name for and does not complain of are old names, which hooks
+    # translate, or passed over; and its names that were not saved come of such, or of nothing.
+    old = {key: _parent(key) for key in state if key not in names and key not in unexpected}
+    new = [key for key in taken if key not in state]
+    ignored = [key for key, parent in old.items() if not _some_below(new, parent)]
+    parents = tuple({parent for key, parent in old.items() if key not in ignored})
+    loaded = [key for key in taken if key in state or key.startswith(parents)]
     return Findings(loaded, keys.missing, keys.unexpected, ignored)
+
+
+def _some_below(keys: list[str], start: str) -> bool:
+    return any(key.startswith(start) for key in keys)
+
+
+def _parent(key: object) -> str:
+    """Return the beginning of the keys of the module that *key* belongs to."""
+    head, dot, _ = str(key).rpartition(".")
+    return head + dot
 
 
 def _is_tensor(value: Any) -> bool:

@@ -3,13 +3,14 @@
 ``torch.compile`` puts ``_orig_mod.`` before them, ``DistributedDataParallel`` and its like
 ``module.``; both together, and around parts of a model. The target's own tree of modules tells
 which of them belong there: a name that it has stays, one that it lacks is dropped, and one that a
-wrapper of the target adds is put in. So keys of old names, which load hooks translate, are found
-as well.
+wrapper of the target adds is put in; the reading that explains most of a key is taken. So keys of
+old names, which load hooks translate, are found as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from mldb.errors import InvalidTypeError
@@ -20,6 +21,7 @@ _MAKERS: Final = {
     "_orig_mod": "torch.compile",
     "module": "DistributedDataParallel or another wrapper",
 }
+_READINGS_MAX: Final = 64  # of one key; those of two wrappers and a child of their names are 8
 _ANY_NAME: Final = "\0"  # of no parameter; stands for whatever a module holds itself
 
 
@@ -27,6 +29,16 @@ class _Renamed(NamedTuple):
     """A key as the target has it, and the prefixes that differ."""
 
     key: str
+    dropped: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+class _Reading(NamedTuple):
+    """How far a key has been followed: to which module, under what name, and what is left of it."""
+
+    module: Any
+    rest: tuple[str, ...]
+    name: tuple[str, ...]
     dropped: tuple[str, ...]
     added: tuple[str, ...]
 
@@ -105,27 +117,37 @@ def _advice(dropped: set[tuple[str, ...]], added: set[tuple[str, ...]]) -> str:
 
 
 def _renamed(module: Any, key: str) -> _Renamed:
-    """Walk down the modules along *key*; wrappers on either side are passed over."""
-    rest = key.split(".")
-    name: list[str] = []
-    dropped: list[str] = []
-    added: list[str] = []
-    while module is not None and rest:
-        first, wrapper = rest[0], _wrapper_in(module)
-        if first in module._modules:
-            name.append(rest.pop(0))
-            module = module._modules[first]
-        elif first in module._parameters or first in module._buffers:
-            break
-        elif wrapper is not None:
-            added.append(wrapper)
-            name.append(wrapper)
-            module = module._modules[wrapper]
-        elif first in _MAKERS and len(rest) > 1:
-            dropped.append(rest.pop(0))
-        else:
-            break
-    return _Renamed(".".join(name + rest), tuple(dropped), tuple(added))
+    """Return *key* as *module* has it: the reading that leaves least of it unexplained."""
+    readings = _readings(_Reading(module, tuple(key.split(".")), (), (), ()))
+    best = min(islice(readings, _READINGS_MAX), key=lambda reading: len(reading.rest))
+    return _Renamed(".".join(best.name + best.rest), best.dropped, best.added)
+
+
+def _readings(at: _Reading) -> Iterator[_Reading]:
+    """Walk down the modules along a key, the ways that pass over fewest wrappers first."""
+    module, rest = at.module, at.rest
+    if module is None or not rest:
+        yield at
+        return
+    first = rest[0]
+    if len(rest) == 1 and (first in module._parameters or first in module._buffers):
+        yield at._replace(name=at.name + rest, rest=())
+        return
+    ways = []
+    if first in module._modules:
+        ways.append(
+            at._replace(module=module._modules[first], name=(*at.name, first), rest=rest[1:])
+        )
+    wrapper = _wrapper_in(module)
+    if wrapper is not None:
+        inside = at._replace(module=module._modules[wrapper], name=(*at.name, wrapper))
+        ways.append(inside._replace(added=(*at.added, wrapper)))
+    if first in _MAKERS and len(rest) > 1:
+        ways.append(at._replace(rest=rest[1:], dropped=(*at.dropped, first)))
+    for way in ways:
+        yield from _readings(way)
+    if not ways:
+        yield at
 
 
 def _wrapper_in(module: Any) -> str | None:

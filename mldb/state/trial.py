@@ -105,13 +105,13 @@ class _StandIns:
         with torch.inference_mode(tensor.is_inference()):
             if not is_plain(tensor):
                 return _twin(tensor)
-            if tensor.numel() >= _SMALL and not self._copies:
+            if 0 in tensor.stride() and tensor.numel() > 1:
+                # Writing to an expanded tensor is an error, which its stand-in must raise as well.
+                made = tensor.detach()[_once(tensor)].clone().expand(tensor.shape)
+            elif tensor.numel() >= _SMALL and not self._copies:
                 made = torch.empty_like(tensor, device="meta", requires_grad=False)
             else:
                 made = tensor.detach().clone()
-            # Writing to an expanded tensor is an error, which its stand-in must raise as well.
-            if 0 in tensor.stride() and tensor.numel() > 1:
-                made = made[_once(tensor)].expand(tensor.shape)
             if isinstance(tensor, torch.nn.Parameter):
                 return torch.nn.Parameter(made, tensor.requires_grad)
             return made
