@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from mldb.state.load_modules import (
     outside_inference,
 )
 from mldb.state.prefixes import advice_on_prefixes_of_dict, check_prefix, without_prefix_of_dict
-from mldb.state.report import Findings, LoadReport, joined, target_at
+from mldb.state.report import Findings, LoadReport, NothingLoadedWarning, joined, target_at
 
 _BARE: Final = "value"  # how a report calls a target that is one object without keys
 
@@ -46,12 +47,12 @@ def restore_into(
     caller's own.
 
     With *strict*, keys must agree: MissingError names what *tree* lacks, InvalidValueError what it
-    has too much, both before any change. Without, what is missing stays as it is, and a module that
-    has no key in common with its part gives a NothingLoadedWarning. With *assign* the tensors of
-    *tree* take the places of a module's, as in torch, whose ``requires_grad`` is kept; tensors on
-    the meta device need it. An optimizer over the old ones is refused then: build it afterwards.
-    *strip_prefix* is the text to take off keys of modules and state dicts, or "auto" for the
-    prefixes of wrappers on either side.
+    has too much, both before any change. Without, what is missing stays as it is, and a module or
+    dict that has no key in common with its part gives a NothingLoadedWarning. With *assign* the
+    tensors of *tree* take the places of a module's, as in torch, whose ``requires_grad`` is kept;
+    tensors on the meta device need it. An optimizer over the old ones is refused then: build it
+    afterwards. *strip_prefix* is the text to take off keys of modules and state dicts, or "auto"
+    for the prefixes of wrappers on either side.
 
     InvalidValueError also for a shape or dtype that differs and for whatever a module refuses,
     InvalidTypeError for a part of another type. Call it from the thread that trains; nobody else
@@ -62,8 +63,11 @@ def restore_into(
     if assign:
         _refuse_orphans(target)
     _check(target, tree, "", options)
-    found = Findings([], [], [], [])
-    return found.report(_apply(target, tree, "", options, found))
+    found = Findings([], [], [], [], [])
+    state = _apply(target, tree, "", options, found)
+    for text in found.warnings:
+        warnings.warn(text, NothingLoadedWarning, stacklevel=3)  # at who called db.load
+    return found.report(state)
 
 
 def _is_stateful(value: Any) -> bool:
@@ -244,6 +248,9 @@ def _apply_dict(
             parts[key] = value
             found.missing.append(joined(path, key))
     found.unexpected.extend(joined(path, key) for key in tree if key not in target)
+    if tree and target.keys().isdisjoint(tree):
+        advice = advice_on_prefixes_of_dict(target, tree)
+        found.note_nothing_fits(target_at(path), [*tree], [*target], advice)
     # A copy keeps the type of the dict and torch's versions of modules on it.
     outcome = copy.copy(target)
     outcome.update(parts)

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError, MldbError
 from mldb.state.prefixes import advice_on_prefixes, without_prefix
-from mldb.state.report import Findings, NothingLoadedWarning, joined, listed, target_at
+from mldb.state.report import Findings, joined, listed, target_at
 from mldb.state.trial import (
     has_extra_state,
     is_plain,
@@ -80,23 +80,18 @@ def check_module(module: Any, tree: Any, path: str, options: LoadOptions) -> Non
 def load_module(module: Any, tree: Any, path: str, options: LoadOptions, found: Findings) -> None:
     """Load *tree* into *module* for good, and add to *found* what torch said.
 
-    Warns with NothingLoadedWarning when no key fits.
+    A warning is among it when no key fits.
     """
     state = without_prefix(module, tree, options.strip_prefix)
     with modes_of(module):
         result = module.load_state_dict(with_own_metadata(state, state), **options.for_torch())
     keys = _keys_of(result)
     added = _findings(module, state, keys)
-    for names, more in zip(found, added, strict=True):
+    for names, more in zip(found[:4], added[:4], strict=True):
         names.extend(joined(path, key) for key in more)
     if state and set(state) <= {*keys.unexpected, *added.ignored} and keys.missing:
-        warnings.warn(
-            f"{target_at(path)} ({type(module).__name__}) has no key in common with what was "
-            f"saved: nothing was loaded into it. Saved are {listed(list(state), 3)}; it has "
-            f"{listed(keys.missing, 3)}.{advice_on_prefixes(module, state)}",
-            NothingLoadedWarning,
-            stacklevel=2,
-        )
+        what = f"{target_at(path)} ({type(module).__name__})"
+        found.note_nothing_fits(what, [*state], keys.missing, advice_on_prefixes(module, state))
 
 
 def modes_of(module: Any) -> AbstractContextManager[object]:
@@ -243,7 +238,7 @@ def _findings(module: Any, state: Any, keys: _Keys) -> Findings:
     ignored = [key for key, parent in old.items() if not _some_below(new, parent)]
     parents = tuple({parent for key, parent in old.items() if key not in ignored})
     loaded = [key for key in taken if key in state or key.startswith(parents)]
-    return Findings(loaded, keys.missing, keys.unexpected, ignored)
+    return Findings(loaded, keys.missing, keys.unexpected, ignored, [])
 
 
 def _some_below(keys: list[str], start: str) -> bool:

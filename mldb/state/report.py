@@ -49,17 +49,27 @@ class LoadReport:
 
 
 class Findings(NamedTuple):
-    """The lists of a report while it is made."""
+    """What a report is made of, while it is made; ``warnings`` are about parts nothing fitted."""
 
     loaded: list[str]
     missing: list[str]
     unexpected: list[str]
     ignored: list[str]
+    warnings: list[str]
 
     def report(self, state: Any) -> LoadReport:
         """Return the finished report."""
-        loaded, missing, unexpected, ignored = map(tuple, self)
+        loaded, missing, unexpected, ignored = map(tuple, self[:4])
         return LoadReport(loaded, missing, unexpected, ignored, state)
+
+    def note_nothing_fits(
+        self, what: str, saved: list[Any], wanted: list[Any], advice: str
+    ) -> None:
+        """Note that *what* has none of the keys that were saved for it."""
+        self.warnings.append(
+            f"{what} has no key in common with what was saved: nothing was loaded into it. Saved "
+            f"are {listed(saved, 3)}; it has {listed(wanted, 3)}.{advice}"
+        )
 
 
 def listed(keys: Any, shown: int = 8) -> str:

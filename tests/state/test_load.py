@@ -285,6 +285,15 @@ def test_a_load_without_a_key_in_common_says_so() -> None:
     assert report.missing == ("model/weight", "model/bias")
     assert report.unexpected == ("model/fc.weight",)
     assert torch.equal(model.weight, before)
+    # The warning is about the line that loads.
+    with mldb.MLDatabase.on(MemoryFileSystem(), durability="os") as db:
+        db.checkpoint({"net": model, "w": torch.ones(1)}, epoch=1)
+        for wrong in ({"model": model}, {"x": torch.ones(1)}):
+            with pytest.warns(mldb.NothingLoadedWarning, match="no key in common") as caught:
+                report = db.load(wrong, strict=False)
+            assert caught[0].filename == __file__
+            assert (report.loaded, report.missing) == ((), tuple(wrong))
+            assert report.unexpected == ("net", "w")
     # One key is enough, and where nothing was saved there is nothing to have in common.
     restore_into({"model": model}, {"model": {"bias": torch.ones(2)}}, strict=False)
     restore_into({"model": model}, {"model": {}}, strict=False)
