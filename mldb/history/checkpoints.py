@@ -12,7 +12,6 @@ from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds.checkpoints import unpack_checkpoint
 from mldb.log.index.address import Entry, Lsn, to_time
 from mldb.state.parts import state_at, tensor_names
-from mldb.state.restore import build
 from mldb.state.skeleton import parse_skeleton
 from mldb.state.tree import unflatten
 from mldb.tensors.codec import rebuild, unpack_descriptor, view_numpy, view_torch
@@ -136,7 +135,6 @@ def state_dict(scope: Scope, prefix: str, device: str | torch.device | None) -> 
     if state is not None:
         found: dict[str, Any] = state
         return found
-    build(skeleton, skeleton.root, lambda name: name)  # refuses a damaged one
     names = [name for name in tensor_names(skeleton.root) if name.startswith(prefix)]
     return _by_name(fixed, names, prefix, device)
 

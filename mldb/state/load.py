@@ -50,9 +50,9 @@ def restore_into(
     has too much, both before any change. Without, what is missing stays as it is, and a module or
     dict that has no key in common with its part gives a NothingLoadedWarning. With *assign* the
     tensors of *tree* take the places of a module's, as in torch, whose ``requires_grad`` is kept;
-    tensors on the meta device need it. An optimizer over the old ones is refused then: build it
-    afterwards. *strip_prefix* is the text to take off keys of modules and state dicts, or "auto"
-    for the prefixes of wrappers on either side.
+    tensors on the meta device need it, and buffers that are not saved stay there. An optimizer
+    over the old ones is refused then: build it afterwards. *strip_prefix* is the text to take off
+    keys of modules and state dicts, or "auto" for the prefixes of wrappers on either side.
 
     InvalidValueError also for a shape or dtype that differs and for whatever a module refuses,
     InvalidTypeError for a part of another type. Call it from the thread that trains; nobody else

@@ -53,6 +53,7 @@ def state_at(
     containers come the tensors, from *load_plain*, and extra state. What is left of the prefix is
     cut off keys and versions. Raises CorruptError for a damaged skeleton, and what *load* raises.
     """
+    build(skeleton, skeleton.root, lambda name: name)  # refuses a damaged one as a whole
     found = _follow(skeleton.root, prefix)
     tag = _tag(found.node)
     if tag not in _FIRST_KEY:
@@ -142,7 +143,7 @@ def _under(metadata: Any, rest: str) -> Any:
     result = type(metadata)()
     if rest.endswith("."):
         for path, value in metadata.items():
-            if f"{path}.".startswith(rest):
+            if isinstance(path, str) and f"{path}.".startswith(rest):
                 result[path.removeprefix(rest[:-1]).removeprefix(".")] = value
     return result
 

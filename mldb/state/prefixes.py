@@ -66,7 +66,7 @@ def without_prefix(module: Any, state: dict[Any, Any], strip_prefix: str | None)
         names = {key: key.removeprefix(strip_prefix) for key in _texts(state)}
     result = with_own_metadata(state, _under(names, state))
     metadata = getattr(result, "_metadata", None)
-    if metadata is not None:
+    if isinstance(metadata, dict):
         vars(result)["_metadata"] = _moved_metadata(module, metadata, strip_prefix)
     return result
 

@@ -6,14 +6,21 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import mldb
+from mldb.errors import CorruptError
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.state.parts import state_at, tensor_names
+from mldb.state.skeleton import parse_skeleton
 from tests.state.test_modules import Vocabulary, same
+from tests.state.test_tree import sample_skeleton
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,3 +129,30 @@ def test_extra_state_moves_with_the_rest(db: mldb.MLDatabase) -> None:
     assert found["weight"].is_meta
     assert found["_extra_state"]["names"] == ["x"]
     assert type(found["_extra_state"]["kind"]) is torch.Size
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_damaged_skeletons_give_only_corrupt(data: st.DataObject) -> None:
+    fields = msgpack.unpackb(sample_skeleton())
+    places = list(_places(fields[1]))
+    holder, index = data.draw(st.sampled_from(places))
+    tag = st.integers(0, 16)
+    junk = st.one_of(tag, st.text(max_size=2), st.lists(tag, max_size=3), st.none())
+    holder[index] = data.draw(junk)
+    prefix = data.draw(st.sampled_from(["", "a", "m/", "m/inner.", "c/2/", "s", "1%2Ck/", "none/"]))
+    try:
+        skeleton = parse_skeleton(msgpack.packb(fields))
+        found = state_at(skeleton, prefix, lambda name: name, lambda name: name)
+        names = tensor_names(skeleton.root)
+    except CorruptError:
+        return
+    assert found is None or isinstance(found, dict)
+    assert all(isinstance(name, str) for name in names)
+
+
+def _places(node: Any) -> Iterator[tuple[list[Any], int]]:
+    for index, item in enumerate(node):
+        yield node, index
+        if isinstance(item, list):
+            yield from _places(item)
