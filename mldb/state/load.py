@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
+from mldb.state.optimizers import fit_optimizers
 
 _Keys: TypeAlias = Iterable[Any]
 
@@ -31,6 +32,7 @@ def restore_into(target: Any, tree: Any, *, strict: bool = True) -> Any:
     also for a shape or dtype that differs, InvalidTypeError for a part of another type. Call it
     from the thread that trains.
     """
+    tree = fit_optimizers(target, tree, strict=strict)
     _check(target, tree, "", strict=strict)
     return _apply(target, tree, "", strict=strict)
 
@@ -84,8 +86,6 @@ def _check(target: Any, tree: Any, path: str, *, strict: bool) -> None:
             raise _other_type(path, f"a sequence of {len(target)}", tree)
         for index, value in enumerate(target):
             _check(value, tree[index], f"{path}[{index}]", strict=strict)
-    else:
-        _check_groups(target, tree, path)
 
 
 def _check_module(module: Any, tree: Any, path: str, *, strict: bool) -> None:
@@ -104,22 +104,6 @@ def _check_module(module: Any, tree: Any, path: str, *, strict: bool) -> None:
                 f"{_place(path)}: {key!r} has shape {tuple(value.shape)} and the saved one "
                 f"{tuple(saved.shape)}. Nothing was changed; build the module as it was saved."
             )
-
-
-def _check_groups(target: Any, tree: Any, path: str) -> None:
-    """Compare the parameter groups of an optimizer; other objects check for themselves."""
-    groups = getattr(target, "param_groups", None)
-    if not isinstance(groups, list):
-        return
-    if not isinstance(tree, dict) or not isinstance(tree.get("param_groups"), list):
-        raise _other_type(path, f"the state dict of {type(target).__name__}", tree)
-    wanted = [len(group["params"]) for group in groups]
-    saved = [len(group.get("params", ())) for group in tree["param_groups"]]
-    if wanted != saved:
-        raise InvalidValueError(
-            f"{_place(path)}: the optimizer has groups of {wanted} parameters and the saved one "
-            f"of {saved}. Nothing was changed; build it over the same parameters."
-        )
 
 
 def _check_array(target: np.ndarray[Any, Any], tree: Any, path: str) -> None:
