@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mldb.log.verify import Problem, VerifyReport
     from mldb.options import Options
     from mldb.state.checkpointing import PendingCheckpoint
+    from mldb.state.structs import register_state_type
     from mldb.tensors.handle import TensorHandle
     from mldb.write.tensor_writer import TensorWriter
     from mldb.write.transaction import Transaction
@@ -85,6 +86,7 @@ _HOMES = {
     "Version": "mldb.history.versions",
     "Checkpoint": "mldb.history.checkpoints",
     "PendingCheckpoint": "mldb.state.checkpointing",
+    "register_state_type": "mldb.state.structs",
     "Relationship": "mldb.history.relationships",
     "Recovery": "mldb.log.recovery",
     "Problem": "mldb.log.verify",
@@ -153,6 +155,7 @@ __all__ = [
     "VersionGoneError",
     "create_m2m",
     "open",
+    "register_state_type",
 ]
 
 

@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("mldb", "log", "compaction", "gpu", "tools")  # the ones beside mldb/ are linked in it
 
 # The pure half of mldb.state: it takes states apart and puts them together, and stores nothing.
-STATE_TREES = ("leaves", "load", "optimizer_shapes", "optimizers", "restore", "skeleton", "tree")
+STATE_TREES = (
+    *("leaves", "load", "optimizer_shapes", "optimizers", "restore", "skeleton", "structs", "tree"),
+)
 
 # From the bottom up; a module may import from its own layer and those below. A module that is named
 # stands where it is named, another where the first pattern fits; there is no layer for the rest.

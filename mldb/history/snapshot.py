@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mldb.closing import Closing
-from mldb.errors import ClosedError, InvalidTypeError
+from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.history import checkpoints, relationships, tags
 from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
 from mldb.history.checkpoints import Checkpoint
@@ -67,15 +67,28 @@ class StateSurface(ReadSurface):
         """
         return checkpoints.state_dict(self._scope(as_of), prefix, device)
 
-    def load(self, state: Any, *, as_of: AsOf = None, strict: bool = True) -> Any:
+    def load(
+        self, state: Any, *, as_of: AsOf = None, strict: bool = True, part: bool = False
+    ) -> Any:
         """Load the newest checkpoint as of *as_of* into live objects, and return the state.
 
         *state* is a module, an optimizer, or a nested tree holding them; plain values in it (a
         step, a cursor) are taken from the returned tree. Tied tensors stay tied. ``state=None``
-        only returns the tree. Raises MissingError without a checkpoint or for missing keys,
-        InvalidValueError for unexpected ones or other shapes; then nothing was changed.
+        only returns the tree. The state of an optimizer goes by name where it and the saved one
+        were built from ``named_parameters()``, else by position.
+
+        With ``part=True`` the dicts around live objects name a part of the checkpoint, such as
+        ``{"model": m}`` of a whole run: what they do not name is not read, missed or returned, and
+        what they name is loaded as strictly as ever.
+
+        Raises MissingError without a checkpoint or for missing keys, InvalidValueError for
+        unexpected ones or other shapes; then nothing was changed.
         """
-        tree = checkpoints.state_of(self._scope(as_of))
+        if part and state is None:
+            raise InvalidValueError(
+                'part=True loads what the state names: pass the part, as {"model": model}'
+            )
+        tree = checkpoints.state_of(self._scope(as_of), state if part else None)
         return tree if state is None else restore_into(state, tree, strict=strict)
 
     def checkpoints(self, *, as_of: AsOf = None) -> list[Checkpoint]:

@@ -6,7 +6,6 @@ changing them, so that a refused load leaves the training state as it was.
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
 from mldb.state.optimizers import fit_optimizers
+from mldb.state.structs import is_record, parts_of, retyped, with_parts
 
 _Keys: TypeAlias = Iterable[Any]
 
@@ -51,18 +51,18 @@ def _is_module(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
-def _is_live(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_is_live, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_is_live, value))
+def is_live(value: Any) -> bool:
+    """Whether *value* is, or holds, something that a state is loaded into."""
+    parts = parts_of(value)
+    if parts is not None:
+        return any(map(is_live, parts.values()))
     if isinstance(value, np.ndarray) or _is_torch(value, "Tensor"):
         return True
     return _is_torch(value, "Generator") or _is_stateful(value)
 
 
 def _check(target: Any, tree: Any, path: str, *, strict: bool) -> None:
-    if not _is_live(target):
+    if not is_live(target):
         return
     if _is_module(target):
         _check_module(target, tree, path, strict=strict)
@@ -73,6 +73,8 @@ def _check(target: Any, tree: Any, path: str, *, strict: bool) -> None:
     elif _is_torch(target, "Generator"):
         if not _is_torch(tree, "Tensor"):
             raise _other_type(path, "the state tensor of a torch.Generator", tree)
+    elif is_record(target):
+        _check(parts_of(target), parts_of(tree), path, strict=strict)
     elif isinstance(target, dict):
         if not isinstance(tree, dict):
             raise _other_type(path, "a dict", tree)
@@ -139,8 +141,8 @@ def _check_keys(expected: _Keys, found: _Keys, path: str) -> None:
 
 
 def _apply(target: Any, tree: Any, path: str, *, strict: bool) -> Any:
-    if not _is_live(target):
-        return tree
+    if not is_live(target):
+        return retyped(target, tree)
     if isinstance(target, np.ndarray):
         np.copyto(target, tree, casting="no")
     elif _is_torch(target, "Tensor"):
@@ -148,6 +150,9 @@ def _apply(target: Any, tree: Any, path: str, *, strict: bool) -> Any:
             target.copy_(tree)
     elif _is_torch(target, "Generator"):
         _call(target.set_state, tree, path)
+    elif is_record(target):
+        parts = _apply(parts_of(target), parts_of(tree), path, strict=strict)
+        return with_parts(target, parts)
     elif isinstance(target, dict):
         parts = {
             key: _apply(value, tree[key], f"{path}[{key!r}]", strict=strict)
@@ -155,16 +160,13 @@ def _apply(target: Any, tree: Any, path: str, *, strict: bool) -> Any:
             else value
             for key, value in target.items()
         }
-        # A copy keeps the type of the dict and torch's versions of modules on it.
-        outcome = copy.copy(target)
-        outcome.update(parts)
-        return outcome
+        return with_parts(target, parts)
     elif isinstance(target, list | tuple):
-        items = [
-            _apply(value, tree[index], f"{path}[{index}]", strict=strict)
+        parts = {
+            index: _apply(value, tree[index], f"{path}[{index}]", strict=strict)
             for index, value in enumerate(target)
-        ]
-        return tuple(items) if isinstance(target, tuple) else items
+        }
+        return with_parts(target, parts)
     elif _is_module(target):
         _call(target.load_state_dict, tree, path, strict=strict)
     else:

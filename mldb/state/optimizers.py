@@ -7,7 +7,6 @@ it goes to, before anything is changed: see ``mldb.state.optimizer_shapes``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -15,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.state.optimizer_shapes import check_shapes, is_lbfgs, listed
+from mldb.state.structs import parts_of, with_parts
 
 _PER_GROUP: Final = frozenset(
     ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
@@ -28,11 +28,11 @@ _PER_GROUP: Final = frozenset(
 def fit_optimizers(target: Any, tree: Any, *, strict: bool = True) -> Any:
     """Return *tree* with the states of optimizers as those in *target* are to load them.
 
-    *target* is a live object or a nest of dicts, lists and tuples of such, and *tree* what was
-    saved of it; neither is changed. With names on both sides (``param_names``) the groups of a
-    saved optimizer, and the parameters in them, come in the order of the optimizer that takes them;
-    else positions count. Where groups change places, so do the values that a scheduler of the same
-    optimizer keeps for each group.
+    *target* is a live object or a nest of dicts, lists, tuples and dataclasses of such, and *tree*
+    what was saved of it; neither is changed. With names on both sides (``param_names``) the groups
+    of a saved optimizer, and the parameters in them, come in the order of the optimizer that takes
+    them; else positions count. Where groups change places, so do the values that a scheduler of the
+    same optimizer keeps for each group.
 
     Raises InvalidTypeError for what is no state dict, InvalidValueError for other groups, names or
     shapes and for the state of another kind of optimizer. Without *strict*, a shape that is only
@@ -49,30 +49,19 @@ _Fit: TypeAlias = Callable[[Any, Any, str], Any]
 
 def _fit(target: Any, tree: Any, path: str, fit: _Fit) -> Any:
     """Return *tree* with *fit* called for each live object; containers are copied on change."""
-    parts: dict[Any, Any]
-    if isinstance(target, dict) and isinstance(tree, dict):
-        parts = {
-            key: _fit(value, tree[key], f"{path}[{key!r}]", fit)
-            for key, value in target.items()
-            if key in tree
-        }
-    elif isinstance(target, list | tuple) and isinstance(tree, list | tuple):
-        parts = {
-            index: _fit(value, item, f"{path}[{index}]", fit)
-            for index, (value, item) in enumerate(zip(target, tree, strict=False))
-        }
-    elif callable(getattr(target, "load_state_dict", None)) and not isinstance(target, type):
+    if callable(getattr(target, "load_state_dict", None)) and not isinstance(target, type):
         return fit(target, tree, path)
-    else:
+    wanted, found = parts_of(target), parts_of(tree)
+    if wanted is None or found is None:
         return tree
-    if all(part is tree[key] for key, part in parts.items()):
+    parts = {
+        key: _fit(value, found[key], f"{path}[{key!r}]", fit)
+        for key, value in wanted.items()
+        if key in found
+    }
+    if all(part is found[key] for key, part in parts.items()):
         return tree
-    if isinstance(tree, dict):
-        changed = copy.copy(tree)  # keeps the type, and torch's versions of modules on it
-        changed.update(parts)
-        return changed
-    items = [parts.get(index, item) for index, item in enumerate(tree)]
-    return tuple(items) if isinstance(tree, tuple) else items
+    return with_parts(tree, parts)
 
 
 def _fit_one(

@@ -80,7 +80,8 @@ class CheckpointPlan:
         naming = job.naming
         if not naming.is_given and not self._is_free(view):
             naming.name = free_name(view, naming.base)
-        self._kept = {keys.TENSORS + check_name(name) for name in (*job.tensors, *job.aliases)}
+        names = (*job.tensors, *job.aliases) if job.prune else ()
+        self._kept = {keys.TENSORS + check_name(name) for name in names}
         self._gone = left_behind(view, self._kept) if job.prune else []
 
     def records(self) -> list[Record]:

@@ -66,6 +66,17 @@ def test_two_checkpoints_of_an_epoch_without_a_step_get_two_names(db: mldb.MLDat
     assert db.load(None, as_of="best")["w"].tolist() == [1]
 
 
+def test_a_name_that_was_given_is_not_taken_over(db: mldb.MLDatabase) -> None:
+    """In older stores a name may hide an earlier checkpoint; the next is kept apart as well."""
+    for number in (1, 2):
+        db.checkpoint({"w": np.full(1, number)}, epoch=1, name="epoch-1")
+    assert db.checkpoint({"w": np.full(1, 3)}, epoch=1).name == "epoch-1~2"
+    assert names(db) == ["epoch-1", "epoch-1~2"]
+    assert [int(db.load(None, as_of=name)["w"][0]) for name in names(db)] == [2, 3]
+    db.checkpoint({"w": np.full(1, 4)}, epoch=1, name="epoch-1~3", wait=False)
+    assert db.checkpoint({"w": np.full(1, 5)}, epoch=1, wait=False).name == "epoch-1~4"
+
+
 def test_names_of_checkpoints_on_their_way_are_known_at_the_call(db: mldb.MLDatabase) -> None:
     pending = [db.checkpoint({"w": np.ones(9)}, epoch=1, wait=False) for _ in range(5)]
     assert [item.name for item in pending] == ["epoch-1", *(f"epoch-1~{n}" for n in range(2, 6))]
