@@ -14,7 +14,7 @@ import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
 from mldb.state.optimizers import fit_optimizers
-from mldb.state.structs import is_record, parts_of, retyped, with_parts
+from mldb.state.structs import PLAIN, is_record, parts_of, retyped, with_parts
 
 _Keys: TypeAlias = Iterable[Any]
 
@@ -53,6 +53,8 @@ def _is_module(value: Any) -> bool:
 
 def is_live(value: Any) -> bool:
     """Whether *value* is, or holds, something that a state is loaded into."""
+    if type(value) in PLAIN:
+        return False
     parts = parts_of(value)
     if parts is not None:
         return any(map(is_live, parts.values()))

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.state.optimizer_shapes import check_shapes, is_lbfgs, listed
-from mldb.state.structs import parts_of, with_parts
+from mldb.state.structs import PLAIN, parts_of, with_parts
 
 _PER_GROUP: Final = frozenset(
     ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
@@ -57,7 +57,7 @@ def _fit(target: Any, tree: Any, path: str, fit: _Fit) -> Any:
     parts = {
         key: _fit(value, found[key], f"{path}[{key!r}]", fit)
         for key, value in wanted.items()
-        if key in found
+        if type(value) not in PLAIN and key in found
     }
     if all(part is found[key] for key, part in parts.items()):
         return tree

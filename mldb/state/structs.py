@@ -18,6 +18,9 @@ from mldb.errors import InvalidTypeError, InvalidValueError
 
 _T = TypeVar("_T")
 
+PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types of values that hold no others. Asked for first: a state may have millions of them."""
+
 _NAME_MAX: Final = 1000
 
 # Only ever added to, in one step each, so threads need no lock.
@@ -87,7 +90,7 @@ def take_apart(value: Any, path: str) -> tuple[str, dict[str, Any]] | None:
     further = [
         key
         for key in getattr(value, "__dict__", {})
-        if key not in fields and not isinstance(getattr(kind, key, None), cached_property)
+        if key not in fields and not _is_cached(kind, key)
     ]
     if missing or further:
         what = f"lacks its field {missing[0]!r}" if missing else f"has {further[0]!r}, no field"
@@ -96,6 +99,11 @@ def take_apart(value: Any, path: str) -> tuple[str, dict[str, Any]] | None:
             "and all of them. Nothing was stored."
         )
     return known, {field: getattr(value, field) for field in fields}
+
+
+def _is_cached(kind: type, key: str) -> bool:
+    """Whether an attribute is computed from the fields when it is first asked for."""
+    return isinstance(getattr(kind, key, None), cached_property)
 
 
 def put_together(name: str, fields: Mapping[str, Any]) -> Any:
@@ -162,7 +170,7 @@ def is_named_tuple(value: object) -> bool:
 def is_record(value: object) -> bool:
     """Whether *value* is an instance of a dataclass that does not load its state itself."""
     return (
-        not isinstance(value, type)
+        not isinstance(value, type | dict | list | tuple)
         and dataclasses.is_dataclass(value)
         and not callable(getattr(value, "load_state_dict", None))
     )
@@ -170,6 +178,8 @@ def is_record(value: object) -> bool:
 
 def parts_of(value: Any) -> dict[Any, Any] | None:
     """Return what a dict, list, tuple or dataclass holds, by key, place or field; else None."""
+    if type(value) in PLAIN:
+        return None
     if isinstance(value, dict):
         return value
     if isinstance(value, list | tuple):
@@ -194,6 +204,9 @@ def with_parts(value: Any, parts: Mapping[Any, Any]) -> Any:
         return changed
     for field, part in parts.items():
         object.__setattr__(changed, field, part)
+    further = getattr(changed, "__dict__", {})
+    for key in [key for key in further if _is_cached(type(value), key)]:
+        del further[key]  # it was computed from the former fields
     return changed
 
 
@@ -205,9 +218,13 @@ def retyped(target: Any, tree: Any) -> Any:
     wanted, found = parts_of(target), parts_of(tree)
     if wanted is None or found is None:
         return tree
-    parts = {key: retyped(wanted[key], part) for key, part in found.items() if key in wanted}
+    parts = {
+        key: part if type(part) in PLAIN else retyped(wanted[key], part)
+        for key, part in found.items()
+        if key in wanted
+    }
     if type(target) is not type(tree) and _fits(target, tree) and wanted.keys() == found.keys():
-        return _instance(type(target), parts)
+        return with_parts(target, parts)
     if all(part is found[key] for key, part in parts.items()):
         return tree
     return with_parts(tree, parts)

@@ -282,6 +282,7 @@ def test_a_dataclass_of_the_target_is_loaded_into_by_its_fields(
 
 def test_plain_values_take_the_types_of_the_target_where_they_fit() -> None:
     target = {"c": Config(0.5, [1]), "p": [Point(0, Point(0, 0))], "other": Point(1, 2)}
+    assert target["c"].slow == 2  # type: ignore[attr-defined]
     tree = {
         "c": {"rate": 0.1, "layers": [2], "total": 9},
         "p": [(1, (2, 3))],
@@ -291,6 +292,7 @@ def test_plain_values_take_the_types_of_the_target_where_they_fit() -> None:
     before = repr(tree)
     back = structs.retyped(target, tree)
     assert (type(back["c"]), back["c"].total, back["c"].layers) == (Config, 9, [2])
+    assert (back["c"].slow, target["c"].rate) == (18, 0.5)  # type: ignore[attr-defined]
     assert back["p"] == [Point(1, Point(2, 3))]
     assert type(back["p"][0].y) is Point
     assert (back["other"], back["further"]) == ((1, 2, 3), (4,))
@@ -298,6 +300,24 @@ def test_plain_values_take_the_types_of_the_target_where_they_fit() -> None:
     same = {"a": [1, {"b": (2,)}]}
     assert structs.retyped({"a": [0, {"b": (0,)}]}, same) is same
     assert restore_into(target, tree, strict=False)["p"] == back["p"]
+
+
+def test_a_dict_that_calls_itself_a_dataclass_is_a_dict() -> None:
+    """As the outputs of transformers are."""
+    kind: Any = dataclass(type("Output", (OrderedDict,), {"__annotations__": {"loss": float}}))
+    target = {"out": kind(loss=1.0), "w": torch.zeros(1)}
+    back = restore_into(target, {"out": {"loss": 2.0}, "w": torch.ones(1)})
+    assert back["out"] == {"loss": 2.0}
+
+
+def test_plain_containers_are_handed_over_without_a_copy() -> None:
+    """A cursor may hold the order of an epoch, millions of numbers."""
+    order = list(range(1000))
+    target = {"w": torch.zeros(1), "order": order, "list": [(order,)]}
+    tree = {"w": torch.ones(1), "order": list(order), "list": [(list(order),)]}
+    back = restore_into(target, tree)
+    assert back["order"] is tree["order"]
+    assert back["list"] is tree["list"]
 
 
 # --- hostile --------------------------------------------------------------------------------------
