@@ -25,7 +25,9 @@ def restore_into(target: Any, tree: Any, *, strict: bool = True) -> Any:
     Modules, optimizers and others with ``load_state_dict`` load their part; a ``torch.Generator``
     takes its state; torch tensors and NumPy arrays are overwritten in place. The result is *target*
     with those live objects and, for plain values, the ones of *tree*; containers of *target* are
-    not changed themselves. Optimizers keep tensors of *tree*, so these must be the caller's own.
+    not changed themselves, and named tuples and dataclasses have the type that they have there.
+    Optimizers keep tensors of *tree*, so these must be the caller's own; their states go by name
+    where both sides have names (see ``mldb.state.optimizers``).
 
     With *strict*, keys must agree: MissingError names what *tree* lacks, InvalidValueError what it
     has too much, both before any change. Without, what is missing stays as it is. InvalidValueError
