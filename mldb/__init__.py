@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from mldb.options import Options
     from mldb.state.checkpointing import PendingCheckpoint
     from mldb.state.report import LoadReport, NothingLoadedWarning
+    from mldb.state.structs import register_state_type
     from mldb.tensors.handle import TensorHandle
     from mldb.write.tensor_writer import TensorWriter
     from mldb.write.transaction import Transaction
@@ -88,6 +89,7 @@ _HOMES = {
     "PendingCheckpoint": "mldb.state.checkpointing",
     "LoadReport": "mldb.state.report",
     "NothingLoadedWarning": "mldb.state.report",
+    "register_state_type": "mldb.state.structs",
     "Relationship": "mldb.history.relationships",
     "Recovery": "mldb.log.recovery",
     "Problem": "mldb.log.verify",
@@ -158,6 +160,7 @@ __all__ = [
     "VersionGoneError",
     "create_m2m",
     "open",
+    "register_state_type",
 ]
 
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mldb import keys
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.history.as_of import AsOf
-from mldb.history.checkpoints import Checkpoint
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import Lsn
 from mldb.log.recovery import Recovery
 from mldb.options import Durability, Mode, Options, Verify
-from mldb.state.checkpointing import PendingCheckpoint, checkpoint_of, make_job
 from mldb.tensors.codec import unpack_metadata
 from mldb.write import preemption
+from mldb.write.checkpoint_verbs import CheckpointVerbs
 from mldb.write.ops import Operations
-from mldb.write.rules import check_epoch
 from mldb.write.staging import PACK_BELOW
 from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "ml_storage"
 
 
-class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
+class MLDatabase(CheckpointVerbs, WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
     """One open store. A context manager and a mapping from tensor names to arrays.
 
     Any thread may use it. A forked child may not: it opens its own. Arrays and views taken from it
@@ -139,112 +136,6 @@ class MLDatabase(WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
     def last_commit(self) -> Lsn:
         """The newest commit; after an interrupted call it tells whether that call was stored."""
         return self.lsn
-
-    # --- checkpoints ------------------------------------------------------------------------------
-
-    @overload
-    def checkpoint(
-        self,
-        state: Any,
-        *,
-        epoch: int,
-        step: int | None = None,
-        name: str | None = None,
-        metrics: dict[str, Any] | None = None,
-        wait: Literal[True] = True,
-    ) -> Checkpoint: ...
-    @overload
-    def checkpoint(
-        self,
-        state: Any,
-        *,
-        epoch: int,
-        step: int | None = None,
-        name: str | None = None,
-        metrics: dict[str, Any] | None = None,
-        wait: Literal[False],
-    ) -> PendingCheckpoint: ...
-
-    def checkpoint(
-        self,
-        state: Any,
-        *,
-        epoch: int,
-        step: int | None = None,
-        name: str | None = None,
-        metrics: dict[str, Any] | None = None,
-        wait: bool = True,
-    ) -> Checkpoint | PendingCheckpoint:
-        """Store a model state as one atomic commit: a module, an optimizer, or a tree of such.
-
-        ``{"model": m, "optimizer": o, "scheduler": s, "rng": ..., "cursor": ...}`` keeps its types
-        and comes back bit-exactly with :meth:`load`. Tensors are also readable by name
-        (``db["model/layer.weight"]``); those of a bare model by its keys. With ``wait=False`` the
-        value is fixed at the call and written behind; the result has ``.done``, ``.result()``,
-        ``.stall_ms``, and a failure is raised at the next write and at close.
-        """
-        started = time.perf_counter()
-        self._guard()
-        self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
-        checked = check_epoch(epoch)
-        if checked is None:
-            raise InvalidTypeError("a checkpoint needs an epoch")
-        background = self._background
-        background.raise_failed()
-        job = make_job(
-            state,
-            epoch=checked,
-            step=step,
-            name=name,
-            metrics=metrics,
-            interrupted=preemption.is_forced(),
-        )
-        taken: Checkpoint | PendingCheckpoint
-        if wait:
-            self._settle_background()
-            done = self._write_job(job)
-            taken = checkpoint_of(job, done, (time.perf_counter() - started) * 1e3)
-        else:
-            self._epochs.check(self._log.head(), checked)
-            taken = background.submit(job, started, self._write_job)
-        preemption.safe_point()
-        return taken
-
-    def save_on_signal(
-        self,
-        signum: int,
-        fn: Callable[[], object],
-        *,
-        grace: float = 20.0,
-        then: preemption.Then = "default",
-    ) -> preemption.SavedOnSignal:
-        """Call ``fn()`` when *signum* comes (SIGTERM of a preemption, say), where storing is safe.
-
-        It runs once in the main thread, however often the signal comes, at the next safe point: the
-        end of a :meth:`checkpoint`, a loader's next batch, :meth:`safe_point`, :meth:`close`, the
-        end of the program. When none comes within *grace* seconds it runs between any two steps of
-        the program that lie in no call of mldb, and the checkpoints that it takes are marked
-        ``interrupted``. Then the handler that was there before runs; a default action (to end the
-        process) is carried out, after background checkpoints are stored, unless
-        ``then="continue"``. What *fn* raises comes out of the safe point instead.
-
-        A forked child is not part of it. A second call for the same signal replaces the first; the
-        functions of several databases run in the order of their calls. The result has ``cancel()``
-        and is a context manager; closing the database cancels as well. Raises UsageError outside
-        the main thread, InvalidTypeError, InvalidValueError.
-        """
-        self._guard()
-        return preemption.save_on_signal(self, signum, fn, grace, then)
-
-    def safe_point(self) -> None:
-        """Run what :meth:`save_on_signal` has waiting, if anything; call it between two steps.
-
-        Costs next to nothing. Raises what the function raises, and UsageError outside the main
-        thread.
-        """
-        self._guard()
-        preemption.require_main_thread("safe_point")
-        preemption.safe_point()
 
     # --- the whole store --------------------------------------------------------------------------
 

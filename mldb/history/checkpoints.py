@@ -88,8 +88,10 @@ def skeleton_of(scope: Scope, entry: Entry) -> bytes:
     return bytes(door.version(scope.view, keys.LATEST_CHECKPOINT, entry, size, "checkpoint"))
 
 
-def state_of(scope: Scope) -> Any:
-    """Return the whole state of the newest checkpoint, typed as it was given.
+def state_of(scope: Scope, part: Any = None) -> Any:
+    """Return the whole state of the newest checkpoint, typed as it was given; or a *part* of it.
+
+    Of a part, which is a tree of live objects, what it does not name is neither read nor returned.
 
     Every tensor is the caller's own: writing to one reaches neither the store nor another reader.
     Raises MissingError.
@@ -101,7 +103,8 @@ def state_of(scope: Scope) -> Any:
             "db.checkpoint(state, epoch=...) takes one; single tensors are read with db[name]."
         )
     fixed = at_checkpoint(scope, entry)
-    return unflatten(skeleton_of(scope, entry), lambda name: _own_tensor(fixed, name))
+    skeleton = skeleton_of(scope, entry)
+    return unflatten(skeleton, lambda name: _own_tensor(fixed, name), part=part)
 
 
 def _own_tensor(scope: Scope, name: str) -> Any:

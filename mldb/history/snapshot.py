@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from mldb.closing import Closing
-from mldb.errors import ClosedError, InvalidTypeError
+from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.history import checkpoints, relationships, tags
 from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
 from mldb.history.checkpoints import Checkpoint
@@ -82,6 +82,7 @@ class StateSurface(ReadSurface):
         strict: bool = True,
         assign: bool = False,
         strip_prefix: str | None = None,
+        part: bool = False,
     ) -> LoadReport: ...
     def load(
         self,
@@ -91,6 +92,7 @@ class StateSurface(ReadSurface):
         strict: bool = True,
         assign: bool = False,
         strip_prefix: str | None = None,
+        part: bool = False,
     ) -> Any:
         """Load the newest checkpoint as of *as_of* into live objects, and return what was loaded.
 
@@ -98,6 +100,11 @@ class StateSurface(ReadSurface):
         LoadReport: names loaded, missing, unexpected and ignored, and ``state``, the tree with
         plain values (a step, a cursor) as they were saved; ``report["step"]`` is one of them. Tied
         tensors stay tied. ``state=None`` loads nothing and returns the saved tree itself.
+
+        With ``part=True`` the dicts around live objects name a part of the checkpoint, such as
+        ``{"model": m}`` of a whole run: what they do not name is not read, missed or reported, and
+        what they name is loaded as strictly as ever. The state of an optimizer goes by name where
+        it and the saved one were built from ``named_parameters()``, else by position.
 
         Modules load by their own ``load_state_dict``, hooks and all: what it takes is taken. With
         *strict*, keys must agree; without, a module without any key in common with what was saved
@@ -113,7 +120,11 @@ class StateSurface(ReadSurface):
         :func:`mldb.state.load.restore_into`. From the thread that trains; nobody else may use the
         objects meanwhile.
         """
-        tree = checkpoints.state_of(self._scope(as_of))
+        if part and state is None:
+            raise InvalidValueError(
+                'part=True loads what the state names: pass the part, as {"model": model}'
+            )
+        tree = checkpoints.state_of(self._scope(as_of), state if part else None)
         if state is None:
             return tree
         return restore_into(state, tree, strict=strict, assign=assign, strip_prefix=strip_prefix)

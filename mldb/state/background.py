@@ -267,6 +267,10 @@ class Background:
         """Whether anything is queued or unseen."""
         return bool(self._queue)
 
+    def names(self) -> set[str]:
+        """The names of the checkpoints that are on their way."""
+        return {queued.pending.name for queued in self._queue[:]}
+
     def is_inside(self) -> bool:
         """Whether this call is made by who writes: that one must not wait for itself."""
         return self._turn.is_inside()

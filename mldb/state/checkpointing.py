@@ -17,7 +17,6 @@ import numpy as np
 
 from mldb.errors import ClosedError, InvalidTypeError
 from mldb.history.checkpoints import Checkpoint
-from mldb.history.kinds.checkpoints import CheckpointInfo, checkpoint_taken
 from mldb.log.index.address import CommitRow, Lsn, to_time
 from mldb.log.ownership import OwnedLock, held_by_me
 from mldb.names import check_name
@@ -29,11 +28,28 @@ from mldb.write.staging import Staging
 _LOOK_SECONDS: Final = 0.05  # who waits looks again after this long
 
 
+class Naming:
+    """What a checkpoint is called: as its taker said, or after its epoch and step, and unique.
+
+    A name that was not given may change until the commit: see ``mldb.state.planning``.
+    """
+
+    __slots__ = ("base", "is_given", "name")
+
+    def __init__(self, given: str | None, epoch: int, step: int | None) -> None:
+        """Raises InvalidTypeError and InvalidNameError."""
+        self.is_given = given is not None
+        if given is None:
+            given = f"epoch-{epoch}" if step is None else f"epoch-{epoch}-step-{step}"
+        check_name(given)
+        self.base = self.name = given
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointJob:
     """A state ready to be written: names with bytes, aliases, skeleton, and what to call it."""
 
-    name: str
+    naming: Naming
     epoch: int
     step: int | None
     metrics: dict[str, Any]
@@ -42,6 +58,13 @@ class CheckpointJob:
     aliases: dict[str, str]
     interrupted: bool = False
     """Taken in a signal handler, in the middle of a step: see ``save_on_signal``."""
+    prune: bool = False
+    """Deletes at the head what earlier checkpoints stored and this one does not have."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, as far as known; final once it is stored."""
+        return self.naming.name
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +80,7 @@ def make_job(
     name: str | None,
     metrics: dict[str, Any] | None,
     interrupted: bool = False,
+    prune: bool = False,
 ) -> CheckpointJob:
     """Take *state* apart without copying it, so it must stay unchanged until it is written.
 
@@ -64,29 +88,26 @@ def make_job(
     """
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | np.integer)):
         raise InvalidTypeError(f"step is a {type(step).__name__}, not an int")
-    if name is None:
-        name = f"epoch-{epoch}" if step is None else f"epoch-{epoch}-step-{step}"
-    check_name(name)
+    if not isinstance(prune, bool):
+        raise InvalidTypeError(f"prune is a {type(prune).__name__}, not a bool")
+    naming = Naming(name, epoch, step)
     flat = flatten(state)
     tensors = {key: prepare(tensor) for key, tensor in flat.tensors.items()}
     step = None if step is None else int(step)
     # Through bytes and back: nested values of the caller's may change before they are written.
     fixed = unpack_metadata(pack_metadata(metrics or {}))
     return CheckpointJob(
-        name, epoch, step, fixed, flat.skeleton, tensors, flat.aliases, interrupted
+        naming, epoch, step, fixed, flat.skeleton, tensors, flat.aliases, interrupted, prune
     )
 
 
 def stage(job: CheckpointJob, staging: Staging) -> None:
-    """Stage the tensors and the checkpoint itself."""
+    """Stage the tensors; the checkpoint itself is planned when it is committed."""
     aliases: dict[str, list[bytes]] = {}
     for alias, holder in job.aliases.items():
         aliases.setdefault(holder, []).append(check_name(alias))
     for name, prepared in job.tensors.items():
         staging.put_tensor(check_name(name), prepared, tuple(aliases.get(name, ())))
-    count = len(job.tensors) + len(job.aliases)
-    info = CheckpointInfo(job.name, job.step, job.metrics, count, job.nbytes, job.interrupted)
-    staging.add_record(checkpoint_taken(info, job.skeleton))
 
 
 def checkpoint_of(job: CheckpointJob, row: CommitRow, stall_ms: float) -> Checkpoint:
@@ -110,6 +131,8 @@ class PendingCheckpoint:
     """A checkpoint on its way to the log. Any thread; not in a forked child.
 
     ``stall_ms`` is how long the call that made it took: the wait for a free buffer and the copy.
+    ``name`` is what it will be called; where none was given and another checkpoint, of another
+    thread or process, is stored under it first, it becomes the next free one.
     """
 
     def __init__(self, name: str, epoch: int, turn: OwnedLock, store: str) -> None:
@@ -222,6 +245,8 @@ class PendingCheckpoint:
         if error is not None:
             kind = type(error).__name__
             lost.note(self._number, f"{self.what} was not stored: {kind}: {error}")
+        if checkpoint is not None:
+            self.name = checkpoint.name
         self._checkpoint, self._error = checkpoint, error
         self._done = True
         while self._waiters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from typing import Any
 
@@ -90,6 +91,11 @@ def advice(value: object) -> str:
     if isinstance(value, dict | list | tuple | str | bytes | int | float):
         return (
             "Only the plain built-in types are stored, not classes derived from them: convert it."
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return (
+            "A dataclass is stored once its class is registered: "
+            f"mldb.register_state_type({type(value).__name__})."
         )
     if isinstance(value, np.random.Generator | np.random.BitGenerator | np.random.RandomState):
         return "Pass the state of it: rng.bit_generator.state, or get_state()."

@@ -7,7 +7,6 @@ own loading decides: see ``mldb.state.load_modules``.
 
 from __future__ import annotations
 
-import copy
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,8 +23,10 @@ from mldb.state.load_modules import (
     on_meta,
     outside_inference,
 )
+from mldb.state.optimizers import fit_optimizers
 from mldb.state.prefixes import advice_on_prefixes_of_dict, check_prefix, without_prefix_of_dict
 from mldb.state.report import Findings, LoadReport, NothingLoadedWarning, joined, target_at
+from mldb.state.structs import PLAIN, is_record, parts_of, retyped, with_parts
 
 _BARE: Final = "value"  # how a report calls a target that is one object without keys
 
@@ -43,8 +44,9 @@ def restore_into(
     Modules, optimizers and others with ``load_state_dict`` load their part; a ``torch.Generator``
     takes its state; torch tensors and NumPy arrays are overwritten in place. The ``state`` of the
     report is *target* with those live objects and, for plain values, the ones of *tree*; containers
-    of *target* are not changed themselves. Optimizers keep tensors of *tree*, so these must be the
-    caller's own.
+    of *target* are not changed themselves, and named tuples and dataclasses have the type that they
+    have there. Optimizers keep tensors of *tree*, so these must be the caller's own; their states
+    go by name where both sides have names (see ``mldb.state.optimizers``).
 
     With *strict*, keys must agree: MissingError names what *tree* lacks, InvalidValueError what it
     has too much, both before any change. Without, what is missing stays as it is, and a module or
@@ -62,6 +64,7 @@ def restore_into(
     options = LoadOptions(strict, assign, strip_prefix)
     if assign:
         _refuse_orphans(target)
+    tree = fit_optimizers(target, tree, strict=strict)
     _check(target, tree, "", options)
     found = Findings([], [], [], [], [])
     state = _apply(target, tree, "", options, found)
@@ -84,18 +87,20 @@ def _is_module(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
-def _is_live(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_is_live, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_is_live, value))
+def is_live(value: Any) -> bool:
+    """Whether *value* is, or holds, something that a state is loaded into."""
+    if type(value) in PLAIN:
+        return False
+    parts = parts_of(value)
+    if parts is not None:
+        return any(map(is_live, parts.values()))
     if isinstance(value, np.ndarray) or _is_torch(value, "Tensor"):
         return True
     return _is_torch(value, "Generator") or _is_stateful(value)
 
 
 def _check(target: Any, tree: Any, path: str, options: LoadOptions) -> None:
-    if not _is_live(target):
+    if not is_live(target):
         return
     if _is_module(target):
         check_module(target, tree, path, options)
@@ -105,6 +110,8 @@ def _check(target: Any, tree: Any, path: str, options: LoadOptions) -> None:
         _check_tensor(target, tree, path, options)
     elif _is_torch(target, "Generator"):
         _check_generator(target, tree, path)
+    elif is_record(target):
+        _check(parts_of(target), parts_of(tree), path, options)
     elif isinstance(target, dict):
         if not isinstance(tree, dict):
             raise _other_type(path, "a dict", tree)
@@ -119,8 +126,6 @@ def _check(target: Any, tree: Any, path: str, options: LoadOptions) -> None:
             raise _other_type(path, f"a sequence of {len(target)}", tree)
         for index, value in enumerate(target):
             _check(value, tree[index], joined(path, index), options)
-    else:
-        _check_groups(target, tree, path, strict=options.strict)
 
 
 def _refuse_orphans(target: Any) -> None:
@@ -142,8 +147,9 @@ def _refuse_orphans(target: Any) -> None:
 
 
 def _live_objects(target: Any) -> Iterator[Any]:
-    if isinstance(target, dict | list | tuple):
-        for value in target.values() if isinstance(target, dict) else target:
+    parts = parts_of(target)
+    if parts is not None:
+        for value in parts.values():
             yield from _live_objects(value)
     elif _is_stateful(target):
         yield target
@@ -154,22 +160,6 @@ def _renamed(target: dict[Any, Any], tree: dict[Any, Any], options: LoadOptions)
     if not all(_is_torch(value, "Tensor") for value in target.values()):
         return tree
     return without_prefix_of_dict(target, tree, options.strip_prefix)
-
-
-def _check_groups(target: Any, tree: Any, path: str, *, strict: bool) -> None:
-    """Compare the parameter groups of an optimizer; other objects check for themselves."""
-    groups = getattr(target, "param_groups", None)
-    if not isinstance(groups, list):
-        return
-    if not isinstance(tree, dict) or not isinstance(tree.get("param_groups"), list):
-        raise _other_type(path, f"the state dict of {type(target).__name__}", tree)
-    wanted = [len(group["params"]) for group in groups]
-    saved = [len(group.get("params", ())) for group in tree["param_groups"]]
-    if wanted != saved:
-        raise InvalidValueError(
-            f"{target_at(path)}: the optimizer has groups of {wanted} parameters and the saved one "
-            f"of {saved}. Nothing was changed; build it over the same parameters."
-        )
 
 
 def _check_array(target: np.ndarray[Any, Any], tree: Any, path: str) -> None:
@@ -210,16 +200,19 @@ def _check_keys(expected: dict[Any, Any], found: dict[Any, Any], path: str) -> N
 
 
 def _apply(target: Any, tree: Any, path: str, options: LoadOptions, found: Findings) -> Any:
-    if not _is_live(target):
-        return tree
+    if not is_live(target):
+        return retyped(target, tree)
+    if is_record(target):
+        parts = _apply(parts_of(target), parts_of(tree), path, options, found)
+        return with_parts(target, parts)
     if isinstance(target, dict):
         return _apply_dict(target, tree, path, options, found)
     if isinstance(target, list | tuple):
-        items = [
-            _apply(value, tree[index], joined(path, index), options, found)
+        items = {
+            index: _apply(value, tree[index], joined(path, index), options, found)
             for index, value in enumerate(target)
-        ]
-        return tuple(items) if isinstance(target, tuple) else items
+        }
+        return with_parts(target, items)
     if _is_module(target):
         _call(load_module, target, tree, path, options, found, path=path)
         return target
@@ -251,10 +244,7 @@ def _apply_dict(
     if tree and target.keys().isdisjoint(tree):
         advice = advice_on_prefixes_of_dict(target, tree)
         found.note_nothing_fits(target_at(path), [*tree], [*target], advice)
-    # A copy keeps the type of the dict and torch's versions of modules on it.
-    outcome = copy.copy(target)
-    outcome.update(parts)
-    return outcome
+    return with_parts(target, parts)
 
 
 def _filled(target: Any, tree: Any) -> Any:

@@ -1,7 +1,7 @@
 """A skeleton and its tensors put together to a nested state again.
 
 The skeleton comes from disk: whatever it holds, the outcome is a state, CorruptError, or
-FormatVersionError for one of a newer mldb.
+FormatVersionError for one of a newer mldb; with registered classes also InvalidValueError.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from mldb.errors import InvalidValueError
+from mldb.state.load import is_live
 from mldb.state.skeleton import (
     BIG_INTEGER,
     COMPLEX,
@@ -32,6 +33,7 @@ from mldb.state.skeleton import (
     TEXT,
     TUPLE,
     Skeleton,
+    StateType,
     StorageGroup,
     StorageView,
     checked_name,
@@ -39,6 +41,7 @@ from mldb.state.skeleton import (
     is_affordable,
     parse_skeleton,
 )
+from mldb.state.structs import parts_of, put_together
 from mldb.tensors.decode import plain_mode
 from mldb.tensors.dtypes import dtype_of
 
@@ -49,28 +52,38 @@ _CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, ORDERED_DICT, COUNTER, STATE_
 _BITS_OF_SIZE: Final = {1: "uint8", 2: "int16", 4: "int32", 8: "int64", 16: "complex128"}
 
 
-def unflatten(skeleton: bytes, load: Callable[[str], object]) -> Any:
+def unflatten(skeleton: bytes, load: Callable[[str], object], *, part: Any = None) -> Any:
     """Return the state that ``mldb.state.tree.flatten`` took apart, its tensors from *load*.
 
     *load* is called once for every stored name and gives the tensor; modules and other live objects
     come back as their state. torch tensors that shared a storage are copied into one, provided
-    *load* gives torch tensors; all others are put in as they are. Raises CorruptError for a
-    damaged skeleton, and what *load* raises.
+    *load* gives torch tensors; all others are put in as they are. With *part*, a tree that holds
+    live objects, the state has only what is named there, and no other tensor is loaded; of a shared
+    storage the views in the part share one.
+
+    Raises CorruptError for a damaged skeleton, InvalidValueError for a registered class whose
+    fields are not the stored ones, and what *load* raises.
     """
     parsed = parse_skeleton(skeleton)
-    return build(parsed, parsed.root, load)
+    if part is not None:
+        parsed = _cut(parsed, part)
+    return build(parsed, parsed.root, load, is_part=part is not None)
 
 
-def build(skeleton: Skeleton, node: Any, load: Callable[[str], object]) -> Any:
+def build(
+    skeleton: Skeleton, node: Any, load: Callable[[str], object], *, is_part: bool = False
+) -> Any:
     """Return the state of one *node* of *skeleton*; see :func:`unflatten`."""
-    return _Builder(skeleton, load).node(node, 0)
+    return _Builder(skeleton, load, is_part=is_part).node(node, 0)
 
 
 class _Builder:
     """One rebuild: remembers what was loaded, so that aliases get the same object."""
 
-    def __init__(self, skeleton: Skeleton, load: Callable[[str], object]) -> None:
+    def __init__(self, skeleton: Skeleton, load: Callable[[str], object], *, is_part: bool) -> None:
         self._load = load
+        self._types = skeleton.types
+        self._is_part = is_part
         self._aliases = skeleton.aliases
         self._loaded: dict[str, Any] = {}
         self._groups = {view.name: group for group in skeleton.groups for view in group.views}
@@ -98,9 +111,11 @@ class _Builder:
         if tag == LIST:
             return [self.node(item, depth) for item in node[1:]]
         if tag == TUPLE:
-            return tuple([self.node(item, depth) for item in node[1:]])
+            items = tuple([self.node(item, depth) for item in node[1:]])
+            return self._typed(node, items, items)
         if tag == DICT:
-            return self._items(node[1:], depth)
+            fields = self._items(node[1:], depth)
+            return self._typed(node, fields, tuple(fields.values()), tuple(fields))
         if tag == COUNTER:
             return Counter(self._items(node[1:], depth))
         if tag == ORDERED_DICT:
@@ -112,11 +127,23 @@ class _Builder:
         result._metadata = self.node(node[1], depth)  # type: ignore[attr-defined]
         return result
 
+    def _typed(
+        self, node: list[Any], plain: Any, values: tuple[Any, ...], names: Any = None
+    ) -> Any:
+        """Return what *plain* stands for: itself where no type or no registered one is given."""
+        found = self._types.get(id(node))
+        if found is None:
+            return plain
+        if len(values) != len(found.fields) or names not in (None, found.fields):
+            raise corrupt("a type with other fields than its node")
+        made = put_together(found.name, dict(zip(found.fields, values, strict=True)))
+        return plain if made is None else made
+
     def _items(self, items: list[Any], depth: int) -> dict[Any, Any]:
         if len(items) % 2:
             raise corrupt("a key without a value")
         result = {
-            key_of(key, 0): self.node(value, depth)
+            key_of(key): self.node(value, depth)
             for key, value in zip(items[::2], items[1::2], strict=True)
         }
         if len(result) * 2 != len(items):
@@ -133,9 +160,8 @@ class _Builder:
             if group is None:
                 self._loaded[name] = self._load(name)
             else:
-                self._loaded.update(
-                    _share({view.name: self._load(view.name) for view in group.views}, group)
-                )
+                loaded = {view.name: self._load(view.name) for view in group.views}
+                self._loaded.update(_share(loaded, group, is_part=self._is_part))
         return self._loaded[name]
 
 
@@ -156,8 +182,8 @@ def _leaf(tag: int, node: list[Any]) -> Any:
     raise corrupt(f"unknown tag {tag}")
 
 
-def key_of(node: Any, depth: int) -> Any:
-    """Return the dict key of a node that stands in the place of one; raises CorruptError."""
+def key_of(node: Any, depth: int = 0) -> Any:
+    """Return the dict key of a node that stands in the place of one. Raises CorruptError."""
     if type(node) in _KEYS:
         return node
     if type(node) is list and node and type(node[0]) is int and depth < STATE_DEPTH_MAX:
@@ -204,14 +230,19 @@ def _size(axes: list[Any]) -> Any:
     return tuple(axes) if torch is None else torch.Size(axes)
 
 
-def _share(loaded: dict[str, Any], group: StorageGroup) -> dict[str, Any]:
-    """Return the tensors of *group* as views of one new storage that holds their values."""
+def _share(loaded: dict[str, Any], group: StorageGroup, *, is_part: bool) -> dict[str, Any]:
+    """Return the tensors of *group* as views of one new storage that holds their values.
+
+    Those of a part may be few in a storage that was made for many: then they stay on their own.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not all(isinstance(item, torch.Tensor) for item in loaded.values()):
         return loaded
     if not all(tensor.layout is torch.strided for tensor in loaded.values()):
         raise corrupt("a sparse tensor in a shared storage")
     if not is_affordable(group.nbytes, sum(tensor.nbytes for tensor in loaded.values())):
+        if is_part:
+            return loaded
         raise corrupt(f"a storage of {group.nbytes} bytes for tensors far smaller")
     device = next(iter(loaded.values())).device
     with plain_mode():
@@ -233,3 +264,60 @@ def _place(torch: Any, storage: Any, view: StorageView, tensor: Any) -> Any:
     once = tuple(slice(0, 1) if step == 0 else slice(None) for step in view.stride)
     target[once].copy_(tensor.contiguous().view(bits)[once])
     return storage.view(tensor.dtype).as_strided(view.shape, view.stride, start)
+
+
+# --- a part ---------------------------------------------------------------------------------------
+
+
+def _cut(skeleton: Skeleton, part: Any) -> Skeleton:
+    """Return what *part* names of a skeleton; shared storages keep the views that are left."""
+    types = dict(skeleton.types)
+    root = _named_in(part, skeleton.root, types)
+    wanted = {skeleton.aliases.get(name, name) for name in _tensors_in(root)}
+    groups = (
+        group._replace(views=tuple(view for view in group.views if view.name in wanted))
+        for group in skeleton.groups
+    )
+    left = tuple(group for group in groups if len(group.views) > 1)
+    return skeleton._replace(root=root, groups=left, types=types)
+
+
+def _named_in(part: Any, node: Any, types: dict[int, StateType]) -> Any:
+    """Return *node* with those entries of its dicts that *part* has, where it holds live objects.
+
+    What is damaged stays as it is, for who reads it. *types* gets those of the new nodes.
+    """
+    parts = parts_of(part)
+    if parts is None or not is_live(part) or type(node) is not list or not node:
+        return node
+    tag = node[0]
+    if tag in (MODULE, STATEFUL) and len(node) == 2:
+        return [tag, _named_in(part, node[1], types)]
+    start = 2 if tag == STATE_DICT else 1
+    if tag in (LIST, TUPLE) and len(node) == len(parts) + 1:
+        values = [_named_in(parts.get(at), item, types) for at, item in enumerate(node[1:])]
+        cut = [tag, *values]
+    elif tag in (DICT, ORDERED_DICT, STATE_DICT) and len(node) % 2 == start % 2:
+        cut = node[:start]
+        for key_node, value in zip(node[start::2], node[start + 1 :: 2], strict=True):
+            key = key_of(key_node)
+            if key in parts:
+                cut += [key_node, _named_in(parts[key], value, types)]
+    else:
+        return node
+    if id(node) in types and len(cut) == len(node):
+        types[id(cut)] = types[id(node)]
+    return cut
+
+
+def _tensors_in(root: Any) -> set[str]:
+    """Return the names that the tensor nodes under *root* mention."""
+    found: set[str] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if type(node) is list and node:
+            if node[0] == TENSOR and len(node) == 2 and type(node[1]) is str:
+                found.add(node[1])
+            stack += [item for item in node if type(item) is list]
+    return found

@@ -1,13 +1,17 @@
 """The skeleton of a nested state: everything but its tensors, typed, as one msgpack value.
 
-    [format, root, {alias: holder, ...}, [group, ...]]
+    [format, root, {alias: holder, ...}, [group, ...], [type, ...]]
     group  = [bytes of the shared storage, [[name, byte offset, shape, stride], ...]]
+    type   = [name of a class, [field, ...], [[place, ...], ...]]
 
 A node is a plain value as it is (None, bool, integer of 64 bits, float, text, bytes) or an array
-whose first element is one of the tags below. Dict nodes alternate keys and values. What stands
-behind the fields of the frame, of a group or of a view is read over; what may not be read over has
-a higher format. Everything read back is checked; :func:`parse_skeleton` checks the frame,
-``mldb.state.restore`` the nodes.
+whose first element is one of the tags below. Dict nodes alternate keys and values. A named tuple is
+a TUPLE node and a dataclass a DICT node; their types stand beside the tree, where who does not know
+them reads over them, and are left out when there are none.
+
+What stands behind the fields of the frame, of a type, a group or a view is read over; what may not
+be read over has a higher format. Everything read back is checked; :func:`parse_skeleton` checks the
+frame, ``mldb.state.restore`` the nodes.
 """
 
 from __future__ import annotations
@@ -67,12 +71,20 @@ class StorageGroup(NamedTuple):
     views: tuple[StorageView, ...]
 
 
+class StateType(NamedTuple):
+    """What a node stands for: the name of a class, and its fields in the order of the values."""
+
+    name: str
+    fields: tuple[str, ...]
+
+
 class Skeleton(NamedTuple):
-    """A parsed skeleton; ``root`` is not checked yet."""
+    """A parsed skeleton; ``root`` is not checked yet. ``types`` are by the id of their node."""
 
     root: Any
     aliases: dict[str, str]
     groups: tuple[StorageGroup, ...]
+    types: dict[int, StateType]
 
 
 def is_affordable(storage_bytes: int, tensor_bytes: int) -> bool:
@@ -112,7 +124,9 @@ def parse_skeleton(data: bytes) -> Skeleton:
     names = [view.name for group in groups for view in group.views]
     if len(set(names)) != len(names):
         raise corrupt("a tensor lies in two storages")
-    return Skeleton(fields[1], aliases, groups)
+    # What is no array there is a newer version's.
+    types = fields[4] if len(fields) > 4 and isinstance(fields[4], list) else []
+    return Skeleton(fields[1], aliases, groups, _types_of(types, fields[1]))
 
 
 def checked_name(value: object) -> str:
@@ -141,6 +155,36 @@ def _aliases_of(value: object) -> dict[str, str]:
     if not aliases.keys().isdisjoint(aliases.values()):
         raise corrupt("an alias of an alias")
     return aliases
+
+
+def _types_of(values: list[Any], root: Any) -> dict[int, StateType]:
+    found: dict[int, StateType] = {}
+    for value in values:
+        if not isinstance(value, list) or len(value) < 3 or not isinstance(value[2], list):
+            raise corrupt("a type is not an array of 3 fields")
+        name, fields, places = value[:3]
+        if not isinstance(name, str) or not isinstance(fields, list):
+            raise corrupt("a type without name and fields")
+        if not all(isinstance(field, str) for field in fields) or len(set(fields)) != len(fields):
+            raise corrupt("the fields of a type are not names")
+        state_type = StateType(name, tuple(fields))
+        for place in places:
+            node = _node_at(root, place)
+            if id(node) in found or node[0] not in (TUPLE, DICT):
+                raise corrupt("a type of a node that has none")
+            found[id(node)] = state_type
+    return found
+
+
+def _node_at(root: Any, place: object) -> list[Any]:
+    node = root
+    for index in place if isinstance(place, list) else [None]:
+        if not isinstance(node, list) or type(index) is not int or not 0 <= index < len(node):
+            raise corrupt("a type stands at no node")
+        node = node[index]
+    if not isinstance(node, list) or not node or type(node[0]) is not int:
+        raise corrupt("a type stands at no node")
+    return node
 
 
 def _group_of(value: object) -> StorageGroup:

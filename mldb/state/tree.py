@@ -3,9 +3,11 @@
 Taken apart are modules, optimizers, schedulers and whatever else has ``state_dict()``; ``dict``,
 ``OrderedDict``, ``Counter``, ``list``, ``tuple`` and ``torch.Size``; None, bool, integers of any
 size, float, complex, str, bytes and NumPy scalars; tensors of NumPy, SciPy and torch, dense and
-sparse; ``torch.Generator``. Types come back exactly, values bit for bit, with these exceptions: a
-namedtuple comes back as a tuple, a ``Parameter`` as a tensor, and a live object (module, optimizer,
-generator) as its state, which :func:`restore_into` loads into a live object again.
+sparse; ``torch.Generator``; named tuples and registered dataclasses. Types come back exactly,
+values bit for bit, with these exceptions: a named tuple or dataclass whose class is not registered
+in the process that reads comes back as a tuple or dict (see :mod:`mldb.state.structs`), a
+``Parameter`` as a tensor, and a live object (module, optimizer, generator) as its state, which
+:func:`restore_into` loads into a live object again.
 
 Names. The tensors of a bare module or a flat dict are named by their keys as they are. Elsewhere
 the keys on the way down are escaped and joined by ``/``: ``optimizer/state/0/exp_avg``. Keys are
@@ -64,6 +66,7 @@ from mldb.state.skeleton import (
     StorageView,
     is_affordable,
 )
+from mldb.state.structs import is_record, take_apart
 from mldb.tensors.sparse import is_scipy_sparse
 
 __all__ = ["FlatState", "flatten", "restore_into", "unflatten"]
@@ -95,9 +98,12 @@ def flatten(state: object, *, prefix: str = "") -> FlatState:
     """
     walk = _Walk()
     root = walk.root(state, prefix)
-    groups = walk.storage_groups()
+    fields = [FORMAT, root, walk.aliases, walk.storage_groups()]
+    types = walk.types(root)
+    if types:
+        fields.append(types)
     try:
-        skeleton = bytes(msgpack.packb([FORMAT, root, walk.aliases, groups]))
+        skeleton = bytes(msgpack.packb(fields))
     except ValueError as error:
         raise _too_large(str(error)) from error
     if len(skeleton) > MAX_SKELETON_BYTES:
@@ -115,6 +121,7 @@ class _Walk:
         self._tensor_type: Any = self._torch.Tensor if self._torch else ()
         self._seen: dict[object, str] = {}
         self._storages: dict[int, list[tuple[str, Any]]] = {}
+        self._types: dict[int, tuple[str, tuple[str, ...]]] = {}  # by the id of the node
 
     def root(self, state: Any, prefix: str) -> Any:
         """Return the node of the whole state."""
@@ -157,6 +164,22 @@ class _Walk:
                 groups.extend(_pack_group(members))
         return groups
 
+    def types(self, root: Any) -> list[Any]:
+        """Return the packed types of nodes: each with the places of its nodes in *root*."""
+        found: dict[tuple[str, tuple[str, ...]], list[list[int]]] = {}
+        stack: list[tuple[Any, list[int]]] = [(root, [])] if self._types else []
+        while stack:
+            node, place = stack.pop()
+            state_type = self._types.get(id(node))
+            if state_type is not None:
+                found.setdefault(state_type, []).append(place)
+            stack += [
+                (item, [*place, number])
+                for number, item in enumerate(node)
+                if isinstance(item, list)
+            ]
+        return [[name, fields, places] for (name, fields), places in found.items()]
+
     def _dict(self, value: Any, path: str, depth: int, *, as_is: bool = False) -> list[Any]:
         node: list[Any] = [_DICT_TAGS.get(type(value), DICT)]
         metadata = getattr(value, "_metadata", None) if node[0] == ORDERED_DICT else None
@@ -178,6 +201,18 @@ class _Walk:
             tag,
             *(self.node(item, f"{start}{index}", depth) for index, item in enumerate(value)),
         ]
+
+    def _struct(
+        self, value: Any, name: str, fields: dict[str, Any], path: str, depth: int
+    ) -> list[Any]:
+        is_tuple = isinstance(value, tuple)
+        node = (
+            self._sequence(TUPLE, value, path, depth)
+            if is_tuple
+            else self._dict(fields, path, depth)
+        )
+        self._types[id(node)] = (name, tuple(fields))
+        return node
 
     def _tensor(self, value: Any, path: str, identity: object) -> list[Any]:
         name = self._free_name(path or _ROOT_NAME)
@@ -220,7 +255,9 @@ class _Walk:
     def _is_nested(self, value: Any) -> bool:
         if isinstance(value, (self._tensor_type, np.ndarray, np.generic)):
             return False
-        return isinstance(value, dict | list | tuple) or hasattr(value, "state_dict")
+        if isinstance(value, dict | list | tuple) or hasattr(value, "state_dict"):
+            return True
+        return is_record(value)
 
     def _other(self, value: Any, path: str, depth: int) -> Any:
         if isinstance(value, np.generic):
@@ -237,8 +274,9 @@ class _Walk:
             if isinstance(value, self._torch.Generator):
                 state = value.get_state()
                 return [GENERATOR, str(value.device), self._tensor(state, path, id(state))]
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return self._sequence(TUPLE, value, path, depth)
+        struct = take_apart(value, path)
+        if struct is not None:
+            return self._struct(value, *struct, path, depth)
         if not isinstance(value, type) and callable(getattr(value, "state_dict", None)):
             return [STATEFUL, self.node(value.state_dict(), path, depth)]
         raise InvalidTypeError(

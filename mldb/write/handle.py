@@ -21,6 +21,7 @@ from mldb.log.view import View
 from mldb.options import Options
 from mldb.state.background import Background
 from mldb.state.checkpointing import CheckpointJob, stage
+from mldb.state.planning import commit_planned
 from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.scope import Scope, Source, make_scope
@@ -146,20 +147,23 @@ class Handle(StateSurface):
         staging: Staging,
         epoch: int | None,
         validate: Callable[[View], None] | None,
-        *,
-        interrupted: bool = False,
     ) -> CommitRow:
+        records = self._records_of(staging)
+        return self._commit(records, epoch, validate, staging.pending)
+
+    def _records_of(self, staging: Staging) -> list[Record]:
+        """Return what is staged, as far as it is not in a pending segment; called once."""
         records = staging.records()
         if (
             staging.pending is None
             and sum(record.payload_length for record in records) > self.options.segment_bytes
         ):
             staging.open_pending()
-        if staging.pending is not None:
-            # Outside the commit lock: other writers go on while the payloads are written.
-            staging.pending.add(records)
-            records = []
-        return self._commit(records, epoch, validate, staging.pending, interrupted=interrupted)
+        if staging.pending is None:
+            return records
+        # Outside the commit lock: other writers go on while the payloads are written.
+        staging.pending.add(records)
+        return []
 
     def _commit(
         self,
@@ -191,6 +195,17 @@ class Handle(StateSurface):
         staging = self.new_staging(fix=False)
         try:
             stage(job, staging)
-            return self._commit_staging(staging, job.epoch, None, interrupted=job.interrupted)
+            records = self._records_of(staging)
+
+            def commit(more: list[Record], check: Callable[[View], None]) -> CommitRow:
+                return self._commit(
+                    records + more,
+                    job.epoch,
+                    check,
+                    staging.pending,
+                    interrupted=job.interrupted,
+                )
+
+            return commit_planned(job, self._log.head, commit)
         finally:
             staging.discard()

@@ -1,0 +1,140 @@
+"""Taking checkpoints, and saving when a signal comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
+from mldb.errors import InvalidTypeError
+from mldb.history.checkpoints import Checkpoint
+from mldb.state.checkpointing import PendingCheckpoint, checkpoint_of, make_job
+from mldb.state.planning import free_name
+from mldb.write import preemption
+from mldb.write.handle import Handle
+from mldb.write.rules import check_epoch
+
+
+class CheckpointVerbs(Handle):
+    """The checkpoints of a database. Any thread; what has to do with signals in the main one."""
+
+    @overload
+    def checkpoint(
+        self,
+        state: Any,
+        *,
+        epoch: int,
+        step: int | None = None,
+        name: str | None = None,
+        metrics: dict[str, Any] | None = None,
+        prune: bool = False,
+        wait: Literal[True] = True,
+    ) -> Checkpoint: ...
+    @overload
+    def checkpoint(
+        self,
+        state: Any,
+        *,
+        epoch: int,
+        step: int | None = None,
+        name: str | None = None,
+        metrics: dict[str, Any] | None = None,
+        prune: bool = False,
+        wait: Literal[False],
+    ) -> PendingCheckpoint: ...
+
+    def checkpoint(
+        self,
+        state: Any,
+        *,
+        epoch: int,
+        step: int | None = None,
+        name: str | None = None,
+        metrics: dict[str, Any] | None = None,
+        prune: bool = False,
+        wait: bool = True,
+    ) -> Checkpoint | PendingCheckpoint:
+        """Store a model state as one atomic commit: a module, an optimizer, or a tree of such.
+
+        ``{"model": m, "optimizer": o, "scheduler": s, "rng": ..., "cursor": ...}`` keeps its types
+        and comes back bit-exactly with :meth:`load`. Tensors are also readable by name
+        (``db["model/layer.weight"]``); those of a bare model by its keys. With ``wait=False`` the
+        value is fixed at the call and written behind; the result has ``.done``, ``.result()``,
+        ``.stall_ms``, and a failure is raised at the next write and at close.
+
+        Without a *name* it is called ``epoch-3`` or ``epoch-3-step-70``; while the lineage has a
+        checkpoint of that name, ``epoch-3~2``, ``epoch-3~3`` and so on. A *name* that is given goes
+        to the newest checkpoint it was given to.
+
+        What it leaves behind: a tensor of an earlier checkpoint that this one does not have stays
+        readable at the head as it was stored (``db[name]``); :meth:`load` and :meth:`state_dict`
+        take those of the newest checkpoint alone. With ``prune=True`` the same commit deletes it at
+        the head: every tensor that a checkpoint of any name stored last, and that this one does not
+        have. What other calls stored last stays, and so does all that was, for ``as_of``.
+        """
+        started = time.perf_counter()
+        self._guard()
+        self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
+        checked = check_epoch(epoch)
+        if checked is None:
+            raise InvalidTypeError("a checkpoint needs an epoch")
+        background = self._background
+        background.raise_failed()
+        job = make_job(
+            state,
+            epoch=checked,
+            step=step,
+            name=name,
+            metrics=metrics,
+            interrupted=preemption.is_forced(),
+            prune=prune,
+        )
+        taken: Checkpoint | PendingCheckpoint
+        if wait:
+            self._settle_background()
+            done = self._write_job(job)
+            taken = checkpoint_of(job, done, (time.perf_counter() - started) * 1e3)
+        else:
+            head = self._log.head()
+            self._epochs.check(head, checked)
+            if name is None:
+                job.naming.name = free_name(head, job.naming.base, background.names())
+            taken = background.submit(job, started, self._write_job)
+        preemption.safe_point()
+        return taken
+
+    def save_on_signal(
+        self,
+        signum: int,
+        fn: Callable[[], object],
+        *,
+        grace: float = 20.0,
+        then: preemption.Then = "default",
+    ) -> preemption.SavedOnSignal:
+        """Call ``fn()`` when *signum* comes (SIGTERM of a preemption, say), where storing is safe.
+
+        It runs once in the main thread, however often the signal comes, at the next safe point: the
+        end of a :meth:`checkpoint`, a loader's next batch, :meth:`safe_point`, :meth:`close`, the
+        end of the program. When none comes within *grace* seconds it runs between any two steps of
+        the program that lie in no call of mldb, and the checkpoints that it takes are marked
+        ``interrupted``. Then the handler that was there before runs; a default action (to end the
+        process) is carried out, after background checkpoints are stored, unless
+        ``then="continue"``. What *fn* raises comes out of the safe point instead.
+
+        A forked child is not part of it. A second call for the same signal replaces the first; the
+        functions of several databases run in the order of their calls. The result has ``cancel()``
+        and is a context manager; closing the database cancels as well. Raises UsageError outside
+        the main thread, InvalidTypeError, InvalidValueError.
+        """
+        self._guard()
+        return preemption.save_on_signal(self, signum, fn, grace, then)
+
+    def safe_point(self) -> None:
+        """Run what :meth:`save_on_signal` has waiting, if anything; call it between two steps.
+
+        Costs next to nothing. Raises what the function raises, and UsageError outside the main
+        thread.
+        """
+        self._guard()
+        preemption.require_main_thread("safe_point")
+        preemption.safe_point()
