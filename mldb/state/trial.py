@@ -36,16 +36,19 @@ def stood_in(module: Any, *, copies: bool, with_extra_state: bool) -> Iterator[N
     """
     stand_ins = _StandIns(copies=copies)
     parts = [_Part(part, with_extra_state=with_extra_state) for part in module.modules()]
+    done = False
     try:
-        for part in parts:
-            part.swap(stand_ins)
-        yield
-    finally:
         try:
+            for part in parts:
+                part.swap(stand_ins)
+            yield
+        finally:
             _put_back(parts)
-        except BaseException:
-            _put_back(parts)  # Ctrl-C came in the middle of it: a module of stand-ins is no module
-            raise
+            done = True
+    except BaseException:
+        if not done:  # Ctrl-C came in the middle of it, and a module of stand-ins is no module
+            _put_back(parts)
+        raise
 
 
 def stand_in_for_state(state: Any, *, copies: bool) -> Any:
@@ -179,7 +182,7 @@ class _Part:
         """Undo what was done deep inside the module by the module's own means."""
         if self._extra_state is not _NOT_KEPT:
             with suppress(Exception):
-                self._module.set_extra_state(self._extra_state)
+                self._module.set_extra_state(_copy(self._extra_state))
 
     def put_back(self) -> None:
         """Make the module what it was; doing it twice is harmless."""

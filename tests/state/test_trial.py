@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,11 +27,18 @@ def everything(module: nn.Module) -> list[Any]:
     found: list[Any] = []
     for part in module.modules():
         for name, value in vars(part).items():
-            content = copy.copy(value) if isinstance(value, dict | list | set) else None
-            found.append((name, id(value), content if content is None else repr(content)))
-        tensors = [*part._parameters.values(), *part._buffers.values()]
-        found += [(id(t), t.data_ptr(), t._version, t.tolist()) for t in tensors if t is not None]
+            found.append((name, id(value), _content(value)))
+        tensors = [
+            t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None
+        ]
+        found += [(id(t), t.data_ptr(), t._version, t.detach().numpy().tobytes()) for t in tensors]
     return found
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(key, id(item)) for key, item in value.items()]
+    return [id(item) for item in value] if isinstance(value, list | set) else None
 
 
 class Messy(nn.Module):
@@ -188,6 +197,39 @@ def test_interrupted_while_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         restore_into(module, tree)
     assert everything(module) == before
+
+
+@pytest.mark.slow
+def test_interrupted_at_any_line_of_the_trial() -> None:
+    module = Messy()
+    tree = {**saved(module), "more": torch.zeros(1)}
+    before = everything(module)
+    line, ended = 0, False
+    while not ended:
+        line += 1
+        left = line
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != trial.__file__:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            restore_into(module, tree)
+        except KeyboardInterrupt:
+            pass
+        except MissingError:
+            ended = True  # there is no such line
+        finally:
+            sys.settrace(None)
+        assert everything(module) == before, line
+    assert line > 300
 
 
 def _interrupt(*_: object) -> None:
