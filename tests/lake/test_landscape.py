@@ -138,12 +138,15 @@ def test_rows_without_a_label_are_walked_from_and_never_gated(
     assert batch.changed.sum() > 10  # most walks of two hops end at another row
 
 
+@pytest.mark.usefixtures("one_lake_id")
 def test_a_pool_added_without_labels_is_gated_as_one_with_label_minus_one(
-    db: mldb.MLDatabase, rng: np.random.Generator
+    db: mldb.MLDatabase, store_path: Path, rng: np.random.Generator, request: pytest.FixtureRequest
 ) -> None:
     """One block without labels used to switch the gate off, and the field was refused."""
     x, labels = rows_of(rng, 40), np.arange(40) % 3
-    one, two = db.lake("one", dim=DIM), db.lake("two", dim=DIM)
+    other = mldb.open(store_path.with_name("other"), durability="os")
+    request.addfinalizer(other.close)
+    one, two = other.lake(dim=DIM), db.lake(dim=DIM)
     pool = rows_of(rng, 60)
     one.add_splats(np.vstack([x, pool]), labels=np.r_[labels, np.full(60, -1)])
     two.add_splats(x, labels=labels)

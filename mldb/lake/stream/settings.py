@@ -16,6 +16,7 @@ from mldb.lake.order.pass_order import PlainOrder
 from mldb.lake.order.weights import Importance
 from mldb.log.checksum import digest128
 from mldb.noise.keys import STEPS_MAX
+from mldb.noise.streams import Counted, stream_seed
 
 _T = TypeVar("_T")
 AugmentationMode = Literal["isotropic", "walk", "langevin"]
@@ -169,6 +170,16 @@ class StreamOptions:
             *(self.drop_last, self.even_ranks, self.window_rows),
         )
         return digest128(repr(decides).encode()).hex()
+
+    @property
+    def counted(self) -> Counted:
+        """What the noise of a row is counted by: a row that may be drawn twice, by its draw."""
+        drawn = self.importance is not None and self.importance.replacement == "with"
+        return Counted.DRAW if drawn else Counted.ROW
+
+    def noise_seed(self, lake_id: bytes) -> int:
+        """The seed of the noise of augmentations over the lake of *lake_id*."""
+        return stream_seed(self.seed, lake_id, self.counted)
 
     @property
     def group(self) -> int:
