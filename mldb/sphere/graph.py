@@ -41,6 +41,8 @@ EXACT_ROWS_MAX: Final = 100_000
 
 GRAPH_ROWS_MAX: Final = 1 << 31
 WALK_NEIGHBOURS: Final = 10
+BANDWIDTH_NEIGHBOURS: Final = 30
+"""What the perplexity is taken over, and so how many neighbours the graph of a lake has."""
 HOPS_MAX: Final = 1024
 PERPLEXITY: Final = 10.0
 _HALVINGS: Final = 50
@@ -154,7 +156,9 @@ def knn_kappa(graph: Graph, dim: int, *, k: int = WALK_NEIGHBOURS) -> Float64s:
     return vmf.concentration(graph.cosines[:, :k].mean(axis=1, dtype=np.float64), dim)
 
 
-def bandwidth(graph: Graph, *, neighbours: int = 30, perplexity: float = PERPLEXITY) -> float:
+def bandwidth(
+    graph: Graph, *, neighbours: int = BANDWIDTH_NEIGHBOURS, perplexity: float = PERPLEXITY
+) -> float:
     """Return the kappa of the lake's energy landscape: the median of :func:`row_bandwidths`.
 
     The graph needs at least *neighbours* neighbours a row (30, unless the lake is smaller).

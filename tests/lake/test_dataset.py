@@ -486,7 +486,8 @@ def test_stats_tell_how_well_a_pass_is_shuffled_and_what_weights_cost(
     wide = told("windowed", window_rows=16 << 10)["shuffle"]
     assert near["mix"] < wide["mix"] < 1.05
     assert told("sequential")["shuffle"] is None
-    drawn = told("drawn")
+    weighted = mldb.Importance(beta=0.5, target="rows")
+    drawn = told("drawn", importance_sampling=weighted, fields=("mu", "weight"))
     assert (drawn["order"], drawn["shuffle"]) == ("importance, with", None)
     assert 0.1 < drawn["importance"]["ess"] < 1
     assert drawn["importance"]["floor"] == 0.1

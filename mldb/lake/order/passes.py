@@ -146,6 +146,11 @@ def check_stream(rows: Rows, options: StreamOptions) -> None:
             f"draws={drawn} without replacement, and the lake has {len(rows)} rows; lower draws, "
             "or replacement='with'"
         )
+    if drawn == len(rows) and options.importance and options.importance.is_once_by_chance:
+        raise InvalidValueError(
+            f"draws={drawn} without replacement is every row of the lake, whatever beta and gamma "
+            "say; lower draws, or leave importance_sampling out"
+        )
     have = rows.columns
     if isinstance(options.salience, str):
         rows.require_column(options.salience)

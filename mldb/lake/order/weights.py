@@ -24,7 +24,7 @@ Nothing here is random. Arrays are float64 [N]; N may be a lake of millions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 import numpy as np
@@ -50,12 +50,14 @@ class Importance:
 
     beta:        0 is uniform over what is distinct, 1 as often as ingested; at most 8.
     gamma:       exponent of the salience, at most 8; 0 ignores it.
-    floor:       the share u of uniform draws, in [0, 1].
+    floor:       the share u of uniform draws, in [0, 1]; where beta or gamma make others.
     target:      the risk that weights keep unbiased: "rows", "distinct", or None for no weights.
     anneal:      weights are taken to this power, in [0, 1].
     replacement: "with" draws one row at a time; "systematic" and "bottom_k" take a row once.
     least_ess:   the least effective sample size, as a share of the draws, in [0, 1].
     low_ess:     what happens below it: "refuse", or "raise_floor" to the least floor that suffices.
+
+    Without a target there are no weights, so *anneal*, *least_ess* and *low_ess* are refused.
     """
 
     beta: float = 0.0
@@ -77,6 +79,37 @@ class Importance:
             check_share(name, getattr(self, name), EXPONENT_MAX)
         for name in ("floor", "anneal", "least_ess"):
             check_share(name, getattr(self, name))
+        self._check_heard()
+
+    @property
+    def is_once_by_chance(self) -> bool:
+        """Whether rows are taken once, some likelier than others."""
+        return self.replacement != "with" and bool(self.beta or self.gamma)
+
+    def _check_heard(self) -> None:
+        """Refuse what would be ignored. A least_ess of 0 asks for nothing, with or without."""
+        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        idle = given & {"anneal", "least_ess", "low_ess"}
+        if self.target is None and idle - ({"least_ess"} if self.least_ess == 0 else set()):
+            raise InvalidValueError(
+                f"{' and '.join(sorted(idle))} are about weights, and target=None makes none. Give "
+                "target='rows' or 'distinct', or leave them out"
+            )
+        if self.low_ess == "raise_floor" and self.least_ess == 0:
+            raise InvalidValueError(
+                "low_ess='raise_floor' does nothing with least_ess=0, which nothing is below; "
+                "leave one of them out"
+            )
+        preferred = " and ".join(sorted(given & {"beta", "gamma"}))
+        if "floor" in given and not preferred:
+            raise InvalidValueError(
+                f"floor={self.floor} does nothing with beta=0 and gamma=0: all draws are uniform. "
+                "Leave it out, or give one of them"
+            )
+        if self.floor == 1 and preferred:
+            raise InvalidValueError(
+                f"with floor=1 all draws are uniform, and {preferred} does nothing; leave one out"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,6 +258,8 @@ def _raised(
     several.
     """
     advice = "; beta nearer to 1 follows the masses more closely" if importance.beta < 1 else ""
+    if importance.target == "rows" and importance.replacement != "with":
+        advice += "; a heavy row can come once only: draw fewer, or with replacement"
     shares = f"{found.ess:.3g} of the draws, below least_ess={importance.least_ess:g}"
     if importance.low_ess == "refuse":
         raise InvalidValueError(
