@@ -171,6 +171,38 @@ def test_walks_and_chains_need_neighbours(db: mldb.MLDatabase, rng: np.random.Ge
         list(lake.export_to_dataloader(1, generate_samples=mldb.Augmentation(mode="walk")))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_chains_among_one_or_two_rows_are_refused_in_words(
+    db: mldb.MLDatabase, rng: np.random.Generator, count: int
+) -> None:
+    """It was an error about a perplexity of 1.01, which nobody had asked for."""
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, count))
+    with pytest.raises(mldb.InvalidValueError, match=rf"has {count} rows; langevin needs 3"):
+        lake.augment(rows_of(rng, 2), mode="langevin", device="numpy")
+    lake.add_splats(rows_of(rng, 3 - count))
+    made = lake.augment(rows_of(rng, 2), mode="langevin", device="numpy")
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [1, 60])
+def test_a_lake_of_copies_has_chains_as_one_without(
+    db: mldb.MLDatabase, rng: np.random.Generator, copies: int
+) -> None:
+    """The bandwidth of a lake half of which is one row was 1e6, and chains did not move."""
+    x = rows_of(rng, 120)
+    more = np.repeat(x[:1], 120, axis=0) if copies == 1 else np.repeat(x, copies, axis=0)
+    alone, copied = db.lake("alone", dim=DIM), db.lake("copied", dim=DIM)
+    alone.add_splats(x)
+    copied.add_splats(np.concatenate([x, more]))
+    chosen = mldb.Augmentation(mode="langevin", strength=0.6)
+    kappas = [Landscape(lake.rows(), chosen).kappa for lake in (alone, copied)]
+    assert kappas[1] == pytest.approx(kappas[0], rel=0.1)
+    given = copied.get()["mu"]
+    made = copied.augment(given, mode="langevin", strength=0.6, device="numpy")
+    assert (made * given).sum(axis=1).mean() == pytest.approx(0.6, abs=0.03)
+
+
 def test_rows_of_any_origin_are_augmented(db: mldb.MLDatabase, rng: np.random.Generator) -> None:
     lake = db.lake(dim=DIM)
     lake.add_splats(rows_of(rng, 60))

@@ -41,7 +41,8 @@ class Augmentation:
 
     mode:        "isotropic": one exact draw around the row. "walk": a real row, *hops* uniform
                  steps away on the k-NN graph. "langevin": a chain under the energy of the lake.
-    strength:    the mean cosine rho between a row and its augmentation (isotropic, langevin).
+    strength:    the mean cosine rho between a row and its augmentation: of every row (isotropic),
+                 or over the rows of the lake, before the gate (langevin).
     copies:      augmentations of every streamed row, one behind the other in the batch.
     keep:        the row itself stands in front of its augmentations.
     gate:        a result whose nearest labelled row has another label is dropped for the row
