@@ -41,7 +41,8 @@ Replacement = Literal["with", "systematic", "bottom_k"]
 LowEss = Literal["refuse", "raise_floor"]
 
 EXPONENT_MAX: Final = 8.0
-_HALVINGS: Final = 40
+_TRIES: Final = 60
+_CLOSE: Final = 1e-9  # of the effective sample size, as a share of the least one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,11 +273,16 @@ def _raised(
             f"the effective sample size is {shares}, and uniform draws give {best.ess:.3g} for "
             f"target={importance.target!r}{advice}"
         )
-    low, high = found.floor, 1.0
-    for _ in range(_HALVINGS):
-        middle = at_floor((low + high) / 2)
-        if middle.ess < importance.least_ess:
-            low = middle.floor
+    failed, least = found, importance.least_ess
+    for number in range(_TRIES):
+        if best.ess <= least * (1 + _CLOSE):
+            break
+        share = 0.5  # every third time, should the line between the ends mislead
+        if number % 3 != 2:
+            share = (least * (1 + _CLOSE / 2) - failed.ess) / (best.ess - failed.ess)
+        middle = at_floor(failed.floor + share * (best.floor - failed.floor))
+        if middle.ess < least:
+            failed = middle
         else:
-            high, best = middle.floor, middle
+            best = middle
     return best
