@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -361,6 +360,6 @@ def test_a_window_may_be_named_where_the_order_is_left_open(lake: Any) -> None:
     assert make_options(window_rows=2048).order == "auto"
 
 
-def test_a_hot_tier_is_for_devices_that_have_one(store_path: Path) -> None:
+def test_a_hot_tier_is_for_devices_that_have_one() -> None:
     for device in ("cuda", "torch", "cpu", "auto"):
         assert make_options(device=device, hot_bytes=5).hot_bytes == 5
