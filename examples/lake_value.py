@@ -280,8 +280,9 @@ READING = """
 Sampling: a salience that falls with redundancy helps, p ~ 1/duplicates most; its square root is the
 safe choice when the test is as redundant as the rows. Preferring dense places (highest kappa first,
 p ~ kappa) hurts. Weights give the gain back: they are for unbiased estimates, not for speed.
-Augmentation: gated walks to real rows without a label help at few labels. Noise, 0.01 randn,
-isotropic or Langevin, does not, unless the features are scaled badly (--scale-each).
+Augmentation: at few labels gated walks to real rows without a label help, and so do gated chains
+among them. Noise that knows of no other row, 0.01 randn or isotropic, hardly does, unless the
+features are scaled badly (--scale-each).
 """
 
 

@@ -166,9 +166,15 @@ class Lake(LakeSurface):
         """Augment rows *x* [n, dim] of any origin; they are normalised first.
 
         Returns float32 [n * copies, dim], [n * (copies + 1), dim] with *keep*; a tensor when *x* is
-        one. Row i has the noise of id i. "walk" and
-        "langevin" start at the row of the lake nearest to x. *settings*: fields of
-        :class:`Augmentation`. Raises InvalidValueError, GpuUnavailableError.
+        one. "walk" and "langevin" start at the row of the lake nearest to x. *settings*: fields of
+        :class:`Augmentation`.
+
+        A pure function of its arguments and the lake: row i of *x* has the noise of (*seed*, i) in
+        any lake, so a second call with one seed repeats the noise of the first, whatever rows it is
+        given. Nothing moves the seed but you: in a loop give each call its own, as ``seed=step``.
+        (A stream moves by itself, from pass to pass.)
+
+        Raises InvalidValueError, GpuUnavailableError.
         """
         from mldb.lake.augment.augmenter import augment_rows
 

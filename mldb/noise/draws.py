@@ -4,7 +4,7 @@ They come from the counter generator of the augmentations (``mldb.noise.philox``
 chain reaches, so no counter serves both. Below that step the block number tells apart what a number
 is for. Any of them is computed without those before it, which makes a resume free of replay.
 
-Layout, kept for as long as ``philox.LAYOUT_VERSION`` stays 1: ``SAMPLING_STEP``, the blocks of
+Layout, kept for as long as ``philox.LAYOUT_VERSION`` stays 2: ``SAMPLING_STEP``, the blocks of
 ``Purpose``, and the row field holding a row id, a position in the pass or a key number.
 """
 
@@ -43,6 +43,8 @@ class Purpose(IntEnum):
     SORT_WINDOW = 0x0015  # sort keys; window << 16 | position
     CHOSEN = 0x0016  # the order of a sample without replacement
     SORT_CHOSEN = 0x0017
+    LINE = 0x0018  # the order in which systematic sampling lines rows up
+    SORT_LINE = 0x0019
     WALK = 0x0100  # hops of a walk, four to a block; row id and augmentation number
 
 

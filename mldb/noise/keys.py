@@ -18,7 +18,8 @@ STEPS_MAX: Final = (1 << 15) - 1  # the step's top bit tells the subspace form f
 class Keys:
     """What the noise of a batch is a function of; one row id and augmentation number per row.
 
-    ``seed`` has 64 bits, ``pass_number`` 32. ``rows`` are u64 [B] below 2^48, ``augmentations``
+    ``seed`` has 64 bits, ``pass_number`` 32. ``rows`` are u64 [B] below 2^48: ids of rows, or
+    positions of draws where a row may be drawn twice (``mldb.noise.streams``). ``augmentations``
     u16 [B].
     """
 

@@ -4,16 +4,17 @@ Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as eas
 call turns a counter of four 32-bit words and a key of two into four words. The counter is made of
 what names a number, so nothing is drawn twice and nothing depends on batches, devices or workers.
 
-Layout 1, a stored promise::
+Layout 2, a stored promise (the seed of a stream over a lake is that of ``mldb.noise.streams``)::
 
     key     word 0   seed, low 32 bits          word 1   seed, high 32 bits
     counter word 0   block | step << 16         word 1   pass
-            word 2   row id, low 32 bits        word 3   row id >> 32 | augmentation << 16
+            word 2   row, low 32 bits           word 3   row >> 32 | augmentation << 16
 
     block 0 .. 0xFFEF   components 4 * block .. 4 * block + 3 of the normals of the step
     block 0xFFF0 + t    try t of the gamma draw of the subspace form (mldb.gpu.subspace), t < 8
     block 0xFFFF        word 0: the uniform by which MALA accepts or rejects the step
     step  | 0x8000      the subspace form; its numbers are never those of the direct form
+    row                 48 bits: the id of a row, or the position of a draw with replacement
 
 Words become numbers by float32 operations that every device repeats in this order. Each line below
 is one operation rounded to nearest, never a fused multiply-add, so that the bits agree wherever
@@ -62,7 +63,7 @@ import numpy.typing as npt
 from mldb.arrays import Floats
 from mldb.noise.keys import Keys
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 """Kept with every loader state and generated row; another counter layout gets another number."""
 
 SUBSPACE_STEP: Final = 0x8000

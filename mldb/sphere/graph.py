@@ -30,6 +30,7 @@ from mldb.sphere.neighbours import (
     blocks,
     check_row_matrix,
     exact_pairs,
+    identical_groups,
     nearest,
     top,
 )
@@ -41,6 +42,8 @@ EXACT_ROWS_MAX: Final = 100_000
 
 GRAPH_ROWS_MAX: Final = 1 << 31
 WALK_NEIGHBOURS: Final = 10
+BANDWIDTH_NEIGHBOURS: Final = 30
+"""What the perplexity is taken over, and so how many neighbours the graph of a lake has."""
 HOPS_MAX: Final = 1024
 PERPLEXITY: Final = 10.0
 _HALVINGS: Final = 50
@@ -48,6 +51,9 @@ _LOST_MAX: Final = 4  # times the root of N: so many lists of an approximate gra
 _MANY: Final = 4
 _TIE: Final = np.float32(1e-4)
 _BANDWIDTH_MAX: Final = 1e6
+_REACHED: Final = 0.99
+_BANDWIDTH_ROWS: Final = 1 << 12
+_LEAST_PERPLEXITY: Final = 1.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,12 +160,60 @@ def knn_kappa(graph: Graph, dim: int, *, k: int = WALK_NEIGHBOURS) -> Float64s:
     return vmf.concentration(graph.cosines[:, :k].mean(axis=1, dtype=np.float64), dim)
 
 
-def bandwidth(graph: Graph, *, neighbours: int = 30, perplexity: float = PERPLEXITY) -> float:
+def bandwidth(
+    graph: Graph, *, neighbours: int = BANDWIDTH_NEIGHBOURS, perplexity: float = PERPLEXITY
+) -> float:
     """Return the kappa of the lake's energy landscape: the median of :func:`row_bandwidths`.
 
-    The graph needs at least *neighbours* neighbours a row (30, unless the lake is smaller).
+    A row with so many copies that no kappa tells them apart says nothing about distances and is
+    left out. The graph needs at least *neighbours* neighbours a row (30, unless the lake is
+    smaller). Raises InvalidValueError when no row is left; see :func:`lake_bandwidth`.
     """
-    return float(np.median(row_bandwidths(graph.cosines[:, :neighbours], perplexity=perplexity)))
+    found = _median_bandwidth(graph.cosines[:, :neighbours], perplexity)
+    if found is None:
+        raise InvalidValueError(
+            f"each of {len(graph)} rows has {perplexity:g} copies or more among its neighbours, so "
+            "none has a bandwidth; remove copies"
+        )
+    return found
+
+
+def lake_bandwidth(graph: Graph, rows: Float32s) -> float:
+    """Return the bandwidth of *rows* [N, d], whose graph is *graph*, N >= 3.
+
+    The perplexity is 10, in a lake of fewer than 20 rows half of the neighbours. Where every row
+    has too many copies it is the bandwidth of the different rows among them, by at most 4,096.
+    Raises InvalidValueError for fewer than three different rows.
+    """
+    found = _median_bandwidth(graph.cosines, _perplexity_of(graph.cosines.shape[1]))
+    return _distinct_bandwidth(rows) if found is None else found
+
+
+def _distinct_bandwidth(rows: Float32s) -> float:
+    different = np.unique(identical_groups(rows))
+    width = min(BANDWIDTH_NEIGHBOURS, len(different) - 1)
+    if width >= 2:
+        some = np.arange(0, len(different), -(-len(different) // _BANDWIDTH_ROWS))
+        base = rows[different]
+        near = nearest(base[some], base, width, exclude=some)
+        found = _median_bandwidth(near.cosines, _perplexity_of(width))
+        if found is not None:
+            return found
+    raise InvalidValueError(
+        f"{len(rows)} rows hold {len(different)} different ones, too few or too near to each other "
+        "for a bandwidth: chains need three that float32 tells apart"
+    )
+
+
+def _perplexity_of(width: int) -> float:
+    return min(PERPLEXITY, max(_LEAST_PERPLEXITY, width / 2))
+
+
+def _median_bandwidth(cosines: npt.NDArray[np.float32], perplexity: float) -> float | None:
+    """The median over rows that reach the perplexity; None where none does."""
+    found = row_bandwidths(cosines, perplexity=perplexity)
+    reached = found[found < _REACHED * _BANDWIDTH_MAX]
+    return float(np.median(reached)) if len(reached) else None
 
 
 def row_bandwidths(cosines: npt.NDArray[np.float32], *, perplexity: float = PERPLEXITY) -> Float64s:

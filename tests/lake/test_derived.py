@@ -156,6 +156,7 @@ def test_calls_of_two_threads_see_one_commit_each(
     assert rounds[-1] == after
 
 
+@pytest.mark.usefixtures("one_lake_id")
 def test_without_room_everything_is_the_same(
     store_path: Path,
     data: dict[str, Any],  # noqa: F811
@@ -222,14 +223,55 @@ def test_what_was_used_least_recently_leaves_first() -> None:
     assert (cache.used_bytes, cache.find("b")) == (0, None)
 
 
+@pytest.mark.parametrize(
+    ("settings", "bytes_a_row"),
+    [
+        ({"beta": 0.5}, 20),
+        ({"beta": 0.5, "target": "distinct"}, 28),
+        ({"beta": 0.5, "replacement": "systematic"}, 8),
+        ({"beta": 0.5, "replacement": "bottom_k", "target": "rows"}, 24),
+    ],
+)
+def test_a_setting_of_importance_keeps_little_and_within_the_bound(
+    store_path: Path,
+    rng: np.random.Generator,
+    settings: dict[str, Any],
+    bytes_a_row: int,
+) -> None:
+    """42 bytes a row were kept for each: ones for weights, ids again, aliases of eight bytes."""
+    rows, bound = 20_000, 4 << 20
+    with mldb.open(store_path, durability="os", lake_cache_bytes=bound) as other:
+        lake = other.lake(dim=2)
+        lake.add_splats(rng.standard_normal((rows, 2)), alpha=rng.integers(1, 9, rows))
+        fields = ("id", "weight") if "target" in settings else None
+
+        def used(floor: float | None) -> int:
+            given = settings if floor is None else settings | {"floor": floor}
+            loader = lake.export_to_dataloader(
+                100, importance_sampling=mldb.Importance(**given), draws=200, fields=fields
+            )
+            next(iter(loader))
+            assert other.stats()["lakes"]["used_bytes"] <= bound
+            return int(other.stats()["lakes"]["used_bytes"])
+
+        used(None)
+        first, second = used(0.2), used(0.21)
+        assert second - first == pytest.approx(bytes_a_row * rows, rel=0.01)
+        for number in range(60):
+            used(0.3 + number / 100)
+        assert other.stats()["lakes"]["dropped"] > 0
+
+
+@pytest.mark.usefixtures("one_lake_id")
 def test_a_loader_over_many_blocks_needs_no_memory_for_them(
     db: mldb.MLDatabase,  # noqa: F811
+    store_path: Path,
     data: dict[str, Any],  # noqa: F811
 ) -> None:
     """From five blocks on all rows were copied, whatever was asked for."""
-    few, many = fill(db, data, 1, "few"), fill(db, data, 9, "many")
-    first, second = stream(few), stream(many)
-    assert raw(first) == raw(second)
+    with mldb.open(store_path.with_name("few"), durability="os") as other:
+        first, second = stream(fill(other, data)), stream(fill(db, data, 9))
+        assert raw(first) == raw(second)
     assert second.stats()["warm"] is None
     assert second.stats()["buffers"] <= 16
     assert BATCH < ROWS

@@ -405,6 +405,22 @@ def test_what_is_no_column_is_refused(
         db.lake(dim=DIM).add_splats(**{"mu": rows_of(rng, 1), **given})
 
 
+@pytest.mark.parametrize("name", ["kappa", "alpha"])
+@pytest.mark.parametrize(
+    "value",
+    ["3", ["3", "4"], 3 + 1j, np.array([1 + 0j, 2]), True, [None, 1], np.array([2, 3], "M8[s]")],
+    ids=str,
+)
+def test_what_is_no_real_number_is_no_kappa_or_alpha(
+    db: mldb.MLDatabase, rng: np.random.Generator, name: str, value: Any
+) -> None:
+    """kappa="3" was read as 3, and of a complex number the real part was taken."""
+    lake = db.lake(dim=DIM)
+    with pytest.raises(mldb.InvalidTypeError, match=rf"{name} has dtype .*real numbers"):
+        lake.add_splats(rows_of(rng, 2), **{name: value})
+    assert len(lake) == 0
+
+
 def test_reads_that_cannot_be_are_refused_in_words(
     db: mldb.MLDatabase, rng: np.random.Generator
 ) -> None:

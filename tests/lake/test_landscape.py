@@ -138,12 +138,15 @@ def test_rows_without_a_label_are_walked_from_and_never_gated(
     assert batch.changed.sum() > 10  # most walks of two hops end at another row
 
 
+@pytest.mark.usefixtures("one_lake_id")
 def test_a_pool_added_without_labels_is_gated_as_one_with_label_minus_one(
-    db: mldb.MLDatabase, rng: np.random.Generator
+    db: mldb.MLDatabase, store_path: Path, rng: np.random.Generator, request: pytest.FixtureRequest
 ) -> None:
     """One block without labels used to switch the gate off, and the field was refused."""
     x, labels = rows_of(rng, 40), np.arange(40) % 3
-    one, two = db.lake("one", dim=DIM), db.lake("two", dim=DIM)
+    other = mldb.open(store_path.with_name("other"), durability="os")
+    request.addfinalizer(other.close)
+    one, two = other.lake(dim=DIM), db.lake(dim=DIM)
     pool = rows_of(rng, 60)
     one.add_splats(np.vstack([x, pool]), labels=np.r_[labels, np.full(60, -1)])
     two.add_splats(x, labels=labels)
@@ -166,6 +169,38 @@ def test_walks_and_chains_need_neighbours(db: mldb.MLDatabase, rng: np.random.Ge
     lake.add_splats(rows_of(rng, 1))
     with pytest.raises(mldb.InvalidValueError, match="has 1 rows"):
         list(lake.export_to_dataloader(1, generate_samples=mldb.Augmentation(mode="walk")))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_chains_among_one_or_two_rows_are_refused_in_words(
+    db: mldb.MLDatabase, rng: np.random.Generator, count: int
+) -> None:
+    """It was an error about a perplexity of 1.01, which nobody had asked for."""
+    lake = db.lake(dim=DIM)
+    lake.add_splats(rows_of(rng, count))
+    with pytest.raises(mldb.InvalidValueError, match=rf"has {count} rows; langevin needs 3"):
+        lake.augment(rows_of(rng, 2), mode="langevin", device="numpy")
+    lake.add_splats(rows_of(rng, 3 - count))
+    made = lake.augment(rows_of(rng, 2), mode="langevin", device="numpy")
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [1, 60])
+def test_a_lake_of_copies_has_chains_as_one_without(
+    db: mldb.MLDatabase, rng: np.random.Generator, copies: int
+) -> None:
+    """The bandwidth of a lake half of which is one row was 1e6, and chains did not move."""
+    x = rows_of(rng, 120)
+    more = np.repeat(x[:1], 120, axis=0) if copies == 1 else np.repeat(x, copies, axis=0)
+    alone, copied = db.lake("alone", dim=DIM), db.lake("copied", dim=DIM)
+    alone.add_splats(x)
+    copied.add_splats(np.concatenate([x, more]))
+    chosen = mldb.Augmentation(mode="langevin", strength=0.6)
+    kappas = [Landscape(lake.rows(), chosen).kappa for lake in (alone, copied)]
+    assert kappas[1] == pytest.approx(kappas[0], rel=0.1)
+    given = copied.get()["mu"]
+    made = copied.augment(given, mode="langevin", strength=0.6, device="numpy")
+    assert (made * given).sum(axis=1).mean() == pytest.approx(0.6, abs=0.03)
 
 
 def test_rows_of_any_origin_are_augmented(db: mldb.MLDatabase, rng: np.random.Generator) -> None:

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.lake.order.weights import Importance, Target, chances
+from mldb.lake.order.pass_order import prepare_sampler
+from mldb.lake.order.weights import Importance, Replacement, Target, chances
 from tests.support.sampling import kish_ess
 
 MASSES = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=50)
 TARGETS: list[Target | None] = ["rows", "distinct", None]
 
 
-@given(MASSES, st.floats(0, 2), st.floats(0, 2), st.floats(0.01, 1), st.data())
+@given(MASSES, st.floats(1e-9, 2), st.floats(0, 2), st.floats(0.01, 0.99), st.data())
 def test_weights_keep_the_named_risk_unbiased(
     masses: list[float], beta: float, gamma: float, floor: float, data: st.DataObject
 ) -> None:
@@ -90,6 +91,56 @@ def test_expected_ess_is_what_samples_show(rng: np.random.Generator) -> None:
     found = chances(Importance(beta=1, target="distinct"), rng.pareto(1.5, 500) + 1)
     drawn = found.weights[rng.choice(500, 200_000, p=found.p)]
     assert kish_ess(drawn) / 200_000 == pytest.approx(found.ess, rel=0.02)
+
+
+@pytest.mark.parametrize("anneal", [1.0, 0.5])
+@pytest.mark.parametrize("target", ["rows", "distinct"])
+@pytest.mark.parametrize("draws", [20, 150, 450, 500])
+@pytest.mark.parametrize("replacement", ["with", "systematic", "bottom_k"])
+def test_expected_ess_of_every_design_is_what_its_samples_show(
+    replacement: Replacement,
+    draws: int,
+    target: Target,
+    anneal: float,
+    rng: np.random.Generator,
+    seed: int,
+) -> None:
+    """Without replacement it was computed as if with it."""
+    importance = Importance(
+        beta=0.7, target=target, anneal=anneal, replacement=replacement, least_ess=0.0
+    )
+    found = chances(importance, rng.pareto(1.5, 500) + 1, draws=draws)
+    sampler = prepare_sampler(importance, found)
+    weights = []
+    for number in range(400):
+        order = sampler.order(seed=seed, pass_number=number, length=draws)
+        picked = order.at(np.arange(draws))
+        assert picked.weights is not None
+        weights.append(picked.weights)
+    # Of all passes together: Kish's size is a ratio, whose mean over small samples is another.
+    seen = kish_ess(np.concatenate(weights)) / (400 * draws)
+    noise = 0.04 if draws == 20 else 0.01
+    varying = 1 / draws if replacement == "bottom_k" else 0.0  # the rank behind the sample does
+    assert seen == pytest.approx(found.ess, rel=noise + varying)
+    if replacement != "with" and draws == 500 and target == "distinct":
+        assert found.ess == pytest.approx(1)  # every row once, whatever the chances
+
+
+@pytest.mark.parametrize("replacement", ["systematic", "bottom_k"])
+def test_a_sample_of_most_rows_is_not_refused_for_its_chances(replacement: Replacement) -> None:
+    """A few heavy rows are in every sample, once: with replacement they would be most draws."""
+    alpha = np.r_[np.full(20, 1e4), np.ones(980)]
+    settings: dict[str, Any] = {"beta": 1, "floor": 0.01, "target": "distinct"}
+    with pytest.raises(InvalidValueError, match="effective sample size"):
+        chances(Importance(**settings), alpha, draws=900)
+    once = Importance(**settings, replacement=replacement)
+    assert chances(once, alpha, draws=900).ess > 0.9
+    with pytest.raises(InvalidValueError, match="effective sample size"):
+        chances(once, alpha, draws=2)  # of so few draws the heavy rows are most, here as there
+    mended = chances(Importance(**settings, replacement=replacement, low_ess="raise_floor"), alpha)
+    few = Importance(**settings, replacement=replacement, low_ess="raise_floor")
+    assert chances(few, alpha, draws=2).ess >= 0.1
+    assert mended.ess == pytest.approx(0.1, rel=1e-6)  # draws unknown: few of many
 
 
 def test_a_low_effective_sample_size_is_refused_or_mended() -> None:

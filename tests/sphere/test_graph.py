@@ -23,6 +23,7 @@ from mldb.sphere.graph import (
     build_graph,
     extend_graph,
     knn_kappa,
+    lake_bandwidth,
     reduce_graph,
     row_bandwidths,
     walk,
@@ -220,6 +221,43 @@ def test_bandwidth_and_knn_kappa_of_digits(digits: Float32s, rng: np.random.Gene
     graph = build_graph(digits[rng.permutation(len(digits))[:1100]], 30)
     assert bandwidth(graph) == pytest.approx(78, rel=0.05)
     assert np.median(knn_kappa(graph, 64)) == pytest.approx(520, rel=0.05)
+
+
+def test_copies_do_not_move_the_bandwidth(digits: Float32s, rng: np.random.Generator) -> None:
+    """With half of the rows identical it was 1e6, the end of the search."""
+    some = digits[rng.permutation(len(digits))[:600]]
+    alone = bandwidth(build_graph(some, 30))
+    copied = np.concatenate([some, np.repeat(some[:1], 600, axis=0)])
+    graph = build_graph(copied, 30)
+    assert row_bandwidths(graph.cosines)[-1] == pytest.approx(1e6)
+    assert bandwidth(graph) == pytest.approx(alone, rel=0.02)
+    assert lake_bandwidth(graph, copied) == bandwidth(graph)
+
+
+def test_where_every_row_has_copies_the_different_ones_are_measured(
+    digits: Float32s, rng: np.random.Generator
+) -> None:
+    some = digits[rng.permutation(len(digits))[:300]]
+    copied = np.repeat(some, 40, axis=0)[rng.permutation(12_000)]
+    graph = build_graph(copied, 30)
+    with pytest.raises(InvalidValueError, match="12000 rows has 10 copies or more"):
+        bandwidth(graph)
+    assert lake_bandwidth(graph, copied) == pytest.approx(bandwidth(build_graph(some, 30)))
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 19, 25])
+def test_few_rows_have_a_bandwidth(count: int, rng: np.random.Generator) -> None:
+    rows = unit(rng.standard_normal((count, 8)))
+    found = lake_bandwidth(build_graph(rows, 30), rows)
+    assert 0 < found < 1e5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_different_rows_have_none(count: int, rng: np.random.Generator) -> None:
+    """Of two rows: an error about a perplexity that nobody had given."""
+    rows = np.repeat(unit(rng.standard_normal((count, 8))), 20, axis=0)
+    with pytest.raises(InvalidValueError, match=f"40|20 rows hold {count} different ones"):
+        lake_bandwidth(build_graph(rows, 30), rows)
 
 
 @given(cloud(least=8), st.floats(1.5, 6))

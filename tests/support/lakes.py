@@ -17,13 +17,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "sequential": {"shuffle": False},
     "permutation": {"order": "permutation"},
     "windowed": {"order": "windowed", "window_rows": 1024},
-    "drawn": {"importance_sampling": mldb.Importance(beta=0.5, target="rows")},
+    "drawn": {"importance_sampling": mldb.Importance(beta=0.5)},
     "systematic": {
         "importance_sampling": mldb.Importance(beta=0.5, replacement="systematic"),
         "draws": 300,
     },
     "bottom_k": {
-        "importance_sampling": mldb.Importance(beta=0.5, replacement="bottom_k", target="rows"),
+        "importance_sampling": mldb.Importance(beta=0.5, replacement="bottom_k"),
         "draws": 300,
     },
     "isotropic": {"generate_samples": True},

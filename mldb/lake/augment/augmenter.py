@@ -1,7 +1,8 @@
 """Augment rows of a lake on a device: isotropic noise, walks on the graph, Langevin chains.
 
-What a row becomes is a function of its id, its augmentation number, the seed, the pass and the
-settings: never of the batch it stands in, nor of the device but for the last bits of floats.
+What a row becomes is a function of its id, or of the position of its draw where a pass may draw it
+many times, of its augmentation number, the seed, the pass and the settings: never of the batch it
+stands in, nor of the device but for the last bits of floats.
 """
 
 from __future__ import annotations
@@ -81,18 +82,19 @@ class Augmenter:
         return self.device.slots - 1 if self._chosen.mode == "isotropic" else 0
 
     def start(
-        self, x: Any, rows: Numbers, ids: npt.NDArray[np.int64], pass_number: int, *, out: Any
+        self, x: Any, rows: Numbers, counted: Numbers, pass_number: int, *, out: Any
     ) -> Finish:
         """Start to augment unit rows *x* [S, d]; walks and chains start at *rows* of the lake.
 
-        Their noise is that of *ids*. What is returned waits, and returns [S * group, d] and which
-        of them are no longer the row itself: *out* with the rows in it, or a tensor where the
-        device has memory of its own. *x* must not change until then.
+        Their noise is that of *counted*, int64 [S]: ids, or positions of draws. What is returned
+        waits, and returns [S * group, d] and which of them are no longer the row itself: *out* with
+        the rows in it, or a tensor where the device has memory of its own. *x* must not change
+        until then.
         """
         chosen = self._chosen
         copies = chosen.copies
         numbers = np.tile(np.arange(1, copies + 1, dtype=np.uint16), len(rows))
-        keys = Keys(self._seed, pass_number, np.repeat(ids.astype(np.uint64), copies), numbers)
+        keys = Keys(self._seed, pass_number, np.repeat(counted.astype(np.uint64), copies), numbers)
         if chosen.mode != "isotropic" or self.device.kind not in ("torch", "cuda"):
             x = to_host(x)
         started = self._move(_repeated(x, copies), np.repeat(rows, copies), keys)

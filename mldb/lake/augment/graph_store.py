@@ -16,10 +16,10 @@ from mldb.lake.rows.chain import Size
 from mldb.lake.rows.live import Rows
 from mldb.log.hints import load_hint_bytes, save_hint
 from mldb.log.index.lineage import is_visible
-from mldb.sphere.graph import Graph, build_graph, extend_graph, reduce_graph
+from mldb.sphere.graph import BANDWIDTH_NEIGHBOURS, Graph, build_graph, extend_graph, reduce_graph
 from mldb.sphere.neighbours import Firsts
 
-GRAPH_NEIGHBOURS: Final = 30  # what the bandwidth needs; walks and chains take the nearest of them
+GRAPH_NEIGHBOURS: Final = BANDWIDTH_NEIGHBOURS  # walks and chains take the nearest of them
 _VERSION: Final = 2
 _SAVE_SHARE: Final = 16  # a graph is saved again once one in so many of its rows came or went
 _WHAT: Final = "graph"

@@ -13,16 +13,17 @@ from mldb.errors import InvalidValueError
 from mldb.gpu.device import Device, Dynamics, MixtureEnergy, Table
 from mldb.lake.augment.gate import gate, gate_walk, nearest_labels
 from mldb.lake.augment.graph_store import lake_firsts, lake_graph, lake_labels
+from mldb.lake.augment.temperature import Trial, find_temperature
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import Augmentation
 from mldb.noise.keys import Keys
 from mldb.sphere import langevin
-from mldb.sphere.graph import Graph, bandwidth, walk
+from mldb.sphere.graph import Graph, lake_bandwidth, walk
 
 WALK_K: Final = 10
 CHAIN_K: Final = 16
 
-
+_LEAST_ROWS: Final = {"isotropic": 0, "walk": 2, "langevin": 3}
 _NUMBER_BYTES: Final = 64
 
 
@@ -51,9 +52,11 @@ class Landscape:
     """
 
     def __init__(self, rows: Rows, chosen: Augmentation) -> None:
-        if len(rows) < 2:
+        least = _LEAST_ROWS[chosen.mode]
+        if len(rows) < least:
             raise InvalidValueError(
-                f"lake {rows.name!r} has {len(rows)} rows; walks and chains need neighbours"
+                f"lake {rows.name!r} has {len(rows)} rows; {chosen.mode} needs {least}: walks step "
+                "to a neighbour, and chains need two to measure distances by. Add rows"
             )
         self._rows = rows
         self._chosen = chosen
@@ -70,11 +73,10 @@ class Landscape:
 
     @cached_property
     def kappa(self) -> float:
-        """The bandwidth of the energy: a perplexity of 10 over 30 neighbours, or over all."""
+        """The bandwidth of the energy; see :func:`mldb.sphere.graph.lake_bandwidth`."""
 
         def make() -> float:
-            width = self.graph.neighbours.shape[1]
-            return bandwidth(self.graph, perplexity=min(10.0, max(1.01, width / 2)))
+            return lake_bandwidth(self.graph, self.mu)
 
         return self._rows.derived("bandwidth", make, lambda _: _NUMBER_BYTES)
 
@@ -123,6 +125,8 @@ class Landscape:
     def prepare(self) -> None:
         """Make and save now what other processes would each make for themselves."""
         lake_graph(self._rows, self.mu, save=True)
+        if self._chosen.mode == "langevin":
+            self.dynamics()
         if self._chosen.gate and self._chosen.mode == "walk" and self.labels is not None:
             self._labels_around  # noqa: B018 - it is kept
 
@@ -174,13 +178,29 @@ class Landscape:
         return self._rows.derived("log alpha", make, _nbytes)
 
     def dynamics(self) -> Dynamics:
-        """The chain whose stationary cosine to a lone row is the strength asked for."""
-        chosen, dim = self._chosen, self._rows.dim
-        temperature = langevin.temperature_for(chosen.strength, self.kappa, dim)
+        """The chains whose mean cosine to the rows they start at is the strength asked for."""
+        return self._dynamics_at(self._temperature)
+
+    def _dynamics_at(self, temperature: float) -> Dynamics:
+        chosen = self._chosen
         return Dynamics(
             steps=chosen.steps,
-            step_size=langevin.step_size(chosen.h, self.kappa, dim, temperature),
+            step_size=langevin.step_size(chosen.h, self.kappa, self._rows.dim, temperature),
             temperature=temperature,
             method=chosen.method,
             form=chosen.form,
         )
+
+    @cached_property
+    def _temperature(self) -> float:
+        """Found by trial chains; see :mod:`mldb.lake.augment.temperature`."""
+        chosen = self._chosen
+
+        def make() -> float:
+            trial = Trial(self.mu, self._energy, self._dynamics_at)
+            start = langevin.temperature_for(chosen.strength, self.kappa, self._rows.dim)
+            return find_temperature(trial.mean_cosine, chosen, start)
+
+        what = "temperature", chosen.strength, chosen.k, chosen.steps, chosen.h
+        key = *what, chosen.method, chosen.form
+        return self._rows.derived(key, make, lambda _: _NUMBER_BYTES)

@@ -18,9 +18,9 @@ log: compaction must not change an order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,14 @@ import numpy.typing as npt
 from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.lake.order.permutation import WINDOW_BITS, WINDOWS_MAX, Permutation, permutation
-from mldb.lake.order.sampling import AliasTable, alias_table, bottom_k, inclusion, systematic
+from mldb.lake.order.sampling import (
+    AliasTable,
+    alias_table,
+    bottom_k,
+    held_bytes,
+    inclusion,
+    systematic,
+)
 from mldb.lake.order.weights import Chances, Importance, ratios
 from mldb.noise.draws import Purpose, check_seed
 from mldb.noise.keys import ROW_ID_BITS
@@ -209,6 +216,15 @@ class Chosen:
         return Picked(self.rows[places], self.weights[places])
 
 
+def occurrences_at(order: PassOrder, positions: Numbers) -> Numbers | None:
+    """Return what tells the draws at *positions* of a pass from others of the same row, int64 [n].
+
+    With replacement it is the position: unique in the pass, and known without the draws before it,
+    which a count of them would not be. None where the order holds no row twice.
+    """
+    return positions if isinstance(order, Drawn) else None
+
+
 def plain_order(
     kind: PlainOrder,
     rows: int,
@@ -248,21 +264,22 @@ def plain_order(
 class Sampler:
     """Rows with chances, prepared once for the passes of a loader: :func:`prepare_sampler`.
 
-    ``ids`` u64 [N] name rows in the draws of bottom-k. Immutable; any thread.
+    ``ids`` [N] name rows in the draws of bottom-k, which keeps what it was given; others have none.
+    Immutable; any thread.
     """
 
     importance: Importance
     chances: Chances
-    ids: npt.NDArray[np.uint64]
+    ids: npt.NDArray[np.integer] | None
     table: AliasTable | None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
-        known = [self.ids, self.chances.p, self.chances.weights, self.chances.target]
+        """Bytes of its arrays, without the ids: those of the lake, which all samplers share."""
+        known: list[Any] = [self.chances.p, self.chances.weights, self.chances.target]
         if self.table is not None:
-            known += [getattr(self.table, name.name) for name in fields(self.table)]
-        return sum(array.nbytes for array in known if isinstance(array, np.ndarray))
+            known += [self.table.keep, self.table.alias]
+        return sum(held_bytes(array) for array in known if array is not None)
 
     def order(self, *, seed: int, pass_number: int, length: int | None = None) -> PassOrder:
         """Return one pass of *length* rows; None is as many as there are, with replacement.
@@ -284,6 +301,7 @@ class Sampler:
             chosen = systematic(pi, seed=seed, pass_number=pass_number)
             pi = pi[chosen]
         else:
+            assert self.ids is not None
             sketch = bottom_k(
                 self.chances.p, length, ids=self.ids, seed=seed, pass_number=pass_number
             )
@@ -301,11 +319,17 @@ def prepare_sampler(
 
     With replacement it builds the alias table: 0.1 s for a million rows.
     """
-    names = np.arange(len(chances)) if ids is None else np.asarray(ids)
-    if names.shape != (len(chances),):
+    names = None if ids is None else np.asarray(ids)
+    if names is not None and names.shape != (len(chances),):
         raise InvalidValueError(f"ids have shape {names.shape} for {len(chances)} rows")
-    table = alias_table(chances.p) if importance.replacement == "with" else None
-    return Sampler(importance, chances, names.astype(np.uint64), table)
+    if importance.replacement == "with":
+        # q went into the weights, and the chances into the table: a large one is not kept twice.
+        lean = replace(chances, target=None)
+        return Sampler(importance, lean, None, alias_table(chances.p))
+    if importance.replacement == "systematic":
+        return Sampler(importance, chances, None, None)
+    names = np.arange(len(chances)) if names is None else names
+    return Sampler(importance, chances, names, None)
 
 
 def _check_rows(rows: object) -> None:

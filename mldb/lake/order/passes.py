@@ -21,6 +21,7 @@ from mldb.lake.order.weights import Importance, chances
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import StreamOptions
 from mldb.log.fs.machine import total_memory
+from mldb.noise.streams import stream_seed
 
 _SAMPLED_BATCHES: Final = 64
 
@@ -47,6 +48,7 @@ class Passes:
         """*options* have an order other than "auto"; see :func:`chosen_order`."""
         self._rows = rows
         self._options = options
+        self._seed = stream_seed(options.seed, rows.state.info.lake_id)
         self._last: Pass | None = None
         self._drawn: Sampler | None = None  # what the newest pass was drawn by
 
@@ -68,13 +70,13 @@ class Passes:
         if options.importance is not None:
             sampler = self._drawn = self._sampler(options.importance)
             return sampler.order(
-                seed=options.seed, pass_number=number, length=options.draws or len(rows)
+                seed=self._seed, pass_number=number, length=options.draws or len(rows)
             )
         assert options.order != "auto"
         return plain_order(
             options.order,
             len(rows),
-            seed=options.seed,
+            seed=self._seed,
             pass_number=number,
             window_strata=max(1, options.window_rows // STRATUM_ROWS),
         )
@@ -83,14 +85,17 @@ class Passes:
         """The sampler of all rows; kept with them, unless a function of the user decides."""
         rows, salience = self._rows, self._options.salience
         every = slice(0, len(rows))
+        # With replacement a sampler serves passes of any length.
+        draws = None if importance.replacement == "with" else self._options.draws
         if callable(salience):
-            found = chances(importance, rows.gather("alpha", every), salience(rows.ids().copy()))
+            values: Any = salience(rows.ids().copy())
+            found = chances(importance, rows.gather("alpha", every), values, draws=draws)
             return prepare_sampler(importance, found, ids=rows.ids())
-        key = ("sampler", importance, salience)
+        key = ("sampler", importance, salience, draws)
 
         def make() -> Sampler:
-            values: Any = None if salience is None else rows.gather(salience, every)
-            found = chances(importance, rows.gather("alpha", every), values)
+            values = None if salience is None else rows.gather(salience, every)
+            found = chances(importance, rows.gather("alpha", every), values, draws=draws)
             return prepare_sampler(importance, found, ids=rows.ids())
 
         return rows.derived(key, make, lambda sampler: sampler.nbytes)
@@ -140,6 +145,11 @@ def check_stream(rows: Rows, options: StreamOptions) -> None:
         raise InvalidValueError(
             f"draws={drawn} without replacement, and the lake has {len(rows)} rows; lower draws, "
             "or replacement='with'"
+        )
+    if drawn == len(rows) and options.importance and options.importance.is_once_by_chance:
+        raise InvalidValueError(
+            f"draws={drawn} without replacement is every row of the lake, whatever beta and gamma "
+            "say; lower draws, or leave importance_sampling out"
         )
     have = rows.columns
     if isinstance(options.salience, str):

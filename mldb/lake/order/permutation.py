@@ -136,8 +136,8 @@ def permutation(
 ) -> Permutation:
     """Return the permutation of 0 .. n-1 of this seed, pass, purpose and window number.
 
-    *purpose* is ROWS, STRATA, WINDOW or CHOSEN; those of other purposes have nothing in common.
-    Raises InvalidValueError, LimitError.
+    *purpose* is ROWS, STRATA, WINDOW, CHOSEN or LINE; those of other purposes have nothing in
+    common. Raises InvalidValueError, LimitError.
     """
     if n < 0:
         raise InvalidValueError(f"n={n} is negative")

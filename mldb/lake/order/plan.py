@@ -13,23 +13,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.lake.order.pass_order import PassOrder
+from mldb.lake.order.pass_order import PassOrder, occurrences_at
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 _AHEAD_ROWS: Final = 1 << 14  # positions computed at once: array operations cost as much for 256
 
 
 class BatchRows(NamedTuple):
-    """One global batch: its number, rows int64 [B], and weights float64 [B] or None."""
+    """One global batch: its number, rows int64 [B], and weights float64 [B] or None.
+
+    ``occurrences`` int64 [B] tell the draws of a row apart where a pass may hold it many times, and
+    are None where it cannot: see :func:`occurrences_at`.
+    """
 
     number: int
     rows: Numbers
     weights: Float64s | None
+    occurrences: Numbers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +140,16 @@ class Plan:
         starts = np.asarray(numbers, np.int64) * self.batch_size
         positions = (starts[:, None] + np.arange(self.batch_size)).reshape(-1)
         # Only the last batch of a pass is short, and it comes last.
-        rows, weights = self.order.at(positions[positions < self.order.length])
+        positions = positions[positions < self.order.length]
+        rows, weights = self.order.at(positions)
+        occurrences = occurrences_at(self.order, positions)
         for place, number in enumerate(numbers):
             part = slice(place * self.batch_size, (place + 1) * self.batch_size)
-            yield BatchRows(number, rows[part], None if weights is None else weights[part])
+            yield BatchRows(number, rows[part], _part(weights, part), _part(occurrences, part))
+
+
+def _part(values: npt.NDArray[_Number] | None, part: slice) -> npt.NDArray[_Number] | None:
+    return None if values is None else values[part]
 
 
 class Quality(NamedTuple):

@@ -4,7 +4,7 @@
 design             a row may be drawn         cost                            good for
 =================  =========================  ==============================  ====================
 ``AliasTable``     any number of times        O(1) a draw, any draw alone     streams of any length
-``systematic``     once; pi = min(1, c w)     O(N) a pass                     reading in row order
+``systematic``     once; pi = min(1, c w)     O(N) a pass                     samples of known pi
 ``bottom_k``       once; pi from the ranks    O(N) a pass, merged over parts  samples that stay put
                                                                               when rows are added
 =================  =========================  ==============================  ====================
@@ -18,25 +18,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.lake.order.permutation import permutation
 from mldb.noise.draws import Purpose, check_numbers, sampling_words, wide_uniforms
+
+_NEWTON_STEPS: Final = 100  # about 20 are needed where all rows but one are taken
+_NEWTON_DONE: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AliasTable:
     """Draws in constant time (Walker 1977): a column, and there itself or its alias.
 
-    ``keep`` float64 [N] is the chance of the column itself, ``alias`` int64 [N] the other row.
-    Immutable; any thread.
+    ``keep`` float64 [N] is the chance of the column itself, ``alias`` [N] the other row, int32
+    where rows fit in it. Immutable; any thread.
     """
 
     keep: Float64s
-    alias: Numbers
+    alias: npt.NDArray[np.signedinteger]
 
     def __len__(self) -> int:
         """The number of rows N."""
@@ -48,7 +53,8 @@ class AliasTable:
         check_numbers("positions", numbers)
         raw = sampling_words(seed, pass_number, Purpose.DRAW, numbers)
         column = (wide_uniforms(raw) * len(self.keep)).astype(np.int64)
-        return np.where(wide_uniforms(raw, 2) < self.keep[column], column, self.alias[column])
+        kept = wide_uniforms(raw, 2) < self.keep[column]
+        return np.where(kept, column, self.alias[column].astype(np.int64))
 
 
 def alias_table(weights: npt.ArrayLike) -> AliasTable:
@@ -62,9 +68,10 @@ def alias_table(weights: npt.ArrayLike) -> AliasTable:
     scaled = _weights(weights)
     scaled = scaled * (len(scaled) / scaled.sum())
     light, heavy = np.flatnonzero(scaled < 1), np.flatnonzero(scaled >= 1)
-    keep, alias = np.ones(len(scaled)), np.arange(len(scaled), dtype=np.int64)
+    kind: Any = np.int32 if len(scaled) <= np.iinfo(np.int32).max else np.int64
     if not len(light) or not len(heavy):  # no heavy one: all are 1 up to rounding
-        return AliasTable(keep, alias)
+        return AliasTable(everywhere(1.0, len(scaled)), everywhere(0, len(scaled), kind))
+    keep, alias = np.ones(len(scaled)), np.arange(len(scaled), dtype=kind)
     deficits = np.concatenate([[0.0], np.cumsum(1 - scaled[light])])
     excesses = np.cumsum(scaled[heavy] - 1)
     giver = np.searchsorted(excesses, deficits[:-1], side="right")
@@ -84,13 +91,8 @@ def inclusion(weights: npt.ArrayLike, count: int) -> Float64s:
     nothing is above 1. Raises InvalidValueError when fewer than *count* weights are positive.
     """
     values = _weights(weights)
-    _check_count(count)
+    _check_positive_count(count, values)
     free = values > 0
-    if count > np.count_nonzero(free):
-        raise InvalidValueError(
-            f"{count} rows were asked for without replacement and {np.count_nonzero(free)} have "
-            "a weight above 0"
-        )
     pi, left = np.zeros(len(values)), count
     while left:
         share = np.where(free, values * (left / values[free].sum()), 0.0)
@@ -103,14 +105,52 @@ def inclusion(weights: npt.ArrayLike, count: int) -> Float64s:
     return pi
 
 
+def everywhere(value: float, count: int, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+    """Return an array [*count*] of one number that takes no memory for each. Read-only."""
+    return np.broadcast_to(np.asarray(value, dtype), (count,))
+
+
+def held_bytes(array: npt.NDArray[Any]) -> int:
+    """Return the bytes behind an array: one number for one made by :func:`everywhere`."""
+    return array.itemsize if array.strides == (0,) else array.nbytes
+
+
+def rank_inclusion(weights: npt.ArrayLike, count: int) -> Float64s:
+    """Return the pi of a bottom-k sample to expect, float64 [N]: 1 - exp(-w tau), sum *count*.
+
+    Of a sample drawn, ``Sketch.inclusion`` has the pi given its own tau, which varies about this
+    one, so these are off by a hundredth or so (Rosen 1997: order sampling, exponential ranks).
+    Newton steps from tau = 0, where the sum is concave, rise to it without passing it. Raises
+    InvalidValueError when fewer than *count* weights are positive.
+    """
+    values = _weights(weights)
+    _check_positive_count(count, values)
+    if count == np.count_nonzero(values):
+        return (values > 0).astype(np.float64)
+    values = values / values.sum()
+    tau = 0.0
+    for _ in range(_NEWTON_STEPS):
+        pi = -np.expm1(-values * tau)
+        step = (count - pi.sum()) / np.vdot(values, 1 - pi)
+        tau += float(step)
+        if step <= _NEWTON_DONE * tau:
+            break
+    return np.asarray(-np.expm1(-values * tau))
+
+
 def systematic(pi: Float64s, *, seed: int, pass_number: int) -> Numbers:
     """Return the rows, int64 [m] ascending, of one systematic sample with the given *pi*.
 
-    *pi* float64 [N] is what :func:`inclusion` returns; m is its sum. Rows of pi = 1 are in. Of the
-    others, one uniform u0 decides: a row is in where its stretch of their running sum of pi holds a
-    point u0 + j, so each is in with probability pi_i exactly.
+    *pi* float64 [N] is what :func:`inclusion` returns; m is its sum. Rows of pi = 1 are in. The
+    others are lined up in an order that is random in each pass, and one uniform u0 decides: a row
+    is in where its stretch of their running sum of pi holds a point u0 + j, so each is in with
+    probability pi_i exactly. In row order the points would follow any period of the rows: with
+    classes in turn and a step of that length, all of a sample is of one class (Cochran
+    1977, 8.3; the random order is that of Hartley and Rao 1962).
     """
     open_rows = np.flatnonzero((pi > 0) & (pi < 1))
+    line = permutation(len(open_rows), seed=seed, pass_number=pass_number, purpose=Purpose.LINE)
+    open_rows = open_rows[line.at(np.arange(len(open_rows)))]
     sums = np.cumsum(pi[open_rows])
     count = round(float(sums[-1])) if len(sums) else 0
     raw = sampling_words(seed, pass_number, Purpose.START, np.zeros(1, np.uint64))
@@ -211,6 +251,15 @@ def _weights(weights: npt.ArrayLike, *, some: bool = True) -> Float64s:
     if some and not values.any():
         raise InvalidValueError("weights are 0 everywhere, so no row can be drawn")
     return values
+
+
+def _check_positive_count(count: int, values: Float64s) -> None:
+    _check_count(count)
+    if count > np.count_nonzero(values):
+        raise InvalidValueError(
+            f"{count} rows were asked for without replacement and {np.count_nonzero(values)} have "
+            "a weight above 0"
+        )
 
 
 def _check_count(count: object) -> None:

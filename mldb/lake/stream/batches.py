@@ -60,7 +60,11 @@ class Stream:
         if options.augmentation is not None:
             self._source_pool = BatchPool((source_rows, rows.dim))
             self._augmenter = Augmenter(
-                rows, geometry, options.augmentation, seed=options.seed, device=options.device
+                rows,
+                geometry,
+                options.augmentation,
+                seed=options.noise_seed(rows.state.info.lake_id),
+                device=options.device,
             )
         self._type = None if options.fields is None else batch_type(options.fields)
 
@@ -117,8 +121,10 @@ class Stream:
         if self._augmenter is None:
             return lambda: self._handed_out(batch, x, None)
         out = self._pool.take()[: self._size(batch)]
-        ids = self._rows.gather("id", batch.rows)
-        finish = self._augmenter.start(x, batch.rows, ids, current.number, out=out)
+        counted = batch.occurrences
+        if counted is None:  # a pass has the row once, so its id names its noise
+            counted = self._rows.gather("id", batch.rows)
+        finish = self._augmenter.start(x, batch.rows, counted, current.number, out=out)
         return lambda: self._handed_out(batch, *finish())
 
     def _handed_out(self, batch: BatchRows, rows: Any, changed: Any) -> Any:
@@ -176,11 +182,13 @@ class Stream:
     def provenance(self, current: Pass, number: int) -> dict[str, Any]:
         """Where every row of a batch of a pass comes from. Raises InvalidValueError."""
         batch = current.plan.batch(number)
-        chosen, group = self.options.augmentation, self.options.group
+        chosen, group, drawn = self.options.augmentation, self.options.group, batch.occurrences
         return {
             "id": np.repeat(self._rows.gather("id", batch.rows), group),
             "lsn": np.repeat(self._rows.lsns(batch.rows), group),
             "augmentation": self._numbers(len(batch.rows)),
+            "occurrence": None if drawn is None else np.repeat(drawn, group),
+            "lake": self._rows.state.info.lake_id.hex(),
             "seed": self.options.seed,
             "pass": current.number,
             "step": 0,

@@ -139,8 +139,9 @@ class M2MDataLake(IterableDataset[Any]):
         """Tell of every row of batch *batch* (of all ranks) of a pass where it comes from.
 
         ``id``, ``lsn``, ``augmentation`` (int64 [B]; 0 is the row itself where options keep it),
-        ``seed``, ``pass``, ``step`` (the first of the noise), ``layout``, ``mode``. The batch made
-        again from them is the same bytes.
+        ``occurrence`` (int64 [B], the position of the draw in the pass; None without draws with
+        replacement), ``lake``, ``seed``, ``pass``, ``step`` (the first of the noise), ``layout``,
+        ``mode``. The batch made again from them is the same bytes.
         """
         return self._reader().beside.provenance(self._pass(pass_number), batch)
 

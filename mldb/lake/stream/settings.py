@@ -12,16 +12,27 @@ from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import AUGMENTATIONS_MAX, ChainMethod, Form
 from mldb.gpu.select import check_spec
 from mldb.lake.checks import check_choice, check_count, check_number
-from mldb.lake.order.pass_order import PlainOrder
+from mldb.lake.order.pass_order import STRATUM_ROWS, WINDOW_STRATA, PlainOrder
 from mldb.lake.order.weights import Importance
 from mldb.log.checksum import digest128
 from mldb.noise.keys import STEPS_MAX
+from mldb.noise.streams import Counted, stream_seed
+from mldb.sphere.graph import BANDWIDTH_NEIGHBOURS
 
 _T = TypeVar("_T")
 AugmentationMode = Literal["isotropic", "walk", "langevin"]
 OrderChoice = Literal["auto", PlainOrder]
 
 SEED_MAX: Final = (1 << 64) - 1
+
+_HEARD_BY: Final[Mapping[str, tuple[AugmentationMode, ...]]] = {
+    "strength": ("isotropic", "langevin"),
+    "gate": ("walk", "langevin"),
+    "hops": ("walk",),
+    "k": ("walk", "langevin"),
+    **dict.fromkeys(("steps", "h", "method", "form"), ("langevin",)),
+}
+"""The modes that a setting of some modes says something to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +41,18 @@ class Augmentation:
 
     mode:        "isotropic": one exact draw around the row. "walk": a real row, *hops* uniform
                  steps away on the k-NN graph. "langevin": a chain under the energy of the lake.
-    strength:    the mean cosine rho between a row and its augmentation (isotropic, langevin).
+    strength:    the mean cosine rho between a row and its augmentation: of every row (isotropic),
+                 or over the rows of the lake, before the gate (langevin).
     copies:      augmentations of every streamed row, one behind the other in the batch.
     keep:        the row itself stands in front of its augmentations.
     gate:        a result whose nearest labelled row has another label is dropped for the row
                  itself (walk and langevin, where rows have labels).
-    hops, k:     length of a walk, neighbours of a row (10 for walks, 16 for chains when None).
-    steps, h:    length of a chain and its dimensionless step; *method* "mala" makes its law exact.
+    hops:        length of a walk (walk).
+    k:           neighbours of a row, 1 .. 30 (walk and langevin; 10 and 16 when None).
+    steps, h:    length of a chain and its dimensionless step (langevin); *method* "mala" makes its
+                 law exact, *form* "subspace" runs it in fewer numbers.
+
+    What another mode would ignore is refused, unless it has its default value.
     """
 
     mode: AugmentationMode = "isotropic"
@@ -65,11 +81,18 @@ class Augmentation:
             raise InvalidValueError(f"strength={self.strength}; it is a mean cosine in (0, 1)")
         if not 0.0 < self.h < 2.0:
             raise InvalidValueError(f"h={self.h}; chains are stable for 0 < h < 2")
-        check_count("copies", self.copies, 1, AUGMENTATIONS_MAX)
+        check_count("copies", self.copies, 1, AUGMENTATIONS_MAX - 1)  # number 0 is the row itself
         check_count("hops", self.hops, 1, 1000)
         check_count("steps", self.steps, 1, STEPS_MAX)
         if self.k is not None:
-            check_count("k", self.k, 1, 1024)
+            check_count("k", self.k, 1, BANDWIDTH_NEIGHBOURS)
+        for field in fields(self):
+            modes = _HEARD_BY.get(field.name, (self.mode,))
+            if self.mode not in modes and getattr(self, field.name) != field.default:
+                raise InvalidValueError(
+                    f"{field.name}={getattr(self, field.name)!r} does nothing for mode="
+                    f"{self.mode!r}; it is for {' and '.join(modes)}. Leave it out"
+                )
 
     @property
     def group(self) -> int:
@@ -86,14 +109,19 @@ class StreamOptions:
     order:        "auto": a permutation when the rows fit in memory, windows of strata when not.
     importance:   how rows are drawn; None takes every row once.
     even_ranks:   all ranks get equally many batches: fewer than world at the end are left out.
-    draws:        rows of one pass under *importance*; None is as many as the lake has.
+    draws:        rows of one pass under *importance*; None is as many as the lake has, with
+                  replacement. Without replacement it must be given, and below them.
     salience:     a column, or a function of the ids (int64 [N]) that returns values >= 0 [N]; it is
                   asked once a pass and must return the same when a pass is resumed.
-    fields:       None yields plain tensors [B, dim]; names yield named tuples.
+    fields:       None yields plain tensors [B, dim]; names yield named tuples. An importance with a
+                  target needs "weight" among them.
     prefetch:     batches made ahead by a thread; 0 makes them in the caller's.
     warm_bytes:   budget of the RAM tier; None, as 0: rows are read from the log.
-    hot_bytes:    budget of the device tier, on devices with memory of their own.
-    window_rows:  rows of a window of the windowed order.
+    hot_bytes:    budget of the device tier, on devices with memory of their own ("cuda", or "auto"
+                  where there is one; on "torch" and "cpu" it is RAM).
+    window_rows:  rows of a window of the windowed order, from 1,024: whole strata of so many.
+
+    What would do nothing is refused by :func:`make_options`.
     """
 
     batch_size: int = 256
@@ -110,7 +138,7 @@ class StreamOptions:
     prefetch: int = 8
     warm_bytes: int | None = None
     hot_bytes: int = 0
-    window_rows: int = 1 << 18
+    window_rows: int = WINDOW_STRATA * STRATUM_ROWS
 
     def __post_init__(self) -> None:
         """Raises InvalidValueError, InvalidTypeError."""
@@ -131,7 +159,7 @@ class StreamOptions:
         check_count("prefetch", self.prefetch, 0, 1024)
         if self.draws is not None:
             check_count("draws", self.draws, 1, 1 << 47)
-        check_count("window_rows", self.window_rows, 1, 1 << 40)
+        check_count("window_rows", self.window_rows, STRATUM_ROWS, 1 << 40)
         check_choice("order", self.order, OrderChoice)
         if self.batch_size % self.group:
             raise InvalidValueError(
@@ -152,6 +180,17 @@ class StreamOptions:
                     f"{name} is given and rows are not drawn by importance; pass "
                     "importance_sampling as well"
                 )
+        if chosen is not None and chosen.replacement != "with" and self.draws is None:
+            raise InvalidValueError(
+                f"replacement={chosen.replacement!r} takes a row once, so without draws a pass is "
+                "every row, whatever its chances. Give draws=, fewer than the lake has rows, or "
+                "leave importance_sampling out"
+            )
+        if chosen is not None and chosen.target is not None and "weight" not in (self.fields or ()):
+            raise InvalidValueError(
+                f'target={chosen.target!r} makes weights and nobody gets them: give fields=("mu", '
+                '"weight") and multiply the loss by them, or leave target out'
+            )
         if chosen is not None and bool(chosen.gamma) != (self.salience is not None):
             raise InvalidValueError(
                 f"gamma={chosen.gamma} and salience={self.salience!r:.80} do not fit: chances have "
@@ -169,6 +208,16 @@ class StreamOptions:
             *(self.drop_last, self.even_ranks, self.window_rows),
         )
         return digest128(repr(decides).encode()).hex()
+
+    @property
+    def counted(self) -> Counted:
+        """What the noise of a row is counted by: a row that may be drawn twice, by its draw."""
+        drawn = self.importance is not None and self.importance.replacement == "with"
+        return Counted.DRAW if drawn else Counted.ROW
+
+    def noise_seed(self, lake_id: bytes) -> int:
+        """The seed of the noise of augmentations over the lake of *lake_id*."""
+        return stream_seed(self.seed, lake_id, self.counted)
 
     @property
     def group(self) -> int:
@@ -202,7 +251,27 @@ def make_options(**given_fields: Any) -> StreamOptions:
         " Those of augmentation go into generate_samples=mldb.Augmentation(...), those of sampling "
         "into importance_sampling=mldb.Importance(...).",
     )
-    return StreamOptions(**given_fields)
+    options = StreamOptions(**given_fields)
+    _check_heard(options)
+    return options
+
+
+def _check_heard(options: StreamOptions) -> None:
+    """Refuse what would be ignored. Not for options that are in use, whose order was decided."""
+    drawn = options.importance is not None
+    if options.window_rows != StreamOptions().window_rows and (
+        drawn or options.order not in ("auto", "windowed")
+    ):
+        order = "importance_sampling" if drawn else f"order={options.order!r}"
+        raise InvalidValueError(
+            f"window_rows={options.window_rows} does nothing under {order}; give order='windowed', "
+            "or leave it out"
+        )
+    if options.hot_bytes and check_spec(options.device)[0] in ("numpy", "vulkan"):
+        raise InvalidValueError(
+            f"hot_bytes={options.hot_bytes} does nothing on device={options.device!r}: batches end "
+            "on the host. Name a 'cuda' device, or give warm_bytes"
+        )
 
 
 def make_augmentation(**given_fields: Any) -> Augmentation:

@@ -108,9 +108,15 @@ def _length(name: str, have: tuple[int, ...], rows: int) -> InvalidValueError:
 
 def _positive(name: str, values: Any, rows: int) -> Float64s:
     try:
-        array = np.asarray(to_host(values), dtype=np.float64)
+        found = np.asarray(to_host(values))
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"{name} is not numeric: {error}. {_NOTHING}") from None
+    # NumPy would read numbers out of texts, and take the real part of complex ones.
+    if found.dtype.kind not in "fiu" and found.size:
+        raise InvalidTypeError(
+            f"{name} has dtype {found.dtype}; it is real numbers, one or [{rows}]. {_NOTHING}"
+        )
+    array = found.astype(np.float64)
     if array.shape not in ((), (rows,)):
         raise _length(name, array.shape, rows)
     good = np.isfinite(array) & (array > 0)
