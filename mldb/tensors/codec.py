@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mldb.arrays import refuse_masks
 from mldb.errors import InvalidTypeError, MldbError
 from mldb.tensors.decode import rebuild, view_numpy, view_torch
 from mldb.tensors.descriptor import (
@@ -227,15 +228,12 @@ def _prepare_parts(parts: Parts, shape: tuple[int, ...], framework: str) -> Prep
 
 
 def _plain_array(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    if isinstance(array, np.ma.MaskedArray):
-        raise InvalidTypeError(
-            "a masked array would lose its mask. Store array.data and array.mask under two "
-            "names, or array.filled(value)."
-        )
+    refuse_masks(array)
     return np.asarray(array)
 
 
 def _number_array(data: list[Any] | tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    refuse_masks(data)
     array = _as_array(data)
     if array.dtype.kind in "SUM" or array.dtype.kind == "m":
         raise InvalidTypeError(

@@ -143,7 +143,7 @@ def _log_salience(salience: npt.ArrayLike | None, rows: int) -> Float64s:
     if salience is None:
         raise InvalidValueError("gamma is not 0 and no salience was given; give one per row")
     try:
-        values = np.asarray(to_host(salience), np.float64)
+        values: Float64s = to_host(salience, "salience").astype(np.float64, casting="safe")
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"salience is not numeric: {error}") from None
     if values.shape != (rows,):
