@@ -78,6 +78,9 @@ class OsFile(OsDescriptor):
                 data += more
         except OSError as error:
             raise self._failure(error, "pread") from error
+        except MemoryError as error:
+            full = OSError(errno.ENOMEM, f"no memory for {count} bytes of it")
+            raise self._failure(full, "pread") from error
         return data
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:

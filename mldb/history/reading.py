@@ -40,7 +40,7 @@ class ReadSurface:
         return read_array(scope, scope.tensor_entry(name), name)
 
     def __getitem__(self, name: str) -> Any:
-        """``db[name]`` is :meth:`query_tensor`: read-only, shared; see there before torch has it."""
+        """``db[name]`` is :meth:`query_tensor`: read-only; read there before torch gets it."""
         scope = self._scope()
         return read_array(scope, scope.tensor_entry(name), name)
 

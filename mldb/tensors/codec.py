@@ -27,6 +27,7 @@ from mldb.tensors.descriptor import (
 )
 from mldb.tensors.dtypes import code_of_torch, dtype_code
 from mldb.tensors.metadata import pack_metadata, unpack_metadata
+from mldb.tensors.refused import no_bytes
 from mldb.tensors.slicing import RowSlice, index_array, slice_bytes
 from mldb.tensors.sparse import Parts, is_scipy_sparse, split_scipy, split_torch
 
@@ -43,6 +44,7 @@ __all__ = [
     "pack_descriptor",
     "pack_metadata",
     "prepare",
+    "prepare_named",
     "rebuild",
     "slice_bytes",
     "unpack_descriptor",
@@ -118,6 +120,15 @@ def prepare(data: object) -> Prepared:
     return _prepare_array(_foreign_array(data), owned=False)
 
 
+def prepare_named(name: str, data: object) -> Prepared:
+    """Return :func:`prepare` of *data*; what it raises begins with the *name* of the tensor."""
+    try:
+        return prepare(data)
+    except MldbError as error:
+        error.args = (f"tensor {name!r:.300}: {error}", *error.args[1:])
+        raise
+
+
 def _prepare_array(array: np.ndarray[Any, Any], *, owned: bool) -> Prepared:
     entry = _dense.get((array.dtype, array.shape))
     if entry is None:
@@ -137,6 +148,8 @@ def _prepare_array(array: np.ndarray[Any, Any], *, owned: bool) -> Prepared:
 
 def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
     if tensor.layout is not torch_module.strided:
+        if tensor.is_nested:
+            raise no_bytes(tensor)
         if tensor.layout is torch_module._mkldnn:
             return _prepare_tensor(tensor.to_dense(), torch_module)._replace(owned=True)
         return _prepare_parts(split_torch(tensor), tuple(tensor.shape), "torch")
@@ -149,12 +162,8 @@ def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
         buffer, owned = _tensor_bytes(tensor, plain=exports)
     except MldbError:
         raise
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise InvalidTypeError(
-            f"a {type(tensor).__name__} on device {tensor.device} gave no bytes: {error}. Pass a "
-            "tensor that holds its data: of a distributed one its local tensor, of a nested one "
-            "each part."
-        ) from error
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise no_bytes(tensor, str(error)) from error
     return Prepared(descriptor, attr, (buffer,), descriptor.nbytes, owned)
 
 

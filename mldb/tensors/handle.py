@@ -136,8 +136,8 @@ class TensorHandle:
     def __getitem__(self, key: Any) -> Any:
         """Return ``array[key]``, reading only the bytes that the leading indices pick.
 
-        Read-only as :meth:`numpy` is; a view of the log when the part is large. Raises InvalidValueError for an index
-        that does not fit.
+        Read-only as :meth:`numpy` is; a view of the log when the part is large. Raises
+        InvalidValueError for an index that does not fit.
         """
         if type(key) is slice and self._row_bytes and (key.step is None or key.step == 1):
             return self._rows(key)

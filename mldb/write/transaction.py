@@ -20,7 +20,7 @@ from mldb.names import check_name
 from mldb.tensors.codec import (
     Prepared,
     pack_metadata,
-    prepare,
+    prepare_named,
     rebuild,
     unpack_descriptor,
     unpack_metadata,
@@ -113,7 +113,7 @@ class Transaction(MutableMapping[str, Any]):
         """Stage a new version of *name*; see ``MLDatabase.store_tensor``."""
         staging = self._check()
         key = check_name(name)
-        prepared: Prepared = prepare(data)
+        prepared: Prepared = prepare_named(name, data)
         packed = None if metadata is None else pack_metadata(metadata)
         staging.put_tensor(key, prepared)
         if packed is not None:

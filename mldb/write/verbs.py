@@ -16,7 +16,7 @@ from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.casting import Casting
-from mldb.tensors.codec import pack_metadata, prepare
+from mldb.tensors.codec import pack_metadata, prepare_named
 from mldb.write.handle import Handle
 from mldb.write.rules import check_epoch
 from mldb.write.tensor_writer import TensorWriter
@@ -81,7 +81,7 @@ class WriteVerbs(Handle):
         """
         self._settle_background()
         key = check_name(name)
-        prepared = prepare(data)
+        prepared = prepare_named(name, data)
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)

@@ -5,6 +5,7 @@ Each story is a child process, as what goes wrong ends the process by a signal.
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def test_private_arrays_share_memory_with_nobody(store: Path) -> None:
         for name in NAMES:
             handle = db.tensor(name)
             parts = [db[name], db[name], handle[:], handle[0:3], handle.numpy()]
-            for one, other in zip(parts, parts[1:], strict=False):
+            for one, other in itertools.pairwise(parts):
                 assert not np.shares_memory(one, other)
             for part in parts:
                 np.testing.assert_array_equal(part, db[name][: len(part)])
