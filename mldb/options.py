@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.errors import InvalidValueError
+from mldb.integers import integer, settle_numbers
 
 Mode = Literal["r", "rw"]
 Durability = Literal["commit", "os"]
@@ -73,6 +74,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant. Raises InvalidValueError, InvalidTypeError."""
+        settle_numbers(self)
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -97,9 +99,7 @@ class Options:
 
 
 def _positive(name: str, value: object, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
-    if value < least:
+    if integer(name, value) < least:
         raise InvalidValueError(f"{name}={value} is below {least}")
 
 

@@ -26,7 +26,7 @@ def no_bytes(tensor: torch.Tensor, reason: str = "") -> InvalidTypeError:
 def _advice(tensor: torch.Tensor) -> str:
     import torch
 
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(tensor):
         return (
             "it has no shape yet, as its lazy module has seen no data. Call the module with a "
             "first batch, then store it."

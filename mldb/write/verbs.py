@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
+from mldb.errors import ConflictError, InvalidValueError
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
+from mldb.integers import integer
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
@@ -46,8 +47,7 @@ class WriteVerbs(Handle):
         The last of *retries* further attempts lets the ConflictError through. *fn* must have no
         effects of its own that may not happen twice. Raises what *fn* and the commit raise.
         """
-        if isinstance(retries, bool) or not isinstance(retries, int):
-            raise InvalidTypeError(f"retries is a {type(retries).__name__}, not an int")
+        retries = integer("retries", retries)
         if retries < 0:
             raise InvalidValueError(f"retries={retries} is below 0")
         for attempt in range(retries + 1):

@@ -188,6 +188,7 @@ def augment_rows(
 ) -> Any:
     """Augment rows of any origin; see ``Lake.augment``."""
     check_seed(seed, 0)
+    seed = int(seed)
     given = to_host(x, "x")
     if given.dtype.kind not in "fiu":
         raise InvalidTypeError(f"x has dtype {given.dtype}; rows are real numbers")

@@ -19,6 +19,7 @@ import numpy as np
 
 from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.integers import settle_numbers
 from mldb.lake.order.pass_order import PassOrder
 
 _AHEAD_ROWS: Final = 1 << 14  # positions computed at once: array operations cost as much for 256
@@ -43,6 +44,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         """Refuse places that do not exist. Raises InvalidTypeError, InvalidValueError."""
+        settle_numbers(self)
         for name, of in (("rank", "world"), ("worker", "workers")):
             place, count = getattr(self, name), getattr(self, of)
             for label, value in ((name, place), (of, count)):

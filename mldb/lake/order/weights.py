@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from mldb.arrays import Float64s
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.integers import settle_numbers
 from mldb.lake.checks import check_choice, check_share
 from mldb.lake.on_host import to_host
 
@@ -60,6 +61,7 @@ class Importance:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant. Raises InvalidTypeError, InvalidValueError."""
+        settle_numbers(self)
         if self.target is not None:
             check_choice("target", self.target, Target)
         check_choice("replacement", self.replacement, Replacement)
