@@ -56,7 +56,8 @@ def test_the_settings_of_a_stream_take_them_and_hold_ints(
     with mldb.open(store_path, durability="os") as db:
         lake = db.lake("a", dim=kind(48))
         lake.add_splats(rows, epoch=kind(3))
-        augmentation = mldb.Augmentation(copies=kind(2), strength=np.float32(0.75))
+        float32: Any = np.float32(0.75)
+        augmentation = mldb.Augmentation(copies=kind(2), strength=float32)
         assert (type(augmentation.copies), type(augmentation.strength)) == (int, float)
         loaders = [
             lake.export_to_dataloader(
