@@ -115,25 +115,29 @@ class Door:
         size: int,
         name: str,
         *,
+        low: int = 0,
+        high: int | None = None,
         is_verified: bool = False,
     ) -> memoryview | bytearray:
-        """Return the decoded bytes as writable memory of the caller's own.
+        """Return decoded bytes low..high (all of them) as writable memory of the caller's own.
 
         Raw bytes come as a copy-on-write mapping. *is_verified*: the caller sees to that.
         """
         if entry.encoding != fmt.ENCODING_RAW:
-            return bytearray(self.version(view, key, entry, size, name))
+            return bytearray(self.version(view, key, entry, size, name)[low:high])
         try:
             verify = "never" if is_verified else self.verify
             segment = view.segments.get(entry.segment) or self._newer(entry)
-            return segment.private(entry, verify, name)
+            return segment.private(entry, verify, name, low, high)
         except SegmentGoneError as error:
             return self._elsewhere(
                 error,
                 key,
                 entry,
                 name,
-                lambda new, at: self.private(new, key, at, size, name, is_verified=is_verified),
+                lambda new, at: self.private(
+                    new, key, at, size, name, low=low, high=high, is_verified=is_verified
+                ),
             )
 
     def touch_rows(

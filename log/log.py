@@ -324,6 +324,7 @@ class Log:
             "store_id": self.store_id.hex(),
             "epoch": view.commit.epoch,
             "lsn": view.commit.lsn,
+            "head_ahead_seconds": max(0, view.commit.time - state.fs.time_ns()) / 1e9,
             "manifest": view.number,
             "segments": len(segments),
             "bytes": sum(info.length for info in state.manifest.segments) + active.cursor.offset,

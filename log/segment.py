@@ -314,18 +314,27 @@ class Segment:
         blocks = self._blocks.get(entry.frame)
         return blocks is not None and blocks.covers(entry.offset + low, entry.offset + high)
 
-    def private(self, entry: Entry, verify: Verify, key: str | None = None) -> memoryview:
-        """Return a writable copy-on-write view of one version's stored bytes."""
+    def private(
+        self,
+        entry: Entry,
+        verify: Verify,
+        key: str | None = None,
+        low: int = 0,
+        high: int | None = None,
+    ) -> memoryview:
+        """Return a writable copy-on-write view of bytes low..high of one version as stored."""
+        stop = entry.length if high is None else high
         if verify != "never":
-            self.payload(entry, 0, entry.length, verify, key)
+            self.payload(entry, low, stop, verify, key)
         file = self._open()
+        offset, length = entry.offset + low, stop - low
         try:
-            self._check_size(file.size(), entry.offset + entry.length)
-            return file.map_private(entry.offset, entry.length)
+            self._check_size(file.size(), offset + length)
+            return file.map_private(offset, length)
         except StorageIOError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            return memoryview(bytearray(file.pread(entry.length, entry.offset)))
+            return memoryview(bytearray(file.pread(length, offset)))
         finally:
             file.close()
 

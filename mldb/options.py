@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.errors import InvalidValueError
+from mldb.integers import integer, settle_numbers
 
 Mode = Literal["r", "rw"]
 Durability = Literal["commit", "os"]
 Verify = Literal["first", "always", "never"]
 Compression = Literal["zstd"]
+Arrays = Literal["shared", "private"]
 
 _CHOICES = {
     "mode": ("r", "rw"),
     "durability": ("commit", "os"),
     "verify": ("first", "always", "never"),
     "compression": (None, "zstd"),
+    "arrays": ("shared", "private"),
 }
 
 
@@ -31,6 +34,12 @@ class Options:
     verify:              checksums of what reads touch: "first" time, "always", or "never".
     compression:         "zstd" stores tensors as compressed byte planes where that saves at least
                          5 %; None (default) stores raw bytes, which are read without a copy.
+    arrays:              "shared": the arrays of ``db[name]`` are views of one read-only mapping.
+                         Code that writes to one in spite of its flag (torch does, through
+                         ``torch.from_numpy``) ends the process by a signal; it never reaches the
+                         file. "private": every array has memory or a copy-on-write mapping of its
+                         own, where such a write stays; the flag says read-only all the same. Each
+                         mapping holds a descriptor, and pages that are written take memory.
     lock_timeout:        how long a commit waits for another writer before LockedError.
     segment_bytes:       size from which the log goes on in a new segment.
     segment_entries:     the same by number of stored versions, which bounds memory, recovery, and
@@ -51,6 +60,7 @@ class Options:
     durability: Durability = "commit"
     verify: Verify = "first"
     compression: Compression | None = None
+    arrays: Arrays = "shared"
     lock_timeout: float = 30.0
     segment_bytes: int = 256 << 20
     segment_entries: int = 1 << 16
@@ -64,6 +74,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant. Raises InvalidValueError, InvalidTypeError."""
+        settle_numbers(self)
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -88,9 +99,7 @@ class Options:
 
 
 def _positive(name: str, value: object, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
-    if value < least:
+    if integer(name, value) < least:
         raise InvalidValueError(f"{name}={value} is below {least}")
 
 

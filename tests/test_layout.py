@@ -30,7 +30,10 @@ STATE_TREES = (
 # From the bottom up; a module may import from its own layer and those below. A module that is named
 # stands where it is named, another where the first pattern fits; there is no layer for the rest.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("mldb.errors", "mldb.options", "mldb.names", "mldb.keys", "mldb.closing", "mldb.arrays"),
+    (
+        *("mldb.errors", "mldb.options", "mldb.names", "mldb.keys", "mldb.closing", "mldb.arrays"),
+        "mldb.integers",
+    ),
     ("mldb.log", "mldb.log.*"),
     ("mldb.noise", "mldb.noise.*", "mldb.sphere", "mldb.sphere.*"),
     ("mldb.compaction", "mldb.compaction.*", "mldb.gpu", "mldb.gpu.*"),

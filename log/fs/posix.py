@@ -36,6 +36,8 @@ _FLAGS = {
     "create": _SAFE | os.O_RDWR | os.O_CREAT | os.O_EXCL,
 }
 _LOCK_FLAGS = _SAFE | os.O_RDWR | os.O_CREAT
+_PATH_BYTES_MAX = 4000  # of the 4,095 of the system, as files of the store have names below it
+_PART_BYTES_MAX = 255
 _ANYONE = 0o666  # the umask decides who may read and write
 
 
@@ -67,18 +69,23 @@ class OsFileSystem:
     def prepare_root(path: str, *, create: bool) -> str:
         """Return the absolute folder that *path* means, made when asked.
 
-        What is made, or found empty and thus may just have been made, is synced into its parent.
-        Raises InvalidNameError for a path no file can have, StorageIOError when it is no folder.
+        A ``~`` at its beginning is the home of the user, as in a shell. What is made, or found
+        empty and thus may just have been made, is synced into its parent. Raises InvalidNameError
+        for a path no file can have, StorageIOError when it is no folder.
         """
         resolved = path
         try:
+            path = _expanded(path)
             resolved = os.path.abspath(path)
+            _refuse_long(resolved)
             if not os.path.isdir(resolved):
                 # Where a broken link points belongs in the message.
                 resolved = os.path.realpath(path)
             made = create and make_folders(resolved)
             if not os.listdir(resolved) and create and not made:
                 sync_folder(os.path.dirname(os.path.realpath(resolved)))
+        except InvalidNameError:
+            raise
         except ValueError as error:
             raise InvalidNameError(f"{path[:80]!r} is no path: {error}") from None
         except FileExistsError as error:
@@ -181,7 +188,7 @@ class OsFileSystem:
             folder = self._folder() if mode == "r" else self._folder_to_change("open", name)
             fd = Fd(with_relief(self, os.open, path, _FLAGS[mode], _ANYONE, dir_fd=folder))
         except OSError as error:
-            raise translate(error, "open", self.root, name) from error
+            raise translate(error, "open", self.root, name, writing=mode != "r") from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise StorageIOError(f"{self.root}/{name} is not a regular file.", errno=errno.EINVAL)
         return OsFile(self, name, fd)
@@ -217,7 +224,7 @@ class OsFileSystem:
             for depth in range(1, len(parts) + 1):
                 _mkdir("/".join(parts[:depth]), root)
         except OSError as error:
-            raise translate(error, "mkdir", self.root, folder) from error
+            raise translate(error, "mkdir", self.root, folder, writing=True) from error
 
     def link(self, source: str, target: str) -> bool:
         """Hard-link; False when the target exists."""
@@ -226,7 +233,7 @@ class OsFileSystem:
         except FileExistsError:
             return False
         except OSError as error:
-            raise translate(error, "link", self.root, target) from error
+            raise translate(error, "link", self.root, target, writing=True) from error
         return True
 
     def link_from(self, other: FileSystem, source: str, target: str) -> bool:
@@ -238,7 +245,7 @@ class OsFileSystem:
         except OSError as error:
             if error.errno in _NO_LINK:
                 return False
-            raise translate(error, "link", self.root, target) from error
+            raise translate(error, "link", self.root, target, writing=True) from error
         return True
 
     def _link(self, other: OsFileSystem, source: str, target: str) -> None:
@@ -257,7 +264,7 @@ class OsFileSystem:
             root = self._folder_to_change("rename", target)
             os.replace(*paths, src_dir_fd=root, dst_dir_fd=root)
         except OSError as error:
-            raise translate(error, "rename", self.root, target) from error
+            raise translate(error, "rename", self.root, target, writing=True) from error
 
     def unlink(self, name: str) -> None:
         """Remove a name if it is there."""
@@ -268,7 +275,7 @@ class OsFileSystem:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise translate(error, "unlink", self.root, name) from error
+            raise translate(error, "unlink", self.root, name, writing=True) from error
 
     def sync_dir(self, folder: str) -> None:
         """fsync the folder; the root by the descriptor that is kept."""
@@ -292,7 +299,7 @@ class OsFileSystem:
             folder = self._folder_to_change("lock", name)
             fd = Fd(with_relief(self, os.open, path, _LOCK_FLAGS, _ANYONE, dir_fd=folder))
         except OSError as error:
-            raise translate(error, "open", self.root, name) from error
+            raise translate(error, "open", self.root, name, writing=True) from error
         return OsLock(self, name, fd)
 
     # --- the machine ------------------------------------------------------------------------------
@@ -312,6 +319,34 @@ class OsFileSystem:
     def pause(self, seconds: float) -> None:
         """Sleep."""
         time.sleep(seconds)
+
+
+def _expanded(path: str) -> str:
+    """Return *path* with its ``~`` replaced. Raises InvalidNameError when that names nobody."""
+    if not path:
+        raise InvalidNameError(
+            "the path of a store is empty. Give the folder that it lies in, '.' for the one this "
+            "program runs in. Nothing was changed."
+        )
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise InvalidNameError(
+            f"{path[:80]!r} begins with the home of a user who is not known here. A folder of that "
+            f"name is given as './{path[:80]}', or by its absolute path. Nothing was changed."
+        )
+    return found
+
+
+def _refuse_long(path: str) -> None:
+    """Raise OSError for a path that no folder can have, before the first parts of it are made."""
+    size = len(os.fsencode(path))
+    longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    if size > _PATH_BYTES_MAX or longest > _PART_BYTES_MAX:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"{os.strerror(errno.ENAMETOOLONG)}: {size} bytes, the longest part {longest}; a store "
+            f"may have {_PATH_BYTES_MAX} and {_PART_BYTES_MAX}. Nothing was changed",
+        )
 
 
 def _names(path: str, root: Fd) -> list[str]:

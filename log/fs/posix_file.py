@@ -21,6 +21,7 @@ from mldb.log.fs.relief import with_relief
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
 _SPARE = 6  # descriptors that mappings leave for others
+_PRIVATE_PART = 2  # one of so many descriptors is the most that private mappings take together
 
 
 @cache
@@ -36,6 +37,22 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     call.restype = ctypes.c_int
     return call
+
+
+_private: dict[int, None] = {}
+"""The private mappings that somebody holds, by id; every step is one call of a dictionary."""
+
+
+class _PrivateMap(mmap.mmap):
+    """A mapping that is counted as long as it lives."""
+
+    def __del__(self, forget: Callable[[int, None], None] = _private.pop) -> None:
+        forget(id(self), None)
+
+
+def _descriptor_limit() -> int:
+    """How many descriptors the process may have; below 0 there is no limit."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 class OsFile(OsDescriptor):
@@ -61,6 +78,9 @@ class OsFile(OsDescriptor):
                 data += more
         except OSError as error:
             raise self._failure(error, "pread") from error
+        except MemoryError as error:
+            full = OSError(errno.ENOMEM, f"no memory for {count} bytes of it")
+            raise self._failure(full, "pread") from error
         return data
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
@@ -127,23 +147,31 @@ class OsFile(OsDescriptor):
     def _mmap(self, count: int) -> mmap.mmap:
         # The system gives the lowest number that is free, so a high one means that few are left. A
         # mapping can be done without, what opens a file for a moment cannot.
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        limit = _descriptor_limit()
         if 0 <= limit < self._fd + _SPARE and self._fd != CLOSED:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return mmap.mmap(self._fd, count, access=mmap.ACCESS_READ)
 
     def map_private(self, offset: int, count: int) -> memoryview:
-        """Map a range copy-on-write; *offset* need not be page-aligned."""
+        """Map a range copy-on-write; *offset* need not be page-aligned.
+
+        There may be one for each array that a user holds, and each has a descriptor: beyond half of
+        those that the process may have it is EMFILE, so that the rest can be opened.
+        """
         if count == 0:
             return memoryview(bytearray())
         base = offset - offset % mmap.ALLOCATIONGRANULARITY
         size = offset - base + count
         try:
+            limit = _descriptor_limit()
+            if 0 <= limit <= len(_private) * _PRIVATE_PART:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             mapped = with_relief(
-                self._fs, mmap.mmap, self._fd, size, access=mmap.ACCESS_COPY, offset=base
+                self._fs, _PrivateMap, self._fd, size, access=mmap.ACCESS_COPY, offset=base
             )
         except (OSError, ValueError) as error:
             raise self._map_failure(error) from error
+        _private[id(mapped)] = None
         return memoryview(mapped)[offset - base :]
 
     def _map_failure(self, error: OSError | ValueError) -> MldbError:

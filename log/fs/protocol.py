@@ -30,6 +30,18 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 OpenMode: TypeAlias = Literal["r", "rw", "create"]
 
 _SYNC_CALLS = frozenset({"fdatasync", "fsync of the folder"})
+_SHOWN_PATH = 500
+_MAY_NOT_WRITE = (
+    " This user may not write there, so nothing was stored. Open the store with mode='r' to read "
+    "it, or get the permission to write to its folder."
+)
+_MAY_NOT_READ = " This user may not make, enter or read it; nothing was changed."
+_NO_MEMORY = (
+    " The process has no room left for it: a limit on its memory (ulimit -v, a container, a batch "
+    "system), or on the number of its mappings (vm.max_map_count). Nothing is lost: drop arrays "
+    "that are held, open the store with a lower max_mapped, cache_bytes or segment_bytes, or raise "
+    "the limit."
+)
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT, _errno.EFBIG})
 
 
@@ -168,12 +180,15 @@ class FileSystem(Protocol):
         """Sleep: the one way to wait for a kernel lock that somebody else holds."""
 
 
-def translate(error: OSError, call: str, root: str, name: str) -> MldbError:
+def translate(
+    error: OSError, call: str, root: str, name: str, *, writing: bool = False
+) -> MldbError:
     """Turn an OSError of *call* on *name* into the typed error that a user gets.
 
-    The caller raises it ``from error``.
+    *writing* says that a store that is only read does without this call. The caller raises it
+    ``from error``.
     """
-    typed = _typed(error, call, root, name)
+    typed = _typed(error, call, root, name, writing=writing)
     typed.failed_sync = call in _SYNC_CALLS and error.errno != _errno.EBADF
     return typed
 
@@ -195,10 +210,15 @@ def moved(root: str, call: str, name: str, *, gone: bool) -> StoreMovedError:
     )
 
 
-def _typed(error: OSError, call: str, root: str, name: str) -> MldbError:
+def _shown(path: str) -> str:
+    """A path for messages: as it is, or its two ends when it is long."""
+    return path if len(path) <= _SHOWN_PATH else f"{path[:300]}…{path[-100:]}"
+
+
+def _typed(error: OSError, call: str, root: str, name: str, *, writing: bool) -> MldbError:
     code = error.errno
     label = _errno.errorcode.get(code or 0, str(code))
-    where = f"{root}/{name}" if name else root
+    where = _shown(f"{root}/{name}" if name else root)
     if code in _FULL:
         return StorageFullError(
             f"{call} failed with {label} on {where}: the disk or quota is full. The commit was "
@@ -223,4 +243,11 @@ def _typed(error: OSError, call: str, root: str, name: str) -> MldbError:
             "open the store with a lower max_mapped, or raise the limit (ulimit -n).",
             errno=code,
         )
-    return StorageIOError(f"{call} failed with {label} on {where}: {error.strerror}.", errno=code)
+    hint = ""
+    if code in (_errno.EACCES, _errno.EPERM):
+        hint = _MAY_NOT_WRITE if writing else _MAY_NOT_READ
+    elif code == _errno.ENOMEM:
+        hint = _NO_MEMORY
+    return StorageIOError(
+        f"{call} failed with {label} on {where}: {error.strerror}.{hint}", errno=code
+    )

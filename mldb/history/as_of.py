@@ -3,11 +3,17 @@
 ``int`` is an epoch, :class:`Lsn` a commit, an aware ``datetime`` a time, ``str`` a tag or
 checkpoint name, ``None`` the head. Epochs and times follow the lineage of the view; an Lsn may name
 any commit, abandoned ones too.
+
+Times never go back along a lineage. After a commit from a clock that was ahead, all later ones have
+its time until the clocks have come so far; a moment before it leaves them out, with a warning.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -16,8 +22,8 @@ from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError, VersionGoneError
 from mldb.history.kinds.timeline import unpack_tag
 from mldb.log import format as fmt
-from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn
-from mldb.log.index.lineage import around, in_ranges
+from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn, to_time
+from mldb.log.index.lineage import around, in_ranges, is_visible
 from mldb.log.index.memory import CommitField
 from mldb.log.readers import Hold
 from mldb.log.view import View
@@ -26,6 +32,8 @@ from mldb.tensors.scope import Scope
 AsOf: TypeAlias = "int | Lsn | datetime | str | None"
 
 _EPOCHS_MAX = 4096  # about 1 MiB: a row and a small tuple each; paths are shared
+_LOOKED_AT = 8  # commits behind the one found: the first of a wrong clock, and some of right ones
+_CLOCKS_NS = 60 * 10**9  # clocks that disagree by less are set right now and then
 _UNIX_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,7 +55,7 @@ def resolve(view: View, intervals: Intervals, as_of: AsOf) -> CommitRow:
     if isinstance(as_of, int | np.integer):
         return _last(view, intervals, "epoch", int(as_of))
     if isinstance(as_of, datetime):
-        return _last(view, intervals, "time", _nanoseconds(as_of))
+        return _at_time(view, intervals, as_of)
     if isinstance(as_of, str):
         return kept(view, _named(view, intervals, as_of))
     raise InvalidTypeError(
@@ -101,6 +109,39 @@ def _last(view: View, intervals: Intervals, field: CommitField, limit: int) -> C
     limit = min(max(limit, -1), fmt.EPOCH_MAX)
     row = view.last_commit(intervals, field, limit)
     return EMPTY_COMMIT if row is None else kept(view, row)
+
+
+def _at_time(view: View, intervals: Intervals, moment: datetime) -> CommitRow:
+    limit = _nanoseconds(moment)
+    row = _last(view, intervals, "time", limit)
+    head = _commit(view, intervals[-1][1]) if intervals else EMPTY_COMMIT
+    if row.lsn != head.lsn:
+        after = islice(_after(view, intervals, row.lsn), _LOOKED_AT)
+        if any(later.clock <= min(limit, later.time - _CLOCKS_NS) for later in (*after, head)):
+            _warn_of_clock(next(_after(view, intervals, row.lsn)))
+    return row
+
+
+def _after(view: View, intervals: Intervals, lsn: int) -> Iterator[CommitRow]:
+    """Yield the commits of a lineage behind commit *lsn*."""
+    for _, row in view.commits(lsn + 1, intervals[-1][1]):
+        if is_visible(row.lsn, intervals):
+            yield row
+
+
+def _warn_of_clock(first: CommitRow) -> None:
+    """Say that *first* and what follows is left out, though some of it was made before by a clock.
+
+    The text is the same for every moment, so that it is told once.
+    """
+    warnings.warn(
+        f"as_of at a time before {to_time(first.time).isoformat()} leaves out commit {first.lsn} "
+        "and those after it, although the clocks of some said less: two clocks disagree, and times "
+        "never go back along a history. Name the commit otherwise: as_of=None is the newest; "
+        "epochs, tags and mldb.Lsn (db.history(name), db.events()) do not depend on clocks.",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _nanoseconds(moment: datetime) -> int:

@@ -27,14 +27,20 @@ class ReadSurface:
 
         A dense tensor comes as a read-only NumPy array: a zero-copy view of the mapped log when it
         is large, a copy when small; bfloat16 and fp8 as ml_dtypes arrays. A sparse one comes in the
-        layout given. Any thread; the array lives as long as it is held, also after close. Raises
+        layout given. Any thread; the array lives as long as it is held, also after close.
+
+        Large arrays share one mapping that nobody can write. torch takes no notice of the flag:
+        writing through ``torch.from_numpy(db[name])`` ends the process by SIGSEGV, and never
+        reaches the file. For a tensor to write to, take ``db.tensor(name).torch()``,
+        ``state_dict()`` or ``np.array(db[name])``; or open the store with ``arrays="private"``,
+        where each array has memory of its own. Raises
         TensorNotFoundError (a KeyError), CorruptError, VersionGoneError, ClosedError.
         """
         scope = self._scope(as_of)
         return read_array(scope, scope.tensor_entry(name), name)
 
     def __getitem__(self, name: str) -> Any:
-        """``db[name]`` is :meth:`query_tensor`."""
+        """``db[name]`` is :meth:`query_tensor`: read-only; read there before torch gets it."""
         scope = self._scope()
         return read_array(scope, scope.tensor_entry(name), name)
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.integers import integer
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -21,9 +22,7 @@ def check_count(name: str, value: object, low: int, high: int) -> None:
 
     Raises InvalidTypeError, InvalidValueError.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
-    if not low <= value <= high:
+    if not low <= integer(name, value) <= high:
         raise InvalidValueError(f"{name}={value} is outside {low} .. {high}")
 
 

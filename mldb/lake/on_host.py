@@ -6,34 +6,49 @@ from typing import Any, Final
 
 import numpy as np
 
-from mldb.arrays import Numbers
+from mldb.arrays import Numbers, refuse_masks
 from mldb.errors import InvalidTypeError
 
 _NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
-def to_host(values: Any) -> Any:
+def to_host(values: Any, what: str = "") -> Any:
     """Return a NumPy array of *values*, which may be a tensor on any device.
 
-    Floats that NumPy lacks (bfloat16, fp8) come as float32. Raises InvalidTypeError.
+    Floats that NumPy lacks (bfloat16, fp8; of torch or ml_dtypes) come as float32. *what* names the
+    values in messages. Raises InvalidTypeError for what is no array, and for masked ones.
     """
+    masked = f"{what} of a masked array" if what else "a masked array"
+    refuse_masks(values, masked, "Nothing was stored.")
     try:
         if not hasattr(values, "detach"):
-            return np.asarray(values)
+            return _known_to_numpy(np.asarray(values))
         tensor = values.detach().cpu()
         known = str(tensor.dtype) in _NUMPY_FLOATS or not tensor.is_floating_point()
         return (tensor if known else tensor.float()).numpy()
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        name = f"{what}: a" if what else "a"
         raise InvalidTypeError(
-            f"a {type(values).__name__} cannot be taken as an array: {error}. Nothing was stored."
+            f"{name} {type(values).__name__} cannot be taken as an array: {error}. Nothing was "
+            "stored."
         ) from error
 
 
 def as_ids(values: Any) -> Numbers:
     """Return ids as int64 [n]. Raises InvalidTypeError."""
-    array = np.atleast_1d(to_host(values))
+    array = np.atleast_1d(to_host(values, "ids"))
     if array.ndim > 1:
         raise InvalidTypeError(f"ids have shape {array.shape}; give a list of them")
     if array.size and array.dtype.kind not in "iu":
         raise InvalidTypeError(f"ids have dtype {array.dtype}; they are integers")
     return array.astype(np.int64)
+
+
+def _known_to_numpy(array: Any) -> Any:
+    """Return an array of ml_dtypes as the nearest type of NumPy's own that holds all its values."""
+    if array.dtype.type.__module__ != "ml_dtypes":
+        return array
+    name = array.dtype.name
+    if name.startswith(("int", "uint")):
+        return array.astype(np.int16)
+    return array.astype(np.complex64 if "complex" in name else np.float32)

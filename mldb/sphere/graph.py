@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Bools, Float32s, Float64s, Numbers
-from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
+from mldb.errors import InvalidValueError, LimitError
+from mldb.integers import integer
 from mldb.noise.draws import SAMPLING_STEP, Purpose
 from mldb.noise.keys import Keys, check_keys
 from mldb.noise.philox import words
@@ -84,7 +85,7 @@ def build_graph(
     InvalidValueError, LimitError, and UsageError where faiss is needed and not installed.
     """
     check_row_matrix("rows", rows)
-    _check_k(k, len(rows))
+    k = _check_k(k, len(rows))
     if method not in ("auto", "exact", "faiss"):
         raise InvalidValueError(f"method={method!r} is not one of 'auto', 'exact', 'faiss'")
     width = max(min(k, len(rows) - 1), 0)
@@ -250,7 +251,7 @@ def walk(
     pass, row and augmentation number i of *keys* alone. Raises InvalidTypeError, InvalidValueError.
     """
     check_keys(keys)
-    _check_hops(hops)
+    hops = _check_hops(hops)
     if len(start) != len(keys):
         raise InvalidValueError(f"{len(start)} walks and keys for {len(keys)}")
     width = min(k, graph.neighbours.shape[1])
@@ -306,20 +307,20 @@ def _take_in(lists: Neighbours, arrivals: list[Pairs]) -> None:
     lists.cosines[changed] = all_pairs.cosines[best].reshape(-1, width)
 
 
-def _check_k(k: object, rows: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise InvalidTypeError(f"k is a {type(k).__name__}, not an int")
-    if k < 1:
+def _check_k(k: object, rows: int) -> int:
+    count = integer("k", k)
+    if count < 1:
         raise InvalidValueError(f"k={k} neighbours; ask for at least one")
     if rows >= GRAPH_ROWS_MAX:
         raise LimitError(f"{rows} rows; a graph numbers them in 31 bits")
+    return count
 
 
-def _check_hops(hops: object) -> None:
-    if isinstance(hops, bool) or not isinstance(hops, int):
-        raise InvalidTypeError(f"hops is a {type(hops).__name__}, not an int")
-    if not 0 <= hops <= HOPS_MAX:
+def _check_hops(hops: object) -> int:
+    count = integer("hops", hops)
+    if not 0 <= count <= HOPS_MAX:
         raise InvalidValueError(f"hops={hops} is not between 0 and {HOPS_MAX}")
+    return count
 
 
 def _check_edges(graph: Graph) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.polynomial import polynomial
 
-from mldb.arrays import Float64s, Floats
+from mldb.arrays import Float64s, Floats, refuse_masks
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 
 KAPPA_MAX: Final = 1e30  # its multiples stay finite in float32, its square in float64
@@ -231,6 +231,7 @@ def check_unit_rows(name: str, rows: Floats) -> None:
 
 def real_numbers(name: str, values: npt.ArrayLike) -> Float64s:
     """Return *values*, floats or integers of any shape, as float64."""
+    refuse_masks(values, f"{name} of a masked array")
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":
         raise InvalidTypeError(f"{name} has dtype {array.dtype}; give real numbers")

@@ -22,7 +22,7 @@ from mldb.log.ownership import OwnedLock, held_by_me
 from mldb.names import check_name
 from mldb.state import lost
 from mldb.state.tree import flatten
-from mldb.tensors.codec import Prepared, pack_metadata, prepare, unpack_metadata
+from mldb.tensors.codec import Prepared, pack_metadata, prepare_named, unpack_metadata
 from mldb.write.staging import Staging
 
 _LOOK_SECONDS: Final = 0.05  # who waits looks again after this long
@@ -92,10 +92,10 @@ def make_job(
         raise InvalidTypeError(f"prune is a {type(prune).__name__}, not a bool")
     naming = Naming(name, epoch, step)
     flat = flatten(state)
-    tensors = {key: prepare(tensor) for key, tensor in flat.tensors.items()}
+    tensors = {key: prepare_named(key, tensor) for key, tensor in flat.tensors.items()}
     step = None if step is None else int(step)
     # Through bytes and back: nested values of the caller's may change before they are written.
-    fixed = unpack_metadata(pack_metadata(metrics or {}))
+    fixed = unpack_metadata(pack_metadata({} if metrics is None else metrics, "metrics"))
     return CheckpointJob(
         naming, epoch, step, fixed, flat.skeleton, tensors, flat.aliases, interrupted, prune
     )

@@ -23,7 +23,7 @@ from mldb.state.prefixes import advice_on_prefixes, without_prefix
 from mldb.state.report import Findings, joined, listed, target_at
 from mldb.state.trial import (
     has_extra_state,
-    is_plain,
+    has_meta_twin,
     stand_in_for_state,
     stood_in,
     with_own_metadata,
@@ -132,7 +132,7 @@ class _TrainableInNoGrad:
 
 def _tried(module: Any, state: Any, path: str, options: LoadOptions) -> _Keys:
     """Run the loading on stand-ins, and once more with values where these may matter."""
-    without_values = all(is_plain(value) for value in state.values() if _is_tensor(value))
+    without_values = all(has_meta_twin(value) for value in state.values() if _is_tensor(value))
     tries = (False, True) if without_values else (True,)
     for copies in tries:
         try:

@@ -228,16 +228,16 @@ class _Walk:
 
     def _identity(self, tensor: Any) -> object:
         """Return what two torch tensors share when they are one: storage, place, shape, stride."""
-        if tensor.layout is not self._torch.strided or not tensor.numel():
-            return id(tensor)
-        if tensor.is_neg() or tensor.is_conj():
-            return id(tensor)  # the same memory stands for other values
         try:
+            if tensor.layout is not self._torch.strided or not tensor.numel():
+                return id(tensor)
+            if tensor.is_neg() or tensor.is_conj():
+                return id(tensor)  # the same memory stands for other values
             storage = tensor.untyped_storage().data_ptr()
-        except (RuntimeError, NotImplementedError):
-            return id(tensor)  # tensors without memory; preparing them gives the reason
-        place = tensor.storage_offset()
-        return (storage, place, tensor.dtype, tensor.shape, tensor.stride())
+            place = tensor.storage_offset()
+            return (storage, place, tensor.dtype, tensor.shape, tensor.stride())
+        except (RuntimeError, NotImplementedError, ValueError):
+            return id(tensor)  # nested, lazy, without memory; preparing them gives the reason
 
     def _free_name(self, name: str) -> str:
         try:

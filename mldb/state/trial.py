@@ -79,7 +79,7 @@ def has_extra_state(state: Any) -> bool:
     return any(isinstance(key, str) and key.endswith(_EXTRA_STATE) for key in state)
 
 
-def is_plain(tensor: Any) -> bool:
+def has_meta_twin(tensor: Any) -> bool:
     """Tell whether a tensor is one that a tensor on the meta device behaves like."""
     torch = sys.modules["torch"]
     strided = tensor.layout is torch.strided and not tensor.is_quantized
@@ -106,7 +106,7 @@ class _StandIns:
             return _lazy_twin(tensor)
         # Only in that mode is an inference tensor made, and only there may one be written to.
         with torch.inference_mode(tensor.is_inference()):
-            if not is_plain(tensor):
+            if not has_meta_twin(tensor):
                 return _twin(tensor)
             if 0 in tensor.stride() and tensor.numel() > 1:
                 # Writing to an expanded tensor is an error, which its stand-in must raise as well.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mldb.arrays import refuse_masks
 from mldb.errors import InvalidTypeError, MldbError
 from mldb.tensors.decode import rebuild, view_numpy, view_torch
 from mldb.tensors.descriptor import (
@@ -26,6 +27,7 @@ from mldb.tensors.descriptor import (
 )
 from mldb.tensors.dtypes import code_of_torch, dtype_code
 from mldb.tensors.metadata import pack_metadata, unpack_metadata
+from mldb.tensors.refused import no_bytes
 from mldb.tensors.slicing import RowSlice, index_array, slice_bytes
 from mldb.tensors.sparse import Parts, is_scipy_sparse, split_scipy, split_torch
 
@@ -42,6 +44,7 @@ __all__ = [
     "pack_descriptor",
     "pack_metadata",
     "prepare",
+    "prepare_named",
     "rebuild",
     "slice_bytes",
     "unpack_descriptor",
@@ -117,6 +120,15 @@ def prepare(data: object) -> Prepared:
     return _prepare_array(_foreign_array(data), owned=False)
 
 
+def prepare_named(name: str, data: object) -> Prepared:
+    """Return :func:`prepare` of *data*; what it raises begins with the *name* of the tensor."""
+    try:
+        return prepare(data)
+    except MldbError as error:
+        error.args = (f"tensor {name!r:.300}: {error}", *error.args[1:])
+        raise
+
+
 def _prepare_array(array: np.ndarray[Any, Any], *, owned: bool) -> Prepared:
     entry = _dense.get((array.dtype, array.shape))
     if entry is None:
@@ -136,6 +148,8 @@ def _prepare_array(array: np.ndarray[Any, Any], *, owned: bool) -> Prepared:
 
 def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
     if tensor.layout is not torch_module.strided:
+        if tensor.is_nested:
+            raise no_bytes(tensor)
         if tensor.layout is torch_module._mkldnn:
             return _prepare_tensor(tensor.to_dense(), torch_module)._replace(owned=True)
         return _prepare_parts(split_torch(tensor), tuple(tensor.shape), "torch")
@@ -148,12 +162,8 @@ def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
         buffer, owned = _tensor_bytes(tensor, plain=exports)
     except MldbError:
         raise
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise InvalidTypeError(
-            f"a {type(tensor).__name__} on device {tensor.device} gave no bytes: {error}. Pass a "
-            "tensor that holds its data: of a distributed one its local tensor, of a nested one "
-            "each part."
-        ) from error
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise no_bytes(tensor, str(error)) from error
     return Prepared(descriptor, attr, (buffer,), descriptor.nbytes, owned)
 
 
@@ -227,15 +237,12 @@ def _prepare_parts(parts: Parts, shape: tuple[int, ...], framework: str) -> Prep
 
 
 def _plain_array(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    if isinstance(array, np.ma.MaskedArray):
-        raise InvalidTypeError(
-            "a masked array would lose its mask. Store array.data and array.mask under two "
-            "names, or array.filled(value)."
-        )
+    refuse_masks(array)
     return np.asarray(array)
 
 
 def _number_array(data: list[Any] | tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    refuse_masks(data)
     array = _as_array(data)
     if array.dtype.kind in "SUM" or array.dtype.kind == "m":
         raise InvalidTypeError(

@@ -103,6 +103,30 @@ def itemsize_of(code: str) -> int:
     return dtype_of(code).itemsize if size is None else size
 
 
+def code_of(dtype: Any) -> str:
+    """Return the code of whatever names a dtype: NumPy's names and types, ml_dtypes', torch's.
+
+    Raises InvalidTypeError for what names none, or one that is not stored. Thread-safe.
+    """
+    if type(dtype).__module__ == "torch":
+        return code_of_torch(dtype)
+    if isinstance(dtype, str):
+        name = dtype.removeprefix("torch.")
+        # NumPy knows the names of ml_dtypes only once somebody has imported that.
+        if name in _EXTENSION_SIZES or name == _PACKED_FP4:
+            return name
+        dtype = name
+    try:
+        return dtype_code(np.dtype(dtype))
+    except InvalidTypeError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(
+            f"{dtype!r:.80} is no dtype: {error!s:.200}. Give one of NumPy, ml_dtypes or torch, "
+            "or the name of one, such as 'float32' or 'bfloat16'."
+        ) from None
+
+
 def torch_dtype(code: str) -> torch.dtype:
     """Return the torch dtype that has exactly the bytes of *code*.
 

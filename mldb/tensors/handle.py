@@ -100,7 +100,11 @@ class TensorHandle:
         return to_time(0 if row is None else row.time)
 
     def numpy(self) -> Any:
-        """Return what ``query_tensor`` returns: a read-only array, or the sparse layout stored."""
+        """Return what ``query_tensor`` returns: a read-only array, or the sparse layout stored.
+
+        It shares its memory with other readers. torch takes no notice of the flag: for a tensor
+        that is written to, take :meth:`torch`. See ``MLDatabase.query_tensor``.
+        """
         return read_array(self._scope, self._entry, self.name)
 
     def torch(self, device: str | Device | None = None) -> Tensor:
@@ -137,8 +141,8 @@ class TensorHandle:
     def __getitem__(self, key: Any) -> Any:
         """Return ``array[key]``, reading only the bytes that the leading indices pick.
 
-        Read-only; a view of the log when the part is large. Raises InvalidValueError for an index
-        that does not fit.
+        Read-only as :meth:`numpy` is; a view of the log when the part is large. Raises
+        InvalidValueError for an index that does not fit.
         """
         if type(key) is slice and self._row_bytes and (key.step is None or key.step == 1):
             return self._rows(key)
@@ -149,15 +153,11 @@ class TensorHandle:
         if part is None:
             return index_array(self.numpy(), key)
         data = self._part(part.start, part.stop)
-        if part.stop - part.start < scope.source.border.value and not scope.source.is_mapped(
-            scope.view, entry
-        ):
-            data = memoryview(bytes(data))
         return index_array(view_numpy(part.descriptor, data), part.residual)
 
     def _rows(self, key: slice) -> Any:
         """The common case, rows a:b: straight from the mapping."""
-        scope, entry, shape = self._scope, self._entry, self._descriptor.shape
+        shape = self._descriptor.shape
         try:
             start, stop, _ = key.indices(shape[0])
         except TypeError as error:
@@ -165,16 +165,21 @@ class TensorHandle:
         count = max(stop - start, 0)
         low = start * self._row_bytes
         size = count * self._row_bytes
-        source = scope.source
         data = self._part(low, low + size)
-        if size < source.border.value and not source.is_mapped(scope.view, entry):
-            data = memoryview(bytes(data))
         return np.ndarray((count, *shape[1:]), self._dtype, data)
 
     def _part(self, low: int, high: int) -> memoryview:
-        scope = self._scope
-        size, door = self._descriptor.nbytes, scope.source.door
-        return door.part(scope.view, None, self._entry, size, low, high, self.name)
+        """Bytes low..high for an array: of the mapping where there is one anyway, or copied."""
+        scope, entry = self._scope, self._entry
+        source, view = scope.source, scope.view
+        size, small = self._descriptor.nbytes, high - low < source.border.value
+        if source.private and not small and source.is_mapped(view, entry):
+            own = source.door.private(view, None, entry, size, self.name, low=low, high=high)
+            return memoryview(own).toreadonly()
+        data = source.door.part(view, None, entry, size, low, high, self.name)
+        if source.private or (small and not source.is_mapped(view, entry)):
+            return memoryview(bytes(data))
+        return data
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the steps of the first axis, each read when it is reached."""

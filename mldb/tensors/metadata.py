@@ -26,19 +26,19 @@ _MICROSECOND = timedelta(microseconds=1)
 _SECOND = timedelta(seconds=1)
 
 
-def pack_metadata(metadata: dict[str, Any]) -> bytes:
-    """Return *metadata* packed.
+def pack_metadata(metadata: dict[str, Any], what: str = "metadata") -> bytes:
+    """Return *metadata* packed; *what* is what they are called in messages, "metrics" for example.
 
     Raises InvalidTypeError or InvalidValueError naming the path of a value that is not plain,
     LimitError beyond a depth of 16 or 1 MiB. The dict is not kept.
     """
     if not isinstance(metadata, dict):
         raise InvalidTypeError(
-            f"metadata is a dict of plain values, not a {type(metadata).__name__}."
+            f"{what}: a dict of plain values is needed, not a {type(metadata).__name__}."
         )
-    data = bytes(msgpack.packb(_Packer().plain(metadata, "metadata", 0)))
+    data = bytes(msgpack.packb(_Packer(what).plain(metadata, what, 0)))
     if len(data) > MAX_METADATA_BYTES:
-        raise _too_large(f"{len(data)} bytes")
+        raise _too_large(what, f"{len(data)} bytes")
     return data
 
 
@@ -61,13 +61,14 @@ def unpack_metadata(data: bytes) -> dict[str, Any]:
 class _Packer:
     """One walk over metadata; counts values so that a huge one stops before it is copied."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._count = 0
 
     def plain(self, value: Any, path: str, depth: int) -> Any:
         self._count += 1
         if self._count > MAX_METADATA_BYTES:
-            raise _too_large(f"more than {MAX_METADATA_BYTES} values")
+            raise _too_large(self._what, f"more than {MAX_METADATA_BYTES} values")
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, dict | list | tuple):
@@ -99,7 +100,7 @@ def _plain_leaf(value: Any, path: str) -> Any:
         return _plain_text(value, path)
     if isinstance(value, bytes):
         if len(value) > MAX_METADATA_BYTES:
-            raise _too_large(f"{len(value)} bytes in {path[:200]}")
+            raise _too_large(path, f"{len(value)} bytes")
         return bytes(value)
     if isinstance(value, int | np.integer):
         number = int(value)
@@ -114,14 +115,19 @@ def _plain_leaf(value: Any, path: str) -> Any:
         return _pack_datetime(value, path)
     raise InvalidTypeError(
         f"{path[:200]} is a {type(value).__name__}, which is no plain value (None, bool, int, "
-        "float, str, bytes, aware datetime, list, dict). Convert it, or store an array as a "
-        "tensor."
+        f"float, str, bytes, aware datetime, list, dict). {_advice(value)}"
     )
+
+
+def _advice(value: object) -> str:
+    if getattr(value, "shape", None) in ((), (1,)) and hasattr(value, "item"):
+        return "Take the number out of it with .item()."
+    return "Convert it, or store an array as a tensor."
 
 
 def _plain_text(value: str, path: str) -> str:
     if len(value) > MAX_METADATA_BYTES:
-        raise _too_large(f"{len(value)} characters in {path[:200]}")
+        raise _too_large(path, f"{len(value)} characters")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -171,9 +177,9 @@ def _check_unpacked(value: object, depth: int) -> None:
             _check_unpacked(item, depth + 1)
 
 
-def _too_large(what: str) -> LimitError:
+def _too_large(path: str, size: str) -> LimitError:
     return LimitError(
-        f"metadata of {what} is beyond the limit of {MAX_METADATA_BYTES} bytes; nothing was "
+        f"{path[:200]} of {size} is beyond the limit of {MAX_METADATA_BYTES} bytes; nothing was "
         "stored. Store large values as tensors."
     )
 

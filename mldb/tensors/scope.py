@@ -42,10 +42,14 @@ def _names_prefix(prefix: str) -> bytes:
 class Source:
     """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread.
 
+    ``private`` says that every array gets bytes of its own, whoever writes to it (Options.arrays).
     ``counts`` says how many keys exist. Counters may miss a read when two threads count at once.
     """
 
-    __slots__ = ("border", "cache", "copied_reads", "counts", "door", "log", "mapped_reads")
+    __slots__ = (
+        *("border", "cache", "copied_reads", "counts", "door", "log", "mapped_reads"),
+        "private",
+    )
 
     def __init__(self, log: Log, border: MapBorder, cache: ByteCache) -> None:
         self.log = log
@@ -53,6 +57,7 @@ class Source:
         self.border = border
         self.cache = cache
         self.counts = KeyCounts()
+        self.private = log.options.arrays == "private"
         self.mapped_reads = 0
         self.copied_reads = 0
 
@@ -161,10 +166,12 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     """Return one version as it was given: a read-only NumPy array, or the sparse layout stored.
 
     Large arrays are views of the mapped segment, small ones copies; both live as long as they are
-    held.
+    held. With ``arrays="private"`` no two of them share memory.
     """
     what: Descriptor = unpack_descriptor(entry.attr)
     source, view, _, _ = scope
+    if source.private and what.layout == "dense":
+        return view_numpy(what, memoryview(own_bytes(scope, entry, name)).toreadonly())
     data = source.door.version(view, None, entry, what.nbytes, name)
     if what.layout != "dense":
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own

@@ -96,7 +96,8 @@ class Operations:
                     target[tile.rows, tile.columns] = tile.values
                 return result
             check_name(out)
-            with self._create_tensor(out, shape, dtype) as writer:
+            # The sums are rounded once, which may give infinity, as in ``numpy.matmul``.
+            with self._create_tensor(out, shape, dtype, casting="unsafe") as writer:
                 piece = budget // PIECE_PART // dtype.itemsize
                 for tile in product.tiles():
                     _write_tile(writer, shape, tile, right.columns, piece)

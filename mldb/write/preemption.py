@@ -25,11 +25,13 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from numbers import Integral
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Final, Literal
 
 from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
+from mldb.integers import seconds
 from mldb.log.ownership import OwnedLock
 from mldb.state import background, lost
 
@@ -185,10 +187,7 @@ def save_on_signal(
     number = _check_signal(signum)
     if not callable(fn):
         raise InvalidTypeError(f"fn is a {type(fn).__name__}, not a function to call")
-    if isinstance(grace, bool) or not isinstance(grace, int | float):
-        raise InvalidTypeError(f"grace is a {type(grace).__name__}, not a number of seconds")
-    if not 0 <= grace <= _GRACE_MAX:
-        raise InvalidValueError(f"grace={grace!r} is not a number of seconds up to {_GRACE_MAX}")
+    grace = seconds("grace", grace, _GRACE_MAX)
     if then not in ("default", "continue"):
         raise InvalidValueError(f"then={then!r} is not one of 'default', 'continue'")
     save = SavedOnSignal(owner, number, fn, grace, then)
@@ -210,10 +209,10 @@ def _is_main_thread() -> bool:
 
 
 def _check_signal(signum: object) -> int:
-    if isinstance(signum, bool) or not isinstance(signum, int):
+    if isinstance(signum, bool) or not isinstance(signum, Integral):
         raise InvalidTypeError(f"signum is a {type(signum).__name__}, not a signal number")
     try:
-        found = signal.Signals(signum)
+        found = signal.Signals(int(signum))
     except ValueError:
         raise InvalidValueError(f"signum={signum} is no signal of this system") from None
     if found.name in _FAULTS:

@@ -17,6 +17,7 @@ from mldb.log.sequencer import Decide
 from mldb.log.view import View
 
 _SHOWN_NAMES = 8
+_OR_NONE = "or epoch=None where a verb takes that (checkpoint does not)"
 _READS_FEW = 64
 
 
@@ -71,9 +72,9 @@ class EpochRule:
         if epoch >= head:
             return
         if head > self.highest:
-            remedy = f"Another process advanced it; pass epoch=None to join epoch {head}"
+            remedy = f"Another process advanced it; join it with epoch={head}, {_OR_NONE}"
         else:
-            remedy = f"To go back, db.rewind({epoch}) first; to stay, pass epoch=None"
+            remedy = f"To go back, db.rewind({epoch}) first; to stay, pass epoch={head}, {_OR_NONE}"
         raise EpochOrderError(
             f"epoch {epoch} is lower than the head's epoch {head}. Nothing was stored. {remedy}."
         )

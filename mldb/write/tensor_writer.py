@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,11 @@ from mldb.log.frame import hashed_drafts
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
+from mldb.tensors.casting import Casting, cast, check_casting, is_plain
 from mldb.tensors.codec import dense_descriptor, prepare, slice_bytes, view_numpy
-from mldb.tensors.dtypes import code_of_torch, dtype_code, dtype_of
+from mldb.tensors.dtypes import code_of, dtype_of
+
+_NOT_WRITTEN: Final = "These rows were not written."
 
 Publish = Callable[[PendingSegment], Lsn]
 
@@ -36,6 +39,7 @@ class TensorWriter:
         shape: tuple[int, ...],
         dtype: npt.DTypeLike,
         *,
+        casting: Casting,
         metadata: bytes | None,
         open_pending: Callable[[], PendingSegment],
         publish: Publish,
@@ -43,7 +47,8 @@ class TensorWriter:
         self.name = name
         self.lsn: Lsn | None = None
         self._key = check_name(name)
-        self._descriptor = dense_descriptor(shape, _code_of(dtype))
+        self._descriptor = dense_descriptor(shape, code_of(dtype))
+        self._casting: Casting = check_casting(casting)
         self._metadata = metadata
         self._open_pending = open_pending
         self._publish = publish
@@ -64,8 +69,11 @@ class TensorWriter:
     def __setitem__(self, key: Any, values: Any) -> None:
         """Write a contiguous run of leading rows.
 
-        *key* is an int, a slice of step 1, ``...``, or leading ints and a slice. *values* are cast
-        to the tensor's dtype and broadcast to the rows, as NumPy does. Raises InvalidValueError.
+        *key* is an int, a slice of step 1, ``...``, or leading ints and a slice. *values* are
+        broadcast to the rows, as NumPy does, and cast to the tensor's dtype as the ``casting`` of
+        ``create_tensor`` allows. Raises InvalidTypeError for a dtype that it does not allow,
+        InvalidValueError for a value that would become another one and for a wrong index or shape;
+        then these rows are not written.
         """
         if self._pending is None:
             raise ClosedError(f"the writer of {self.name!r} is used outside its with block")
@@ -100,13 +108,21 @@ class TensorWriter:
             raise InvalidTypeError(f"sparse values are not rows of {self.name!r}; pass them dense")
         array = view_numpy(given.descriptor, given.buffers[0])
         try:
-            rows = np.broadcast_to(array, shape)
-            return np.ascontiguousarray(rows, dtype=dtype_of(self._descriptor.dtype)).reshape(shape)
-        except (ValueError, TypeError) as error:
+            np.broadcast_to(array, shape)
+        except ValueError as error:
             raise InvalidValueError(
                 f"values of shape {array.shape} and dtype {array.dtype} do not fit rows of shape "
-                f"{shape} of {self.name!r}: {error}. These rows were not written."
+                f"{shape} of {self.name!r}: {error}. {_NOT_WRITTEN}"
             ) from error
+        made = cast(
+            array,
+            dtype_of(self._descriptor.dtype),
+            self._casting,
+            plain=is_plain(values),
+            what=repr(self.name),
+            outcome=_NOT_WRITTEN,
+        )
+        return np.ascontiguousarray(np.broadcast_to(made, shape)).reshape(shape)
 
     def _not_rows(self, key: Any) -> InvalidValueError:
         return InvalidValueError(
@@ -141,14 +157,3 @@ class TensorWriter:
         record.checks, digest = checks_and_digest([data] if len(data) else [], record.block_log2)
         record.drafts = hashed_drafts(record.drafts, digest)
         record.written = True
-
-
-def _code_of(dtype: Any) -> str:
-    if type(dtype).__module__ == "torch":
-        return code_of_torch(dtype)
-    try:
-        return dtype_code(np.dtype(dtype))
-    except TypeError as error:
-        if isinstance(error, InvalidTypeError):
-            raise
-        raise InvalidTypeError(f"{dtype!r} is no dtype: {error}") from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
+from threading import current_thread, get_ident
 from types import TracebackType
 from typing import Any, Protocol
 
 from mldb import keys
-from mldb.errors import ClosedError, TensorNotFoundError
+from mldb.errors import ClosedError, TensorNotFoundError, UsageError
 from mldb.history import relationships
 from mldb.history.as_of import held
 from mldb.history.kinds.relationships import relationship_created, relationship_deleted
@@ -20,7 +21,7 @@ from mldb.names import check_name
 from mldb.tensors.codec import (
     Prepared,
     pack_metadata,
-    prepare,
+    prepare_named,
     rebuild,
     unpack_descriptor,
     unpack_metadata,
@@ -49,6 +50,8 @@ class Store(Protocol):
 class Transaction(MutableMapping[str, Any]):
     """The verbs of a database, staged; for one thread. Made by ``with db.transaction() as txn``.
 
+    The thread that enters the block owns it; every call in another one raises UsageError. It is not
+    handed over: let other threads return values and stage them here, or begin one in each.
     Reads see the newest commit at the beginning plus the transaction's own writes. Values are fixed
     at the call. Leaving the block commits and sets ``lsn``; an exception rolls back and is
     re-raised. Raises ConflictError at the end when another commit changed a name that was read
@@ -65,6 +68,8 @@ class Transaction(MutableMapping[str, Any]):
         self._open = False
         self._entered = False
         self._hold: Hold | None = None
+        self._owner = 0
+        self._owner_name = ""
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -72,6 +77,7 @@ class Transaction(MutableMapping[str, Any]):
         """Begin. Raises ClosedError the second time."""
         if self._entered:
             raise ClosedError("a transaction is entered once; db.transaction() begins another")
+        self._owner, self._owner_name = get_ident(), current_thread().name
         self._open = self._entered = True
         return self
 
@@ -81,11 +87,13 @@ class Transaction(MutableMapping[str, Any]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Commit, or roll back when the block raised."""
+        """Commit, or roll back when the block raised, or ends in another thread."""
         self._open = False
         try:
             if kind is not None:
                 return
+            if get_ident() != self._owner:
+                raise self._foreign("ended")
             if not self._staging:
                 self.lsn = Lsn(self._base.commit.lsn)
                 return
@@ -105,7 +113,18 @@ class Transaction(MutableMapping[str, Any]):
                 "this transaction is over, or was not entered; use it inside: with "
                 "db.transaction() as txn"
             )
+        if get_ident() != self._owner:
+            raise self._foreign("used")
         return self._staging
+
+    def _foreign(self, what: str) -> UsageError:
+        here = current_thread().name
+        return UsageError(
+            f"a transaction belongs to the thread that began it ({self._owner_name!r}) and was "
+            f"{what} in thread {here!r}, which changed nothing. Let other threads return what is "
+            "to be stored and stage it where the transaction began, or begin one in each of them: "
+            "they commit one after another."
+        )
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -113,7 +132,7 @@ class Transaction(MutableMapping[str, Any]):
         """Stage a new version of *name*; see ``MLDatabase.store_tensor``."""
         staging = self._check()
         key = check_name(name)
-        prepared: Prepared = prepare(data)
+        prepared: Prepared = prepare_named(name, data)
         packed = None if metadata is None else pack_metadata(metadata)
         staging.put_tensor(key, prepared)
         if packed is not None:

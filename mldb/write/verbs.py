@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError
+from mldb.errors import ConflictError, InvalidValueError
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
+from mldb.integers import integer
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
-from mldb.tensors.codec import pack_metadata, prepare
+from mldb.tensors.casting import Casting
+from mldb.tensors.codec import pack_metadata, prepare_named
 from mldb.write.handle import Handle
 from mldb.write.rules import check_epoch
 from mldb.write.tensor_writer import TensorWriter
@@ -45,8 +47,7 @@ class WriteVerbs(Handle):
         The last of *retries* further attempts lets the ConflictError through. *fn* must have no
         effects of its own that may not happen twice. Raises what *fn* and the commit raise.
         """
-        if isinstance(retries, bool) or not isinstance(retries, int):
-            raise InvalidTypeError(f"retries is a {type(retries).__name__}, not an int")
+        retries = integer("retries", retries)
         if retries < 0:
             raise InvalidValueError(f"retries={retries} is below 0")
         for attempt in range(retries + 1):
@@ -80,7 +81,7 @@ class WriteVerbs(Handle):
         """
         self._settle_background()
         key = check_name(name)
-        prepared = prepare(data)
+        prepared = prepare_named(name, data)
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)
@@ -112,11 +113,17 @@ class WriteVerbs(Handle):
         dtype: npt.DTypeLike,
         metadata: dict[str, Any] | None = None,
         *,
+        casting: Casting = "safe",
         epoch: int | None = None,
     ) -> TensorWriter:
         """Return a writer of a tensor that may exceed RAM: ``with ... as w: w[a:b] = rows``.
 
-        It is committed when the block ends. Raises LimitError, InvalidTypeError, ReadOnlyError.
+        It is committed when the block ends. *dtype*: a NumPy, ml_dtypes or torch dtype, or the name
+        of one. *casting* says which other dtypes the rows may have, as in NumPy ("no", "equiv",
+        "safe", "same_kind", "unsafe"); but for "unsafe" no value may become another one, so what
+        would be infinite, wrap or be cut is refused. Numbers and lists of them have no dtype: they
+        are taken when they fit. Raises LimitError, InvalidTypeError, InvalidValueError,
+        ReadOnlyError.
         """
         self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
@@ -130,6 +137,7 @@ class WriteVerbs(Handle):
             name,
             shape,
             dtype,
+            casting=casting,
             metadata=None if metadata is None else pack_metadata(metadata),
             open_pending=self._log.pending_segment,
             publish=publish,

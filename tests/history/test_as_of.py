@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
@@ -444,3 +445,48 @@ def test_a_pruned_commit_names_its_nearest_kept_neighbours() -> None:
             kept(view, commit(lsn))
         assert (caught.value.below, caught.value.above) == (below, above)
         assert str(above) in str(caught.value)
+
+
+def test_a_moment_that_leaves_out_later_commits_for_a_wrong_clock_is_told() -> None:
+    """One commit of a machine whose clock was years ahead: as_of=now missed all that followed."""
+    fs = MemoryFileSystem()
+    with mldb.MLDatabase.on(fs, durability="os") as db:
+        base, day = fs.clock_ns, 86_400 * 10**9
+        db.store_tensor("x", 0)
+        fs.clock_ns = base + 5 * 365 * day
+        odd = db.store_tensor("x", 1)
+        for number in range(2, 20):
+            fs.clock_ns = base + number * day
+            last = db.store_tensor("x", number)
+        now = datetime.fromtimestamp((base + 20 * day) / 1e9, UTC)
+        fs.clock_ns = base + 20 * day
+        assert 1e8 < db.stats()["head_ahead_seconds"] < 2e8
+        leaves_out = pytest.warns(UserWarning, match=rf"leaves out commit {odd} and those after it")
+        with leaves_out as told:
+            assert int(db.query_tensor("x", as_of=now)) == 0  # time never goes back: FORMAT.md
+        assert "as_of=None" in str(told[0].message)
+        assert "mldb.Lsn" in str(told[0].message)
+        with leaves_out:
+            assert int(db.at(time=now)["x"]) == 0
+        with leaves_out:  # a moment between those that followed
+            db.query_tensor("x", as_of=datetime.fromtimestamp((base + 5 * day) / 1e9, UTC))
+        assert int(db.query_tensor("x", as_of=last)) == 19
+        assert int(db.query_tensor("x", as_of=db.tensor("x").time)) == 19
+        with pytest.raises(mldb.MissingError):  # before all of them: nothing is left out
+            db.query_tensor("x", as_of=datetime(2001, 1, 1, tzinfo=UTC))
+        fs.clock_ns = base + 6 * 365 * day
+        db.store_tensor("x", 20)
+        assert db.stats()["head_ahead_seconds"] == 0
+
+
+def test_clocks_that_differ_by_seconds_are_no_reason_to_warn() -> None:
+    fs = MemoryFileSystem()
+    with mldb.MLDatabase.on(fs, durability="os") as db:
+        base = fs.clock_ns
+        for number, seconds in enumerate([0, 30, 1, 2, 3]):
+            fs.clock_ns = base + seconds * 10**9
+            db.store_tensor("x", number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            moment = datetime.fromtimestamp((base + 4 * 10**9) / 1e9, UTC)
+            assert int(db.query_tensor("x", as_of=moment)) == 0

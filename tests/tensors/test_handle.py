@@ -428,7 +428,7 @@ def test_pieces_in_any_order_make_the_array(pieces: list[tuple[str, int, int]], 
     dtype = np.dtype(ml_dtypes.bfloat16 if code == "bfloat16" else code)
     model = np.zeros((7, 5), dtype)
     with mldb.MLDatabase.on(MemoryFileSystem(), durability="os") as db:
-        with db.create_tensor("x", (7, 5), dtype, {"k": 1}, epoch=3) as writer:
+        with db.create_tensor("x", (7, 5), dtype, {"k": 1}, casting="same_kind", epoch=3) as writer:
             for value, (verb, one, two) in enumerate(pieces, 1):
                 key: Any = slice(min(one, two), max(one, two))
                 values: Any = np.arange(5) + value

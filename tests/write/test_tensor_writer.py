@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 import mldb
 
@@ -130,3 +132,75 @@ def test_what_cannot_be_created_is_refused_at_the_call(db: mldb.MLDatabase) -> N
         with pytest.raises(kind):
             call()
     assert (list(db), pending(db)) == (["kept"], [])
+
+
+def test_values_are_never_cast_into_others_unasked(db: mldb.MLDatabase) -> None:
+    """300 was stored as 44 in int8, NaN as a number in int32, 1e300 as inf, 1+2j as 1."""
+    dtypes: list[tuple[Any, Any]] = [
+        ("int8", 300),
+        ("int8", np.array([300, 1])),
+        ("int32", [np.nan, 1.0]),
+        ("float32", 1e300),
+        ("float32", np.array([1e300, 1.0])),
+        ("float64", np.array([1 + 2j, 2])),
+        ("bool", np.array([3, 0])),
+        ("int8", torch.tensor([300, 1])),
+        ("bfloat16", np.array([1e300, 1.0])),
+    ]
+    for dtype, values in dtypes:
+        with db.create_tensor("x", (2,), dtype) as writer:
+            writer[:] = True
+            with pytest.raises(mldb.UsageError, match=r"'x'.*These rows were not written"):
+                writer[0:2] = values
+        assert db["x"].tolist() == [1, 1]
+
+
+def test_numbers_of_python_take_the_dtype_of_the_tensor(db: mldb.MLDatabase) -> None:
+    for dtype in ("float32", "int8", "complex64", "bfloat16", "float16", "u1"):
+        with db.create_tensor("x", (3,), dtype) as writer:
+            writer[0] = 1
+            writer[1:3] = [2, True]
+        assert db["x"].tolist() == [1, 2, 1]
+
+
+def test_a_wider_dtype_is_taken_when_the_writer_is_told_so(db: mldb.MLDatabase) -> None:
+    values = np.array([0.1, 1e300])
+    with db.create_tensor("x", (2,), "float32", casting="same_kind") as writer:
+        with pytest.raises(mldb.InvalidValueError, match="would become inf"):
+            writer[:] = values
+        writer[0:1] = values[:1]
+    assert db["x"].tolist() == [np.float32(0.1), 0]
+    with db.create_tensor("x", (2,), "float32", casting="unsafe") as writer:
+        writer[:] = values
+    assert db["x"].tolist() == [np.float32(0.1), np.inf]
+    with db.create_tensor("x", (2,), "float64", casting="no") as writer:
+        writer[:] = values
+        with pytest.raises(mldb.InvalidTypeError, match="casting='no'"):
+            writer[:] = np.ones(2, "f4")
+    assert db["x"].tolist() == values.tolist()
+    with pytest.raises(mldb.InvalidValueError, match="casting='loose'"):
+        db.create_tensor("x", (2,), "float32", casting="loose")  # type: ignore[arg-type]
+
+
+def test_a_masked_piece_is_refused(db: mldb.MLDatabase) -> None:
+    with db.create_tensor("x", (2,), "float64") as writer:
+        for values in (np.ma.array([1.0, 2.0], mask=[False, True]), [1.0, np.ma.masked]):
+            with pytest.raises(mldb.InvalidTypeError, match="lose its mask"):
+                writer[:] = values
+    assert db["x"].tolist() == [0, 0]
+
+
+def test_a_dtype_may_be_given_by_any_of_its_names(db: mldb.MLDatabase) -> None:
+    """The text "bfloat16" was refused unless the program had imported ml_dtypes before."""
+    names: list[Any] = [
+        *("bfloat16", "torch.bfloat16", torch.bfloat16, ml_dtypes.bfloat16),
+        *("float8_e4m3fn", "int4", "torch.float32", "<f4", float, np.int8),
+    ]
+    for name in names:
+        with db.create_tensor("x", (2,), name) as writer:
+            writer[:] = 3
+        assert db["x"].tolist() == [3, 3]
+    for name in ("bfloat", "torch.bits8", object, 5, "a" * 10_000, "torch.", None.__class__):
+        with pytest.raises(mldb.InvalidTypeError) as caught:
+            db.create_tensor("x", (2,), name)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 500

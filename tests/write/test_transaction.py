@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -576,3 +576,72 @@ def test_a_transaction_and_a_tensor_larger_than_memory(store_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("stored")
+
+
+# --- one thread -----------------------------------------------------------------------------------
+
+
+def in_a_thread(action: Callable[[], object]) -> BaseException | None:
+    raised: list[BaseException | None] = [None]
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            raised[0] = error
+
+    thread = threading.Thread(target=run, name="helper")
+    thread.start()
+    thread.join()
+    return raised[0]
+
+
+def test_a_transaction_refuses_every_other_thread(db: mldb.MLDatabase) -> None:
+    """Two threads staged at once: what was read and stored then was a matter of luck."""
+    db["x"] = 1
+    with db.transaction() as txn:
+        txn["mine"] = 1
+        calls: list[Callable[[], object]] = [
+            lambda: txn.store_tensor("theirs", 2),
+            lambda: txn.__setitem__("theirs", 2),
+            lambda: txn["x"],
+            lambda: "x" in txn,
+            lambda: list(txn),
+            lambda: len(txn),
+            lambda: txn.metadata("x"),
+            lambda: txn.set_metadata("x", {}),
+            lambda: txn.delete_tensor("x"),
+            lambda: txn.create_relationship("a", "b", "c"),
+            lambda: txn.delete_relationship("a", "b", "c"),
+            txn.relationships,
+            lambda: txn.store_model_layer("l", 1, 1),
+        ]
+        for call in calls:
+            error = in_a_thread(call)
+            assert isinstance(error, mldb.UsageError)
+            assert "'MainThread'" in str(error)
+            assert "'helper', which changed nothing" in str(error)
+        txn["mine"] = txn["x"] + 1  # its own goes on
+    assert sorted(db) == ["mine", "x"]
+    assert int(db["mine"]) == 2
+
+
+def test_a_transaction_that_ends_in_another_thread_is_rolled_back(db: mldb.MLDatabase) -> None:
+    txn = db.transaction()
+    with_made_elsewhere = db.transaction()
+    txn.__enter__()
+    txn["x"] = 1
+    error = in_a_thread(lambda: txn.__exit__(None, None, None))
+    assert isinstance(error, mldb.UsageError)
+    assert "was ended in thread 'helper'" in str(error)
+    with pytest.raises(mldb.ClosedError):
+        txn["y"] = 2
+    assert (list(db), txn.lsn) == ([], None)
+    assert list((Path(db.path) / "pending").iterdir()) == []
+
+    def whole() -> None:  # who enters it owns it, wherever it was made
+        with with_made_elsewhere as own:
+            own["z"] = 3
+
+    assert in_a_thread(whole) is None
+    assert int(db["z"]) == 3

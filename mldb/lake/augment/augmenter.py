@@ -190,7 +190,8 @@ def augment_rows(
 ) -> Any:
     """Augment rows of any origin; see ``Lake.augment``."""
     check_seed(seed, 0)
-    given = to_host(x)
+    seed = int(seed)
+    given = to_host(x, "x")
     if given.dtype.kind not in "fiu":
         raise InvalidTypeError(f"x has dtype {given.dtype}; rows are real numbers")
     if given.ndim != 2 or given.shape[1] != dim:

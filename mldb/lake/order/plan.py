@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.integers import settle_numbers
 from mldb.lake.order.pass_order import PassOrder, occurrences_at
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -51,6 +52,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         """Refuse places that do not exist. Raises InvalidTypeError, InvalidValueError."""
+        settle_numbers(self)
         for name, of in (("rank", "world"), ("worker", "workers")):
             place, count = getattr(self, name), getattr(self, of)
             for label, value in ((name, place), (of, count)):

@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from mldb.arrays import Float64s
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.integers import settle_numbers
 from mldb.lake.checks import check_choice, check_share
 from mldb.lake.on_host import to_host
 from mldb.lake.order.sampling import everywhere, inclusion, rank_inclusion
@@ -72,6 +73,7 @@ class Importance:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant. Raises InvalidTypeError, InvalidValueError."""
+        settle_numbers(self)
         if self.target is not None:
             check_choice("target", self.target, Target)
         check_choice("replacement", self.replacement, Replacement)
@@ -199,7 +201,7 @@ def _log_salience(salience: npt.ArrayLike | None, rows: int) -> Float64s:
     if salience is None:
         raise InvalidValueError("gamma is not 0 and no salience was given; give one per row")
     try:
-        values = np.asarray(to_host(salience), np.float64)
+        values: Float64s = to_host(salience, "salience").astype(np.float64, casting="safe")
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"salience is not numeric: {error}") from None
     if values.shape != (rows,):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Final
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from mldb.errors import InvalidValueError
@@ -45,8 +46,9 @@ class LakeLoader(DataLoader[Any]):
                 "batch_size, shuffle and drop_last to export_to_dataloader"
             )
         workers = options.get("num_workers", 0)
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 0:
             raise InvalidValueError(f"num_workers={workers!r} is not a number of workers")
+        options["num_workers"] = workers = int(workers)
         self.workers_asked = workers
         if workers and dataset.options.augmentation is None:
             _logger.info("rows are only read: a thread does that, not %d workers", workers)

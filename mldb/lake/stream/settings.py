@@ -11,6 +11,7 @@ import numpy as np
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import AUGMENTATIONS_MAX, ChainMethod, Form
 from mldb.gpu.select import check_spec
+from mldb.integers import settle_numbers
 from mldb.lake.checks import check_choice, check_count, check_number
 from mldb.lake.order.pass_order import STRATUM_ROWS, WINDOW_STRATA, PlainOrder
 from mldb.lake.order.weights import Importance
@@ -69,6 +70,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Raises InvalidValueError, InvalidTypeError."""
+        settle_numbers(self)
         check_choice("mode", self.mode, AugmentationMode)
         check_choice("method", self.method, ChainMethod)
         check_choice("form", self.form, Form)
@@ -142,6 +144,7 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         """Raises InvalidValueError, InvalidTypeError."""
+        settle_numbers(self)
         check_spec(self.device)
         self._check_importance()
         if self.fields is not None:

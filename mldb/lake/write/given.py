@@ -83,15 +83,16 @@ def default_kappa(dim: int) -> Float32s:
 
 def _matrix(mu: Any, dim: int) -> Any:
     if not hasattr(mu, "detach"):
-        mu = to_host(mu)
+        mu = to_host(mu, "mu")
         if mu.dtype.kind not in "fiu":
             raise InvalidTypeError(
                 f"mu has dtype {mu.dtype}; rows are real numbers, as a NumPy array or torch "
                 f"tensor [N, {dim}]. {_NOTHING}"
             )
-    elif mu.is_complex() or str(mu.dtype) == "torch.bool" or str(mu.layout) != "torch.strided":
+    elif _is_no_matrix(mu):
         raise InvalidTypeError(
-            f"mu is a tensor of {mu.dtype}, {mu.layout}; rows are dense real numbers. {_NOTHING}"
+            f"mu is a {type(mu).__name__} of {mu.dtype}, {mu.layout}; rows are dense real numbers "
+            f"[N, {dim}], without a mask and none of them nested or quantised. {_NOTHING}"
         )
     if len(mu.shape) != 2 or mu.shape[1] != dim:
         raise InvalidValueError(
@@ -102,21 +103,26 @@ def _matrix(mu: Any, dim: int) -> Any:
     return mu
 
 
+def _is_no_matrix(mu: Any) -> bool:
+    """Whether a torch tensor is none of real numbers, or none whose memory is its values."""
+    if mu.is_complex() or mu.is_quantized or str(mu.dtype) == "torch.bool":
+        return True
+    # Masked tensors say strided, and so do nested ones, which even have no shape.
+    return str(mu.layout) != "torch.strided" or mu.is_nested or hasattr(mu, "get_mask")
+
+
 def _length(name: str, have: tuple[int, ...], rows: int) -> InvalidValueError:
     return InvalidValueError(f"{name} has shape {have} for {rows} rows. {_NOTHING}")
 
 
 def _positive(name: str, values: Any, rows: int) -> Float64s:
-    try:
-        found = np.asarray(to_host(values))
-    except (TypeError, ValueError) as error:
-        raise InvalidTypeError(f"{name} is not numeric: {error}. {_NOTHING}") from None
+    found = to_host(values, name)
     # NumPy would read numbers out of texts, and take the real part of complex ones.
     if found.dtype.kind not in "fiu" and found.size:
         raise InvalidTypeError(
             f"{name} has dtype {found.dtype}; it is real numbers, one or [{rows}]. {_NOTHING}"
         )
-    array = found.astype(np.float64)
+    array = np.asarray(found, dtype=np.float64)
     if array.shape not in ((), (rows,)):
         raise _length(name, array.shape, rows)
     good = np.isfinite(array) & (array > 0)
@@ -132,7 +138,7 @@ def _positive(name: str, values: Any, rows: int) -> Float64s:
 
 
 def _integers(name: str, values: Any, rows: int) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = to_host(values)
+    array: npt.NDArray[Any] = to_host(values, name)
     if array.dtype.kind not in "iu" and array.size:
         raise InvalidTypeError(f"{name} have dtype {array.dtype}; they are integers. {_NOTHING}")
     if array.shape != (rows,):
@@ -182,7 +188,7 @@ def _columns(columns: Mapping[str, Any], rows: int) -> dict[str, npt.NDArray[Any
 
 
 def _column(name: str, values: Any, rows: int) -> npt.NDArray[Any]:
-    array = np.ascontiguousarray(to_host(values))
+    array = np.ascontiguousarray(to_host(values, f"column {name!r}"))
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise InvalidTypeError(
             f"column {name!r} has dtype {array.dtype}; columns are bool, integer or float. "

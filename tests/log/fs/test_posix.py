@@ -5,17 +5,24 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import resource
+import shutil
 import signal
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import mldb
 from mldb.errors import ClosedError, StorageFullError, StorageIOError
 from mldb.log.fs import posix_file
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.posix import OsFileSystem
+from tests.support.processes import Child, Line
 
 
 @pytest.fixture
@@ -284,3 +291,106 @@ def test_writeback_is_optional(fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch
     file.start_writeback(0, 10_000)
     file.sync()
     assert file.size() == 10_000
+
+
+# --- the path of a store --------------------------------------------------------------------------
+
+
+def test_the_empty_path_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It made a store of the working directory: of the program's own files, often."""
+    monkeypatch.chdir(tmp_path)
+    for mode in ("r", "rw"):
+        with pytest.raises(mldb.InvalidNameError, match=r"is empty.*'\.' for the one"):
+            mldb.open("", mode=mode)
+    assert list(tmp_path.iterdir()) == []
+    with mldb.open(".") as db:
+        assert Path(db.path) == tmp_path
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_tilde_is_the_home_of_the_user_as_in_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """It made a folder of that name in the working directory."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    with mldb.open(kind("~/runs/one"), durability="os") as db:
+        db["x"] = 1
+        db.backup(kind("~/runs/copy"))
+    assert sorted(path.name for path in (home / "runs").iterdir()) == ["copy", "one"]
+    with mldb.open(kind("~/runs/copy"), mode="r") as db:
+        assert int(db["x"]) == 1
+    with pytest.raises(mldb.InvalidNameError, match=r"a user who is not known.*\./~nobody-at-all"):
+        mldb.open(kind("~nobody-at-all/run"))
+    assert list(work.iterdir()) == []
+    with mldb.open("./~name"):  # a folder that is called so
+        assert [path.name for path in work.iterdir()] == ["~name"]
+
+
+@pytest.mark.parametrize(
+    "path", ["a/" * 2500, "a" * 5000, "b" * 256 + "/c", ("x" * 250 + "/") * 17, "ü" * 128]
+)
+def test_a_path_that_is_too_long_is_refused_before_a_part_of_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """RecursionError at first; later ENAMETOOLONG, with two thousand empty folders left behind."""
+    monkeypatch.chdir(tmp_path)
+    for mode in ("r", "rw"):
+        with pytest.raises(mldb.StorageIOError, match=r"ENAMETOOLONG.*Nothing was changed") as why:
+            mldb.open(path, mode=mode)
+        assert why.value.errno == errno.ENAMETOOLONG
+        assert len(str(why.value)) < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_may_not_write_is_told_how_to_read() -> None:
+    tmp_path = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    with mldb.open(tmp_path / "store", durability="os") as db:
+        db["x"] = 7
+    (tmp_path / "closed" / "below").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    for path in (tmp_path / "store", *(tmp_path / "store").rglob("*"), tmp_path):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def child(_: Line) -> None:
+        if os.geteuid() == 0:
+            os.seteuid(54_321)
+        with pytest.raises(mldb.StorageIOError, match=r"EACCES.*may not write.*mode='r'") as why:
+            mldb.open(tmp_path / "store")
+        assert why.value.errno == errno.EACCES
+        with mldb.open(tmp_path / "store", mode="r") as db:
+            assert int(db["x"]) == 7
+        for name in ("new", "closed/below"):
+            with pytest.raises(mldb.StorageIOError, match="may not make, enter or read") as other:
+                mldb.open(tmp_path / name)
+            assert "mode='r'" not in str(other.value)
+
+    try:
+        with Child(child) as running:
+            assert running.wait() == 0, "see the traceback of the child"
+    finally:
+        for path in (tmp_path, tmp_path / "closed", *(tmp_path / "store").rglob("*")):
+            path.chmod(0o755)
+        (tmp_path / "store").chmod(0o755)
+        shutil.rmtree(tmp_path)
+
+
+def test_a_memory_limit_is_named_as_a_reason(tmp_path: Path) -> None:
+    """ENOMEM alone sent people to look at their disks."""
+    with mldb.open(tmp_path, durability="os") as db:
+        db["large"] = np.ones(16 << 20, np.float64)
+
+    def child(_: Line) -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
+        with mldb.open(tmp_path, mode="r") as db:
+            with pytest.raises(mldb.StorageIOError, match=r"ENOMEM.*ulimit -v.*max_mapped") as why:
+                db["large"]
+            assert why.value.errno == errno.ENOMEM
+            assert "Nothing is lost" in str(why.value)
+
+    with Child(child) as running:
+        assert running.wait() == 0, "see the traceback of the child"

@@ -1,0 +1,47 @@
+"""Whole numbers as users give them: of Python or of NumPy, the same to every option.
+
+What comes out of an array or a configuration is often a NumPy integer. From here on it is an
+``int``, so that what is stored, sent to a process or written as JSON does not depend on that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any
+
+from mldb.errors import InvalidTypeError, InvalidValueError
+
+
+def integer(name: str, value: object) -> int:
+    """Return *value* as an int. Raises InvalidTypeError for a bool and for what is no integer."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not an int")
+    return int(value)
+
+
+def seconds(name: str, value: object, most: float) -> float:
+    """Return a number of seconds as a float. Raises InvalidTypeError, InvalidValueError."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not a number of seconds")
+    found = float(value)
+    if not 0 <= found <= most:  # NaN is not
+        raise InvalidValueError(f"{name}={found!r} is not a number of seconds up to {most}")
+    return found
+
+
+def settle_numbers(settings: Any) -> None:
+    """Turn the NumPy numbers among the fields of a frozen dataclass into those of Python.
+
+    Called first in ``__post_init__``. Everything else is left for the checks behind it.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if type(value) in (int, float, str, bool, type(None)):
+            continue
+        if isinstance(value, Integral):
+            object.__setattr__(settings, field.name, int(value))
+        elif isinstance(value, Real):
+            object.__setattr__(settings, field.name, float(value))
