@@ -122,15 +122,16 @@ class M2MDataLake(IterableDataset[Any]):
         """The pass at a position; where it has nothing left for this rank, the next one."""
         passes = self._reader().passes
         current = passes.begin(position.number, position.drawn_by)
-        shard = Shard(rank=self.rank, world=self.world)
-        at_end = position.start and not position.done  # with workers it is the others' to say
-        if at_end and not self._share(shard, position.start, current):
+        # What is left for this worker alone says nothing of the others of its rank.
+        is_of_rank = position.start and not position.done
+        if is_of_rank and not self._share(position.start, len(current.plan)):
             position = Position(position.number + 1)
             current = passes.begin(position.number)
         return current, position
 
-    def _share(self, shard: Shard, start: int, current: Pass) -> range:
-        count = len(current.plan)
+    def _share(self, start: int, count: int) -> range:
+        """The batches of this rank, of the *count* of a pass, from batch *start* on."""
+        shard = Shard(rank=self.rank, world=self.world)
         return shard.deal(min(start, count), count, even=self.options.even_ranks)
 
     def _position_to_begin(self, base_seed: int | None) -> Position:
@@ -205,9 +206,7 @@ class M2MDataLake(IterableDataset[Any]):
         position = self._upcoming()
         start = position.start + position.done * self.world
         count = self._reader().passes.batches(position.number)
-        shard, even = Shard(rank=self.rank, world=self.world), self.options.even_ranks
-        left = shard.deal(min(start, count), count, even=even)
-        return len(left) or len(shard.deal(0, count, even=even))
+        return len(self._share(start, count)) or len(self._share(0, count))
 
     def stats(self) -> dict[str, Any]:
         """Figures of this process: what ran, how well it is shuffled, what each tier moved and hit.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mldb.lake.order.passes import Pass
 from mldb.lake.order.plan import BatchRows, Shard
 from mldb.write.preemption import safe_point
+
+_END: Final = object()
 
 
 class Position(NamedTuple):
@@ -101,16 +103,16 @@ class RunningPass(Iterator[Any]):
                 self._line = self._make_line(progress)
             else:
                 safe_point()  # the step before is done, and counted
-            batch = next(self._line)
-        except StopIteration:
-            progress.is_over = True
-            self._end_line()
-            raise
+            batch = next(self._line, _END)
         except BaseException as error:
             progress.has_failed = isinstance(error, Exception)
             self._end_line()
             raise
         progress.has_failed = False
+        if batch is _END:
+            progress.is_over = True
+            self._end_line()
+            raise StopIteration
         progress.done += 1  # with nothing before the return at which Python looks for signals
         return batch
 
