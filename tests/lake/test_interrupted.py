@@ -118,7 +118,8 @@ class Case:
 
     def run(self, *numbers: int) -> None:
         """Interrupt the use of a loader, and see what it does then."""
-        loader, got = self.loader(), []
+        loader = self.loader()
+        got: list[Any] = []
         at = InterruptAt(*numbers)
         with interrupted(at):
             use(loader, got)
@@ -216,4 +217,4 @@ def test_a_device_in_the_middle_of_its_work_is_not_handed_on(
     del loader, iterator
     gc.collect()
     (idle,) = devices._idle.values()
-    assert [found._closed for found in idle] == [False]  # the one that worked well
+    assert [found is device for found in idle] == [False]  # the one that worked well

@@ -43,7 +43,7 @@ def lake(store_path: Path, data: dict[str, Any]) -> Iterator[Any]:
 DESIGNS = ("with", "systematic", "bottom_k")
 
 
-def drawn(lake: Any, losses: Any, design: str = "with", **options: Any) -> Any:
+def drawn(lake: Any, losses: Any, design: Any = "with", **options: Any) -> Any:
     chosen = mldb.Importance(
         gamma=1.0, floor=0.01, least_ess=0.0, target="rows", replacement=design
     )

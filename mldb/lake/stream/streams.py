@@ -9,6 +9,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
 
+from torch.utils.data import get_worker_info
+
+from mldb.gpu.select import check_spec
 from mldb.lake.order.passes import Pass, Passes
 from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.live import Rows
@@ -35,11 +38,30 @@ class Streams:
         self._holder: weakref.ref[Lease] | None = None  # who has the one with tiers
         self._shown: Stream | None = None
 
+    @property
+    def drives_vulkan(self) -> bool:
+        """Whether batches may be made by a Vulkan device.
+
+        Then a thread makes them, though none ahead: Ctrl-C between a call of the driver and what
+        is noted of it would leave work that nobody waits for, in memory that is freed.
+        """
+        if self._options.augmentation is None or get_worker_info() is not None:
+            return False  # a worker ends with Ctrl-C
+        return check_spec(self._options.device)[0] in ("vulkan", "auto")
+
     def make(self, current: Pass, number: int) -> Any:
         """Make one batch of a pass, whatever else is made meanwhile. Raises InvalidValueError."""
         batch = current.plan.batch(number)
+        made = prefetch(self._one(current, batch), 1 if self.drives_vulkan else 0)
+        try:
+            return next(made)
+        finally:
+            made.close()
+
+    def _one(self, current: Pass, batch: BatchRows) -> Iterator[Any]:
         with Lease(self, tiers=False) as stream:
-            return stream.make(current, batch)
+            made = stream.make(current, batch)
+        yield made
 
     def provenance(self, current: Pass, number: int) -> dict[str, Any]:
         """Where every row of a batch of a pass comes from. Raises InvalidValueError."""
@@ -131,10 +153,12 @@ class OpenedLake:
         self._options = options
 
     def line(self, current: Pass, batches: Iterable[BatchRows], *, ahead: bool) -> Iterator[Any]:
-        """Make batches of a pass, by a thread where *ahead* and of use. Nothing happens yet."""
-        flow = self.streams.flow(current, batches)
-        thread = ahead and self._options.prefetch and not is_ready(*self._of(current))
-        return prefetch(flow, self._options.prefetch if thread else 0)
+        """Make batches of a pass, by a thread where *ahead* and of use. Nothing happens yet.
 
-    def _of(self, current: Pass) -> tuple[Rows, StreamOptions, Pass]:
-        return self._rows, self._options, current
+        With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before.
+        """
+        flow = self.streams.flow(current, batches)
+        depth = 0
+        if ahead and not is_ready(self._rows, self._options, current):
+            depth = self._options.prefetch or int(self.streams.drives_vulkan)
+        return prefetch(flow, depth)
