@@ -272,3 +272,20 @@ def test_the_plan_travels_to_spawned_workers(lake: Any) -> None:
     options = {"multiprocessing_context": "spawn"}
     loader = drawn(lake, SALIENCE, num_workers=1, loader=options, generate_samples=True)
     assert ids_of(loader) == ids_of(drawn(lake, Losses(40)))
+
+
+def test_workers_that_ask_for_themselves_and_differ_are_refused(lake: Any) -> None:
+    """Those of a plain DataLoader: rows came twice and others never."""
+
+    def own(ids: Any) -> Any:
+        return ids % 7 == torch.utils.data.get_worker_info().id
+
+    options = {"num_workers": 2, "multiprocessing_context": "fork"}
+    for losses, is_refused in ((Losses(), False), (own, True)):
+        dataset = drawn(lake, losses).dataset
+        plain = torch.utils.data.DataLoader(dataset, batch_size=None, **options)
+        if is_refused:
+            with pytest.raises(mldb.InvalidValueError, match="in another worker"):
+                list(plain)
+        else:
+            assert ids_of(plain) == ids_of(drawn(lake, losses))

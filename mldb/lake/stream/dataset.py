@@ -107,11 +107,14 @@ class M2MDataLake(IterableDataset[Any]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         shard = Shard(rank=self.rank, world=self.world, worker=worker, workers=workers)
-        position = self._position_to_begin(None if info is None else info.seed - info.id)
+        base_seed = None if info is None else info.seed - info.id
+        position = self._position_to_begin(base_seed)
         if workers == 1:  # a batch more was handed out for every rank, and the workers of none
             start = position.start + position.done * self.world
             position = position._replace(start=start, done=0)
         current, position = self._begun(position)
+        if base_seed is not None and current.drawn_by is not None and self._tells:
+            self._epochs.check_agreed(_parent(), base_seed, current.number, current.drawn_by)
         even = self.options.even_ranks
         progress = PassProgress(current, shard, start=position.start, done=position.done, even=even)
         self._newest = progress
@@ -137,17 +140,15 @@ class M2MDataLake(IterableDataset[Any]):
     def _position_to_begin(self, base_seed: int | None) -> Position:
         """Where the next iteration begins; in a worker the epochs are asked, or told."""
         position = self._upcoming()
-        parent = parent_process()
-        if base_seed is None or parent is None or parent.pid is None:
+        if base_seed is None:
             return position
         if self._is_counted:
             self._is_counted = False
-            number = self._epochs.number(
-                parent.pid, base_seed, first=position.number, since=self._heard
-            )
-            return position if number == position.number else Position(number)
+            first, since = position.number, self._heard
+            number = self._epochs.number(_parent(), base_seed, first=first, since=since)
+            return position if number == first else Position(number)
         if self._tells:
-            self._epochs.tell(parent.pid, base_seed, position.number)
+            self._epochs.tell(_parent(), base_seed, position.number)
         return position
 
     def _upcoming(self) -> Position:
@@ -345,6 +346,12 @@ class M2MDataLake(IterableDataset[Any]):
         """
         here = {"_here": None, "_newest": None, "_next": self._upcoming(), "_pid": -1}
         return self.__dict__ | here
+
+
+def _parent() -> int:
+    """The process whose DataLoader started this worker."""
+    parent = parent_process()
+    return 0 if parent is None or parent.pid is None else parent.pid
 
 
 def process_rank(rank: int | None, world: int | None) -> tuple[int, int]:

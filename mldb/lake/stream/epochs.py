@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from mldb.errors import InvalidValueError
 from mldb.log.fs.shared_list import SharedEntry, SharedList
 
 _NEW: Final = 0  # the value of an entry that asks for a number; others are the number and 1
+_PLANS: Final = 1 << 63  # in the owner of entries that say what a worker planned a pass by
+_WORD: Final = (1 << 64) - 1
 
 
 class Epochs:
@@ -43,6 +46,17 @@ class Epochs:
     def tell(self, owner: int, base_seed: int, number: int) -> None:
         """Say that the workers with *base_seed* are at pass *number*."""
         self._list.append(SharedEntry(owner, base_seed, number + 1))
+
+    def check_agreed(self, owner: int, base_seed: int, number: int, drawn_by: str) -> None:
+        """Say what this worker drew its pass by. Raises InvalidValueError if another said else."""
+        value = int(drawn_by, 16) & _WORD
+        own = SharedEntry(owner | _PLANS, (base_seed + number) & _WORD, value)
+        self._list.append(own)
+        if any(e[:2] == own[:2] and e != own for e in self._list.read()):
+            raise InvalidValueError(
+                "the salience returned other values in another worker, so the workers would not "
+                "share one pass. Use the lake's own loader, which asks once for all, or a column"
+            )
 
     def upcoming(self, owner: int, *, first: int, since: int) -> int:
         """Return the pass of the next epoch that begins."""

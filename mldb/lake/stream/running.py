@@ -95,26 +95,31 @@ class RunningPass(Iterator[Any]):
         self._is_closed = False
 
     def __next__(self) -> Any:
-        progress = self.progress
-        if progress.is_over or self._is_closed:
-            raise StopIteration
+        line = self._line
         try:
-            if self._line is None:
-                self._line = self._make_line(progress)
+            if line is None:
+                line = self._begun()
             else:
                 safe_point()  # the step before is done, and counted
-            batch = next(self._line, _END)
+            batch = next(line, _END)
         except BaseException as error:
-            progress.has_failed = isinstance(error, Exception)
+            self.progress.has_failed = isinstance(error, Exception)
             self._end_line()
             raise
-        progress.has_failed = False
         if batch is _END:
-            progress.is_over = True
+            self.progress.is_over = True
             self._end_line()
             raise StopIteration
-        progress.done += 1  # with nothing before the return at which Python looks for signals
+        self.progress.done += 1  # with nothing before the return at which Python looks for signals
         return batch
+
+    def _begun(self) -> Iterator[Any]:
+        """What makes the batches from here on."""
+        if self.progress.is_over or self._is_closed:
+            return iter(())
+        line = self._line = self._make_line(self.progress)
+        self.progress.has_failed = False
+        return line
 
     def close(self) -> None:
         """Leave the pass where it is; there are no more batches. Again does nothing."""
