@@ -383,30 +383,6 @@ def test_looking_at_single_batches_leaves_the_iteration_alone(
     assert got == want
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_one_iteration_at_a_time(store_path: Path, data: dict[str, Any], workers: int) -> None:
-    """A second one shared the stream with the first, and each counted for both."""
-    with mldb.open(store_path) as db:
-        lake = fill(db, data)
-        passes = []
-        for number in range(3):
-            one = stream(lake, "isotropic")
-            one.dataset.set_pass(number)
-            passes.append(raw(one))
-        loader = stream(lake, "isotropic", num_workers=workers)
-        first = iter(loader)
-        assert raw(itertools.islice(first, 3)) == passes[0][:3]
-        second = iter(loader)
-        assert raw([next(second)]) == passes[1][:1]
-        assert list(first) == []  # it has ended
-        assert raw(second) == passes[1][1:]
-        assert (loader.state_dict()["pass"], loader.state_dict()["done"]) == (2, 0)
-        for batch in loader:
-            loader.dataset.set_pass(0)
-            assert raw([batch]) == passes[2][:1]  # and the loop ends here
-        assert raw(loader) == passes[0]
-
-
 def test_a_state_loaded_in_the_middle_of_a_pass_ends_it(
     db: mldb.MLDatabase, data: dict[str, Any]
 ) -> None:

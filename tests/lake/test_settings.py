@@ -51,7 +51,6 @@ def outcome(lake: Any, options: Mapping[str, Any]) -> str | tuple[Any, ...]:
             batches.append([part.numpy().tobytes() for part in parts])
             if number == 2:
                 break
-        loader.dataset.leave()
         stats = loader.stats()
         tiers = [stats[tier] is None for tier in ("warm", "hot")]
         return (len(loader), batches, tiers, stats["importance"])

@@ -55,6 +55,8 @@ class Augmenter:
         self._spec = device
         self._device: Device | None = None
         self._tables: list[Table] = []  # what was loaded to it: the rows of the landscape, or none
+        self._at_work: list[bool] = []  # not empty: in the middle of a call, or a call failed there
+        self._let_go: Callable[[], object] | None = None
         self._landscape: Landscape | None = None
         self._made = 0
         self._kept = 0
@@ -64,8 +66,17 @@ class Augmenter:
         """The device, borrowed until this goes. Raises GpuUnavailableError."""
         if self._device is None:
             device = self._device = borrow(self._spec)
-            weakref.finalize(self, give_back, self._spec, device, os.getpid(), self._tables)
+            held = (self._spec, device, os.getpid(), self._tables, self._at_work)
+            self._let_go = weakref.finalize(self, give_back, *held)
         return self._device
+
+    def close(self) -> None:
+        """Give the device back now; nothing can be augmented any more. Again does nothing.
+
+        It is closed for good where a call failed: another one may find it in any state.
+        """
+        if self._let_go is not None:
+            self._let_go()
 
     @property
     def device_name(self) -> str | None:
@@ -91,6 +102,7 @@ class Augmenter:
         the rows in it, or a tensor where the device has memory of its own. *x* must not change
         until then.
         """
+        self._at_work.append(True)
         chosen = self._chosen
         copies = chosen.copies
         numbers = np.tile(np.arange(1, copies + 1, dtype=np.uint16), len(rows))
@@ -100,18 +112,23 @@ class Augmenter:
         started = self._move(_repeated(x, copies), np.repeat(rows, copies), keys)
 
         def finish() -> Augmented:
+            self._at_work.append(True)
             moved, changed, taken_back = started()
             if _on_device(moved) and self.device.kind == "vulkan":
                 moved = moved.clone()  # it lies in a slot that is used again
             self._made += len(keys)
             self._kept += int(taken_back.sum())
-            if not chosen.keep:
-                return _collected(moved, out), changed
-            both = np.ones((len(rows), chosen.group), np.bool_)
-            both[:, 0] = False
-            both[:, 1:] = changed.reshape(len(rows), copies)
-            return _interleave(x, moved, copies, out), both.reshape(-1)
+            if chosen.keep:
+                both = np.ones((len(rows), chosen.group), np.bool_)
+                both[:, 0] = False
+                both[:, 1:] = changed.reshape(len(rows), copies)
+                done = _interleave(x, moved, copies, out), both.reshape(-1)
+            else:
+                done = _collected(moved, out), changed
+            self._at_work.clear()
+            return done
 
+        self._at_work.clear()
         return finish
 
     def _move(self, x: Any, rows: Numbers, keys: Keys) -> Callable[[], Moved]:

@@ -29,18 +29,24 @@ def borrow(spec: str) -> Device:
     return open_device(spec, copy=False)
 
 
-def give_back(spec: str, device: Device, pid: int, tables: Sequence[Table] = ()) -> None:
+def give_back(
+    spec: str,
+    device: Device,
+    pid: int,
+    tables: Sequence[Table] = (),
+    at_work: Sequence[object] = (),
+) -> None:
     """Close *tables* and take back a device that was borrowed in process *pid*; from any thread.
 
-    One that was lost is closed: the next one who asks gets a new one.
-    A forked child has no use for its parent's devices and leaves them alone.
+    One that was lost, or left *at_work* by an error or by Ctrl-C, is closed: the next one who asks
+    gets a new one. A forked child has no use for its parent's devices and leaves them alone.
     """
     if pid != os.getpid():
         return
     for table in tables:
         table.close()
     free = _idle.setdefault((pid, spec), deque())
-    if device.usable and len(free) < IDLE_MAX:
+    if device.usable and not at_work and len(free) < IDLE_MAX:
         free.append(device)
     else:
         device.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from keyword import iskeyword
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
+from weakref import WeakValueDictionary
 
 from mldb.errors import InvalidValueError, MissingError
 from mldb.gpu.torch_device import torch_device_of
@@ -20,17 +22,25 @@ from mldb.lake.order.plan import Plan, shuffle_quality
 from mldb.lake.order.weights import Importance, chances
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import StreamOptions
+from mldb.log.checksum import digest128
 from mldb.log.fs.machine import total_memory
 from mldb.noise.streams import stream_seed
 
 _SAMPLED_BATCHES: Final = 64
+_KNOWN_PASSES: Final = 4096  # of which it is kept what they were drawn by: 100 bytes each
 
 
-class Pass(NamedTuple):
-    """One pass: its number and its batches."""
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Pass:
+    """One pass: its number and its batches. Immutable; any thread; pickles to workers.
+
+    ``drawn_by`` names the chances of the rows where a function of the user had a part in them: what
+    it returns tomorrow may be something else. Else it is None, and the number says all.
+    """
 
     number: int
     plan: Plan
+    drawn_by: str | None = None
 
     @property
     def is_in_row_order(self) -> bool:
@@ -39,9 +49,10 @@ class Pass(NamedTuple):
 
 
 class Passes:
-    """The passes of a stream over the rows of a lake at a commit. Any thread.
+    """The passes of a stream over the rows of a lake at a commit. Any thread; a race costs time.
 
-    The one planned last is kept, because planning may cost O(rows); a race costs time.
+    Planning may cost O(rows), and asks a salience that is a function of the user. So a plan is kept
+    as long as somebody reads by it, and the one made last until another one is made.
     """
 
     def __init__(self, rows: Rows, options: StreamOptions) -> None:
@@ -50,36 +61,103 @@ class Passes:
         self._options = options
         self._seed = stream_seed(options.seed, rows.state.info.lake_id)
         self._last: Pass | None = None
+        self._held: WeakValueDictionary[int, Pass] = WeakValueDictionary()
+        self._begun: dict[int, str] = {}  # by number, what a pass that began was drawn by
         self._drawn: Sampler | None = None  # what the newest pass was drawn by
 
-    def plan(self, number: int) -> Pass:
-        """Return pass *number*. Raises InvalidValueError for one beyond 2^32."""
-        last = self._last
-        if last is None or last.number != number:
-            options = self._options
-            plan = Plan(
-                order=self._order(number),
-                batch_size=options.source_rows,
-                drop_last=options.drop_last,
-            )
-            last = self._last = Pass(number, plan)
-        return last
+    @property
+    def asks(self) -> bool:
+        """Whether a function of the user decides which rows a pass has."""
+        return callable(self._options.salience)
 
-    def _order(self, number: int) -> PassOrder:
+    def plan(self, number: int) -> Pass:
+        """Return pass *number* as it is read, or would be. Raises InvalidValueError.
+
+        It is that of who reads it now. A past one is planned again, and refused where a function of
+        the user says by now that it would have other rows. So is one beyond 2^32.
+        """
+        found = self._held.get(number)
+        if found is None:
+            found = self._made(number)
+            was = self._begun.get(number)
+            if was is not None and was != found.drawn_by:
+                raise InvalidValueError(
+                    f"pass {number} was drawn by a salience (digest {was}) that is another by now "
+                    f"({found.drawn_by}), so its rows cannot be told. Ask while the pass runs, or "
+                    "keep what the salience returned as a column"
+                )
+            self._keep(found)
+        return found
+
+    def begin(self, number: int, drawn_by: str | None = None) -> Pass:
+        """Return pass *number*, which begins: with the salience as it is now.
+
+        With *drawn_by* it goes on: by the same chances, if they are kept or the salience still
+        gives them. Raises InvalidValueError where it does not.
+        """
+        found = self._held.get(number)
+        if found is None or not self._may_begin(found, drawn_by):
+            found = self._made(number)
+        if drawn_by is not None and found.drawn_by != drawn_by:
+            raise InvalidValueError(
+                f"pass {number} was drawn by a salience of digest {drawn_by}, and now it gives "
+                f"{found.drawn_by}: the rest of the pass would have other rows. Nothing was "
+                "changed; give the salience as it was, or begin a pass with set_pass()"
+            )
+        self._keep(found)
+        if found.drawn_by is not None:
+            self._begun.pop(number, None)
+            self._begun[number] = found.drawn_by
+            if len(self._begun) > _KNOWN_PASSES:
+                del self._begun[next(iter(self._begun))]
+        return found
+
+    def adopt(self, planned: Pass) -> None:
+        """Read this pass by the plan of another process, which asked the salience for it."""
+        self._keep(planned)
+
+    def batches(self, number: int) -> int:
+        """How many batches a pass has. Asks no salience where draws are with replacement."""
+        options = self._options
+        if options.importance is not None and options.importance.replacement != "with":
+            return len(self.plan(number).plan)
+        length = len(self._rows) if options.draws is None else options.draws
+        return len(Plan(order=Sequential(length), **self._cut))
+
+    def _may_begin(self, found: Pass, drawn_by: str | None) -> bool:
+        """Whether a plan that is kept may be that of a pass that begins or goes on."""
+        if not self.asks:
+            return True
+        return found.number not in self._begun if drawn_by is None else found.drawn_by == drawn_by
+
+    def _keep(self, found: Pass) -> None:
+        self._held[found.number] = self._last = found
+
+    def _made(self, number: int) -> Pass:
+        order, drawn_by = self._order(number)
+        return Pass(number, Plan(order=order, **self._cut), drawn_by)
+
+    @property
+    def _cut(self) -> dict[str, Any]:
+        return {"batch_size": self._options.source_rows, "drop_last": self._options.drop_last}
+
+    def _order(self, number: int) -> tuple[PassOrder, str | None]:
         options, rows = self._options, self._rows
         if options.importance is not None:
             sampler = self._drawn = self._sampler(options.importance)
-            return sampler.order(
+            order = sampler.order(
                 seed=self._seed, pass_number=number, length=options.draws or len(rows)
             )
+            return order, _digest(sampler) if self.asks else None
         assert options.order != "auto"
-        return plain_order(
+        plain = plain_order(
             options.order,
             len(rows),
             seed=self._seed,
             pass_number=number,
             window_strata=max(1, options.window_rows // STRATUM_ROWS),
         )
+        return plain, None
 
     def _sampler(self, importance: Importance) -> Sampler:
         """The sampler of all rows; kept with them, unless a function of the user decides."""
@@ -87,18 +165,19 @@ class Passes:
         every = slice(0, len(rows))
         # With replacement a sampler serves passes of any length.
         draws = None if importance.replacement == "with" else self._options.draws
-        if callable(salience):
-            values: Any = salience(rows.ids().copy())
+
+        def make(values: Any) -> Sampler:
             found = chances(importance, rows.gather("alpha", every), values, draws=draws)
             return prepare_sampler(importance, found, ids=rows.ids())
+
+        if callable(salience):
+            return make(salience(rows.ids().copy()))
         key = ("sampler", importance, salience, draws)
 
-        def make() -> Sampler:
-            values = None if salience is None else rows.gather(salience, every)
-            found = chances(importance, rows.gather("alpha", every), values, draws=draws)
-            return prepare_sampler(importance, found, ids=rows.ids())
+        def kept() -> Sampler:
+            return make(None if salience is None else rows.gather(salience, every))
 
-        return rows.derived(key, make, lambda sampler: sampler.nbytes)
+        return rows.derived(key, kept, lambda sampler: sampler.nbytes)
 
     def stats(self) -> dict[str, Any]:
         """Figures of the pass planned last: how well it is shuffled, or what its weights cost.
@@ -115,6 +194,11 @@ class Passes:
         if drawn is not None:
             weights = {"ess": drawn.chances.ess, "floor": drawn.chances.floor}
         return {"shuffle": shuffle, "importance": weights}
+
+
+def _digest(sampler: Sampler) -> str:
+    """A name for the chances of all rows, whose order is that of the commit."""
+    return digest128(sampler.chances.p.data).hex()
 
 
 def _quality(plan: Plan, rows: int) -> dict[str, float] | None:

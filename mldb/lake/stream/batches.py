@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from mldb.arrays import Numbers
+from mldb.errors import UsageError
 from mldb.gpu.select import check_spec
 from mldb.lake.augment.augmenter import Augmenter
 from mldb.lake.order.passes import Pass
@@ -25,18 +26,21 @@ from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.block import Selection
 from mldb.lake.rows.lent import Lender
 from mldb.lake.rows.live import Rows
-from mldb.lake.rows.tiers import Segments, Tier, hot_tier, warm_tier
+from mldb.lake.rows.tiers import Segments, Tier, hot_tier, slots_of, warm_tier
 from mldb.lake.stream.pool import BatchPool
 from mldb.lake.stream.settings import StreamOptions
 from mldb.noise.philox import LAYOUT_VERSION
 
+_USER: Final = 0
 _READY_BLOCKS: Final = 64  # that are looked at before a pass, to see whether a thread is of use
 
 
 class Stream:
-    """Makes the batches of a lake in one process. One thread at a time; never pickled.
+    """Makes the batches of a lake in one process. One user at a time; never pickled.
 
     Tensors it returns belong to who holds them: their memory is used again once they are dropped.
+    A second user is refused, for they would fill each other's buffers and slots of the device. One
+    that failed in the middle of a batch, whatever the reason, makes no more.
     """
 
     def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
@@ -51,6 +55,7 @@ class Stream:
             self._hot = hot_tier(rows, options.hot_bytes, self._gather, self._torch_device)
         self._lender: Lender | None = None  # of the newest pass
         self._current: Pass | None = None
+        self._users: dict[int, object] = {}  # at _USER the one there may be
         self._batches = 0
         most = len(rows) if options.draws is None else options.draws
         source_rows = min(options.source_rows, most)
@@ -73,39 +78,51 @@ class Stream:
     def flow(self, current: Pass, batches: Iterable[BatchRows]) -> Iterator[Any]:
         """Make batches of a pass in order; the device works on the next while one is handed out.
 
-        Rows in their order are lent from a mapping of this pass, where that is possible.
+        Rows in their order are lent from a mapping of this pass, where that is possible. Raises
+        UsageError where the stream has a user.
         """
+        self._enter()
         started: deque[Callable[[], Any]] = deque()
         ahead = 0  # grows to what the device takes: the first batch waits for no other
         self._current = current
-        self._lender = Lender(self._rows) if self._is_lending(current) else None
-        for batch in batches:
-            started.append(self._start(current, batch, self._lender))
-            if len(started) > ahead:
-                yield started.popleft()()
-                ahead = 0 if self._augmenter is None else min(ahead + 1, self._augmenter.ahead)
-        while started:
-            yield started.popleft()()
-
-    def _is_lending(self, current: Pass) -> bool:
-        """Whether batches are views of the mapped segments: rows in order, read by the host."""
         tiers = (self._warm, self._hot, self._torch_device)
-        return current.is_in_row_order and all(tier is None for tier in tiers)
+        lends = current.is_in_row_order and all(tier is None for tier in tiers)
+        self._lender = Lender(self._rows) if lends else None
+        try:
+            for batch in batches:
+                started.append(self._start(current, batch, self._lender))
+                if len(started) > ahead:
+                    yield started.popleft()()
+                    ahead = 0 if self._augmenter is None else min(ahead + 1, self._augmenter.ahead)
+            while started:
+                yield started.popleft()()
+        except GeneratorExit:  # between two batches
+            self._users.clear()
+            raise
+        self._users.clear()
 
-    def is_ready(self, current: Pass) -> bool:
-        """Whether batches cost nothing to make, so that no thread need work ahead."""
-        lends = self._is_lending(current) and self._augmenter is None
-        count = self._rows.blocks
-        if not lends or count > _READY_BLOCKS:
-            return False
-        return all(self._rows.block(number).is_verified("mu") for number in range(count))
-
-    def make(self, current: Pass, number: int) -> Any:
+    def make(self, current: Pass, batch: BatchRows) -> Any:
         """Return one batch of a pass: a tensor [B, dim], or a named tuple of the fields asked for.
 
-        Raises InvalidValueError for a number outside the pass.
+        Raises UsageError where the stream has a user.
         """
-        return self._start(current, current.plan.batch(number))()
+        self._enter()
+        made = self._start(current, batch)()
+        self._users.clear()
+        return made
+
+    def _enter(self) -> None:
+        """Take the place of the one user; it stays taken where an error ends the use."""
+        user = object()
+        if self._users.setdefault(_USER, user) is not user:
+            raise UsageError("this stream makes the batches of another pass; take one of your own")
+
+    def close(self) -> None:
+        """Give back the device and the memory of the tiers; nothing can be made any more."""
+        self._users[_USER] = self
+        if self._augmenter is not None:
+            self._augmenter.close()
+        self._warm = self._hot = None
 
     def _start(
         self, current: Pass, batch: BatchRows, lender: Lender | None = None
@@ -179,9 +196,8 @@ class Stream:
 
     # --- what is known ----------------------------------------------------------------------------
 
-    def provenance(self, current: Pass, number: int) -> dict[str, Any]:
-        """Where every row of a batch of a pass comes from. Raises InvalidValueError."""
-        batch = current.plan.batch(number)
+    def provenance(self, current: Pass, batch: BatchRows) -> dict[str, Any]:
+        """Where every row of a batch of a pass comes from."""
         chosen, group, drawn = self.options.augmentation, self.options.group, batch.occurrences
         return {
             "id": np.repeat(self._rows.gather("id", batch.rows), group),
@@ -216,6 +232,20 @@ class Stream:
             "buffers": self._pool.made,
             "augmented": None if augmenter is None else augmenter.stats(),
         }
+
+
+def is_ready(rows: Rows, options: StreamOptions, current: Pass) -> bool:
+    """Whether batches of a pass cost nothing to make, so that no thread need work ahead.
+
+    They are views of the mapped segments then: rows in order, verified, read by the host.
+    """
+    if not current.is_in_row_order or options.augmentation is not None:
+        return False
+    if rows.blocks > _READY_BLOCKS or output_device(options) is not None:
+        return False
+    if slots_of(rows, options.warm_bytes or 0):
+        return False
+    return all(rows.block(number).is_verified("mu") for number in range(rows.blocks))
 
 
 def output_device(options: StreamOptions) -> Any:

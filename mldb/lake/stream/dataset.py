@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, Final, get_args
+from multiprocessing import parent_process
+from typing import Any, NamedTuple, get_args
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.errors import InvalidValueError
 from mldb.lake.augment.landscape import Landscape
 from mldb.lake.order.pass_order import PlainOrder
-from mldb.lake.order.passes import Pass, Passes, check_stream, chosen_order
+from mldb.lake.order.passes import Pass, check_stream, chosen_order
 from mldb.lake.order.plan import Shard
-from mldb.lake.rows.live import Rows
 from mldb.lake.rows.source import LakeSource
-from mldb.lake.stream.batches import Stream
-from mldb.lake.stream.prefetch import prefetch
+from mldb.lake.stream.epochs import Epochs
+from mldb.lake.stream.running import LineMaker, PassProgress, Position, RunningPass
 from mldb.lake.stream.settings import StreamOptions
-from mldb.noise.draws import PASS_BITS, check_seed
-from mldb.noise.philox import LAYOUT_VERSION
-from mldb.write.preemption import safe_point
+from mldb.lake.stream.state import check_state, make_state
+from mldb.lake.stream.streams import OpenedLake
+from mldb.noise.draws import check_seed
 
-STATE_VERSION: Final = 1
+
+class _Given(NamedTuple):
+    """What a :class:`LakeLoader` gives its workers: where they begin, and by which plan."""
+
+    position: Position
+    planned: Pass | None
 
 
 class M2MDataLake(IterableDataset[Any]):
     """Batches of a lake at one commit; made by ``lake.export_to_dataloader`` or ``lake.dataset``.
 
-    Every iteration is one pass, whose order and noise are functions of (seed, pass). One iteration
-    at a time and thread. It travels to DataLoader workers, forked or spawned, which share the
-    batches of a pass among them; so do DDP ranks. Under a plain DataLoader whose workers do not
-    persist, call ``set_pass(epoch)`` before each epoch: they are copies, and what they did is not
-    known here. :class:`LakeLoader` needs no such call. ``state_dict`` tells where it is, a few
-    integers; loaded before an iteration, that one goes on with the next batch, under any number of
-    ranks.
+    Every ``iter`` begins a pass, whose order and noise are functions of (seed, pass), and draws its
+    number: the next one after the newest. Iterations are independent, as torch's are: each has its
+    own thread, buffers and device; the budgets of the tiers are not multiplied, for one of them
+    has the tiers and others read from the segments. ``state_dict``, ``stats`` and what is asked
+    without a pass number speak of the newest. One thread at a time for each iteration, and one for
+    all else.
+
+    It travels to DataLoader workers, forked or spawned, which share the batches of a pass among
+    them; so do DDP ranks. Under a plain DataLoader, whose workers are copies, each epoch is the
+    next pass as well: the base seed of torch tells them that it is another one. ``state_dict``
+    tells where it is, a few integers; loaded before an iteration, that one goes on with the next
+    batch, under any number of ranks. An iteration that an error ended is gone on with by the next
+    one, at the batch that failed; one that was left, by ``break`` or Ctrl-C, is over.
     """
 
     def __init__(
@@ -46,85 +57,157 @@ class M2MDataLake(IterableDataset[Any]):
         Shard(rank=rank, world=world)  # refuses what is none
         self.options = options
         self.rank, self.world = rank, world
-        self.pass_number = 0
-        """The pass of the next iteration."""
         self._source = source
-        self._start = 0  # the first batch of the pass, over all ranks
-        self._done = 0  # batches handed out since, by this iterator
-        self._flow: Generator[Any] | None = None  # what runs, or was left in the middle of its pass
+        self._newest: PassProgress | None = None
+        self._next: Position | None = Position(0)  # of the next iteration; None: after the newest
         self._here: OpenedLake | None = None
+        self._pid = os.getpid()
         check_stream(source.rows(), options)
         self._auto = options.order == "auto" and options.importance is None
         if self._auto:
             self.options = replace(options, order=chosen_order(source.rows()))
+        # How the workers of plain DataLoaders know their pass. What was said before is in _next.
+        self._epochs = Epochs()
+        self._heard = 0
+        self._is_counted = False  # a copy in a worker that does not know its pass yet
+        self._tells = True  # in a worker: the others, which pass it begins
+        self._given: _Given | None = None
 
     @property
     def lsn(self) -> int:
         """The commit that is read."""
         return self._source.lsn
 
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the next pass, or the rest of the one a state was loaded for.
+    @property
+    def pass_number(self) -> int:
+        """The pass of the newest iteration, and of the next one when none runs."""
+        self._settle()
+        running = self._running()
+        return self._upcoming().number if running is None else running.number
 
-        An iteration that runs is ended by this, and its pass is over.
+    # --- iterating --------------------------------------------------------------------------------
+
+    def __iter__(self) -> RunningPass:
+        """Begin the next pass, or the rest of the one a state was loaded for or an error ended.
+
+        Raises what planning raises, then no pass has begun: a salience that returns no numbers, or
+        others than the state was saved with (InvalidValueError).
         """
-        self.leave()
+        self._settle()
+        reader, is_alone = self._reader(), get_worker_info() is None
+
+        def line(progress: PassProgress) -> Iterator[Any]:
+            return reader.line(progress.current, progress.jobs(), ahead=is_alone)
+
+        return self.start_pass(line)
+
+    def start_pass(self, line: LineMaker) -> RunningPass:
+        """Begin the next pass, with batches that *line* makes; what iterating does."""
+        self._settle()
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        stream, current = self._reader().stream, self._pass()
         shard = Shard(rank=self.rank, world=self.world, worker=worker, workers=workers)
-        cursor = shard.cursor_after(self._start, self._done * workers, len(current.plan))
-        jobs = current.plan.read(cursor, shard, even=self.options.even_ranks)
-        depth = self.options.prefetch if info is None and not stream.is_ready(current) else 0
-        yield from self.run(prefetch(stream.flow(current, jobs), depth))
+        base_seed = None if info is None else info.seed - info.id
+        position = self._position_to_begin(base_seed)
+        if workers == 1:  # a batch more was handed out for every rank, and the workers of none
+            start = position.start + position.done * self.world
+            position = position._replace(start=start, done=0)
+        current, position = self._begun(position)
+        if base_seed is not None and current.drawn_by is not None and self._tells:
+            self._epochs.check_agreed(_parent(), base_seed, current.number, current.drawn_by)
+        even = self.options.even_ranks
+        progress = PassProgress(current, shard, start=position.start, done=position.done, even=even)
+        self._newest = progress
+        self._next = None  # in this order: between the two the same position would come again
+        return RunningPass(progress, line)
 
-    def run(self, flow: Generator[Any]) -> Iterator[Any]:
-        """Yield from *flow*, the rest of this pass, and count; at its end the next pass begins."""
-        self._flow = flow
-        try:
-            for batch in flow:
-                self._done += 1
-                yield batch
-                safe_point()  # the step before is done, and counted
-        finally:
-            flow.close()
-        if self._flow is flow:
-            self._begin(self.pass_number + 1)
+    def _begun(self, position: Position) -> tuple[Pass, Position]:
+        """The pass at a position; where it has nothing left for this rank, the next one."""
+        passes = self._reader().passes
+        current = passes.begin(position.number, position.drawn_by)
+        # What is left for this worker alone says nothing of the others of its rank.
+        is_of_rank = position.start and not position.done
+        if is_of_rank and not self._share(position.start, len(current.plan)):
+            position = Position(position.number + 1)
+            current = passes.begin(position.number)
+        return current, position
 
-    def position(self) -> tuple[int, int, int]:
-        """The pass, the batch it starts at, and how many were handed out since."""
-        return self.pass_number, self._start, self._done
+    def _share(self, start: int, count: int) -> range:
+        """The batches of this rank, of the *count* of a pass, from batch *start* on."""
+        shard = Shard(rank=self.rank, world=self.world)
+        return shard.deal(min(start, count), count, even=self.options.even_ranks)
 
-    def leave(self) -> None:
-        """End the iteration that runs or was left in the middle, if any, and its pass."""
-        if self._flow is not None:
-            self._begin(self.pass_number + 1)
+    def _position_to_begin(self, base_seed: int | None) -> Position:
+        """Where the next iteration begins; in a worker the epochs are asked, or told."""
+        position = self._upcoming()
+        if base_seed is None:
+            return position
+        if self._is_counted:
+            self._is_counted = False
+            first, since = position.number, self._heard
+            number = self._epochs.number(_parent(), base_seed, first=first, since=since)
+            return position if number == first else Position(number)
+        if self._tells:
+            self._epochs.tell(_parent(), base_seed, position.number)
+        return position
 
-    def _begin(self, number: int, start: int = 0, done: int = 0) -> None:
-        flow, self._flow = self._flow, None
-        if flow is not None:
-            flow.close()
-        self.pass_number, self._start, self._done = number, start, done
+    def _upcoming(self) -> Position:
+        """The position of the next iteration of this process."""
+        self._listen()
+        if self._next is not None:
+            return self._next
+        assert self._newest is not None
+        if self._newest.has_failed:
+            return self._newest.position()
+        return Position(self._newest.number + 1)
 
-    def prepare(self) -> None:
-        """Compute what all workers need of the lake now, once: its graph, its sampler.
-
-        Forked ones have it; others find it as a hint, where this handle may write.
-        """
-        self._pass()
-        chosen = self.options.augmentation
-        if chosen is not None and chosen.mode != "isotropic":
-            Landscape(self._source.rows(), chosen).prepare()
+    def _listen(self) -> None:
+        """Count the passes that workers of plain DataLoaders of this process began meanwhile."""
+        if self._is_counted or get_worker_info() is not None or len(self._epochs) == self._heard:
+            return
+        heard, newest = len(self._epochs), self._newest
+        if self._next is not None:
+            first = self._next.number
+        else:
+            assert newest is not None
+            first = newest.number + 1
+        number = self._epochs.upcoming(os.getpid(), first=first, since=self._heard)
+        if number != first:
+            self._next = Position(number)
+        self._heard = heard
 
     def set_pass(self, number: int) -> None:
         """Begin pass *number* with the next iteration. Raises InvalidValueError."""
         check_seed(self.options.seed, number)
-        self._begin(int(number))
+        self._go_to(Position(int(number)))
+
+    def _go_to(self, position: Position) -> None:
+        self._settle()
+        self._is_counted = False
+        self._heard = len(self._epochs)
+        self._next = position
+
+    # --- what is asked of it ----------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Compute what all workers need of the lake now, once: its graph.
+
+        Forked ones have it; others find it as a hint, where this handle may write.
+        """
+        chosen = self.options.augmentation
+        if chosen is not None and chosen.mode != "isotropic":
+            Landscape(self._source.rows(), chosen).prepare()
 
     def batches(self) -> int:
-        """How many batches this rank gets in a pass."""
-        shard = Shard(rank=self.rank, world=self.world)
-        return len(shard.deal(0, len(self._pass().plan), even=self.options.even_ranks))
+        """How many batches this rank gets in the newest iteration, or the next when none runs."""
+        self._settle()
+        running = self._running()
+        if running is not None:
+            return running.length
+        position = self._upcoming()
+        start = position.start + position.done * self.world
+        count = self._reader().passes.batches(position.number)
+        return len(self._share(start, count)) or len(self._share(0, count))
 
     def stats(self) -> dict[str, Any]:
         """Figures of this process: what ran, how well it is shuffled, what each tier moved and hit.
@@ -133,7 +216,7 @@ class M2MDataLake(IterableDataset[Any]):
         ``importance``: its effective sample size, as a share of the draws, and the floor in use.
         """
         reader = self._reader()
-        return reader.stream.stats() | reader.passes.stats()
+        return reader.streams.stats() | reader.passes.stats()
 
     def provenance(self, batch: int, *, pass_number: int | None = None) -> dict[str, Any]:
         """Tell of every row of batch *batch* (of all ranks) of a pass where it comes from.
@@ -141,16 +224,28 @@ class M2MDataLake(IterableDataset[Any]):
         ``id``, ``lsn``, ``augmentation`` (int64 [B]; 0 is the row itself where options keep it),
         ``occurrence`` (int64 [B], the position of the draw in the pass; None without draws with
         replacement), ``lake``, ``seed``, ``pass``, ``step`` (the first of the noise), ``layout``,
-        ``mode``. The batch made again from them is the same bytes.
+        ``mode``. The batch made again from them is the same bytes. Raises InvalidValueError for a
+        past pass whose salience is another by now.
         """
-        return self._reader().beside.provenance(self._pass(pass_number), batch)
+        return self._reader().streams.provenance(self._pass(pass_number), batch)
 
     def batch(self, number: int, *, pass_number: int | None = None) -> Any:
-        """Make batch *number* (of all ranks) of a pass, whatever is being iterated."""
-        return self._reader().beside.make(self._pass(pass_number), number)
+        """Make batch *number* (of all ranks) of a pass, whatever is being iterated.
 
-    def _pass(self, number: int | None = None) -> Pass:
-        return self._reader().passes.plan(self.pass_number if number is None else number)
+        Raises InvalidValueError as :meth:`provenance` does.
+        """
+        return self._reader().streams.make(self._pass(pass_number), number)
+
+    def _pass(self, number: int | None) -> Pass:
+        newest, asked = self._newest, self.pass_number if number is None else number
+        if newest is not None and newest.number == asked:
+            return newest.current
+        return self._reader().passes.plan(asked)
+
+    def _running(self) -> PassProgress | None:
+        """The newest iteration, where it has not come to its end and no other was asked for."""
+        newest = self._newest
+        return None if self._next is not None or newest is None or newest.is_over else newest
 
     def _reader(self) -> OpenedLake:
         """What reads in this process: opened when first asked for."""
@@ -161,104 +256,103 @@ class M2MDataLake(IterableDataset[Any]):
     # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, as plain values: after the last batch that was handed out."""
-        info = get_worker_info()
-        return {
-            "version": STATE_VERSION,
-            "layout": LAYOUT_VERSION,
-            "lake": self._source.lake_id,
-            "lsn": self._source.lsn,
-            "seed": self.options.seed,
-            "pass": self.pass_number,
-            "cursor": self._start,
-            "done": self._done,
-            "world": self.world,
-            "workers": 1 if info is None else info.num_workers,
-            "batch_size": self.options.batch_size,
-            "order": self.options.order,
-            "settings": self.options.settings_digest(),
-        }
+        """Where the newest iteration is, as plain values: it names the next batch.
+
+        After the last batch that is the first one of the next pass. Where a salience is a function,
+        the state names what it returned, and goes on under the same alone.
+        """
+        self._settle()
+        info, newest = get_worker_info(), self._newest
+        if self._next is None and newest is not None and (info is not None or not newest.is_over):
+            position = newest.position()
+        else:
+            position = self._upcoming()
+        return make_state(
+            position,
+            lake=self._source.lake_id,
+            lsn=self._source.lsn,
+            seed=self.options.seed,
+            world=self.world,
+            workers=1 if info is None else info.num_workers,
+            batch_size=self.options.batch_size,
+            order=self.options.order,
+            settings=self.options.settings_digest(),
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where *state* was taken. Call it before iterating.
+        """Go on where *state* was taken, with the next iteration; those that run are left alone.
 
-        Raises InvalidValueError for the state of another lake, version, seed or batch size, and for
-        a worker's state under another number of workers; then nothing changed.
+        Raises InvalidValueError for the state of another lake, version, seed or batch size, for a
+        worker's state under another number of workers, and for a batch that no such pass has; then
+        nothing changed.
         """
-        start, done = self._check(state)
+        position = check_state(state, self.state_dict(), self._orders(), any_order=self._auto)
         source = self._source.moved_to(state["lsn"])
         check_stream(source.rows(), self.options)
+        self._check_reach(source, position)
         if source is not self._source or state["order"] != self.options.order:
-            self._source, self._here = source, None
+            self._source, self._here, self._newest = source, None, None
             self.options = replace(self.options, order=state["order"])
-        self._begin(state["pass"], start, done)
+        self._go_to(position)
 
-    def _check(self, state: dict[str, Any]) -> tuple[int, int]:
-        here = self.state_dict()
-        if not isinstance(state, dict) or set(state) != set(here):
-            raise InvalidTypeError(f"{state!r:.200} is no state of a lake's stream")
-        for key, what in (
-            ("version", "version of the state"),
-            ("layout", "counter layout"),
-            ("lake", "lake"),
-            ("seed", "seed"),
-            ("batch_size", "batch size"),
-            ("settings", "settings (importance, augmentation, draws, order of ranks) of digest"),
-        ):
-            if state[key] != here[key]:
-                raise InvalidValueError(
-                    f"the state has {what} {state[key]!r}, this stream {here[key]!r}: it cannot go "
-                    "on exactly. Nothing was changed; make the stream as it was made."
-                )
-        numbers = ("lsn", "pass", "cursor", "done", "world", "workers")
-        if (
-            any(type(state[key]) is not int or not 0 <= state[key] < 1 << 63 for key in numbers)
-            or state["pass"] >> PASS_BITS
-            or state["order"] not in self._orders()
-        ):
-            raise InvalidTypeError(f"{state!r:.200} is no state of a lake's stream")
-        if not self._auto and state["order"] != self.options.order:
+    def _check_reach(self, source: LakeSource, position: Position) -> None:
+        """Refuse a position behind the end of every pass there may be. Raises InvalidValueError."""
+        drawn = self.options.draws or len(source.rows())
+        most = -(-drawn // self.options.source_rows) + self.world
+        if position.start + position.done > most:
             raise InvalidValueError(
-                f"the state has order {state['order']!r}, this stream {self.options.order!r}. "
-                "Nothing was changed."
+                f"the state is at batch {position.start + position.done}, and a pass has at most "
+                f"{most}. Nothing was changed."
             )
-        if state["workers"] == 1:  # of a rank: workers share what is left
-            return state["cursor"] + state["done"] * state["world"], 0
-        if state["workers"] != here["workers"] or state["world"] != self.world:
-            raise InvalidValueError(
-                f"the state is that of one of {state['workers']} workers; under another number "
-                "of them load the state of the loader (LakeLoader.state_dict())"
-            )
-        return state["cursor"], state["done"]
 
     def _orders(self) -> tuple[str, ...]:
         """What the order in a state of this stream may be: "auto" was decided, if there is any."""
         return get_args(PlainOrder) if self.options.importance is None else ("auto",)
 
+    # --- copies -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def given_to_workers(self, running: PassProgress) -> Iterator[None]:
+        """Inside of it, workers that are started begin where *running* goes on, by its plan.
+
+        The plan travels where a function of the user made it; others make their own, the same.
+        """
+        number, drawn_by = running.number, running.current.drawn_by
+        planned = None if drawn_by is None else running.current
+        self._given = _Given(Position(number, running.cursor, 0, drawn_by), planned)
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def _settle(self) -> None:
+        """Notice that this is a copy in another process: what runs in the first one is not ours."""
+        if self._pid == os.getpid():
+            return
+        given, self._given = self._given, None
+        if given is None:
+            self._next = self._upcoming()
+            self._is_counted = get_worker_info() is not None
+        else:
+            self._next, self._tells = given.position, False
+            if given.planned is not None:
+                self._reader().passes.adopt(given.planned)
+        self._newest = None
+        self._pid = os.getpid()
+
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker needs; devices and mappings are opened where they are used."""
-        state = self.__dict__ | {"_here": None, "_flow": None}
-        if self._flow is not None:  # in the middle of a pass, which the copy does not go on with
-            state |= {"pass_number": self.pass_number + 1, "_start": 0, "_done": 0}
-        return state
+        """What a worker needs; devices and mappings are opened where they are used.
+
+        A copy does not go on with what is running: it begins the next pass.
+        """
+        here = {"_here": None, "_newest": None, "_next": self._upcoming(), "_pid": -1}
+        return self.__dict__ | here
 
 
-class OpenedLake:
-    """What one process opened to read a lake: the stream that is iterated, and one beside it.
-
-    They share the passes and no memory, so that a batch can be looked at while others are made.
-    """
-
-    def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
-        self.pid = os.getpid()
-        self.passes = Passes(rows, options)
-        self.stream = Stream(rows, geometry, options)
-        self._made_of = (rows, geometry, replace(options, warm_bytes=0, hot_bytes=0))
-
-    @cached_property
-    def beside(self) -> Stream:
-        """The stream for single batches, with no tier of its own; made when first needed."""
-        return Stream(*self._made_of)
+def _parent() -> int:
+    """The process whose DataLoader started this worker."""
+    parent = parent_process()
+    return 0 if parent is None or parent.pid is None else parent.pid
 
 
 def process_rank(rank: int | None, world: int | None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from mldb.errors import InvalidValueError
 from mldb.lake.stream.dataset import M2MDataLake
+from mldb.lake.stream.running import PassProgress
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ _OF_THE_STREAM: Final = frozenset(
 class LakeLoader(DataLoader[Any]):
     """A torch DataLoader over :class:`mldb.M2MDataLake`, with ``state_dict``.
 
-    Its state is exact with workers too, and may be loaded under another number of workers or ranks.
+    Every ``iter`` is an iteration of its own, and ``state_dict`` that of the newest; see there. The
+    state is exact with workers too, and may be loaded under another number of workers or ranks.
     Without workers (the default) a thread makes batches ahead. A worker has to send every batch
     through fresh shared memory, which takes longer than reading it; so workers are started where
     they have something to compute, which is augmentation, and otherwise the thread reads.
@@ -53,29 +55,47 @@ class LakeLoader(DataLoader[Any]):
         if workers and dataset.options.augmentation is None:
             _logger.info("rows are only read: a thread does that, not %d workers", workers)
             options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
+        if not options.get("in_order", True):
+            raise InvalidValueError(
+                "in_order=False hands out batches as workers happen to finish them; the order of a "
+                "pass is a promise of the lake's stream, and its state one number: how many of them"
+                " are done. Leave it out, or use a plain DataLoader over loader.dataset"
+            )
         try:
             super().__init__(dataset, batch_size=None, **options)
         except (TypeError, ValueError) as error:
             raise InvalidValueError(f"the options of the DataLoader do not fit: {error}") from error
         self._wraps = self.pin_memory or options.get("collate_fn") is not None
-        self._workers_at = dataset.position()  # where workers that persist will begin
+        # Where workers that persist will begin, if nobody uses them: pass and batch.
+        self._workers_at: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield the batches of a pass."""
-        if not self.num_workers:
-            # What DataLoader would put around each batch costs as much as reading it.
-            yield from super().__iter__() if self._wraps else self.dataset
-            return
-        self.dataset.leave()
+        """Begin an iteration over the batches of the next pass; see :class:`mldb.M2MDataLake`."""
+        if self.num_workers:
+            return self.dataset.start_pass(self._from_workers)
+        # What DataLoader would put around each batch costs as much as reading it.
+        return super().__iter__() if self._wraps else iter(self.dataset)
+
+    def _from_workers(self, running: PassProgress) -> Iterator[Any]:
+        """Yield the rest of a pass. Workers that persist are used again where they stand right."""
         self.dataset.prepare()
-        if self._workers_at != self.dataset.position():
-            self._iterator = None  # persistent workers, who think they are somewhere else
-        self._workers_at = (self.dataset.pass_number + 1, 0, 0)
-        # The workers take the dataset as it is now.
-        yield from self.dataset.run(batch for batch in super().__iter__())
+        stand, self._workers_at = self._workers_at, None
+        if stand != (running.number, running.cursor) or running.current.drawn_by is not None:
+            self._iterator = None  # they think they are somewhere else, or are in use
+        with self.dataset.given_to_workers(running):
+            batches = super().__iter__()
+        following = running.number + 1, 0
+        try:
+            yield from batches
+        except GeneratorExit:
+            if self._iterator is batches:
+                self._workers_at = following
+            raise
+        if self._iterator is batches:
+            self._workers_at = following
 
     def __len__(self) -> int:
-        """Batches of one pass of this rank."""
+        """Batches of this rank in the newest iteration, or the next one when none runs."""
         return self.dataset.batches()
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 _T = TypeVar("_T")
 _END: Final = object()
+_FINALIZER_SECONDS: Final = 1.0
+"""How long a finalizer waits for the thread, which may want a lock that its own thread holds."""
 
 
 class _Failure:
@@ -16,53 +20,108 @@ class _Failure:
         self.error = error
 
 
-def prefetch(batches: Iterable[_T], depth: int) -> Generator[_T]:
-    """Yield *batches* in order; a thread makes them, up to *depth* ahead.
+class Ahead(Generic[_T]):
+    """An iterator over *batches*, which a thread makes, up to *depth* ahead. One thread asks.
 
-    An error is raised where its batch would have come. Closing the iterator, or dropping it, ends
-    the thread after the batch it is at. With depth 0 there is no thread.
+    An error is raised where its batch would have come, and ends it. ``close``, or dropping the
+    iterator, ends the thread after the batch it is at; all that a batch needs is taken and let go
+    in that thread, where no Ctrl-C comes. The thread has no reference to this object, and does
+    nothing before it is asked: whatever moment Ctrl-C ends a call at, none works for nobody.
     """
-    if depth <= 0:
-        yield from batches
-        return
-    ready: SimpleQueue[Any] = SimpleQueue()
-    room: SimpleQueue[bool] = SimpleQueue()  # one item for every batch that may be made
-    stop: list[bool] = []  # not empty: no more; without the lock of an event, for finalizers
-    room.put(True)  # the first alone: making more would compete with handing it over
-    more = depth - 1
-    thread = threading.Thread(
-        target=_work, args=(iter(batches), room, ready, stop), name="mldb-stream", daemon=True
-    )
-    thread.start()
-    try:
-        while (item := ready.get()) is not _END:
-            if isinstance(item, _Failure):
+
+    def __init__(self, batches: Iterable[_T], depth: int) -> None:
+        self._ready: SimpleQueue[Any] = SimpleQueue()
+        self._room: SimpleQueue[bool] = SimpleQueue()  # one item for every batch that may be made
+        # Not empty: no more; without the lock of an event, for finalizers.
+        self._stop: list[bool] = []
+        self._room_at_start = depth
+        self._pid = os.getpid()
+        self._thread = threading.Thread(
+            target=_work,
+            args=(batches, self._room, self._ready, self._stop),
+            name="mldb-stream",
+            daemon=True,
+        )
+
+    def __iter__(self) -> Iterator[_T]:
+        return self
+
+    def __next__(self) -> _T:
+        if self._stop:
+            raise StopIteration
+        try:
+            item = self._next_item()
+        except BaseException:
+            self.close()
+            raise
+        if item is _END:
+            self.close()
+            raise StopIteration
+        if isinstance(item, _Failure):
+            self.close()
+            try:
                 raise item.error
-            for _ in range(more):
-                room.put(True)
-            more = 0
-            yield item
-            # The consumer is done with the step before: its batch may be filled again.
-            del item
-            room.put(True)
-    finally:
-        stop.append(True)
-        room.put(True)
-        if thread is not threading.current_thread():  # the collector may run in it
-            thread.join()
+            finally:
+                del item  # it would hold the traceback that holds it
+        return item  # type: ignore[no-any-return]
+
+    def _next_item(self) -> Any:
+        if self._thread.ident is None:
+            self._thread.start()
+            self._room.put(True)  # the first alone: making more would compete with handing it over
+            item = self._ready.get()
+            for _ in range(self._room_at_start - 1):
+                self._room.put(True)
+            return item
+        # The consumer is done with the step before: its batch may be filled again.
+        self._room.put(True)
+        return self._ready.get()
+
+    def close(self) -> None:
+        """End the thread and wait for it. Again does nothing more. Any thread.
+
+        A second Ctrl-C ends the waiting; the thread was told by then.
+        """
+        self._end(None)
+
+    def _end(self, seconds: float | None) -> None:
+        self._stop.append(True)
+        self._room.put(True)
+        if self._pid != os.getpid() or self._thread is threading.current_thread():
+            return  # it stayed in the parent, or is the one in which the collector runs
+        with suppress(RuntimeError):  # it was not started
+            self._thread.join(seconds)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # Ctrl-C came before there was anything to end
+            self._end(_FINALIZER_SECONDS)
+
+
+def prefetch(batches: Iterable[_T], depth: int) -> Ahead[_T] | Generator[_T]:
+    """Yield *batches* in order, made by a thread up to *depth* ahead; 0 makes them in the caller's.
+
+    The iterator has a method ``close``; see :class:`Ahead`.
+    """
+    return Ahead(batches, depth) if depth > 0 else _as_generator(batches)
+
+
+def _as_generator(batches: Iterable[_T]) -> Generator[_T]:
+    yield from batches
 
 
 def _work(
-    batches: Iterator[Any],
-    room: SimpleQueue[bool],
-    ready: SimpleQueue[Any],
-    stop: list[bool],
+    batches: Iterable[Any], room: SimpleQueue[bool], ready: SimpleQueue[Any], stop: list[bool]
 ) -> None:
+    made = iter(batches)
     try:
         while True:
             room.get()
             if stop:
-                return
-            ready.put(next(batches, _END))
+                break
+            ready.put(next(made, _END))
     except BaseException as error:  # noqa: BLE001 - raised again by who waits for the batch
         ready.put(_Failure(error))
+    finally:
+        close = getattr(made, "close", None)  # of a generator: what it holds is let go here
+        if close is not None:
+            close()
