@@ -108,32 +108,42 @@ class Door:
             )
 
     def private(
+        self, view: View, key: bytes | None, entry: Entry, size: int, name: str
+    ) -> memoryview | bytearray:
+        """Return the decoded bytes as writable memory of the caller's own.
+
+        Raw bytes come as a copy-on-write mapping.
+        """
+        if entry.encoding != fmt.ENCODING_RAW:
+            return bytearray(self.version(view, key, entry, size, name))
+        return self._private(view, key, entry, 0, entry.length, name, self.verify)
+
+    def private_unverified(
+        self, view: View, key: bytes | None, entry: Entry, low: int, high: int, name: str
+    ) -> memoryview:
+        """Return raw bytes low..high as a copy-on-write mapping; the caller has verified them."""
+        return self._private(view, key, entry, low, high, name, "never")
+
+    def _private(
         self,
         view: View,
         key: bytes | None,
         entry: Entry,
-        size: int,
+        low: int,
+        high: int,
         name: str,
-        *,
-        is_verified: bool = False,
-    ) -> memoryview | bytearray:
-        """Return the decoded bytes as writable memory of the caller's own.
-
-        Raw bytes come as a copy-on-write mapping. *is_verified*: the caller sees to that.
-        """
-        if entry.encoding != fmt.ENCODING_RAW:
-            return bytearray(self.version(view, key, entry, size, name))
+        verify: Verify,
+    ) -> memoryview:
         try:
-            verify = "never" if is_verified else self.verify
             segment = view.segments.get(entry.segment) or self._newer(entry)
-            return segment.private(entry, verify, name)
+            return segment.private(entry, verify, name, low=low, high=high)
         except SegmentGoneError as error:
             return self._elsewhere(
                 error,
                 key,
                 entry,
                 name,
-                lambda new, at: self.private(new, key, at, size, name, is_verified=is_verified),
+                lambda new, at: self._private(new, key, at, low, high, name, verify),
             )
 
     def touch_rows(

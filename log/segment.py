@@ -314,18 +314,27 @@ class Segment:
         blocks = self._blocks.get(entry.frame)
         return blocks is not None and blocks.covers(entry.offset + low, entry.offset + high)
 
-    def private(self, entry: Entry, verify: Verify, key: str | None = None) -> memoryview:
-        """Return a writable copy-on-write view of one version's stored bytes."""
+    def private(
+        self,
+        entry: Entry,
+        verify: Verify,
+        key: str | None = None,
+        *,
+        low: int = 0,
+        high: int | None = None,
+    ) -> memoryview:
+        """Return a writable copy-on-write view of stored bytes low..high of one version."""
+        high = entry.length if high is None else high
         if verify != "never":
-            self.payload(entry, 0, entry.length, verify, key)
+            self.payload(entry, low, high, verify, key)
         file = self._open()
         try:
-            self._check_size(file.size(), entry.offset + entry.length)
-            return file.map_private(entry.offset, entry.length)
+            self._check_size(file.size(), entry.offset + high)
+            return file.map_private(entry.offset + low, high - low)
         except StorageIOError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            return memoryview(bytearray(file.pread(entry.length, entry.offset)))
+            return memoryview(bytearray(file.pread(high - low, entry.offset + low)))
         finally:
             file.close()
 

@@ -21,6 +21,12 @@ from mldb.log.fs.relief import with_relief
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
 _SPARE = 6  # descriptors that mappings leave for others
+_LINUX_NORESERVE = 0x4000 if os.uname().machine in ("x86_64", "aarch64") else 0
+# Without it the kernel refuses a private mapping of more than memory and swap, though only pages
+# that are written to take any. Older Pythons have no name for it.
+_NORESERVE = _LINUX_NORESERVE if sys.platform == "linux" else getattr(mmap, "MAP_NORESERVE", 0)
+_COPIES = mmap.MAP_PRIVATE | _NORESERVE
+_WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 @cache
@@ -133,14 +139,18 @@ class OsFile(OsDescriptor):
         return mmap.mmap(self._fd, count, access=mmap.ACCESS_READ)
 
     def map_private(self, offset: int, count: int) -> memoryview:
-        """Map a range copy-on-write; *offset* need not be page-aligned."""
+        """Map a range copy-on-write; *offset* need not be page-aligned.
+
+        No memory is set aside for it: a range may be larger than memory, of which only the pages
+        that are written to take some.
+        """
         if count == 0:
             return memoryview(bytearray())
         base = offset - offset % mmap.ALLOCATIONGRANULARITY
         size = offset - base + count
         try:
             mapped = with_relief(
-                self._fs, mmap.mmap, self._fd, size, access=mmap.ACCESS_COPY, offset=base
+                self._fs, mmap.mmap, self._fd, size, _COPIES, _WRITABLE, offset=base
             )
         except (OSError, ValueError) as error:
             raise self._map_failure(error) from error

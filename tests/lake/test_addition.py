@@ -12,6 +12,7 @@ import pytest
 import mldb
 from mldb.history.events import LakeCreated, SplatsAdded
 from mldb.lake.write import addition
+from mldb.lake.write.block import block_of as block_of_rows
 from tests.golden.second import make_lake_alone
 
 DIM = 6
@@ -83,13 +84,12 @@ def test_two_handles_make_a_lake_at_once(
 ) -> None:
     """Whoever comes second adds to the lake that is there; rewound away, it is made again."""
     monkeypatch.setattr(addition, "_IN_MEMORY", at_most)
-    store_rows = addition.block_of
     meanwhile: list[Any] = []
 
     def block_of(given: Any, dim: int) -> Any:
         if meanwhile:
             meanwhile.pop()()
-        return store_rows(given, dim)
+        return block_of_rows(given, dim)
 
     monkeypatch.setattr(addition, "block_of", block_of)
     with mldb.open(store_path) as one, mldb.open(store_path) as two:

@@ -284,3 +284,29 @@ def test_writeback_is_optional(fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch
     file.start_writeback(0, 10_000)
     file.sync()
     assert file.size() == 10_000
+
+
+def _overcommits() -> bool:
+    """Whether private mappings may exceed memory: not where the kernel counts them all."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _overcommits(), reason="the kernel promises memory for every mapping")
+def test_a_private_map_may_be_larger_than_memory_and_swap(tmp_path: Path) -> None:
+    """Only pages that are written to take memory: the kernel need not have it for all of them."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    size = 2 * (sizes["MemTotal"] + sizes["SwapTotal"])
+    with (tmp_path / "sparse").open("wb") as sparse:
+        try:
+            sparse.truncate(size)
+        except OSError as error:
+            pytest.skip(f"no file of {size} bytes here: {error}")
+    file = OsFileSystem(tmp_path).open("sparse", "r")
+    view = file.map_private(0, size)
+    view[size - 3 :] = b"end"
+    assert (len(view), bytes(view[size - 5 :])) == (size, b"\0\0end")
+    assert file.pread(5, size - 5) == bytes(5)
