@@ -9,17 +9,20 @@ import numpy as np
 from mldb.arrays import Numbers
 from mldb.errors import InvalidTypeError
 
+_REGISTERED: Final = 2  # dtype.isbuiltin of types that other packages made
 _NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
 def to_host(values: Any) -> Any:
     """Return a NumPy array of *values*, which may be a tensor on any device.
 
-    Floats that NumPy lacks (bfloat16, fp8) come as float32. Raises InvalidTypeError.
+    Floats that NumPy lacks (bfloat16, fp8, as tensors or of ml_dtypes) come as float32. Raises
+    InvalidTypeError.
     """
     try:
         if not hasattr(values, "detach"):
-            return np.asarray(values)
+            array = np.asarray(values)
+            return array.astype(np.float32) if is_further_float(array.dtype) else array
         tensor = values.detach().cpu()
         known = str(tensor.dtype) in _NUMPY_FLOATS or not tensor.is_floating_point()
         return (tensor if known else tensor.float()).numpy()
@@ -27,6 +30,13 @@ def to_host(values: Any) -> Any:
         raise InvalidTypeError(
             f"a {type(values).__name__} cannot be taken as an array: {error}. Nothing was stored."
         ) from error
+
+
+def is_further_float(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a real float that ml_dtypes brings to NumPy."""
+    if dtype.isbuiltin != _REGISTERED or "int" in dtype.name:
+        return False
+    return np.can_cast(dtype, np.float32)
 
 
 def as_ids(values: Any) -> Numbers:
