@@ -1,8 +1,10 @@
-"""Which device runs: the one asked for, or with "auto" the first of a fixed order that opens.
+"""Which device runs: the one asked for, or with "auto" the first that can do it and opens.
 
 An explicit choice never falls back to another device: it opens or raises GpuUnavailableError. With
-"auto" the NumPy reference is the last resort. It computes the same function from the same noise,
-only slower, and taking it gives one RuntimeWarning per process.
+"auto" the request decides: devices that cannot do it are passed over (``mldb.gpu.capability``), and
+a Vulkan driver for the CPU stands behind torch where torch is faster. The NumPy reference is the
+last resort. It computes the same function from the same noise, only slower, and taking it gives one
+RuntimeWarning per process.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Final, NamedTuple
 
 from mldb.errors import GpuUnavailableError, InvalidTypeError, InvalidValueError
+from mldb.gpu.capability import Kind, Needs, cpu_driver_is_slower, lacks
 from mldb.gpu.device import Device
-from mldb.gpu.vulkan.instance import ENVIRONMENT
+from mldb.gpu.vulkan.instance import ENVIRONMENT, DeviceInfo, default_device
 from mldb.log.ownership import OwnedLock
 
 _logger = logging.getLogger(__name__)
@@ -25,21 +30,22 @@ _warn_lock = OwnedLock("the warning that no device was found")
 _warned: list[bool] = []
 
 
-def open_device(spec: str = "auto", *, copy: bool = True) -> Device:
+def open_device(spec: str = "auto", *, copy: bool = True, needs: Needs | None = None) -> Device:
     """Open a device. Its owner closes it; a forked child opens its own.
 
-    "auto" takes the first that is there: a discrete Vulkan device that shares memory with CUDA,
-    CUDA through torch, another Vulkan device, torch on the CPU, NumPy. "vulkan:NAME" is the Vulkan
-    device whose name contains NAME, or whose number is NAME; "cuda:N" the N-th CUDA device;
+    "auto" takes the first that is there and can do what *needs* says: a discrete Vulkan device that
+    shares memory with CUDA, CUDA through torch, another Vulkan device, torch on the CPU, NumPy. A
+    Vulkan driver for the CPU comes behind torch where it measured slower. "vulkan:NAME" is the
+    Vulkan device whose name contains NAME, or whose number is NAME; "cuda:N" the N-th CUDA device;
     "torch" and "cpu" are torch on the CPU, "numpy" the reference. With ``copy=False`` results may
     be overwritten once ``slots`` further batches were started.
 
-    Raises InvalidValueError for an unknown name, GpuUnavailableError when the device that was
-    named is not there.
+    Raises InvalidValueError for an unknown name, and with each device and why where none can do
+    what is needed; GpuUnavailableError when the device that was named is not there.
     """
     name, detail = check_spec(spec)
     if name == "auto":
-        return _auto(copy=copy)
+        return _auto(needs, copy=copy)
     if name == "vulkan":
         return _vulkan(detail or None, copy=copy)
     if name == "cuda":
@@ -63,32 +69,60 @@ def check_spec(spec: str) -> tuple[str, str]:
     return name, detail
 
 
-def _auto(*, copy: bool) -> Device:
-    """Open the best device; each failure on the way is kept for the message of the last resort."""
-    reasons: list[str] = []
-    shared = _try(reasons, lambda: _shared(copy=copy))
-    if shared is not None:
-        return _chosen(shared)
+class _Candidate(NamedTuple):
+    """A device that "auto" may take. ``driver`` is what Vulkan has, asked before it is opened."""
+
+    name: str
+    kind: Kind
+    open: Callable[[], Device]
+    driver: DeviceInfo | None = None
+
+
+def _auto(needs: Needs | None, *, copy: bool) -> Device:
+    """Open the best device that can do it; why each other was not taken is kept for messages."""
     if os.environ.get(ENVIRONMENT):  # a choice, which never gives way to another device
-        return _chosen(_vulkan(None, copy=copy))
-    cuda = _try(reasons, lambda: _torch("cuda", copy=copy))
-    if cuda is not None:
-        return _chosen(cuda)
-    vulkan = _try(reasons, lambda: _vulkan(None, copy=copy))
-    if vulkan is not None:
-        return _chosen(vulkan)
-    torch = _try(reasons, lambda: _torch("cpu", copy=copy))
-    if torch is not None:
-        return _chosen(torch)
-    _warn_once(reasons)
-    return _chosen(_numpy())
+        reasons: list[str] = []
+        shared = _opened(_Candidate("vulkan", "vulkan", partial(_shared, copy=copy)), reasons)
+        return _chosen(_vulkan(None, copy=copy) if shared is None else shared)
+    reasons = []
+    able = False
+    for candidate in _candidates(needs, reasons, copy=copy):
+        why = lacks(candidate.kind, needs, candidate.driver)
+        if why is not None:
+            reasons.append(f"{candidate.name}: {why}")
+            continue
+        able = True
+        if candidate.kind == "numpy":
+            _warn_once(reasons)
+        device = _opened(candidate, reasons)
+        if device is not None:
+            return _chosen(device)
+    assert not able, "NumPy opens everywhere"
+    raise InvalidValueError("no device can run this: " + " | ".join(reasons))
 
 
-def _try(reasons: list[str], opened: Any) -> Any:
+def _candidates(needs: Needs | None, reasons: list[str], *, copy: bool) -> Iterator[_Candidate]:
+    """What "auto" may take, the best first."""
+    driver = _driver(reasons)
+    vulkan = _Candidate("vulkan", "vulkan", partial(_vulkan, None, copy=copy), driver)
+    on_cpu = driver is not None and driver.kind == "cpu"
+    if driver is not None and not on_cpu:
+        yield vulkan._replace(name="vulkan shared with cuda", open=partial(_shared, copy=copy))
+    yield _Candidate("cuda", "cuda", partial(_torch, "cuda", copy=copy))
+    last = on_cpu and cpu_driver_is_slower(needs)
+    if driver is not None and not last:
+        yield vulkan
+    yield _Candidate("torch", "torch", partial(_torch, "cpu", copy=copy))
+    if last:
+        yield vulkan
+    yield _Candidate("numpy", "numpy", _numpy)
+
+
+def _opened(candidate: _Candidate, reasons: list[str]) -> Device | None:
     try:
-        return opened()
+        return candidate.open()
     except GpuUnavailableError as error:
-        reasons.append(str(error))
+        reasons.append(f"{candidate.name}: {error}")
         return None
 
 
@@ -112,6 +146,21 @@ def _warn_once(reasons: list[str]) -> None:
         RuntimeWarning,
         stacklevel=4,
     )
+
+
+def _driver(reasons: list[str]) -> DeviceInfo | None:
+    """The Vulkan device that would be opened, as its driver describes it; None without one."""
+    try:
+        return _described()
+    except GpuUnavailableError as error:
+        reasons.append(f"vulkan: {error}")
+        return None
+
+
+@cache
+def _described() -> DeviceInfo:
+    """Asked once per process (it takes 30 ms), and again after a failure."""
+    return default_device()
 
 
 def _shared(*, copy: bool) -> Device:

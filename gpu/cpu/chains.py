@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mldb.gpu.cpu.subspace import Kernel, chain_blocks, pull_kernel, subspace_kernel
 from mldb.gpu.device import Dynamics, Form
-from mldb.log.ownership import OwnedLock
+from mldb.noise.compiling import compile_lock
 from mldb.noise.keys import Keys
 from mldb.noise.philox import ACCEPT_BLOCK
 from mldb.noise.philox_compiled import (
@@ -214,22 +214,22 @@ class ChainKernels:
     """How long each form took to compile."""
 
 
-_lock = OwnedLock("the compilation of the chain kernels")
 _loaded: list[ChainKernels] = []
 
 
 def load_chains(form: Form) -> ChainKernels | None:
     """Compile the kernel of a form, once per process; None where numba is not installed.
 
-    Any thread may call it; the others wait. It takes three to six seconds the first time. A call
-    inside the one that compiles (in a signal handler) compiles kernels of its own.
+    Any thread may call it; the others wait, and so does a fork. It takes three to six seconds the
+    first time. A call inside the one that compiles (in a signal handler) compiles kernels of its
+    own.
     """
     kernels = load_kernels()
     if kernels is None:
         return None
     if _loaded and form in _loaded[0].seconds:
         return _loaded[0]
-    guard = _lock.hold_unless_inside()
+    guard = compile_lock().hold_unless_inside()
     if guard is None:
         return _compiled(_made(kernels), form)
     with guard:

@@ -14,6 +14,7 @@ from mldb.gpu.cpu.chains import ChainBatch, load_chains
 from mldb.gpu.cpu.threads import RowThreads, Running
 from mldb.gpu.device import Chains, Dynamics, Energy, Pending, SelfEnergy
 from mldb.gpu.reference import table_array
+from mldb.noise.compiling import compile_lock
 from mldb.noise.keys import Keys
 from mldb.noise.philox_compiled import Kernels, first_words, kernel_input, stream_arguments
 
@@ -40,6 +41,10 @@ class CompiledEngine:
         """Return the normals [B, dim] of a step."""
         out = np.empty((len(keys), dim), np.float32)
         arguments = stream_arguments(keys, first_words(step, dim))
+        guard = compile_lock().hold_unless_inside()
+        if guard is not None:  # else this is inside of it
+            with guard:
+                self._kernels.normals(*arguments, 0, 0, out)  # compiled by its first call
 
         def run(first: int, end: int) -> None:
             self._kernels.normals(*arguments, first, end, out)

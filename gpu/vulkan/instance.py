@@ -7,7 +7,7 @@ else is asked for and used where it is there.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mldb.errors import GpuUnavailableError
@@ -220,6 +220,19 @@ def select(devices: list[DeviceInfo], selector: str | int | None = None) -> Devi
     if found[0].missing:
         raise GpuUnavailableError(f"{found[0].label} lacks {', '.join(found[0].missing)}")
     return found[0]
+
+
+def default_device() -> DeviceInfo:
+    """Return the device that would be opened without a selector, and open nothing.
+
+    Its handle is of an instance that is gone. Raises GpuUnavailableError.
+    """
+    api = vk_errors.load_vulkan()
+    instance = create_instance(api)
+    try:
+        return replace(select(list_devices(api, instance)), handle=None)
+    finally:
+        api.vkDestroyInstance(instance, None)
 
 
 def _fits(device: DeviceInfo, text: str) -> bool:

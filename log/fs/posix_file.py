@@ -22,6 +22,12 @@ _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback 
 _SYNC_FILE_RANGE_WRITE = 2
 _SPARE = 6  # descriptors that mappings leave for others
 _PRIVATE_PART = 2  # one of so many descriptors is the most that private mappings take together
+_LINUX_NORESERVE = 0x4000 if os.uname().machine in ("x86_64", "aarch64") else 0
+# Without it the kernel refuses a private mapping of more than memory and swap, though only pages
+# that are written to take any. Older Pythons have no name for it.
+_NORESERVE = _LINUX_NORESERVE if sys.platform == "linux" else getattr(mmap, "MAP_NORESERVE", 0)
+_COPIES = mmap.MAP_PRIVATE | _NORESERVE
+_WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 @cache
@@ -155,8 +161,10 @@ class OsFile(OsDescriptor):
     def map_private(self, offset: int, count: int) -> memoryview:
         """Map a range copy-on-write; *offset* need not be page-aligned.
 
-        There may be one for each array that a user holds, and each has a descriptor: beyond half of
-        those that the process may have it is EMFILE, so that the rest can be opened.
+        No memory is set aside for it: a range may be larger than memory, of which only the pages
+        that are written to take some. There may be one for each array that a user holds, and each
+        has a descriptor: beyond half of those that the process may have it is EMFILE, so that the
+        rest can be opened.
         """
         if count == 0:
             return memoryview(bytearray())
@@ -167,7 +175,7 @@ class OsFile(OsDescriptor):
             if 0 <= limit <= len(_private) * _PRIVATE_PART:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             mapped = with_relief(
-                self._fs, _PrivateMap, self._fd, size, access=mmap.ACCESS_COPY, offset=base
+                self._fs, _PrivateMap, self._fd, size, _COPIES, _WRITABLE, offset=base
             )
         except (OSError, ValueError) as error:
             raise self._map_failure(error) from error

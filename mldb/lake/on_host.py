@@ -9,6 +9,7 @@ import numpy as np
 from mldb.arrays import Numbers, refuse_masks
 from mldb.errors import InvalidTypeError
 
+_REGISTERED: Final = 2  # dtype.isbuiltin of types that other packages made
 _NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
@@ -32,6 +33,13 @@ def to_host(values: Any, what: str = "") -> Any:
             f"{name} {type(values).__name__} cannot be taken as an array: {error}. Nothing was "
             "stored."
         ) from error
+
+
+def is_further_float(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a real float that ml_dtypes brings to NumPy."""
+    if dtype.isbuiltin != _REGISTERED or "int" in dtype.name:
+        return False
+    return np.can_cast(dtype, np.float32)
 
 
 def as_ids(values: Any) -> Numbers:

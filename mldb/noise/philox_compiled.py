@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mldb.log.ownership import OwnedLock
+from mldb.noise.compiling import compile_lock
 from mldb.noise.keys import Keys
 from mldb.noise.philox import (
     ANGLE,
@@ -279,19 +279,19 @@ class Kernels:
     seconds: float
 
 
-_lock = OwnedLock("the compilation of the noise kernels")
 _loaded: list[Kernels | None] = []
 
 
 def load_kernels() -> Kernels | None:
     """Compile the kernels, once per process; None where numba is not installed.
 
-    Any thread may call it; the others wait. It takes two to four seconds the first time. A call
-    inside the one that compiles (in a signal handler) compiles kernels of its own.
+    Any thread may call it; the others wait, and so does a fork. It takes two to four seconds the
+    first time. A call inside the one that compiles (in a signal handler) compiles kernels of its
+    own.
     """
     if _loaded:
         return _loaded[0]
-    guard = _lock.hold_unless_inside()
+    guard = compile_lock().hold_unless_inside()
     if guard is None:
         return _compile()
     with guard:

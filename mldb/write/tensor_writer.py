@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
+from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, UsageError
 from mldb.history.kinds.tensors import tensor_reserved
 from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import hashed_drafts
@@ -55,7 +55,13 @@ class TensorWriter:
         self._pending: PendingSegment | None = None
 
     def __enter__(self) -> TensorWriter:
-        """Reserve the place."""
+        """Reserve the place. Raises UsageError inside a block of the same writer."""
+        if self._pending is not None:
+            raise UsageError(
+                f"the writer of {self.name!r} is open already: a with block inside another of the "
+                "same writer would commit half of it. Write in the outer block, or make a writer "
+                "of its own. Nothing was stored."
+            )
         record = tensor_reserved(self._key, self._descriptor, self._metadata)
         pending = self._open_pending()
         try:

@@ -80,3 +80,27 @@ def test_every_crash_leaves_whole_additions(
             assert len(lake) == before + 3
             assert db.verify().ok
     assert checked >= 100
+
+
+@pytest.mark.parametrize("rows", [3, 60], ids=["in memory", "written ahead"])
+@pytest.mark.parametrize("durability", ["commit", "os"])
+def test_a_killed_first_addition_leaves_no_lake(
+    rows: int, durability: str, seed: int, rng: np.random.Generator
+) -> None:
+    """Killed at any write or sync: the name is free for any dimension, or the lake has its rows."""
+    fs = MemoryFileSystem(record=True)
+    with mldb.MLDatabase.on(fs, durability=durability) as db:
+        before = db.lsn
+        db.lake("new", dim=DIM).add_splats(rng.standard_normal((rows, DIM)))
+    found = {"nothing": 0, "the rows": 0}
+    for disk in crash_states(fs, model="process", seed=seed):
+        with mldb.MLDatabase.on(disk, durability=durability) as db:
+            if db.lakes():
+                found["the rows"] += 1
+                assert len(db.lake("new")) == rows, disk.description
+            else:
+                found["nothing"] += 1
+                assert db.lsn == before
+                assert len(db.lake("new", dim=5).add_splats(rng.standard_normal((1, 5)))) == 1
+            assert db.verify().ok
+    assert all(found.values()), found

@@ -28,6 +28,10 @@ import scipy.sparse as sp
 import torch
 
 import mldb
+from mldb.history.kinds.changes import records_of
+from mldb.history.kinds.lakes import lake_created
+from mldb.history.splats import LakeInfo
+from mldb.lake.lake import Lake
 from mldb.log import batch
 from mldb.log import format as fmt
 from mldb.log.fs.posix import OsFileSystem
@@ -229,9 +233,17 @@ def write_history(folder: str, backup: str) -> None:
         db.store_tensor("last", np.array([2.0]))
 
 
+def make_lake_alone(lake: Lake, epoch: int | None = None) -> None:
+    """Commit a lake without rows, as writers did before its first rows made it."""
+    info = LakeInfo(os.urandom(16), lake.dim, lake.geometry, 0)
+    records = records_of([lake_created(lake.name.encode(), info)])
+    lake._host.commit(records, epoch, None, None)
+
+
 def write_lakes(db: mldb.MLDatabase) -> None:
     """A lake on the sphere with labels and a column, one in flat space; rows go and come back."""
     lake = db.lake("sphere", dim=4)
+    make_lake_alone(lake, epoch=4)
     lake.add_splats(SPHERE_ROWS[:3], kappa=[2.0, 8.0, 16.0], alpha=[1.0, 2.0, 4.0], epoch=4)
     lake.remove([1])
     lake.add_splats(
@@ -241,6 +253,7 @@ def write_lakes(db: mldb.MLDatabase) -> None:
         columns={"score": np.array([0.5, 0.25], "<f4"), "pair": np.array([[1, 2], [3, 4]], "<i2")},
     )
     flat = db.lake("flat", dim=2, geometry="euclid")
+    make_lake_alone(flat)
     flat.add_splats(FLAT_ROWS, labels=[1, 2, 3])
 
 

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import mldb
+from mldb import Augmentation
 from mldb.errors import GpuUnavailableError, InvalidTypeError, InvalidValueError
-from mldb.gpu import select
+from mldb.gpu import capability, select
+from mldb.gpu.capability import Needs
 from mldb.gpu.reference import NumpyDevice
+from mldb.gpu.vulkan.instance import DeviceInfo, Limits
+from mldb.gpu.vulkan.pipeline import ShaderMode, Variant
+from mldb.gpu.vulkan.request import steps_at_once
+from mldb.lake.augment import devices
 
 
 class Fake:
-    """A device that knows its name."""
+    """A device that knows its name; ``kind`` is that of its Vulkan driver."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str = "discrete") -> None:
         self.name = name
+        self.kind = kind
+
+
+def driver(kind: str, lanes: int = 8) -> DeviceInfo:
+    """What a Vulkan driver says of itself."""
+    limits = Limits(1 << 27, 1 << 27, 1 << 30, 65535, 1024, 4096, 1 << 30)
+    none = frozenset[str]()
+    return DeviceInfo(
+        0, "fake", kind, b"", (1, 3), "0x1", lanes, (lanes, lanes), none, limits, (), None
+    )
 
 
 def missing(*_: Any, **__: Any) -> Any:
@@ -36,7 +56,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         cpu: Fake | None = None,
     ) -> None:
         found = {"cuda": cuda, "cpu": cpu}
+        there = shared or vulkan
+        kind = "discrete" if there is None else there.kind
         monkeypatch.setattr(select, "_warned", [])
+        monkeypatch.setattr(select, "_described", lambda: driver(kind) if there else missing())
         monkeypatch.setattr(select, "_shared", lambda **_: shared or missing())
         monkeypatch.setattr(select, "_vulkan", lambda *_, **__: vulkan or missing())
         monkeypatch.setattr(select, "_torch", lambda name, **_: found[name] or missing())
@@ -105,6 +128,114 @@ def test_unknown_names_are_listed(spec: str) -> None:
 def test_a_name_is_a_string() -> None:
     with pytest.raises(InvalidTypeError):
         select.open_device(0)  # type: ignore[arg-type]
+
+
+CHAINS = Needs(dim=64, chains=True, neighbours=16)
+
+
+@pytest.mark.parametrize(
+    ("needs", "taken"),
+    [
+        (None, "vulkan"),
+        (Needs(dim=64), "vulkan"),
+        (CHAINS, "vulkan"),
+        (Needs(dim=8192), "cpu"),
+        (Needs(dim=8192, chains=True, neighbours=16), "cpu"),
+        (Needs(dim=64, chains=True, form="subspace", neighbours=16), "cpu"),
+    ],
+    ids=["anything", "noise", "chains", "large rows", "long chains", "subspace"],
+)
+def test_the_request_decides_which_device_is_taken(
+    machine: Callable[..., None], needs: Needs | None, taken: str
+) -> None:
+    """A device that would refuse it is passed over: dim=8192 and the subspace form ended so."""
+    machine(vulkan=Fake("vulkan"), cpu=Fake("cpu"))
+    assert select.open_device(needs=needs).name == taken
+    machine(vulkan=Fake("vulkan"), cuda=Fake("cuda"), cpu=Fake("cpu"))
+    assert select.open_device(needs=needs).name == "cuda"
+    machine(shared=Fake("shared"), cuda=Fake("cuda"))
+    assert select.open_device(needs=needs).name == ("shared" if taken == "vulkan" else "cuda")
+
+
+def test_a_cpu_driver_is_taken_only_where_it_measured_faster(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled kernels are faster in chains and for large rows; torch operations never are."""
+    on_cpu = {"vulkan": Fake("vulkan", "cpu"), "cpu": Fake("cpu")}
+    for has_numba in (True, False):
+        monkeypatch.setattr(capability, "find_spec", lambda _, has=has_numba: has or None)
+        machine(**on_cpu)
+        assert select.open_device(needs=Needs(dim=640)).name == "vulkan"
+        slower = "cpu" if has_numba else "vulkan"
+        assert select.open_device(needs=Needs(dim=2048)).name == slower
+        assert select.open_device(needs=CHAINS).name == slower
+        machine(vulkan=on_cpu["vulkan"])  # without torch it is better than NumPy
+        assert select.open_device(needs=CHAINS).name == "vulkan"
+
+
+def test_where_no_device_can_the_error_names_each_and_why(machine: Callable[..., None]) -> None:
+    machine(vulkan=Fake("vulkan", "cpu"), cpu=Fake("cpu"))
+    needs = Needs(dim=12, chains=True, form="subspace", neighbours=16)
+    with pytest.raises(InvalidValueError, match="no device can run this") as error:
+        select.open_device(needs=needs)
+    for name in ("vulkan", "cuda", "torch", "numpy"):
+        assert f"{name}: form='subspace' with 16 neighbours needs 20 dimen" in str(error.value)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 32])
+def test_what_the_table_says_of_vulkan_is_what_its_device_refuses(lanes: int) -> None:
+    info = driver("cpu", lanes)
+    for dim in (2, 640, 4096, 8192, 16384, 16388, 40000):
+        for chains in (False, True):
+            needs = Needs(dim=dim, chains=chains, neighbours=16)
+            variant = Variant(ShaderMode.MIXTURE if chains else ShaderMode.ISOTROPIC, dim, 16)
+            refused = dim > 512 * lanes or (chains and steps_at_once(variant, lanes) < 1)
+            assert (capability.lacks("vulkan", needs, info) is not None) == refused
+
+
+REAL = {
+    "large rows": (8192, Augmentation()),
+    "large chains": (8192, Augmentation(mode="langevin", steps=2)),
+    "exact large chains": (8192, Augmentation(mode="langevin", steps=2, method="mala")),
+    "subspace": (48, Augmentation(mode="langevin", steps=2, form="subspace")),
+    "small rows": (48, Augmentation()),
+    "a walk": (48, Augmentation(mode="walk")),
+}
+
+
+@pytest.mark.parametrize("what", REAL)
+def test_auto_runs_whatever_a_device_of_this_machine_can(
+    what: str, store_path: Path, rng: np.random.Generator
+) -> None:
+    dim, chosen = REAL[what]
+    with mldb.open(store_path) as db:
+        lake = db.lake(dim=dim)
+        lake.add_splats(rng.standard_normal((70, dim)))
+        loader = lake.export_to_dataloader(32, generate_samples=chosen)
+        assert sum(len(batch) for batch in loader) == 70
+        settings = {name: getattr(chosen, name) for name in ("mode", "form", "method", "steps")}
+        assert lake.augment(rng.standard_normal((3, dim)), **settings).shape == (3, dim)
+
+
+def test_devices_that_wait_for_the_next_stream_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each kind of request has its own device, and those that nobody asks for are closed."""
+    monkeypatch.setattr(devices, "_idle", {})
+    opened: list[Any] = []
+
+    def numpy_device(spec: str, *, copy: bool, needs: Any) -> Any:
+        opened.append(NumpyDevice())
+        return opened[-1]
+
+    monkeypatch.setattr(devices, "open_device", numpy_device)
+    for dim in range(2, 9):
+        needs = Needs(dim=dim)
+        devices.give_back("auto", devices.borrow("auto", needs), os.getpid(), needs=needs)
+    assert [device._closed for device in opened] == [True] * 5 + [False] * 2
+    assert devices.borrow("auto", Needs(dim=7)) is opened[5]
+    assert devices.borrow("auto", Needs(dim=8)) is opened[6]
+    assert devices.borrow("auto", Needs(dim=8)) is opened[7]
 
 
 def test_real_devices_open() -> None:

@@ -247,7 +247,7 @@ def test_tables_are_closed_before_their_device_is_used_again(
     monkeypatch.setattr(device, "load", load)
     monkeypatch.setattr(devices, "_idle", {})
 
-    def opened(spec: str, *, copy: bool) -> Any:
+    def opened(spec: str, *, copy: bool, needs: Any) -> Any:
         events.append("open")
         return device
 

@@ -87,11 +87,15 @@ def test_batches_of_many_blocks_are_one_copy(
 def test_rows_beyond_the_lake_are_clipped_and_never_read(
     db: mldb.MLDatabase, rng: np.random.Generator
 ) -> None:
+    """Below the check of ``gather``, which refuses them, nothing outside of the lake is touched."""
     lake = fill(db, rng, 5)
     rows = lake.rows()
     for count in (1, 40):
         want = rows.gather("mu", np.array([0, len(rows) - 1] * count))
-        assert rows.gather("mu", np.array([-5, 1 << 40] * count)).tobytes() == want.tobytes()
+        beyond, out = np.array([-5, 1 << 40] * count), np.empty_like(want)
+        assert rows.gather_checked("mu", beyond, out).tobytes() == want.tobytes()
+        with pytest.raises(mldb.InvalidValueError):
+            rows.gather("mu", beyond)
 
 
 def test_threads_share_the_rows_of_a_lake(store_path: Path, rng: np.random.Generator) -> None:

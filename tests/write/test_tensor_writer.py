@@ -106,6 +106,20 @@ def test_a_writer_is_used_inside_its_block(db: mldb.MLDatabase) -> None:
     assert db["x"].tolist() == [1, 0]
 
 
+def test_a_writer_inside_its_own_block_is_refused(db: mldb.MLDatabase) -> None:
+    """The inner block committed, and the end of the outer one was an AssertionError."""
+    writer = db.create_tensor("x", (2,), "f4")
+    with pytest.raises(mldb.UsageError, match="'x' is open already"), writer, writer:
+        writer[0] = 1
+    assert "x" not in db
+    assert pending(db) == []
+    with writer:
+        with pytest.raises(mldb.UsageError), writer:
+            pass
+        writer[1] = 2  # the outer block goes on
+    assert db["x"].tolist() == [0, 2]
+
+
 def test_two_writers_and_other_commits_go_on_beside_each_other(db: mldb.MLDatabase) -> None:
     with db.create_tensor("a", (2,), "i8") as a, db.create_tensor("b", (2,), "i8") as b:
         a[0] = 1

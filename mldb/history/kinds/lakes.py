@@ -46,9 +46,12 @@ def read_lake_created(drafts: list[Draft], extra: Any) -> Iterator[tuple[Any, ..
 
 
 def splats_added(
-    lake: bytes, head: int, block: BlockInfo, info: LakeInfo, digest: bytes = TO_BE_HASHED
+    lake: bytes, head: int, block: BlockInfo, info: LakeInfo | None, digest: bytes = TO_BE_HASHED
 ) -> Record:
-    """Rows added behind commit *head*, after which the lake is *info*; the payload is to come."""
+    """Rows added behind commit *head*, after which the lake is *info*; the payload is to come.
+
+    None where the record of the lake's creation, in the same commit, says what the lake is.
+    """
     length = block.nbytes
     drafts = _splat_drafts(lake, head, pack_block(block), length, digest, info)
     return Record(SPLATS_ADDED, drafts, (), length, align_log2=PAGE_LOG2, block_log2=CHECK_LOG2)
@@ -65,11 +68,11 @@ def splats_deleted(
 
 
 def _splat_drafts(
-    lake: bytes, head: int, attr: bytes, length: int, digest: bytes, info: LakeInfo
+    lake: bytes, head: int, attr: bytes, length: int, digest: bytes, info: LakeInfo | None
 ) -> list[Draft]:
-    """The rows, and the state of the lake, which every change of it tells."""
+    """The rows, and the state of the lake, which every commit that changes it tells once."""
     rows = Draft(keys.splats_key(lake, head), 0, fmt.ENCODING_RAW, 0, length, digest, 0, attr)
-    return [rows, attr_draft(keys.LAKES + lake, pack_lake(info))]
+    return [rows] if info is None else [rows, attr_draft(keys.LAKES + lake, pack_lake(info))]
 
 
 def read_splats_added(drafts: list[Draft], extra: Any) -> Iterator[tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -17,10 +18,11 @@ import numpy.typing as npt
 
 from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.gpu.capability import Needs
 from mldb.gpu.device import Device, Table
 from mldb.lake.augment.devices import borrow, give_back
-from mldb.lake.augment.graph_store import lake_firsts
-from mldb.lake.augment.landscape import Landscape, Moved
+from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_firsts
+from mldb.lake.augment.landscape import CHAIN_K, Landscape, Moved
 from mldb.lake.on_host import to_host
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.settings import Augmentation
@@ -43,8 +45,16 @@ class Augmenter:
     """
 
     def __init__(
-        self, rows: Rows | None, geometry: str, chosen: Augmentation, *, seed: int, device: str
+        self,
+        rows: Rows | None,
+        geometry: str,
+        chosen: Augmentation,
+        *,
+        seed: int,
+        device: str,
+        dim: int | None = None,
     ) -> None:
+        """*dim*: of the rows to come, where *rows* are not given."""
         if geometry != "sphere":
             raise InvalidValueError(
                 f"the lake's geometry is {geometry!r}; augmentation is defined on the sphere"
@@ -53,6 +63,7 @@ class Augmenter:
         self._chosen = chosen
         self._seed = seed
         self._spec = device
+        self._dim = dim if rows is None else rows.dim
         self._device: Device | None = None
         self._tables: list[Table] = []  # what was loaded to it: the rows of the landscape, or none
         self._at_work: list[bool] = []  # not empty: in the middle of a call, or a call failed there
@@ -65,9 +76,10 @@ class Augmenter:
     def device(self) -> Device:
         """The device, borrowed until this goes. Raises GpuUnavailableError."""
         if self._device is None:
-            device = self._device = borrow(self._spec)
+            needs = self._needs()
+            device = self._device = borrow(self._spec, needs)
             held = (self._spec, device, os.getpid(), self._tables, self._at_work)
-            self._let_go = weakref.finalize(self, give_back, *held)
+            self._let_go = weakref.finalize(self, partial(give_back, needs=needs), *held)
         return self._device
 
     def close(self) -> None:
@@ -77,6 +89,19 @@ class Augmenter:
         """
         if self._let_go is not None:
             self._let_go()
+
+    def _needs(self) -> Needs | None:
+        """What the device is going to be asked; walks ask nothing of it."""
+        chosen = self._chosen
+        if self._dim is None or chosen.mode == "walk":
+            return None
+        if chosen.mode == "isotropic" or self._rows is None:
+            return Needs(dim=self._dim)
+        neighbours = min(chosen.k or CHAIN_K, GRAPH_NEIGHBOURS + 1, len(self._rows))
+        form, method = chosen.form, chosen.method
+        return Needs(
+            dim=self._dim, chains=True, form=form, method=method, neighbours=max(1, neighbours)
+        )
 
     @property
     def device_name(self) -> str | None:
@@ -217,7 +242,7 @@ def augment_rows(
     divide_by_norms(given, unit, what="x", safe="Nothing was augmented")
     numbers = np.arange(len(unit), dtype=np.int64)
     rows = None if chosen.mode == "isotropic" else rows_of()
-    augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device)
+    augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device, dim=dim)
     start = numbers if rows is None else starts_of(rows, unit)
     out = np.empty((len(unit) * chosen.group, dim), np.float32)
     moved: Any = out

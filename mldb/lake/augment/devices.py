@@ -8,25 +8,37 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from mldb.gpu.capability import Needs
 from mldb.gpu.device import Device, Table
 from mldb.gpu.select import open_device
 
 IDLE_MAX: Final = 2
-"""Of each kind, or a few more in a race; the rest are closed when they come back."""
+"""Of each spec, or a few more in a race; those that were idle for longest are closed."""
 
-# By process and spec. No lock: give_back runs in finalizers, which may start in the middle of
-# borrow, and a fork may leave a lock held for ever. Each operation on a deque is atomic.
-_idle: dict[tuple[int, str], deque[Device]] = {}
+# By process and spec, each with what it was opened for. No lock: give_back runs in finalizers,
+# which may start in the middle of borrow, and a fork may leave a lock held for ever. Each operation
+# on a deque is atomic.
+_idle: dict[tuple[int, str], deque[tuple[Needs | None, Device]]] = {}
 
 
-def borrow(spec: str) -> Device:
+def borrow(spec: str, needs: Needs | None = None) -> Device:
     """Return a device that nobody else uses, opened now if none is idle.
 
-    Results are views where the device allows that. Raises InvalidValueError, GpuUnavailableError.
+    With "auto" it is one that was opened for the same *needs*, which decide what it is. Results are
+    views where the device allows that. Raises InvalidValueError, GpuUnavailableError.
     """
-    with suppress(KeyError, IndexError):
-        return _idle[os.getpid(), spec].pop()
-    return open_device(spec, copy=False)
+    free = _idle.get((os.getpid(), spec), deque())
+    others: list[tuple[Needs | None, Device]] = []
+    try:
+        with suppress(IndexError):
+            while True:
+                idle = free.pop()
+                if spec != "auto" or idle[0] == needs:
+                    return idle[1]
+                others.append(idle)
+    finally:
+        free.extend(reversed(others))
+    return open_device(spec, copy=False, needs=needs)
 
 
 def give_back(
@@ -35,6 +47,8 @@ def give_back(
     pid: int,
     tables: Sequence[Table] = (),
     at_work: Sequence[object] = (),
+    *,
+    needs: Needs | None = None,
 ) -> None:
     """Close *tables* and take back a device that was borrowed in process *pid*; from any thread.
 
@@ -45,8 +59,11 @@ def give_back(
         return
     for table in tables:
         table.close()
-    free = _idle.setdefault((pid, spec), deque())
-    if device.usable and not at_work and len(free) < IDLE_MAX:
-        free.append(device)
-    else:
+    if not device.usable or at_work:
         device.close()
+        return
+    free = _idle.setdefault((pid, spec), deque())
+    free.append((needs, device))
+    with suppress(IndexError):
+        while len(free) > IDLE_MAX:
+            free.popleft()[1].close()

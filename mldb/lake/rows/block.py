@@ -101,10 +101,15 @@ class MappedBlock:
         """Whether a column needs no further check."""
         return name in self._verified
 
-    def private_mu(self) -> npt.NDArray[np.float32]:
-        """The rows in a new private mapping: writable, and no write reaches the file."""
-        door, size = self._scope.source.door, self.entry.length
-        view = self._scope.view
-        data = door.private(view, self._key, self.entry, size, self._lake, is_verified=True)
-        rows, (dim,) = self.info.rows, self.column("mu").shape
-        return np.frombuffer(data, np.float32, rows * dim).reshape(rows, dim)
+    def private_mu(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Rows of mu in a new private mapping: writable, and no write reaches the file.
+
+        Who asks has verified them.
+        """
+        column = self.column("mu")
+        low = column.offset + rows.start * column.row_bytes
+        high = column.offset + rows.stop * column.row_bytes
+        door, at = self._scope.source.door, (self._scope.view, self._key, self.entry)
+        size = self.entry.length
+        data = door.private(*at, size, self._lake, low=low, high=high, is_verified=True)
+        return np.frombuffer(data, np.float32).reshape(rows.stop - rows.start, *column.shape)

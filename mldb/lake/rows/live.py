@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Bools, Numbers
-from mldb.errors import InvalidValueError, MissingError
+from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
 from mldb.lake.projection import LakeState
 from mldb.lake.rows.block import MappedBlock, Selection
 from mldb.lake.rows.chain import Chain
@@ -133,11 +133,19 @@ class Rows:
     def gather(self, name: str, rows: Selection, out: npt.NDArray[Any] | None = None) -> Any:
         """Return one column of these rows, in their order; written to *out* when given.
 
-        Blocks of stored bytes are verified when first touched. Raises MissingError, CorruptError.
+        *rows*: numbers from 0 to N-1, or a slice of them with both ends. Blocks of stored bytes are
+        verified when first touched. Raises InvalidValueError and InvalidTypeError for other rows,
+        MissingError, CorruptError.
         """
+        rows = _checked(rows, len(self), self.name)
         if out is None:
             dtype, shape = self.require_column(name)
-            out = np.empty((_count(rows, len(self)), *shape), dtype)
+            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+            out = np.empty((count, *shape), dtype)
+        return self.gather_checked(name, rows, out)
+
+    def gather_checked(self, name: str, rows: Selection, out: npt.NDArray[Any]) -> Any:
+        """As :meth:`gather`, for int64 rows or a slice of step 1 that are known to be rows."""
         return self._gather(name, self._stored(rows), out)
 
     def gather_stored(self, name: str, stored: Numbers) -> Any:
@@ -157,7 +165,7 @@ class Rows:
         return out
 
     def _stored(self, rows: Selection) -> Selection:
-        """Turn live numbers into stored ones. Rows out of range raise IndexError or are clipped."""
+        """Turn live numbers into stored ones."""
         if self._live is None:
             return rows
         found: Numbers = self._live[rows]
@@ -254,9 +262,9 @@ class Rows:
             return stored
         return np.where(stored >= 0, np.searchsorted(self._live, stored), -1)
 
-    def lsns(self, rows: Numbers) -> Numbers:
-        """Return the commit that added each row."""
-        stored = self._stored(rows)
+    def lsns(self, rows: Selection) -> Numbers:
+        """Return the commit that added each row; *rows* as for :meth:`gather`."""
+        stored = self._stored(_checked(rows, len(self), self.name))
         if isinstance(stored, slice):
             stored = np.arange(stored.start, stored.stop)
         commits = self.chain.commits.first(self._size.blocks)
@@ -312,9 +320,33 @@ def rows_in(scope: Scope, name: str, known: LakeStates) -> Rows:
     return Rows(scope, known.fold(scope, name), known)
 
 
-def _count(rows: Selection, total: int) -> int:
-    if not isinstance(rows, slice):
-        return len(rows)
-    if rows.start is None or rows.stop is None or not 0 <= rows.start <= rows.stop <= total:
-        raise InvalidValueError(f"rows {rows} of a lake of {total}")
-    return int(rows.stop - rows.start)
+def _checked(rows: Any, total: int, lake: str) -> Selection:
+    """Return a slice of step 1, or int64 [n]. Raises InvalidValueError, InvalidTypeError."""
+    if isinstance(rows, slice):
+        low, high = rows.start, rows.stop
+        if rows.step not in (None, 1) or not all(_is_number(end) for end in (low, high)):
+            raise InvalidTypeError(
+                f"{rows} is no run of rows; give both ends, as in slice(0, {total}), or an array"
+            )
+        if not 0 <= low <= high <= total:
+            raise InvalidValueError(f"rows {rows} of lake {lake!r}, which has {total}")
+        return slice(int(low), int(high))
+    numbers: npt.NDArray[Any] = np.asarray(rows)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise InvalidTypeError(
+            f"rows are an array of shape {numbers.shape} and dtype {numbers.dtype}; give whole "
+            "numbers [n], or a slice"
+        )
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < total):
+        place = int(np.argmax((numbers < 0) | (numbers >= total)))
+        raise InvalidValueError(
+            f"row {int(numbers[place])}, the one at place {place}, is none of lake {lake!r}: its "
+            f"rows are 0 to {total - 1}. rows.find(ids) gives the row of an id."
+            if total
+            else f"row {int(numbers[place])} of lake {lake!r}, which has no rows"
+        )
+    return numbers.astype(np.int64, copy=False)
+
+
+def _is_number(end: object) -> bool:
+    return isinstance(end, int | np.integer) and not isinstance(end, bool)

@@ -161,7 +161,7 @@ class Segments:
 
     def gather(self, rows: Selection, out: Float32s) -> None:
         """Copy mu of these rows to *out*."""
-        self._rows.gather("mu", rows, out)
+        self._rows.gather_checked("mu", rows, out)
         self.moved_bytes += out.nbytes
 
 

@@ -19,7 +19,7 @@ from mldb.history.splats import (
     USER_COLUMNS_MAX,
     check_column_name,
 )
-from mldb.lake.on_host import to_host
+from mldb.lake.on_host import is_further_float, to_host
 from mldb.sphere import vmf
 from mldb.sphere.geometry import Geometry
 
@@ -83,8 +83,9 @@ def default_kappa(dim: int) -> Float32s:
 
 def _matrix(mu: Any, dim: int) -> Any:
     if not hasattr(mu, "detach"):
-        mu = to_host(mu, "mu")
-        if mu.dtype.kind not in "fiu":
+        # Floats that NumPy lacks become float32 piece by piece, when they are stored.
+        mu = mu if type(mu) is np.ndarray else to_host(mu, "mu")
+        if mu.dtype.kind not in "fiu" and not is_further_float(mu.dtype):
             raise InvalidTypeError(
                 f"mu has dtype {mu.dtype}; rows are real numbers, as a NumPy array or torch "
                 f"tensor [N, {dim}]. {_NOTHING}"

@@ -394,3 +394,29 @@ def test_a_memory_limit_is_named_as_a_reason(tmp_path: Path) -> None:
 
     with Child(child) as running:
         assert running.wait() == 0, "see the traceback of the child"
+
+
+def _overcommits() -> bool:
+    """Whether private mappings may exceed memory: not where the kernel counts them all."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _overcommits(), reason="the kernel promises memory for every mapping")
+def test_a_private_map_may_be_larger_than_memory_and_swap(tmp_path: Path) -> None:
+    """Only pages that are written to take memory: the kernel need not have it for all of them."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    size = 2 * (sizes["MemTotal"] + sizes["SwapTotal"])
+    with (tmp_path / "sparse").open("wb") as sparse:
+        try:
+            sparse.truncate(size)
+        except OSError as error:
+            pytest.skip(f"no file of {size} bytes here: {error}")
+    file = OsFileSystem(tmp_path).open("sparse", "r")
+    view = file.map_private(0, size)
+    view[size - 3 :] = b"end"
+    assert (len(view), bytes(view[size - 5 :])) == (size, b"\0\0end")
+    assert file.pread(5, size - 5) == bytes(5)
