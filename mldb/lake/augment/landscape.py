@@ -21,6 +21,8 @@ from mldb.sphere.graph import Graph, bandwidth, walk
 
 WALK_K: Final = 10
 CHAIN_K: Final = 16
+_BANDWIDTH: Final = "bandwidth"
+_LABELS_AROUND: Final = "labels around"
 
 
 _NUMBER_BYTES: Final = 64
@@ -76,7 +78,7 @@ class Landscape:
             width = self.graph.neighbours.shape[1]
             return bandwidth(self.graph, perplexity=min(10.0, max(1.01, width / 2)))
 
-        return self._rows.derived("bandwidth", make, lambda _: _NUMBER_BYTES)
+        return self._rows.derived(_BANDWIDTH, make, lambda _: _NUMBER_BYTES)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -102,7 +104,7 @@ class Landscape:
         def make() -> Numbers:
             return lake_labels(self._rows, len(self._rows), self._find_labels_around)
 
-        return self._rows.derived("labels around", make, _nbytes)
+        return self._rows.derived(_LABELS_AROUND, make, _nbytes)
 
     def _find_labels_around(self) -> Numbers:
         assert self.labels is not None
@@ -121,10 +123,23 @@ class Landscape:
         return self._rows.derived("labelled rows", lambda: self.mu[self._labelled], _nbytes)
 
     def prepare(self) -> None:
-        """Make and save now what other processes would each make for themselves."""
-        lake_graph(self._rows, self.mu, save=True)
-        if self._chosen.gate and self._chosen.mode == "walk" and self.labels is not None:
-            self._labels_around  # noqa: B018 - it is kept
+        """Make now what other processes would each make for themselves.
+
+        The graph is saved where that is allowed, and pinned to the rows with the rest: a forked
+        process has it then, and another one gets what it cannot load.
+        """
+        rows, chosen = self._rows, self._chosen
+        pinned = rows.pinned
+        lake_graph(rows, self.mu, save=True)
+        if chosen.mode == "langevin":
+            pinned[_BANDWIDTH] = self.kappa
+            self._log_alpha  # noqa: B018 - it is kept
+        if not chosen.gate or self.labels is None:
+            return
+        if chosen.mode == "walk":
+            pinned[_LABELS_AROUND] = self._labels_around
+        else:
+            self._labelled_mu  # noqa: B018
 
     def walk(self, x: Float32s, rows: Numbers, keys: Keys) -> Moved:
         """Walk from *rows*, whose vectors are *x*; see :class:`Moved`."""
