@@ -57,7 +57,8 @@ def _after_in_parent() -> None:
     if _interrupts:
         _interrupts.clear()
         # Not from here: what a hook raises is printed and goes no further.
-        threading.Timer(_TOLD_AFTER, os.kill, (os.getpid(), signal.SIGINT)).start()
+        main = threading.main_thread().ident
+        threading.Timer(_TOLD_AFTER, signal.pthread_kill, (main, signal.SIGINT)).start()
 
 
 def _after_in_child() -> None:

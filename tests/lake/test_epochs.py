@@ -263,9 +263,10 @@ def test_a_shared_list_loses_no_entry_and_has_one_order() -> None:
 
 
 def test_a_shared_list_goes_with_its_last_process() -> None:
-    before = len(os.listdir("/proc/self/fd"))
     shared = SharedList()
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    link = f"/proc/self/fd/{shared._descriptor}"
+    name = os.readlink(link)
+    assert "mldb-shared-list" in name
     del shared
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not os.path.lexists(link) or os.readlink(link) != name
     assert threading.active_count() == 1

@@ -350,7 +350,7 @@ class Losable(NumpyDevice):
         self.closed = True
 
     @classmethod
-    def open(cls, spec: str, *, copy: bool) -> Losable:
+    def open(cls, spec: str, *, copy: bool, needs: object = None) -> Losable:
         if cls.gone:
             raise mldb.GpuUnavailableError(f"there is no device {spec!r}")
         return cls()

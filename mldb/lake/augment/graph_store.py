@@ -22,7 +22,8 @@ from mldb.sphere.neighbours import Firsts
 GRAPH_NEIGHBOURS: Final = BANDWIDTH_NEIGHBOURS  # walks and chains take the nearest of them
 _VERSION: Final = 2
 _SAVE_SHARE: Final = 16  # a graph is saved again once one in so many of its rows came or went
-_WHAT: Final = "graph"
+GRAPH: Final = "graph"
+"""What the graph of a state is kept as, with the state that it is of."""
 _SAVED: Final = "graph saved"
 _MARK_BYTES: Final = 64
 
@@ -42,15 +43,19 @@ def lake_graph(rows: Rows, mu: Float32s, *, save: bool = False) -> Graph:
     added. *save*: write the hint now, for other processes, and not only when much has changed.
     """
     version = rows.state.version
-    known = rows.known(_WHAT, version)
+    known = rows.known(GRAPH, version)
     if known is not None and not (save and rows.known(_SAVED, version) is None):
+        if save:
+            rows.pinned[GRAPH] = known
         return known.graph  # type: ignore[no-any-return]
     saved = _load(rows)
     if known is None:
         known = _nearest(rows, saved)
     graph = build_graph(mu, GRAPH_NEIGHBOURS) if known is None else _moved(rows, mu, known)
     made = _Kept(version, rows.state.size, graph)
-    rows.keep(_WHAT, made, _nbytes(graph))
+    rows.keep(GRAPH, made, _nbytes(graph))
+    if save:
+        rows.pinned[GRAPH] = made  # whatever the cache has room for
     if _is_due(rows, saved, save=save):
         _save(rows, made)
     if save:
@@ -74,11 +79,11 @@ def _nearest(rows: Rows, saved: _Kept | None) -> _Kept | None:
     """The graph of the newest earlier state that is still in memory, or was saved."""
     intervals = rows.scope.intervals
     best = saved if saved is not None and _is_before(rows, saved.size) else None
-    for version in rows.versions(_WHAT):
+    for version in rows.versions(GRAPH):
         if version > rows.state.version or not is_visible(version, intervals):
             continue
         if best is None or version > best.version:
-            found: _Kept | None = rows.known(_WHAT, version)
+            found: _Kept | None = rows.known(GRAPH, version)
             best = best if found is None else found
     return best
 

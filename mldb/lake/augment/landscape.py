@@ -22,6 +22,8 @@ from mldb.sphere.graph import Graph, lake_bandwidth, walk
 
 WALK_K: Final = 10
 CHAIN_K: Final = 16
+_BANDWIDTH: Final = "bandwidth"
+_LABELS_AROUND: Final = "labels around"
 
 _LEAST_ROWS: Final = {"isotropic": 0, "walk": 2, "langevin": 3}
 _NUMBER_BYTES: Final = 64
@@ -78,7 +80,7 @@ class Landscape:
         def make() -> float:
             return lake_bandwidth(self.graph, self.mu)
 
-        return self._rows.derived("bandwidth", make, lambda _: _NUMBER_BYTES)
+        return self._rows.derived(_BANDWIDTH, make, lambda _: _NUMBER_BYTES)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -104,7 +106,7 @@ class Landscape:
         def make() -> Numbers:
             return lake_labels(self._rows, len(self._rows), self._find_labels_around)
 
-        return self._rows.derived("labels around", make, _nbytes)
+        return self._rows.derived(_LABELS_AROUND, make, _nbytes)
 
     def _find_labels_around(self) -> Numbers:
         assert self.labels is not None
@@ -123,12 +125,24 @@ class Landscape:
         return self._rows.derived("labelled rows", lambda: self.mu[self._labelled], _nbytes)
 
     def prepare(self) -> None:
-        """Make and save now what other processes would each make for themselves."""
-        lake_graph(self._rows, self.mu, save=True)
-        if self._chosen.mode == "langevin":
-            self.dynamics()
-        if self._chosen.gate and self._chosen.mode == "walk" and self.labels is not None:
-            self._labels_around  # noqa: B018 - it is kept
+        """Make now what other processes would each make for themselves.
+
+        The graph is saved where that is allowed, and pinned to the rows with the rest: a forked
+        process has it then, and another one gets what it cannot load.
+        """
+        rows, chosen = self._rows, self._chosen
+        pinned = rows.pinned
+        lake_graph(rows, self.mu, save=True)
+        if chosen.mode == "langevin":
+            pinned[_BANDWIDTH] = self.kappa
+            pinned[self._temperature_key] = self._temperature
+            self._log_alpha  # noqa: B018 - it is kept
+        if not chosen.gate or self.labels is None:
+            return
+        if chosen.mode == "walk":
+            pinned[_LABELS_AROUND] = self._labels_around
+        else:
+            self._labelled_mu  # noqa: B018
 
     def walk(self, x: Float32s, rows: Numbers, keys: Keys) -> Moved:
         """Walk from *rows*, whose vectors are *x*; see :class:`Moved`."""
@@ -201,6 +215,11 @@ class Landscape:
             start = langevin.temperature_for(chosen.strength, self.kappa, self._rows.dim)
             return find_temperature(trial.mean_cosine, chosen, start)
 
+        return self._rows.derived(self._temperature_key, make, lambda _: _NUMBER_BYTES)
+
+    @property
+    def _temperature_key(self) -> tuple[object, ...]:
+        """What the temperature depends on beside the rows."""
+        chosen = self._chosen
         what = "temperature", chosen.strength, chosen.k, chosen.steps, chosen.h
-        key = *what, chosen.method, chosen.form
-        return self._rows.derived(key, make, lambda _: _NUMBER_BYTES)
+        return *what, chosen.method, chosen.form

@@ -43,6 +43,8 @@ class Rows:
         self._size = state.size
         self._count = self.chain.live_count(state.size)
         self._mosaics: dict[str, Mosaic] = {}
+        self.pinned: dict[Hashable, Any] = {}
+        """What was computed of these rows for other processes: here whatever the cache holds."""
 
     def __len__(self) -> int:
         """How many rows are live."""
@@ -55,10 +57,14 @@ class Rows:
 
     def derived(self, what: Hashable, make: Callable[[], _T], nbytes: Callable[[_T], int]) -> _T:
         """Return what *make* computes of these rows: made once while the cache has room for it."""
+        if what in self.pinned:
+            return self.pinned[what]  # type: ignore[no-any-return]
         return self._states.compute(self.state, what, make, nbytes)
 
     def known(self, what: Hashable, version: int) -> Any:
         """What is kept of the lake at the commit *version* that made a state, or None."""
+        if what in self.pinned and version == self.state.version:
+            return self.pinned[what]
         found = self._states.derived.find((self.state.info.lake_id, version, what))
         return None if found is None else found[0]
 
@@ -76,6 +82,7 @@ class Rows:
     def adopt(self, others: Rows) -> None:
         """Take over what was computed of lakes in the process that this one was forked from."""
         self._states.derived.adopt(others._states.derived)
+        self.pinned.update(others.pinned)
 
     # --- blocks -----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from copy import copy
 from typing import Any
 
@@ -36,6 +36,7 @@ class LakeSource:
         self._rows: Rows | None = rows
         self._snapshot: Any = None  # what another process opened
         self._pid = os.getpid()
+        self._sent: dict[Hashable, Any] = {}  # what was computed of the rows where this comes from
         self._hold = Hold(rows.log.registration, self.lsn)
 
     def rows(self) -> Rows:
@@ -46,6 +47,7 @@ class LakeSource:
             rows = self._snapshot.rows()
             if self._rows is not None:  # this process is forked: what is computed is here already
                 rows.adopt(self._rows)
+            rows.pinned.update(self._sent)
             self._rows = rows
             self._host, self._pid = None, os.getpid()
         return self._rows
@@ -58,6 +60,7 @@ class LakeSource:
             if self._host is None or self._pid != os.getpid():
                 other = copy(self)
                 other.lsn, other._host, other._rows, other._pid = lsn, None, None, -1
+                other._sent = {}
                 other.rows()
                 return other
             scope = self._host.scope(Lsn(lsn))
@@ -68,6 +71,13 @@ class LakeSource:
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs; no handle travels."""
+        """What another process needs; no handle travels.
+
+        What was prepared of the rows goes along where no hint can bring it.
+        """
         own = ("_host", "_rows", "_snapshot", "_hold")
-        return self.__dict__ | dict.fromkeys(own) | {"_pid": -1}
+        rows = self._rows
+        sent = self._sent if rows is None else rows.pinned
+        if rows is not None and rows.log.options.mode == "rw":
+            sent = {what: value for what, value in sent.items() if isinstance(value, float)}
+        return self.__dict__ | dict.fromkeys(own) | {"_pid": -1, "_sent": dict(sent)}
