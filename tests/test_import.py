@@ -26,7 +26,7 @@ print(json.dumps(sorted(names)))
 # The PyTorch side of the lake: its classes derive from torch's.
 TORCH_SIDE = (
     "mldb.lake.rows.torch_slab",
-    *(f"mldb.lake.stream.{name}" for name in ("batches", "dataset", "loader")),
+    *(f"mldb.lake.stream.{name}" for name in ("batches", "dataset", "loader", "streams")),
 )
 
 # None in sys.modules makes an import of that name fail.

@@ -99,6 +99,52 @@ def test_iterations_with_workers_are_independent_too(
             break
         assert raw(loader) == passes[4]
         del first, second
+        loader.dataset.set_pass(0)
+        older, newer = iter(loader), iter(loader)
+        assert raw([next(newer), next(older)]) == [passes[1][0], passes[0][0]]
+        assert raw([next(iter(loader))]) == passes[2][:1]  # the third, whoever came last
+
+
+class FailWhere:
+    """A collate function that fails in the workers while ``at`` is not 0."""
+
+    def __init__(self) -> None:
+        self.at = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __call__(self, batch: Any) -> Any:
+        if self.at.item():
+            raise KeyError("collate")
+        return batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_error_in_a_worker_costs_no_batch(
+    store_path: Path, data: dict[str, Any], persistent: bool
+) -> None:
+    """Those that persist had gone on with the pass, or to the next one."""
+    with mldb.open(store_path) as db:
+        lake = fill(db, data)
+        passes = passes_of(lake, "isotropic", 3)
+        fail = FailWhere()
+        options = {"multiprocessing_context": "fork", "persistent_workers": persistent}
+        options |= {"collate_fn": fail, "prefetch_factor": 1}
+        loader = stream(lake, "isotropic", num_workers=2, loader=options)
+        assert raw(loader) == passes[0]
+        fail.at.fill_(1)
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                next(iter(loader))
+        fail.at.fill_(0)
+        iterator = iter(loader)
+        got = raw(itertools.islice(iterator, 5))
+        fail.at.fill_(1)
+        rest: list[Any] = []
+        with pytest.raises(KeyError):
+            rest.extend(iterator)
+        fail.at.fill_(0)
+        assert got + raw(rest) + raw(loader) == passes[1]
+        assert raw(loader) == passes[2]
 
 
 def test_the_state_is_that_of_the_newest_iteration(
@@ -233,6 +279,11 @@ def test_all_ranks_agree_on_the_pass_when_all_are_done(
     alone.load_state_dict(states[1][-1])
     assert raw(alone) == want[0][15:]
     assert raw(alone) == want[1]
+    # Where that batch is left out, so that all make as many steps, all are done.
+    for rank in range(3):
+        loader = stream(lake, rank=rank, world=3, even_ranks=True)
+        last = [loader.state_dict() for _ in loader][-1]
+        assert (last["pass"], last["cursor"], last["done"]) == (1, 0, 0)
 
 
 @pytest.mark.slow
