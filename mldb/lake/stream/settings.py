@@ -117,7 +117,7 @@ class StreamOptions:
                   asked once a pass and must return the same when a pass is resumed.
     fields:       None yields plain tensors [B, dim]; names yield named tuples. An importance with a
                   target needs "weight" among them.
-    prefetch:     batches made ahead by a thread; 0 makes them in the caller's.
+    prefetch:     batches made ahead by a thread; 0 makes none ahead.
     warm_bytes:   budget of the RAM tier; None, as 0: rows are read from the log.
     hot_bytes:    budget of the device tier, on devices with memory of their own ("cuda", or "auto"
                   where there is one; on "torch" and "cpu" it is RAM).
