@@ -27,7 +27,7 @@ def note(name, function):
 
 def count(worker=None):
     graph_store.build_graph = note("graph", graph_store.build_graph)
-    landscape.bandwidth = note("bandwidth", landscape.bandwidth)
+    landscape.lake_bandwidth = note("bandwidth", landscape.lake_bandwidth)
     landscape.nearest_labels = note("labels", landscape.nearest_labels)
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from mldb.log.fs.descriptor import Fd
 from mldb.log.fs.gather import byte_count
@@ -13,9 +14,14 @@ from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.posix_file import OsFile
 from mldb.log.fs.protocol import Buffer, OpenMode
 
+_LOG_FILES: Final = ".seg"
+
 
 class MeteredFileSystem(OsFileSystem):
-    """A folder whose files count what is written to them, in ``written``. Thread-safe.
+    """A folder that counts what is written to its log, in ``written``. Thread-safe.
+
+    Hints are no part of a save: the index of the log is saved as one whenever that has grown so
+    far, between any two commits.
 
     After ``die_after(n)`` the n-th byte is the last one: SIGKILL follows it, without a chance to
     clean up, as when the system kills a process for its memory.
@@ -33,9 +39,9 @@ class MeteredFileSystem(OsFileSystem):
             self._last = self.written + count
 
     def open(self, name: str, mode: OpenMode) -> OsFile:
-        """Open a file that counts."""
+        """Open a file; one of the log counts."""
         file = super().open(name, mode)
-        return _MeteredFile(self, file)
+        return _MeteredFile(self, file) if name.endswith(_LOG_FILES) else file
 
     def admit(self, file: OsFile, buffers: Sequence[Buffer], offset: int) -> None:
         """Count a write before it happens; if it is the last, write a part of it and die."""
