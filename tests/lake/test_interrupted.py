@@ -143,7 +143,10 @@ class Case:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["permutation", "isotropic", "langevin", "bottom_k"])
+@pytest.mark.parametrize(
+    "kind",
+    ["permutation", "isotropic", pytest.param("langevin", marks=pytest.mark.large), "bottom_k"],
+)
 def test_ctrl_c_at_any_step_of_a_pass_that_a_thread_makes(
     db: mldb.MLDatabase, data: dict[str, Any], kind: str
 ) -> None:
@@ -154,7 +157,10 @@ def test_ctrl_c_at_any_step_of_a_pass_that_a_thread_makes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sequential", "permutation", "isotropic", "copies"])
+@pytest.mark.parametrize(
+    "kind",
+    ["sequential", "permutation", "isotropic", pytest.param("copies", marks=pytest.mark.large)],
+)
 def test_ctrl_c_at_any_step_of_a_pass_without_a_thread(
     db: mldb.MLDatabase, data: dict[str, Any], kind: str
 ) -> None:

@@ -55,7 +55,7 @@ if __name__ == "__main__":
         ("fork", "rw", "langevin"),
         ("spawn", "r", "walk"),
         ("spawn", "r", "langevin"),
-        ("spawn", "rw", "langevin"),
+        pytest.param("spawn", "rw", "langevin", marks=pytest.mark.large),
     ],
 )
 def test_no_worker_builds_what_the_parent_has_built(

@@ -58,7 +58,7 @@ for number in range(rounds):
 """
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(24, marks=pytest.mark.large)])
 def test_a_child_forked_while_another_thread_compiles_has_kernels(rounds: int, seed: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _FORKS, str(rounds), str(seed)],
