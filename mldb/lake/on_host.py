@@ -54,9 +54,8 @@ def as_ids(values: Any) -> Numbers:
 
 def _known_to_numpy(array: Any) -> Any:
     """Return an array of ml_dtypes as the nearest type of NumPy's own that holds all its values."""
+    if is_further_float(array.dtype):
+        return array.astype(np.float32)
     if array.dtype.type.__module__ != "ml_dtypes":
         return array
-    name = array.dtype.name
-    if name.startswith(("int", "uint")):
-        return array.astype(np.int16)
-    return array.astype(np.complex64 if "complex" in name else np.float32)
+    return array.astype(np.complex64 if "complex" in array.dtype.name else np.int16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ from mldb.history.events import LakeCreated, SplatsAdded
 from mldb.lake.write import addition
 from mldb.lake.write.block import block_of as block_of_rows
 from tests.golden.second import make_lake_alone
+from tests.support.lakes import db
+
+__all__ = ["db"]
 
 DIM = 6
-
-
-@pytest.fixture
-def db(store_path: Path) -> Iterator[mldb.MLDatabase]:
-    with mldb.open(store_path, durability="os") as database:
-        yield database
 
 
 def rows_of(rng: np.random.Generator, count: int, dim: int = DIM) -> Any:
