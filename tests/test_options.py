@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import mldb
+from mldb.log import format as fmt
+from mldb.options import Options
 
 SIZES = ("segment_bytes", "segment_entries", "spill_bytes", "max_mapped", "pending_checkpoints")
 BYTES = ("map_bytes", "cache_bytes", "lake_cache_bytes")
@@ -78,3 +80,9 @@ def test_options_are_plain_frozen_values() -> None:
     assert dataclasses.replace(options, cache_bytes=6) != options
     with pytest.raises(mldb.InvalidValueError):
         dataclasses.replace(options, cache_bytes=-6)
+
+
+def test_the_sizes_of_a_segment_are_those_that_the_format_tells_of() -> None:
+    """FORMAT.md lists them as defaults; they stand in two places, of which one was changed."""
+    assert Options().segment_entries == fmt.SEGMENT_ENTRIES
+    assert Options().segment_bytes == fmt.SEGMENT_BYTES
