@@ -46,7 +46,9 @@ class M2MDataLake(IterableDataset[Any]):
     them; so do DDP ranks. Under a plain DataLoader, whose workers are copies, each epoch is the
     next pass as well: the base seed of torch tells them that it is another one. ``state_dict``
     tells where it is, a few integers; loaded before an iteration, that one goes on with the next
-    batch, under any number of ranks. An iteration that an error ended is gone on with by the next
+    batch, under any number of ranks. (The state of a ``StatefulDataLoader`` with workers is that
+    loader's own: taken in the body of the last batch, it first ends that epoch, with no batch, as
+    it does over every dataset.) An iteration that an error ended is gone on with by the next
     one, at the batch that failed; one that was left, by ``break`` or Ctrl-C, is over.
     """
 
@@ -112,7 +114,7 @@ class M2MDataLake(IterableDataset[Any]):
         if workers == 1:  # a batch more was handed out for every rank, and the workers of none
             start = position.start + position.done * self.world
             position = position._replace(start=start, done=0)
-        current, position = self._begun(position)
+        current, position = self._begun(position, base_seed)
         if base_seed is not None and current.drawn_by is not None and self._tells:
             self._epochs.check_agreed(_parent(), base_seed, current.number, current.drawn_by)
         even = self.options.even_ranks
@@ -121,7 +123,7 @@ class M2MDataLake(IterableDataset[Any]):
         self._next = None  # in this order: between the two the same position would come again
         return RunningPass(progress, line)
 
-    def _begun(self, position: Position) -> tuple[Pass, Position]:
+    def _begun(self, position: Position, base_seed: int | None) -> tuple[Pass, Position]:
         """The pass at a position; where it has nothing left for this rank, the next one."""
         passes = self._reader().passes
         current = passes.begin(position.number, position.drawn_by)
@@ -130,6 +132,8 @@ class M2MDataLake(IterableDataset[Any]):
         if is_of_rank and not self._share(position.start, len(current.plan)):
             position = Position(position.number + 1)
             current = passes.begin(position.number)
+            if base_seed is not None and self._tells:
+                self._epochs.tell(_parent(), base_seed, position.number)
         return current, position
 
     def _share(self, start: int, count: int) -> range:
