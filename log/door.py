@@ -1,19 +1,19 @@
 """The one door to stored bytes: what a version is made of, whatever file and form it lies in.
 
-Encodings are behind it, and so will be references, deltas and compacted files. A view that somebody
-holds may name a segment whose file was replaced since: then the version is looked up as (key,
-commit) in the newest view.
+Encodings, references, deltas and compacted files are behind it. A view that somebody holds may name
+a segment whose file was replaced since: then the version is looked up as (key, commit) in the
+newest view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import VersionGoneError
+from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
@@ -22,8 +22,14 @@ from mldb.options import Verify
 
 _T = TypeVar("_T")
 
-Decode = Callable[[memoryview, int, int, str, int, str], memoryview]
-"""From stored bytes, their encoding, the decoded size, and file, offset and name for errors."""
+Decode = Callable[[memoryview, int, int, str, int, str, memoryview | None], memoryview]
+"""From stored bytes, their encoding, the decoded size, file, offset and name for errors, the base.
+
+The base is the decoded bytes of the version that a delta builds on, None for other encodings.
+"""
+
+DEPTH_MAX: Final = 64
+"""Versions that a delta may build on, one on another. No writer makes as many."""
 
 
 class Cache(Protocol):
@@ -40,6 +46,9 @@ class Door:
     *size* is the number of decoded bytes, which whoever knows what they mean says. Raises
     CorruptError, FormatVersionError for an encoding of a newer mldb, VersionGoneError for a version
     that was pruned meanwhile.
+
+    Who asks how a version is stored, or maps it, asks for its :meth:`holder` first; what only hands
+    out bytes does so by itself.
     """
 
     __slots__ = ("_cache", "_decode", "_head", "_key_of", "verify")
@@ -58,25 +67,64 @@ class Door:
         self._decode = decode
         self._cache = cache
 
+    def holder(
+        self, view: View, key: bytes | None, entry: Entry, name: str
+    ) -> tuple[bytes | None, Entry]:
+        """Return key and entry of the version that has the bytes: this one, or a reference's owner.
+
+        Raises CorruptError when there is no such owner, or it has other bytes.
+        """
+        if entry.encoding != fmt.ENCODING_REFERENCE:
+            return key, entry
+        owner, found = self._base(view, key, entry, name)
+        if found.digest != entry.digest:
+            raise self._wrong_base(entry, name, "has other bytes")
+        return owner, found
+
     def version(
-        self, view: View, key: bytes | None, entry: Entry, size: int, name: str
+        self,
+        view: View,
+        key: bytes | None,
+        entry: Entry,
+        size: int,
+        name: str,
+        depth: int = DEPTH_MAX,
     ) -> memoryview:
-        """Return the decoded bytes of one version: a view of the log, or of the cache."""
+        """Return the decoded bytes of one version: a view of the log, or of the cache.
+
+        *depth* bounds how many versions it may build on.
+        """
+        if entry.encoding == fmt.ENCODING_REFERENCE:
+            key, entry = self.holder(view, key, entry, name)
         try:
             segment = view.segments.get(entry.segment) or self._newer(entry)
             data = segment.payload(entry, 0, entry.length, self.verify, name)
         except SegmentGoneError as error:
             return self._elsewhere(
-                error, key, entry, name, lambda new, at: self.version(new, key, at, size, name)
+                error,
+                key,
+                entry,
+                name,
+                lambda new, at: self.version(new, key, at, size, name, depth),
             )
         if entry.encoding == fmt.ENCODING_RAW:
             return data
-        return self._decoded(segment, data, entry, size, name)
+
+        def decode() -> memoryview:
+            base = None
+            if entry.encoding == fmt.ENCODING_DELTA:
+                base = self._base_bytes(view, key, entry, size, name, depth)
+            file, at = segment.name, entry.offset
+            return self._decode(data, entry.encoding, size, file, at, name, base)
+
+        return self._cache.get((entry.segment, entry.offset), size, decode)
 
     def part(
         self, view: View, key: bytes | None, entry: Entry, size: int, low: int, high: int, name: str
     ) -> memoryview:
         """Return decoded bytes low..high of one version, reading no more than it has to."""
+        if entry.encoding == fmt.ENCODING_REFERENCE:
+            key, entry = self.holder(view, key, entry, name)
         if entry.encoding != fmt.ENCODING_RAW:
             return self.version(view, key, entry, size, name)[low:high]
         try:
@@ -94,7 +142,7 @@ class Door:
     def unverified(
         self, view: View, key: bytes | None, entry: Entry, low: int, high: int, name: str
     ) -> memoryview:
-        """Return raw bytes low..high of one version; who reads them verifies them first."""
+        """Return raw bytes low..high of a holder; who reads them verifies them first."""
         try:
             segment = view.segments.get(entry.segment) or self._newer(entry)
             return segment.payload(entry, low, high, "never", name)
@@ -123,6 +171,8 @@ class Door:
 
         Raw bytes come as a copy-on-write mapping. *is_verified*: the caller sees to that.
         """
+        if entry.encoding == fmt.ENCODING_REFERENCE:
+            key, entry = self.holder(view, key, entry, name)
         if entry.encoding != fmt.ENCODING_RAW:
             return bytearray(self.version(view, key, entry, size, name)[low:high])
         try:
@@ -150,7 +200,7 @@ class Door:
         rows: npt.NDArray[np.int64],
         name: str,
     ) -> None:
-        """Verify what holds *rows* of a column that starts at byte *start* of a raw version."""
+        """Verify what holds *rows* of a column that starts at byte *start* of a raw holder."""
         try:
             segment = view.segments.get(entry.segment) or self._newer(entry)
             segment.touch_rows(entry, start, row_bytes, rows, self.verify, name)
@@ -172,7 +222,7 @@ class Door:
 
     @staticmethod
     def is_raw(entry: Entry) -> bool:
-        """Whether the stored bytes are the decoded ones, so that a part costs only itself."""
+        """Whether a holder stores decoded bytes, so that a part of them costs only itself."""
         return entry.encoding == fmt.ENCODING_RAW
 
     @staticmethod
@@ -187,13 +237,36 @@ class Door:
             raise SegmentGoneError("it was replaced", file=segment_name(entry.segment))
         return segment
 
-    def _decoded(
-        self, segment: Segment, data: memoryview, entry: Entry, size: int, name: str
+    def _base(self, view: View, key: bytes | None, entry: Entry, name: str) -> tuple[bytes, Entry]:
+        """Return key and entry of the version that this one names: its owner, or its base."""
+        owner = entry.owner or (self._key_of(name) if key is None else key)
+        found = view.version_at(owner, entry.base)
+        if found is None:
+            raise self._wrong_base(entry, name, "is not there")
+        if found.flags & fmt.ENTRY_TOMBSTONE or found.encoding == fmt.ENCODING_REFERENCE:
+            raise self._wrong_base(entry, name, "has no bytes of its own")
+        return owner, found
+
+    def _base_bytes(
+        self, view: View, key: bytes | None, entry: Entry, size: int, name: str, depth: int
     ) -> memoryview:
-        return self._cache.get(
-            (entry.segment, entry.offset),
-            size,
-            lambda: self._decode(data, entry.encoding, size, segment.name, entry.offset, name),
+        """Return the decoded bytes of the version that a delta builds on."""
+        if not depth:
+            raise self._wrong_base(entry, name, f"builds on {DEPTH_MAX} others, or on itself")
+        owner, found = self._base(view, key, entry, name)
+        data = self.version(view, owner, found, size, name, depth - 1)
+        if len(data) != size:
+            raise self._wrong_base(entry, name, f"has {len(data)} bytes, and not {size}")
+        return data
+
+    @staticmethod
+    def _wrong_base(entry: Entry, name: str, what: str) -> CorruptError:
+        return CorruptError(
+            f"the version of {name!r} that commit {entry.commit_lsn} stored has its bytes from one "
+            f"of commit {entry.base}, which {what}. Other names and versions stay readable.",
+            file=segment_name(entry.segment),
+            offset=entry.frame,
+            key=name,
         )
 
     def _elsewhere(

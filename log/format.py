@@ -70,6 +70,8 @@ KIND_FIRST_EVENT: Final = 16
 ENTRY_TOMBSTONE: Final = 1
 ENTRY_FLAGS_MAX: Final = 255
 ENCODING_RAW: Final = 0
+ENCODING_REFERENCE: Final = 2  # 1 is zstd, which the log need not know
+ENCODING_DELTA: Final = 3
 ENCODING_MAX: Final = 255
 
 # --- sizes and limits -----------------------------------------------------------------------------

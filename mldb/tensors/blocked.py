@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.tensors.codec import unpack_descriptor
 from mldb.tensors.dtypes import dtype_of
-from mldb.tensors.scope import Scope, stored_bytes
+from mldb.tensors.scope import Scope, holder, stored_bytes
 
 _Array = npt.NDArray[Any]
 
@@ -29,6 +29,7 @@ class Operand:
         self.entry = scope.tensor_entry(name)
         self.what = unpack_descriptor(self.entry.attr)
         self._scope = scope
+        self._key, self._held = holder(scope, self.entry, name)
         self._decoded: memoryview | None = None
         self._check()
         self.dtype = dtype_of(self.what.dtype)
@@ -53,7 +54,7 @@ class Operand:
 
     def decode(self, budget: int) -> int:
         """Unpack a compressed tensor, which has no blocks; return the bytes that it takes."""
-        if self._scope.source.door.is_raw(self.entry):
+        if self._scope.source.door.is_raw(self._held):
             return 0
         nbytes = self.what.nbytes
         if nbytes > budget // _ENCODED_PART:
@@ -81,7 +82,7 @@ class Operand:
             return self._decoded[start : start + count]
         scope, stop = self._scope, start + count
         door, size = scope.source.door, self.what.nbytes
-        return door.part(scope.view, None, self.entry, size, start, stop, self.name)
+        return door.part(scope.view, self._key, self._held, size, start, stop, self.name)
 
 
 class Tile(NamedTuple):

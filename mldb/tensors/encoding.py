@@ -45,9 +45,15 @@ def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
 
 
 def decode_bytes(
-    data: memoryview, encoding: int, size: int, file: str, offset: int, key: str
+    data: memoryview,
+    encoding: int,
+    size: int,
+    file: str,
+    offset: int,
+    key: str,
+    base: memoryview | None = None,
 ) -> memoryview:
-    """Return the *size* decoded bytes, read-only.
+    """Return the *size* decoded bytes, read-only; those of a delta are built on *base*.
 
     Holds up to three times *size* meanwhile, however much the encoded bytes would give. Raises
     CorruptError for bytes that do not give exactly *size*, FormatVersionError for an encoding of a

@@ -21,7 +21,7 @@ from mldb.tensors.codec import (
 )
 from mldb.tensors.decode import plain_mode
 from mldb.tensors.dtypes import dtype_of
-from mldb.tensors.scope import Scope, own_bytes, read_array, stored_bytes
+from mldb.tensors.scope import Scope, holder, own_bytes, read_array, stored_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,20 +36,22 @@ class TensorHandle:
     take it.
     """
 
-    __slots__ = ("_descriptor", "_dtype", "_entry", "_row_bytes", "_scope", "name")
+    __slots__ = ("_descriptor", "_dtype", "_entry", "_held", "_key", "_row_bytes", "_scope", "name")
 
     def __init__(self, scope: Scope, name: str, entry: Entry) -> None:
         self._scope = scope
         self._entry = entry
         what = self._descriptor = unpack_descriptor(entry.attr)
         self.name = name
-        is_raw = scope.source.door.is_raw(entry)
-        if is_raw and entry.length != what.nbytes:
+        self._key, held = holder(scope, entry, name)
+        self._held = held  # the version that has the bytes
+        is_raw = scope.source.door.is_raw(held)
+        if is_raw and held.length != what.nbytes:
             raise CorruptError(
                 f"the descriptor of this version means {what.nbytes} bytes, stored are "
-                f"{entry.length}. Other names and versions stay readable.",
-                file=scope.source.door.file(scope.view, entry),
-                offset=entry.frame,
+                f"{held.length}. Other names and versions stay readable.",
+                file=scope.source.door.file(scope.view, held),
+                offset=held.frame,
                 key=name,
             )
         # Bytes of one step of the first axis, when a slice of it may be read in place; otherwise 0.
@@ -146,9 +148,8 @@ class TensorHandle:
         """
         if type(key) is slice and self._row_bytes and (key.step is None or key.step == 1):
             return self._rows(key)
-        scope, entry = self._scope, self._entry
         part = None
-        if scope.source.door.is_raw(entry):
+        if self._scope.source.door.is_raw(self._held):
             part = slice_bytes(self._descriptor, key)
         if part is None:
             return index_array(self.numpy(), key)
@@ -170,14 +171,14 @@ class TensorHandle:
 
     def _part(self, low: int, high: int) -> memoryview:
         """Bytes low..high for an array: of the mapping where there is one anyway, or copied."""
-        scope, entry = self._scope, self._entry
-        source, view = scope.source, scope.view
+        key, held = self._key, self._held
+        source, view = self._scope.source, self._scope.view
         size, small = self._descriptor.nbytes, high - low < source.border.value
-        if source.private and not small and source.is_mapped(view, entry):
-            own = source.door.private(view, None, entry, size, self.name, low=low, high=high)
+        if source.private and not small and source.is_mapped(view, held):
+            own = source.door.private(view, key, held, size, self.name, low=low, high=high)
             return memoryview(own).toreadonly()
-        data = source.door.part(view, None, entry, size, low, high, self.name)
-        if source.private or (small and not source.is_mapped(view, entry)):
+        data = source.door.part(view, key, held, size, low, high, self.name)
+        if source.private or (small and not source.is_mapped(view, held)):
             return memoryview(bytes(data))
         return data
 

@@ -142,6 +142,13 @@ make_scope: Callable[[tuple[Source, View, CommitRow, Intervals]], Scope] = parti
 """Make a Scope of its fields in order, at half the cost of a call: once per read."""
 
 
+def holder(scope: Scope, entry: Entry, name: str) -> tuple[bytes | None, Entry]:
+    """Return key (None: that of *name*) and entry of the version that has the bytes of this one."""
+    if entry.encoding != fmt.ENCODING_REFERENCE:
+        return None, entry
+    return scope.source.door.holder(scope.view, None, entry, name)
+
+
 def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
     """Return the decoded bytes of one version: a view of the log, or of the cache when encoded.
 
@@ -157,9 +164,10 @@ def own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
     Large raw ones are a copy-on-write mapping of the log. Raises CorruptError.
     """
     source, view, _, _ = scope
-    if not source.door.is_raw(entry) or not source.is_mapped(view, entry):
+    key, held = holder(scope, entry, name)
+    if not source.door.is_raw(held) or not source.is_mapped(view, held):
         return bytearray(stored_bytes(scope, entry, name))
-    return source.door.private(view, None, entry, entry.length, name)
+    return source.door.private(view, key, held, held.length, name)
 
 
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
@@ -172,7 +180,8 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     source, view, _, _ = scope
     if source.private and what.layout == "dense":
         return view_numpy(what, memoryview(own_bytes(scope, entry, name)).toreadonly())
-    data = source.door.version(view, None, entry, what.nbytes, name)
+    key, held = holder(scope, entry, name)
+    data = source.door.version(view, key, held, what.nbytes, name)
     if what.layout != "dense":
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
-    return view_numpy(what, data if source.is_mapped(view, entry) else bytes(data))
+    return view_numpy(what, data if source.is_mapped(view, held) else bytes(data))

@@ -13,6 +13,9 @@ import pytest
 import mldb
 from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
+from mldb.log.checksum import digest128
+from mldb.log.door import Door
+from mldb.log.frame import Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import Buffer
@@ -323,3 +326,136 @@ def test_a_decoded_version_is_cached_by_where_it_lies_and_found_again_elsewhere(
         assert int(db["w"][7]) == 7
         assert (int(snapshot["w"][7]), int(cold["w"][7])) == (2, 1)
         assert cold["w"].tolist() == [1] * 20_000
+
+
+# --- versions that have their bytes from others ---------------------------------------------------
+
+
+def refer(
+    log: Log, key: bytes, owner: bytes, base: int, data: bytes, encoding: int = 2, own: bytes = b""
+) -> int:
+    """Commit a version of *key* that names one of *owner*; return the LSN."""
+    draft = Draft(key, 0, encoding, 0, len(own), digest128(data), base, b"attr", owner)
+    record = Record(16 | fmt.MUST_UNDERSTAND, [draft], [own] if own else [], len(own))
+    return log.commit([record], lambda view: (0, view.commit)).lsn
+
+
+def added(
+    data: memoryview,
+    encoding: int,
+    size: int,
+    file: str,
+    offset: int,
+    name: str,
+    base: memoryview | None,
+) -> memoryview:
+    """A delta for tests: the stored byte is added to every byte of the base."""
+    assert (encoding, base is not None) == (fmt.ENCODING_DELTA, True)
+    return memoryview(bytes((byte + data[0]) & 255 for byte in base or b""))
+
+
+class _Kept:
+    def __init__(self) -> None:
+        self.kept: dict[object, memoryview] = {}
+
+    def get(self, key: object, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
+        return self.kept.setdefault(key, decode()) if key not in self.kept else self.kept[key]
+
+
+def deltas(log: Log) -> Door:
+    return Door(log.head, "first", added, _Kept(), str.encode)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_reference_is_read_in_every_way_as_its_owner_wherever_that_lies_by_now(
+    sealed: bool,
+) -> None:
+    fs, data = MemoryFileSystem(), bytes(range(256)) * 8
+    log = open_log(fs, segment_entries=1 if sealed else 1 << 16)
+    base = store(log, KEYS[0], data)
+    at = refer(log, KEYS[1], KEYS[0], base, data)
+    store(log, KEYS[0], b"newer")
+    store(log, KEYS[2], b"last")
+    view = log.head()
+    for _ in range(2):
+        entry = view.newest(KEYS[1], view.intervals)
+        assert entry is not None
+        assert (entry.commit_lsn, entry.length) == (at, 0)
+        reading, size = door(log), len(data)
+        args = view, KEYS[1], entry
+        assert reading.version(*args, size, "x") == data
+        assert reading.part(*args, size, 7, 300, "x") == data[7:300]
+        own = reading.private(*args, size, "x", low=3)
+        assert own == data[3:]
+        own[0] = 0
+        assert reading.private(*args, size, "x") == data
+        key, held = reading.holder(*args, "x")
+        assert (key, held.commit_lsn, held.encoding) == (KEYS[0], base, 0)
+        assert reading.is_raw(held)
+        if sealed:
+            replace_segments(log, 2)
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda log, data: refer(log, KEYS[1], KEYS[0], 999, data), "is not there"),
+        (lambda log, data: refer(log, KEYS[1], KEYS[3], 2, data), "is not there"),
+        (lambda log, data: refer(log, KEYS[1], KEYS[0], 2, b"other"), "has other bytes"),
+        (lambda log, data: refer(log, KEYS[1], b"", 4, data), "has no bytes of its own"),
+    ],
+    ids=["no commit", "no key", "digest", "itself"],
+)
+def test_a_reference_to_what_is_none_is_damage_and_no_other_value(make: Any, what: str) -> None:
+    log, data = open_log(MemoryFileSystem()), b"bytes" * 100
+    assert store(log, KEYS[0], data) == 2
+    make(log, data)
+    view = log.head()
+    entry = view.newest(KEYS[1], view.intervals)
+    assert entry is not None
+    reading = door(log)
+    for read_it in (
+        lambda: reading.version(view, KEYS[1], entry, len(data), "x"),
+        lambda: reading.part(view, KEYS[1], entry, len(data), 0, 1, "x"),
+        lambda: reading.private(view, KEYS[1], entry, len(data), "x"),
+        lambda: reading.holder(view, KEYS[1], entry, "x"),
+    ):
+        with pytest.raises(CorruptError, match=what):
+            read_it()
+    assert read(log, view, KEYS[0], view.newest(KEYS[0], view.intervals) or entry) == data
+    log.close()
+
+
+def test_deltas_build_on_one_another_across_names_and_segments() -> None:
+    log = open_log(MemoryFileSystem(), segment_entries=1)
+    data, lsns = bytes(100), []
+    lsns.append(store(log, KEYS[0], data))
+    for number in range(1, 5):
+        owner = KEYS[0] if number == 2 else b""
+        key = KEYS[0] if number == 1 else KEYS[1]
+        lsns.append(refer(log, key, owner, lsns[-1], bytes([number]) * 100, 3, b"\x01"))
+    lsns.append(refer(log, KEYS[2], KEYS[1], lsns[-1], bytes([4]) * 100))
+    view = log.head()
+    for key, lsn, value in ((KEYS[0], lsns[1], 1), (KEYS[1], lsns[4], 4), (KEYS[2], lsns[5], 4)):
+        entry = view.version_at(key, lsn)
+        assert entry is not None
+        assert deltas(log).version(view, key, entry, 100, "x") == bytes([value]) * 100
+        assert deltas(log).part(view, key, entry, 100, 5, 9, "x") == bytes([value]) * 4
+        assert deltas(log).private(view, key, entry, 100, "x") == bytes([value]) * 100
+    log.close()
+
+
+@pytest.mark.parametrize("damage", ["circle", "length"])
+def test_deltas_in_a_circle_or_on_other_lengths_are_damage(damage: str) -> None:
+    log = open_log(MemoryFileSystem())
+    assert store(log, KEYS[0], bytes(99)) == 2
+    base = (KEYS[2], 6) if damage == "circle" else (KEYS[0], 2)
+    assert refer(log, KEYS[1], base[0], base[1], bytes(100), 3, b"\x01") == 4
+    assert refer(log, KEYS[2], KEYS[1], 4, bytes(100), 3, b"\x01") == 6
+    view = log.head()
+    entry = view.newest(KEYS[1], view.intervals)
+    assert entry is not None
+    with pytest.raises(CorruptError, match="on itself" if damage == "circle" else "99 bytes"):
+        deltas(log).version(view, KEYS[1], entry, 100, "x")
+    log.close()

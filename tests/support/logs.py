@@ -301,7 +301,13 @@ class _NoCache:
 
 
 def _no_codec(
-    data: memoryview, encoding: int, size: int, file: str, offset: int, name: str
+    data: memoryview,
+    encoding: int,
+    size: int,
+    file: str,
+    offset: int,
+    name: str,
+    base: memoryview | None,
 ) -> memoryview:
     raise AssertionError(f"{name} is stored in encoding {encoding}")
 
