@@ -224,6 +224,7 @@ def test_a_stateful_loader_ends_an_epoch_of_which_nothing_is_left_as_over_every_
     the workers are the same before and after the end, so a dataset cannot know better.
     """
     want = passes_of(lake, 2)
+    rest: list[list[Any]]
     for dataset, epochs in ((list(range(6)), [list(range(6))] * 2), (stream(lake).dataset, want)):
         loader = stateful(dataset)
         for _ in loader:
