@@ -1,4 +1,4 @@
-"""Encodings of stored bytes: raw, or byte planes compressed with zstd.
+"""Encodings of stored bytes: raw, byte planes compressed with zstd, or deltas to another version.
 
 Floats of one tensor share their exponents, so sorting the bytes of all elements by their position
 in the element (a byte shuffle, as in HDF5 and Blosc) puts alike bytes together before zstd level 1
@@ -10,12 +10,13 @@ Encoded form: one byte of element size, then one zstd frame (RFC 8878).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from mldb.compaction.deltas import DeltaError, decode_delta
+from mldb.compaction.zstd import zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import Buffer
@@ -24,21 +25,12 @@ ENCODING_ZSTD: Final = fmt.ENCODING_RAW + 1
 LEVEL: Final = 1
 
 
-def _zstd() -> Any:
-    """The zstd module: in the standard library from Python 3.14, its backport before."""
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
-
-
 def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
     """Return the encoded form of a payload, or None when it would not be at least 5 % smaller."""
     data = np.frombuffer(b"".join(buffers), dtype=np.uint8)
     itemsize = itemsize if 1 < itemsize <= 16 and data.nbytes % itemsize == 0 else 1
     planes = data.reshape(-1, itemsize).T if itemsize > 1 else data
-    packed: bytes = _zstd().compress(np.ascontiguousarray(planes).tobytes(), LEVEL)
+    packed: bytes = zstd_module().compress(np.ascontiguousarray(planes).tobytes(), LEVEL)
     if len(packed) + 1 > 0.95 * data.nbytes:
         return None
     return bytes([itemsize]) + packed
@@ -59,12 +51,17 @@ def decode_bytes(
     CorruptError for bytes that do not give exactly *size*, FormatVersionError for an encoding of a
     newer mldb.
     """
+    if encoding == fmt.ENCODING_DELTA and base is not None:
+        try:
+            return decode_delta(data, base)
+        except DeltaError as error:
+            raise _damaged(key, file, offset, error) from None
     if encoding != ENCODING_ZSTD:
         raise FormatVersionError(
             f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a newer "
             f"mldb. Other names and versions stay readable. [file {file}, offset {offset}]"
         )
-    zstd = _zstd()
+    zstd = zstd_module()
     try:
         itemsize = data[0]
         decompressor = zstd.ZstdDecompressor()
@@ -72,14 +69,18 @@ def decode_bytes(
         if len(plain) != size or not decompressor.eof or not itemsize or size % itemsize:
             raise ValueError(f"{len(plain)} bytes or more came out, {size} are declared")
     except (zstd.ZstdError, ValueError, IndexError, EOFError) as error:
-        raise CorruptError(
-            f"the encoded payload of {key!r} cannot be unpacked: {error}. Other names and "
-            "versions stay readable.",
-            file=file,
-            offset=offset,
-            key=key,
-        ) from None
+        raise _damaged(key, file, offset, error) from None
     if itemsize == 1:
         return memoryview(plain)
     planes = np.frombuffer(plain, dtype=np.uint8).reshape(itemsize, -1)
     return memoryview(planes.T.tobytes())
+
+
+def _damaged(key: str, file: str, offset: int, error: Exception) -> CorruptError:
+    return CorruptError(
+        f"the encoded payload of {key!r} cannot be unpacked: {error}. Other names and versions "
+        "stay readable.",
+        file=file,
+        offset=offset,
+        key=key,
+    )

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb import keys
+from mldb.compaction import deltas
 from mldb.errors import FormatVersionError
 from mldb.history import splats
 from mldb.log import active, hints, lock, lone, manifest, manifest_codec, readers
@@ -162,6 +163,16 @@ def check_encodings(rows: list[Row]) -> None:
         "reference": fmt.ENCODING_REFERENCE,
         "delta": fmt.ENCODING_DELTA,
     }
+
+
+def check_deltas(rows: list[Row]) -> None:
+    assert [int(row["offset in the delta"]) for row in rows] == [0, 1, 2, 3, deltas.HEADER.size]
+    assert [row["what"] for row in rows] == ["method", "width", "bias", "chunk", "planes"]
+    method, width, bias, chunk, _ = (row["meaning"] for row in rows)
+    assert method == f"{deltas.SUBTRACT} difference, {deltas.XOR} exclusive or"
+    assert ", ".join(map(str, deltas.WIDTHS)).replace(", 8", " or 8") in width
+    assert bias.startswith("below 8 * width")
+    assert f"at most {deltas.CHUNK_LOG2_MAX}" in chunk
 
 
 def is_read(align_log2: int, block_log2: int) -> bool:
@@ -502,6 +513,7 @@ CHECKS: dict[tuple[int, str], Callable[[list[Row]], None]] = {
     (4, "element"): check_entry_and_commit,
     (4, "entry flag"): check_entry_flags,
     (4, "encoding"): check_encodings,
+    (4, "offset in the delta"): check_deltas,
     (5, "kind"): check_events,
     (5, "space"): check_spaces,
     (5, "layout"): check_layouts,

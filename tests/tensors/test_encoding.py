@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mldb.compaction.deltas import encode_delta
+from mldb.compaction.zstd import zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
-from mldb.tensors import encoding as encoding_module
 from mldb.tensors.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
 
 
@@ -88,7 +89,7 @@ def test_a_frame_that_is_not_whole_is_corrupt(data: bytes) -> None:
 
 def test_a_frame_without_its_end_is_corrupt_although_every_byte_came_out() -> None:
     """The checksum of the frame stands at its end; without it nothing was verified."""
-    zstd = encoding_module._zstd()
+    zstd = zstd_module()
     options = {zstd.CompressionParameter.checksum_flag: 1}
     whole = b"\x01" + zstd.compress(bytes(1000), options=options)
     assert len(decode(whole, 1000)) == 1000
@@ -103,3 +104,17 @@ def test_an_unknown_encoding_asks_for_a_newer_version() -> None:
             FormatVersionError, match=rf"'layer/weight'.*encoding {encoding}.*newer"
         ):
             decode(GOOD, 12_000, encoding)
+
+
+def test_a_delta_is_read_on_its_base_and_damage_of_it_is_named(rng: np.random.Generator) -> None:
+    before = rng.standard_normal(5000).astype(np.float32)
+    after = before + np.float32(1e-4)
+    base = before.data.cast("B")
+    stored = encode_delta(after.data.cast("B"), base, 4)
+    assert stored is not None
+    where = ("segments/1.seg", 128, "layer/weight")
+    found = decode_bytes(memoryview(stored), fmt.ENCODING_DELTA, 20000, *where, base)
+    assert found == after.tobytes()
+    with pytest.raises(CorruptError, match="'layer/weight' cannot be unpacked") as caught:
+        decode_bytes(memoryview(stored)[:-1], fmt.ENCODING_DELTA, 20000, *where, base)
+    assert (caught.value.file, caught.value.offset, caught.value.key) == where
