@@ -30,6 +30,8 @@ def main(path: str) -> None:
             assert "in_order=False" in str(error)
             assert "DataLoader" in str(error)
             print("refused: in_order")
+        else:
+            raise AssertionError("in_order=False was taken")
         dataset = lake.dataset(10, fields=("id",))
         plain = DataLoader(dataset, batch_size=None, num_workers=2, in_order=False)
         ids = [row for batch in plain for row in batch.id.tolist()]

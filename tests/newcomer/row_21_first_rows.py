@@ -1,10 +1,11 @@
-"""The first rows of a lake fail; the lake is not there then.
+"""The first rows of a lake do not fit under the quota; the lake is not there then.
 
-I got the epoch wrong in my first ``add_splats``, saw "nothing was stored", noticed that my rows have 8 numbers
-and not 16, and began again. Elsewhere an empty lake of 16 dimensions stood there already, for ever. I
-expect that "nothing was stored" is true.
+The error says that nothing was stored. I free space, notice that my rows have 8 numbers and not 640, and
+begin again. Elsewhere an empty lake of 640 dimensions stood there already, for ever. I expect that
+"nothing was stored" is true.
 """
 
+import resource
 import tempfile
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 import mldb
 
 EXPECTED = """\
-EpochOrderError
+StorageFullError
 lakes: []
 commits since: 0
 second try: 5 rows of 8 numbers
@@ -21,20 +22,25 @@ second try: 5 rows of 8 numbers
 
 def main(path: str) -> None:
     """Fail once, then do it right."""
+    rows = np.random.default_rng(0).standard_normal((2000, 640), dtype=np.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with mldb.open(path) as db:
-        db.store_tensor("t", np.ones(2), epoch=5)
         before = db.lsn
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # a quota, in small
         try:
-            db.lake("rows", dim=16).add_splats(np.ones((3, 16)), epoch=1)
-        except mldb.EpochOrderError as error:
+            db.lake("rows").add_splats(rows)
+        except mldb.MldbError as error:
             print(type(error).__name__)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         print("lakes:", db.lakes())
-        assert db.lakes() == []
         print("commits since:", db.lsn - before)
+        assert db.lakes() == []
+        assert db.lsn == before
         lake = db.lake("rows", dim=8)
-        lake.add_splats(np.random.default_rng(0).standard_normal((5, 8)), epoch=5)
+        lake.add_splats(rows[:5, :8])
         print(f"second try: {len(lake)} rows of {lake.dim} numbers")
-        assert db.lakes() == ["rows"]
+        assert len(lake) == 5
 
 
 if __name__ == "__main__":
