@@ -2,8 +2,8 @@
 
 A model whose layers are called after tables and columns ("user/item"), and that keeps its
 vocabulary as extra state. Elsewhere the keys came back escaped (``user%2Fitem.weight``) and the
-vocabulary was left out, so that ``load_state_dict`` failed. I expect the same keys in the same order,
-with the same types.
+vocabulary was left out, so that ``load_state_dict`` failed. I expect the same keys in the same
+order, with the same types.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ class Words(torch.nn.Embedding):
         self.words = state
 
 
-def build() -> torch.nn.ModuleDict:
+def build() -> Any:
     return torch.nn.ModuleDict({"user/item": Words(5, 2), "norm": torch.nn.BatchNorm1d(2)})
 
 

@@ -7,6 +7,7 @@ Another shape is refused at once, not by ``step()`` an hour later.
 """
 
 import tempfile
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ another shape: refused, and it still takes a step
 """
 
 
-def build(*layers: str, width: int = 3) -> tuple[torch.nn.ModuleDict, torch.optim.Adam]:
+def build(*layers: str, width: int = 3) -> tuple[Any, torch.optim.Adam]:
     """A model and its optimizer after one step; each layer has gradients of its own."""
     model = torch.nn.ModuleDict({name: torch.nn.Linear(width, 3) for name in layers})
     optimizer = torch.optim.Adam(model.named_parameters())

@@ -1,8 +1,8 @@
 """Weights that were read in an evaluation are trained on later.
 
-My evaluation runs under ``torch.inference_mode``, and the model is restored inside of it. Elsewhere its
-tensors were inference tensors from then on, and the training loop died with "Inference tensors cannot
-be saved for backward". I expect plain tensors, whatever mode is on.
+My evaluation runs under ``torch.inference_mode``, and the model is restored inside of it. Elsewhere
+its tensors were inference tensors from then on, and the training loop died with "Inference tensors
+cannot be saved for backward". I expect plain tensors, whatever mode is on.
 """
 
 import tempfile

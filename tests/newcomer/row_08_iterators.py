@@ -1,7 +1,8 @@
 """Two iterations over one loader, side by side.
 
-I zip a loader with itself to make pairs, and look at the first batch in the middle of an epoch for a
-plot. torch's loaders allow both. Elsewhere the second iteration ended the first: one pair of five.
+I zip a loader with itself to make pairs, and look at the first batch in the middle of an epoch for
+a plot. torch's loaders allow both. Elsewhere the second iteration ended the first: one pair of
+five.
 """
 
 import tempfile

@@ -1,8 +1,9 @@
 """A plain torch ``DataLoader`` with two workers over a lake.
 
-Workers are copies of the dataset that is in the main process, and a copy does not know how many epochs
-there were. Elsewhere every epoch had the order (and the noise) of the first. I expect that each epoch is
-a pass of its own, the one that a loader without workers has, and that no row is lost or doubled.
+Workers are copies of the dataset that is in the main process, and a copy does not know how many
+epochs there were. Elsewhere every epoch had the order (and the noise) of the first. I expect that
+each epoch is a pass of its own, the one that a loader without workers has, and that no row is lost
+or doubled.
 """
 
 import tempfile

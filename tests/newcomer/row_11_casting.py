@@ -1,8 +1,8 @@
 """Rows of another dtype are written into a tensor that is made in pieces.
 
-My labels went up to 300 and the tensor was int8. Elsewhere 300 was stored as 44, NaN as some integer,
-1e300 as infinity, and nobody said so. I expect what NumPy's casting rules allow, an error for the rest,
-and ``casting=`` where I mean it.
+My labels went up to 300 and the tensor was int8. Elsewhere 300 was stored as 44, NaN as some
+integer, 1e300 as infinity, and nobody said so. I expect what NumPy's casting rules allow, an error
+for the rest, and ``casting=`` where I mean it.
 """
 
 import tempfile
@@ -50,7 +50,9 @@ def main(path: str) -> None:
                 print(f"{title}: refused")
         print("nothing of these was stored:", list(db))
         print("int8 into int16:", write(db, "a", "int16", np.array([1, 2, 3], np.int8)))
-        print("0.1 into float32, same_kind:", write(db, "b", "float32", np.array([0.1]), **same_kind))
+        print(
+            "0.1 into float32, same_kind:", write(db, "b", "float32", np.array([0.1]), **same_kind)
+        )
         wrapped = write(db, "c", "int8", np.array([300]), casting="unsafe")
         print("300 into int8, unsafe:", wrapped)
         assert db["b"][0] == np.float32(0.1)

@@ -1,8 +1,8 @@
 """Masked arrays do not go into a lake as if nothing were masked.
 
-My pipeline masks what the sensor did not see. Elsewhere the mask was dropped, and the fill values became
-embeddings, labels and columns. I expect that they are refused everywhere, with the way out, and that
-the way out works.
+My pipeline masks what the sensor did not see. Elsewhere the mask was dropped, and the fill values
+became embeddings, labels and columns. I expect that they are refused everywhere, with the way out,
+and that the way out works.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
 """Mistakes of a first week, and what the messages say.
 
-Elsewhere they ended in a ValueError of torch, in a RecursionError, or in advice that did not help: "save
-the tensor" among two hundred, "pass a higher epoch" where that was refused as well. I expect an
-``mldb.MldbError`` each time, that it names the thing, and advice that I can follow.
+Elsewhere they ended in a ValueError of torch, in a RecursionError, or in advice that did not help:
+"save the tensor" among two hundred, "pass a higher epoch" where that was refused as well. I expect
+an ``mldb.MldbError`` each time, that it names the thing, and advice that I can follow.
 """
 
 import os

@@ -1,8 +1,9 @@
 """Things that a user hands in without a thought.
 
-A batch size out of NumPy, a dtype by its name, ``~`` in a path, an empty path out of an unset variable,
-a transaction that a helper thread goes on with, a machine whose clock was years ahead once. Elsewhere they
-were refused, or did something else in silence. I expect that they are taken, refused, or said.
+A batch size out of NumPy, a dtype by its name, ``~`` in a path, an empty path out of an unset
+variable, a transaction that a helper thread goes on with, a machine whose clock was years ahead
+once. Elsewhere they were refused, or did something else in silence. I expect that they are taken,
+refused, or said.
 """
 
 import os
@@ -31,7 +32,8 @@ def main(path: str) -> None:
     with mldb.open(path) as db:
         lake = db.lake("rows", dim=8)
         lake.add_splats(np.eye(8, dtype=np.float32))
-        loader = lake.export_to_dataloader(np.int64(4), seed=np.uint32(7))
+        batch_size, seed = np.array([4, 7])  # out of a table of settings
+        loader = lake.export_to_dataloader(batch_size, seed=seed)
         print("batch:", tuple(next(iter(loader)).shape))
         with db.create_tensor("half", (2,), "bfloat16") as writer:
             writer[:] = [1, 2]
@@ -43,7 +45,7 @@ def main(path: str) -> None:
     except mldb.MldbError as error:
         print("empty path:", type(error).__name__)
     with mldb.open(path) as db:
-        refused = []
+        refused: list[str] = []
 
         def helper() -> None:
             try:

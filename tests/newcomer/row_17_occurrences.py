@@ -1,11 +1,12 @@
 """A row that is drawn many times in a pass is augmented differently each time.
 
 One row stands for many (its mass is large), so that it is drawn hundreds of times with replacement.
-Elsewhere all of its augmentations were one and the same row, and the augmentation did nothing. I expect
-noise of its own for each draw, and the same noise again after a resume.
+Elsewhere all of its augmentations were one and the same row, and the augmentation did nothing. I
+expect noise of its own for each draw, and the same noise again after a resume.
 """
 
 import tempfile
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def main(path: str) -> None:
     rows = np.random.default_rng(0).standard_normal((400, 16), dtype=np.float32)
     alpha = np.ones(400)
     alpha[7] = 400
-    settings = {
+    settings: dict[str, Any] = {
         "fields": ("mu", "id"),
         "importance_sampling": mldb.Importance(beta=1),
         "generate_samples": True,

@@ -1,14 +1,15 @@
 """Ctrl-C in a notebook, and the cell once more.
 
-I stop a running epoch whenever I like, and start the next one. Elsewhere the thread that made batches
-ahead went on, shared its stream with the next epoch, and some of its batches were wrong, with no word.
-I expect that the next pass is exactly what it should be, and that no thread stays.
+I stop a running epoch whenever I like, and start the next one. Elsewhere the thread that made
+batches ahead went on, shared its stream with the next epoch, and some of its batches were wrong,
+with no word. I expect that the next pass is exactly what it should be, and that no thread stays.
 """
 
 import itertools
 import signal
 import tempfile
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ threads left: 0
 def main(path: str) -> None:
     """Interrupt a pass at many moments; look at each pass that follows."""
     rows = np.random.default_rng(0).standard_normal((600, 32), dtype=np.float32)
-    settings = {"generate_samples": True, "device": "numpy", "seed": 4}
+    settings: dict[str, Any] = {"generate_samples": True, "device": "numpy", "seed": 4}
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     interrupts = passes = wrong = 0
     with mldb.open(path) as db:

@@ -1,8 +1,8 @@
 """One bad read in the middle of a pass.
 
-A disk gave wrong bytes once, and the pass ended with an error, as it should. I mended the file and went
-on with the loop. Elsewhere the rest of the pass was skipped: a fifth of the rows was never seen in
-that epoch. I expect to go on with the batch that failed.
+A disk gave wrong bytes once, and the pass ended with an error, as it should. I mended the file and
+went on with the loop. Elsewhere the rest of the pass was skipped: a fifth of the rows was never
+seen in that epoch. I expect to go on with the batch that failed.
 """
 
 import pathlib

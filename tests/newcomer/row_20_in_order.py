@@ -1,8 +1,8 @@
 """``in_order=False`` and an exact resume do not go together.
 
-I read that torch hands out batches faster with ``in_order=False``. Elsewhere that was taken, and after a
-resume 300 rows of 1,600 were missing and 300 came twice. I expect to be told. The plain ``DataLoader`` is
-named for those who need no state, and it does what it says.
+I read that torch hands out batches faster with ``in_order=False``. Elsewhere that was taken, and
+after a resume 300 rows of 1,600 were missing and 300 came twice. I expect to be told. The plain
+``DataLoader`` is named for those who need no state, and it does what it says.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
 """The first rows of a lake do not fit under the quota; the lake is not there then.
 
-The error says that nothing was stored. I free space, notice that my rows have 8 numbers and not 640, and
-begin again. Elsewhere an empty lake of 640 dimensions stood there already, for ever. I expect that
-"nothing was stored" is true.
+The error says that nothing was stored. I free space, notice that my rows have 8 numbers and not
+640, and begin again. Elsewhere an empty lake of 640 dimensions stood there already, for ever. I
+expect that "nothing was stored" is true.
 """
 
 import resource

@@ -1,8 +1,8 @@
 """A lake that is larger than the memory I may use is read in its order, and shuffled.
 
-My job has a memory limit. Elsewhere ``shuffle=False`` failed with ENOMEM before the first batch, since a
-whole block of rows was mapped as memory of my own. Here the limit is what is in use plus 48 MiB, and the
-rows are one block of 64 MiB.
+My job has a memory limit. Elsewhere ``shuffle=False`` failed with ENOMEM before the first batch,
+since a whole block of rows was mapped as memory of my own. Here the limit is what is in use plus 48
+MiB, and the rows are one block of 64 MiB.
 """
 
 import os
@@ -10,6 +10,7 @@ import resource
 import tempfile
 
 import numpy as np
+import torch
 
 import mldb
 
@@ -37,8 +38,8 @@ def main(path: str) -> None:
         with mldb.open(path, mode="r") as db:
             for title, shuffle in (("in their order", False), ("shuffled", True)):
                 loader = db.lake("rows").export_to_dataloader(256, shuffle=shuffle)
-                total = sum(batch[:, 0].sum().item() for batch in loader)
-                print(f"{title}: {total:.0f} rows")
+                total = int(torch.stack([batch[:, 0].sum() for batch in loader]).sum())
+                print(f"{title}: {total} rows")
                 assert total == count
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)

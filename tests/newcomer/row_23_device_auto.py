@@ -1,8 +1,8 @@
 """``device="auto"`` takes a device that can do what I ask.
 
-My rows have 8,192 numbers. Elsewhere "auto" took the first device that it found, a Vulkan driver for the
-CPU, and refused them then, though torch can do it. I expect a device that can, and where none can, an
-error that says of each one why.
+My rows have 8,192 numbers. Elsewhere "auto" took the first device that it found, a Vulkan driver
+for the CPU, and refused them then, though torch can do it. I expect a device that can, and where
+none can, an error that says of each one why.
 """
 
 import tempfile

@@ -1,12 +1,14 @@
 """A sample of most rows, without replacement, where a few rows are very heavy.
 
-Twenty crawled images stand for ten thousand copies each, 980 others for themselves. I take 900 different
-rows a pass, and weights that keep the mean over distinct rows. With replacement nearly all draws would be
-of the twenty, and that is refused. Without, each comes once and the sample is as good as uniform; elsewhere
-it was refused as if with. I expect that it is taken, and that its weights do what they say.
+Twenty crawled images stand for ten thousand copies each, 980 others for themselves. I take 900
+different rows a pass, and weights that keep the mean over distinct rows. With replacement nearly
+all draws would be of the twenty, and that is refused. Without, each comes once and the sample is as
+good as uniform; elsewhere it was refused as if with. I expect that it is taken, and that its
+weights do what they say.
 """
 
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,8 @@ def main(path: str) -> None:
     rows = np.random.default_rng(0).standard_normal((1000, 8), dtype=np.float32)
     value = np.linspace(0, 1, 1000)
     alpha = np.r_[np.full(20, 1e4), np.ones(980)]
-    fields, chances = ("id", "weight"), {"beta": 1, "floor": 0.01, "target": "distinct"}
+    chances: dict[str, Any] = {"beta": 1, "floor": 0.01, "target": "distinct"}
+    fields = ("id", "weight")
     with mldb.open(path) as db:
         lake = db.lake("rows", dim=8)
         lake.add_splats(rows, alpha=alpha)
@@ -35,7 +38,7 @@ def main(path: str) -> None:
             assert "effective sample size" in str(error)
             print("with replacement: refused, for its effective sample size")
         for design in ("systematic", "bottom_k"):
-            drawn = mldb.Importance(**chances, replacement=design)
+            drawn = mldb.Importance(**chances | {"replacement": design})
             loader = lake.export_to_dataloader(
                 90, fields=fields, importance_sampling=drawn, draws=900
             )

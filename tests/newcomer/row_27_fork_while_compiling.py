@@ -1,12 +1,14 @@
 """Workers are started while another thread compiles kernels.
 
-A preview in a thread of my program augments its first batch, which compiles kernels for seconds; the
-training loop starts its workers meanwhile. Elsewhere the forked workers waited for ever for a lock that
-nobody in them held. I expect two whole passes.
+A preview in a thread of my program augments its first batch, which compiles kernels for seconds;
+the training loop starts its workers meanwhile. Elsewhere the forked workers waited for ever for a
+lock that nobody in them held. I expect two whole passes.
 """
 
 import tempfile
 import threading
+import time
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +27,14 @@ def main(path: str) -> None:
     with mldb.open(path) as db:
         lake = db.lake("rows", dim=16)
         lake.add_splats(rows)
-        settings = {"generate_samples": True, "device": "cpu"}
+        settings: dict[str, Any] = {"generate_samples": True, "device": "cpu"}
         # A worker that hangs is an error after this many seconds.
-        patience = {"timeout": 90}
+        patience = {"timeout": 200}
         first = lake.export_to_dataloader(20, **settings)
         loader = lake.export_to_dataloader(20, **settings, num_workers=2, loader=patience)
         thread = threading.Thread(target=lambda: preview.extend(map(len, first)))
         thread.start()
+        time.sleep(0.5)  # now it compiles
         rows_seen = sum(len(batch) for batch in loader)
         thread.join()
     print("training:", rows_seen, "rows")

@@ -1,7 +1,7 @@
 """Settings that would do nothing are refused by name.
 
-I set ``strength`` for walks for a week, and every run was the same. I expect to be told, at the call, and by
-the name of the setting.
+I set ``strength`` for walks for a week, and every run was the same. I expect to be told, at the
+call, and by the name of the setting.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
 """Numbers at the edge: right, or an error that names them.
 
-Elsewhere a row number beyond the end gave the last row, -1 was called damage ("restore from a backup"), a
-``kappa`` of text was taken, ``strength=0.3`` gave a mean cosine of 0.12, a resumed loader had the length of
-a whole pass, and a state at batch 10^12 was loaded.
+Elsewhere a row number beyond the end gave the last row, -1 was called damage ("restore from a
+backup"), a ``kappa`` of text was taken, ``strength=0.3`` gave a mean cosine of 0.12, a resumed
+loader had the length of a whole pass, and a state at batch 10^12 was loaded.
 """
 
 import tempfile
