@@ -3,7 +3,8 @@
 The model of today defines its layers in another order than the one of the checkpoint. torch numbers
 the parameters of an optimizer, so elsewhere the decoder got the moments of the encoder. Both sides
 gave their optimizers names (``model.named_parameters()``), so I expect that each name gets its own.
-Another shape is refused at once, not by ``step()`` an hour later.
+Another shape, or the state of
+another kind of optimizer, is refused at once, not by ``step()`` an hour later.
 """
 
 import tempfile
@@ -17,6 +18,7 @@ EXPECTED = """\
 encoder: its own moments True
 decoder: its own moments True
 another shape: refused, and it still takes a step
+another kind: refused, and it still takes a step
 """
 
 
@@ -43,6 +45,13 @@ def main(path: str) -> None:
             print(f"{name}: its own moments {own}")
             assert own
         wider, its_optimizer = build("encoder", "decoder", width=5)
+        plain = torch.optim.SGD(model.named_parameters(), lr=0.1)
+        try:
+            db.load({"optimizer": plain}, part=True)
+        except mldb.MldbError as error:
+            assert "SGD" in str(error)
+        else:
+            raise AssertionError("the options of Adam were taken for SGD")
         try:
             db.load({"optimizer": its_optimizer}, part=True)
         except mldb.MldbError as error:
@@ -52,6 +61,8 @@ def main(path: str) -> None:
     wider["encoder"](torch.rand(4, 5)).sum().backward()
     its_optimizer.step()
     print("another shape: refused, and it still takes a step")
+    plain.step()
+    print("another kind: refused, and it still takes a step")
 
 
 if __name__ == "__main__":
