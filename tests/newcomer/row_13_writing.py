@@ -16,6 +16,7 @@ import mldb
 EXPECTED = """\
 .torch(): 2.0
 state_dict: 2.0
+load: 2.0
 private array: 2.0
 read-only: True
 stored: 1.0 to 1.0, verified: True
@@ -32,6 +33,8 @@ def main(path: str) -> None:
         print(".torch():", tensor.mean().item())
         state = db.state_dict()["big"].add_(1)
         print("state_dict:", state.mean().item())
+        loaded = db.load(None)["big"].add_(1)
+        print("load:", loaded.mean().item())
     with mldb.open(path, arrays="private") as db, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of the flag, once
         mine = torch.from_numpy(db["big"]).add_(1)
@@ -44,7 +47,7 @@ def main(path: str) -> None:
             print("read-only:", not stored.flags.writeable)
         print(f"stored: {stored.min()} to {stored.max()}, verified: {db.verify().ok}")
         assert np.array_equal(stored, ones.numpy())
-    assert tensor.mean() == state.mean() == mine.mean() == 2
+    assert tensor.mean() == state.mean() == loaded.mean() == mine.mean() == 2
 
 
 if __name__ == "__main__":
