@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,12 @@ ALONE = {
     "row_27_fork_while_compiling": "compiles what another script may have compiled",
 }
 COMPILED = ("row_23_device_auto", "row_27_fork_while_compiling")
+SLOW = {*COMPILED, "row_24_workers_graph"}
+
+
+def marked(script: Path) -> Any:
+    """A script as a case; those that compile or measure take more than two seconds."""
+    return pytest.param(script, id=script.stem, marks=[pytest.mark.slow] * (script.stem in SLOW))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def run_alone() -> Callable[[Path, Path], None]:
     return alone()
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize("script", [marked(script) for script in SCRIPTS])
 def test_a_script_prints_what_it_expects(
     script: Path, tmp_path: Path, run_alone: Callable[[Path, Path], None]
 ) -> None:
@@ -45,7 +52,7 @@ def test_a_script_prints_what_it_expects(
 def test_each_row_has_a_script() -> None:
     numbers = [int(script.stem.split("_")[1]) for script in SCRIPTS]
     assert numbers == list(range(1, ROWS + 1))
-    assert {script.stem for script in SCRIPTS} >= {*ALONE, *COMPILED}
+    assert {script.stem for script in SCRIPTS} >= {*ALONE, *SLOW}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
