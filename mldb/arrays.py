@@ -26,17 +26,18 @@ _DEPTH_MAX: Final = 64  # NumPy has no more axes
 _PLAIN: Final = frozenset({bool, int, float, complex})
 
 
-def refuse_masks(values: object, what: str = "a masked array", outcome: str = "") -> None:
+def refuse_masks(
+    values: object,
+    what: str = "a masked array",
+    remedy: str = "Store array.data and array.mask under two names, or array.filled(value).",
+) -> None:
     """Raise InvalidTypeError for a masked array, and for a list that holds one.
 
-    NumPy turns both into plain arrays by dropping the mask. *what* names the values and *outcome*
-    says what became of the call, for the message.
+    NumPy turns both into plain arrays by dropping the mask. *what* names the values and *remedy*
+    says what to do, for the message.
     """
     if _is_masked(values, 0):
-        raise InvalidTypeError(
-            f"{what} would lose its mask. Store array.data and array.mask under two names, or "
-            f"array.filled(value).{outcome and ' ' + outcome}"
-        )
+        raise InvalidTypeError(f"{what} would lose its mask. {remedy}")
 
 
 def _is_masked(values: object, depth: int) -> bool:

@@ -107,6 +107,15 @@ def state_of(scope: Scope, part: Any = None) -> Any:
     return unflatten(skeleton, lambda name: _own_tensor(fixed, name), part=part)
 
 
+def keys_of_newest(scope: Scope) -> list[Any]:
+    """Return the keys of the state of the newest checkpoint; none where it is no dict."""
+    entry = latest(scope)
+    if entry is None:
+        return []
+    state = unflatten(skeleton_of(scope, entry), lambda name: name)
+    return list(state) if isinstance(state, dict) else []
+
+
 def _own_tensor(scope: Scope, name: str) -> Any:
     """Return a tensor in the framework and layout it was given in, writable and private."""
     entry = scope.tensor_entry(name)

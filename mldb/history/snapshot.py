@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from mldb.closing import Closing
-from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
+from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, MissingError
 from mldb.history import checkpoints, relationships, tags
 from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
 from mldb.history.checkpoints import Checkpoint
@@ -15,7 +15,8 @@ from mldb.history.reading import ReadSurface
 from mldb.history.relationships import Relationship
 from mldb.history.versions import Version, history_of
 from mldb.log.index.address import Lsn, to_time
-from mldb.state.report import LoadReport
+from mldb.state.report import LoadReport, listed
+from mldb.state.structs import parts_of
 from mldb.state.tree import restore_into
 from mldb.tensors.handle import TensorHandle
 from mldb.tensors.scope import Scope
@@ -114,7 +115,8 @@ class StateSurface(ReadSurface):
         saved tensors in the places of a module's, as in torch: for modules on the meta device.
         Build its optimizer afterwards.
 
-        Raises MissingError without a checkpoint or for missing keys, InvalidValueError for
+        Raises InvalidTypeError for a state that is a name or a number and holds nothing to load
+        into, MissingError without a checkpoint or for missing keys, InvalidValueError for
         unexpected ones, other shapes, whatever a module refuses, and tensors on the meta device;
         then nothing was changed. For that each module loads twice, first on stand-ins: see
         :func:`mldb.state.load.restore_into`. From the thread that trains; nobody else may use the
@@ -124,14 +126,39 @@ class StateSurface(ReadSurface):
             raise InvalidValueError(
                 'part=True loads what the state names: pass the part, as {"model": model}'
             )
-        tree = checkpoints.state_of(self._scope(as_of), state if part else None)
+        for name, value in (("strict", strict), ("assign", assign), ("part", part)):
+            if not isinstance(value, bool):
+                raise InvalidTypeError(
+                    f"{name} is a {type(value).__name__}, not True or False. Nothing was changed."
+                )
+        scope = self._scope(as_of)
+        tree = checkpoints.state_of(scope, state if part else None)
         if state is None:
             return tree
-        return restore_into(state, tree, strict=strict, assign=assign, strip_prefix=strip_prefix)
+        _refuse_names(state, tree)
+        try:
+            return restore_into(
+                state, tree, strict=strict, assign=assign, strip_prefix=strip_prefix
+            )
+        except MissingError as error:
+            if not part:
+                raise
+            saved = checkpoints.keys_of_newest(scope)
+            raise MissingError(f"{error} The checkpoint has {listed(saved)}.") from None
 
     def checkpoints(self, *, as_of: AsOf = None) -> list[Checkpoint]:
         """Return the checkpoints of this lineage, oldest first; the newest of each name."""
         return checkpoints.checkpoints_in(self._scope(as_of))
+
+
+def _refuse_names(state: object, tree: object) -> None:
+    """Refuse what is meant to say which checkpoint, where a state to load into is asked for."""
+    if isinstance(state, str | int | datetime) and parts_of(tree) is not None:
+        raise InvalidTypeError(
+            f"the state to load into is {state!r:.80}, which holds nothing, and a "
+            f"{type(tree).__name__} was saved. Nothing was changed. as_of= says which checkpoint: "
+            f"db.load(state, as_of={state!r:.80}), or db.load(None, as_of=...) for what was saved."
+        )
 
 
 class Snapshot(StateSurface, Closing):

@@ -10,6 +10,10 @@ from mldb.arrays import Numbers, refuse_masks
 from mldb.errors import InvalidTypeError
 
 _REGISTERED: Final = 2  # dtype.isbuiltin of types that other packages made
+_FILLED: Final = (
+    "Give array.filled(value), or only the rows without masked values; a lake keeps the mask where "
+    "it is a column of its own. Nothing was stored."
+)
 _NUMPY_FLOATS: Final = ("torch.float16", "torch.float32", "torch.float64")
 
 
@@ -20,7 +24,7 @@ def to_host(values: Any, what: str = "") -> Any:
     values in messages. Raises InvalidTypeError for what is no array, and for masked ones.
     """
     masked = f"{what} of a masked array" if what else "a masked array"
-    refuse_masks(values, masked, "Nothing was stored.")
+    refuse_masks(values, masked, _FILLED)
     try:
         if not hasattr(values, "detach"):
             return _known_to_numpy(np.asarray(values))

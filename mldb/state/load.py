@@ -17,6 +17,7 @@ import numpy as np
 from mldb.errors import InvalidTypeError, InvalidValueError, MldbError
 from mldb.state.load_modules import (
     LoadOptions,
+    advice_on_parts,
     check_module,
     keys_error,
     load_module,
@@ -195,7 +196,9 @@ def _check_keys(expected: dict[Any, Any], found: dict[Any, Any], path: str) -> N
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     if missing or unexpected:
-        advice = advice_on_prefixes_of_dict(expected, found)
+        advice = advice_on_prefixes_of_dict(expected, found) or advice_on_parts(missing, found)
+        if not missing and not advice:
+            advice = " Pass part=True to load what the target names alone, as strictly."
         raise keys_error(path, missing, unexpected, advice)
 
 

@@ -91,7 +91,8 @@ def load_module(module: Any, tree: Any, path: str, options: LoadOptions, found: 
         names.extend(joined(path, key) for key in more)
     if state and set(state) <= {*keys.unexpected, *added.ignored} and keys.missing:
         what = f"{target_at(path)} ({type(module).__name__})"
-        found.note_nothing_fits(what, [*state], keys.missing, advice_on_prefixes(module, state))
+        advice = advice_on_prefixes(module, state) or advice_on_parts(keys.missing, state)
+        found.note_nothing_fits(what, [*state], keys.missing, advice)
 
 
 def modes_of(module: Any) -> AbstractContextManager[object]:
@@ -168,7 +169,8 @@ def _refuse_keys(module: Any, state: Any, path: str, options: LoadOptions, *, co
     except Exception:  # noqa: BLE001 - the first error says more
         return
     if keys.missing or keys.unexpected:
-        raise keys_error(path, keys.missing, keys.unexpected, advice_on_prefixes(module, state))
+        advice = advice_on_prefixes(module, state) or advice_on_parts(keys.missing, state)
+        raise keys_error(path, keys.missing, keys.unexpected, advice)
 
 
 def keys_error(
@@ -182,6 +184,18 @@ def keys_error(
         text += f" {len(unexpected)} saved but not in the target ({listed(unexpected)});"
     text += f" nothing was changed.{advice} Pass strict=False to load what both have."
     return MissingError(text) if missing else InvalidValueError(text)
+
+
+def advice_on_parts(missing: list[Any], state: dict[Any, Any]) -> str:
+    """Return what to say where parts of *state* have keys that the target misses in it, or ""."""
+    wanted = set(missing)
+    places = [key for key, part in state.items() if isinstance(part, dict) and wanted & part.keys()]
+    if not places:
+        return ""
+    return (
+        f" The saved state has such keys under {listed(places)}: load that alone by "
+        f"{{{places[0]!r}: target}} with part=True."
+    )
 
 
 def _refused(path: str, error: BaseException) -> InvalidValueError:

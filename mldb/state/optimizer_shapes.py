@@ -46,6 +46,34 @@ class _Slot(NamedTuple):
     state: dict[Any, Any]
 
 
+def check_kind(target: Any, tree: dict[str, Any], place: str) -> None:
+    """Refuse a state dict *tree* whose groups lack options that *target* reads in ``step()``.
+
+    An optimizer without momentum keeps nothing for its parameters, so its options alone tell that
+    a state is of another kind. What torch's own ``__setstate__`` fills in, as for states of older
+    versions, is not missed. Of an optimizer that is not torch's own, nothing is known. Raises
+    InvalidValueError; *place* says in messages where *target* is.
+    """
+    name = _torch_name(target)
+    if not name:
+        return
+    groups = zip(target.param_groups, _completed(target, tree["param_groups"]), strict=True)
+    for number, (group, saved) in enumerate(groups):
+        lacking = sorted(key for key in target.defaults if key in group and key not in saved)
+        if lacking:
+            raise _other_options(name, number, lacking, saved, place)
+
+
+def _completed(target: Any, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the options of saved *groups* as *target* would have them; it is not changed."""
+    twin = object.__new__(type(target))
+    twin.__dict__.update(target.__dict__, defaults=dict(target.defaults))
+    bare = [{**group, "params": []} for group in groups]
+    twin.__setstate__({"state": {}, "param_groups": bare})
+    found: list[dict[str, Any]] = twin.param_groups
+    return found
+
+
 def check_shapes(target: Any, tree: dict[str, Any], place: str, *, strict: bool) -> None:
     """Refuse a state dict *tree* of *target*'s groups whose tensors do not fit its parameters.
 
@@ -181,6 +209,17 @@ def _other_kind(name: str, slot: _Slot, lacking: list[str], place: str) -> Inval
         f"{place}: the saved state of parameter {slot.label} lacks {listed(lacking)}, which "
         f"{name} needs; it has {listed(list(slot.state))}. Nothing was changed; build the kind of "
         "optimizer that was saved."
+    )
+
+
+def _other_options(
+    name: str, number: int, lacking: list[str], saved: dict[str, Any], place: str
+) -> InvalidValueError:
+    known = [key for key in saved if key not in ("params", "param_names")]
+    return InvalidValueError(
+        f"{place}: the saved options of group {number} lack {listed(lacking)}, which {name} needs; "
+        f"they are {listed(known)}. Nothing was changed; build the kind of optimizer that was "
+        "saved."
     )
 
 

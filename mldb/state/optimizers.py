@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.state.optimizer_shapes import check_shapes, is_lbfgs
+from mldb.state.optimizer_shapes import check_kind, check_shapes, is_lbfgs
 from mldb.state.report import joined, listed, target_at
 from mldb.state.structs import PLAIN, parts_of, with_parts
 
@@ -80,6 +80,7 @@ def _fit_one(
     if not lenient:
         _check_counts(target, fitted, place)
         check_shapes(target, fitted, place, strict=strict)
+        check_kind(target, fitted, place)
     return fitted
 
 

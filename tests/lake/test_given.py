@@ -53,6 +53,9 @@ def test_no_column_loses_its_mask(lake: Any, what: str, given: dict[str, Any], w
 
 def test_no_rows_lose_their_mask(lake: Any) -> None:
     rows = np.ma.array(ROWS, mask=ROWS > 1)
+    with pytest.raises(mldb.InvalidTypeError, match=r"Give array\.filled\(value\)") as caught:
+        lake.add_splats(rows)
+    assert "two names" not in str(caught.value)  # a lake has none for them, as a store has
     for given in (rows, list(rows), [np.ma.array(ROWS[0], mask=True), *ROWS[1:]]):
         with pytest.raises(mldb.InvalidTypeError, match="mu of a masked array would lose its mask"):
             lake.add_splats(given)

@@ -348,6 +348,46 @@ def test_the_state_of_another_kind_of_optimizer_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("saved", "wanted", "lacking"),
+    [
+        ("Adam", "SGD", "'dampening', 'momentum', which SGD needs"),
+        ("RMSprop", "SGD", "'dampening', which SGD needs"),
+        ("SGD", "Adagrad", "'eps', 'initial_accumulator_value', 'lr_decay'"),
+        ("SGD", "LBFGS", "which LBFGS needs"),
+    ],
+)
+def test_another_kind_is_known_by_its_options_where_there_is_no_state(
+    saved: str, wanted: str, lacking: str
+) -> None:
+    """SGD keeps nothing for its parameters: Adam's state was taken, and step() died of it."""
+    tree = getattr(torch.optim, saved)([torch.nn.Parameter(torch.ones(2, 2))], lr=0.5).state_dict()
+    item = torch.nn.Parameter(torch.ones(2, 2))
+    target = getattr(torch.optim, wanted)([item], lr=0.25)
+    with pytest.raises(InvalidValueError, match=lacking):
+        restore_into(target, tree)
+    assert target.param_groups[0]["lr"] == 0.25
+    item.grad = torch.ones(2, 2)
+    target.step(lambda: torch.ones(()))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_options_that_torch_fills_in_are_not_missed(name: str) -> None:
+    """States of older versions lack what came since; schedulers add options of their own."""
+    item = torch.nn.Parameter(torch.ones(2, 2))
+    target = getattr(torch.optim, name)([item])
+    target.param_groups[0]["initial_lr"] = 0.1  # as a scheduler adds it
+    tree = target.state_dict()
+    filled = object.__new__(type(target))
+    filled.__dict__.update(target.__dict__)
+    filled.__setstate__({"state": {}, "param_groups": [{"params": []}]})
+    for key in filled.param_groups[0].keys() - {"params"}:
+        del tree["param_groups"][0][key]
+    del tree["param_groups"][0]["initial_lr"]
+    restore_into(target, tree)
+    assert filled.param_groups[0].keys() <= target.param_groups[0].keys()
+
+
+@pytest.mark.parametrize(
     "tree",
     [
         {"state": {}, "param_groups": [1]},

@@ -191,6 +191,59 @@ def test_a_part_has_to_be_named(db: mldb.MLDatabase) -> None:
         db.load(None, part=True)
 
 
+def test_a_bare_module_is_told_under_which_key_it_was_saved(db: mldb.MLDatabase) -> None:
+    """The advice was strict=False alone, which loads nothing here."""
+    saved, model = net(), net()
+    db.checkpoint({"model": saved, "step": 3}, epoch=1)
+    with pytest.raises(
+        mldb.MissingError, match=r"under 'model': .* \{'model': target\}.*part=True"
+    ):
+        db.load(model)
+    with pytest.warns(mldb.NothingLoadedWarning, match="under 'model'"):
+        db.load(model, strict=False)
+    with pytest.raises(mldb.MissingError, match="under 'model'"):
+        db.load(model.state_dict())
+    db.load({"model": model}, part=True)
+    assert same(saved, model)
+
+
+def test_who_names_too_little_is_told_of_part(db: mldb.MLDatabase) -> None:
+    db.checkpoint({"model": net(), "step": 3}, epoch=1)
+    with pytest.raises(mldb.InvalidValueError, match=r"\('step'\).* Pass part=True"):
+        db.load({"model": net()})
+    with pytest.raises(mldb.MissingError) as caught:
+        db.load({"model": net(), "scheduler": {}})
+    assert "part=True" not in str(caught.value)  # it would not help
+
+
+def test_a_part_that_was_not_saved_is_told_what_was(db: mldb.MLDatabase) -> None:
+    db.checkpoint({"model": net(), "step": 3}, epoch=1)
+    with pytest.raises(mldb.MissingError, match=r"'modle'.* The checkpoint has 'model', 'step'"):
+        db.load({"modle": net()}, part=True)
+
+
+def test_part_is_no_name(db: mldb.MLDatabase) -> None:
+    """A text was taken for True, and the name in it was not looked at."""
+    db.checkpoint({"model": net()}, epoch=1)
+    anything: Any = "model"
+    with pytest.raises(mldb.InvalidTypeError, match="part is a str"):
+        db.load({"model": net()}, part=anything)
+    with pytest.raises(mldb.InvalidTypeError, match="strict is a NoneType"):
+        db.load({"model": net()}, strict=None)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("named", ["best", 1])
+def test_a_checkpoint_is_not_named_by_the_state(db: mldb.MLDatabase, named: Any) -> None:
+    """``load("best")`` answered with the newest checkpoint, whatever its name."""
+    db.checkpoint({"model": net()}, epoch=1, name="best")
+    db.checkpoint({"model": net()}, epoch=2)
+    with pytest.raises(mldb.InvalidTypeError, match=r"holds nothing.*as_of="):
+        db.load(named)
+    assert db.load(None, as_of=named)["model"].keys() == net().state_dict().keys()
+    db.checkpoint(7, epoch=3)
+    assert db.load(0).state == 7  # what is a number may be loaded as one
+
+
 @pytest.mark.parametrize(
     "root",
     [
