@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry
+from mldb.log.patch import Patch, PatchError, apply_patch, decode_patch
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
 from mldb.log.view import View
 from mldb.options import Verify
@@ -96,28 +97,32 @@ class Door:
         """
         if entry.encoding == fmt.ENCODING_REFERENCE:
             key, entry = self.holder(view, key, entry, name)
-        try:
-            segment = view.segments.get(entry.segment) or self._newer(entry)
-            data = segment.payload(entry, 0, entry.length, self.verify, name)
-        except SegmentGoneError as error:
-            return self._elsewhere(
-                error,
-                key,
-                entry,
-                name,
-                lambda new, at: self.version(new, key, at, size, name, depth),
-            )
+        view, entry, data = self._opened(view, key, entry, name)
         if entry.encoding == fmt.ENCODING_RAW:
             return data
 
-        def decode() -> memoryview:
+        def make() -> memoryview:
+            if entry.encoding == fmt.ENCODING_PATCH:
+                return self._patched(view, key, entry, data, size, (0, size), name).toreadonly()
             base = None
             if entry.encoding == fmt.ENCODING_DELTA:
                 base = self._base_bytes(view, key, entry, size, name, depth)
-            file, at = segment.name, entry.offset
+            file, at = segment_name(entry.segment), entry.offset
             return self._decode(data, entry.encoding, size, file, at, name, base)
 
-        return self._cache.get((entry.segment, entry.offset), size, decode)
+        return self._cache.get((entry.segment, entry.offset), size, make)
+
+    def _opened(
+        self, view: View, key: bytes | None, entry: Entry, name: str
+    ) -> tuple[View, Entry, memoryview]:
+        """Return the stored bytes of a holder, with its entry as it lies now and the view of it."""
+        try:
+            segment = view.segments.get(entry.segment) or self._newer(entry)
+            return view, entry, segment.payload(entry, 0, entry.length, self.verify, name)
+        except SegmentGoneError as error:
+            return self._elsewhere(
+                error, key, entry, name, lambda new, at: self._opened(new, key, at, name)
+            )
 
     def part(
         self, view: View, key: bytes | None, entry: Entry, size: int, low: int, high: int, name: str
@@ -125,6 +130,8 @@ class Door:
         """Return decoded bytes low..high of one version, reading no more than it has to."""
         if entry.encoding == fmt.ENCODING_REFERENCE:
             key, entry = self.holder(view, key, entry, name)
+        if entry.encoding == fmt.ENCODING_PATCH:
+            return self._patched_part(view, key, entry, size, (low, high), name).toreadonly()
         if entry.encoding != fmt.ENCODING_RAW:
             return self.version(view, key, entry, size, name)[low:high]
         try:
@@ -169,10 +176,14 @@ class Door:
     ) -> memoryview | bytearray:
         """Return decoded bytes low..high (all of them) as writable memory of the caller's own.
 
-        Raw bytes come as a copy-on-write mapping. *is_verified*: the caller sees to that.
+        Raw bytes come as a copy-on-write mapping, and so do those of a patch, of which only the
+        pages with changed rows are copied. *is_verified*: the caller sees to that.
         """
         if entry.encoding == fmt.ENCODING_REFERENCE:
             key, entry = self.holder(view, key, entry, name)
+        if entry.encoding == fmt.ENCODING_PATCH:
+            stop = size if high is None else high
+            return self._patched_part(view, key, entry, size, (low, stop), name)
         if entry.encoding != fmt.ENCODING_RAW:
             return bytearray(self.version(view, key, entry, size, name)[low:high])
         try:
@@ -221,6 +232,16 @@ class Door:
         return segment is not None and segment.is_verified(entry, low, high)
 
     @staticmethod
+    def has_parts(entry: Entry) -> bool:
+        """Whether a part of a holder costs no more than itself, and the patches on it."""
+        return entry.encoding in (fmt.ENCODING_RAW, fmt.ENCODING_PATCH)
+
+    @staticmethod
+    def is_own(entry: Entry) -> bool:
+        """Whether what :meth:`version` returns of a holder is made for it, not part of a file."""
+        return entry.encoding == fmt.ENCODING_PATCH
+
+    @staticmethod
     def is_raw(entry: Entry) -> bool:
         """Whether a holder stores decoded bytes, so that a part of them costs only itself."""
         return entry.encoding == fmt.ENCODING_RAW
@@ -236,6 +257,57 @@ class Door:
         if segment is None:
             raise SegmentGoneError("it was replaced", file=segment_name(entry.segment))
         return segment
+
+    # --- versions that build on others ------------------------------------------------------------
+
+    def _patched_part(
+        self,
+        view: View,
+        key: bytes | None,
+        entry: Entry,
+        size: int,
+        span: tuple[int, int],
+        name: str,
+    ) -> memoryview:
+        """Return bytes of a patched version as writable memory of the caller's own."""
+        view, entry, data = self._opened(view, key, entry, name)
+        if entry.encoding != fmt.ENCODING_PATCH:  # it was replaced meanwhile
+            low, high = span
+            return memoryview(self.private(view, key, entry, size, name, low=low, high=high))
+        return self._patched(view, key, entry, data, size, span, name)
+
+    def _patched(
+        self,
+        view: View,
+        key: bytes | None,
+        entry: Entry,
+        data: memoryview,
+        size: int,
+        span: tuple[int, int],
+        name: str,
+    ) -> memoryview:
+        """Return bytes of a version: those of the whole one below, with the patches laid over."""
+        patches = [_patch(entry, data, size, name)]
+        while True:
+            key, below = self._base(view, key, entry, name)
+            if below.commit_lsn >= entry.commit_lsn:
+                raise self._wrong_base(entry, name, "is not older, so that it builds on itself")
+            entry = below
+            if entry.encoding != fmt.ENCODING_PATCH:
+                break
+            view, entry, data = self._opened(view, key, entry, name)
+            if entry.encoding != fmt.ENCODING_PATCH:
+                break
+            patches.append(_patch(entry, data, size, name))
+        row = patches[0].row_bytes
+        first, stop = span[0] // row, -(-span[1] // row)
+        low, high = first * row, stop * row
+        target = memoryview(self.private(view, key, entry, size, name, low=low, high=high))
+        if len(target) != high - low or any(patch.row_bytes != row for patch in patches):
+            raise self._wrong_base(entry, name, "has rows of another length")
+        for patch in reversed(patches):
+            apply_patch(patch, target, first)
+        return target[span[0] - low : span[1] - low]
 
     def _base(self, view: View, key: bytes | None, entry: Entry, name: str) -> tuple[bytes, Entry]:
         """Return key and entry of the version that this one names: its owner, or its base."""
@@ -288,3 +360,16 @@ class Door:
             f"the version of {name!r} that commit {entry.commit_lsn} stored was pruned while it "
             "was being read. Hold a snapshot (db.at) to keep what you read, or pin the commit."
         )
+
+
+def _patch(entry: Entry, data: memoryview, size: int, name: str) -> Patch:
+    try:
+        return decode_patch(data, size)
+    except PatchError as error:
+        raise CorruptError(
+            f"the patch of {name!r} that commit {entry.commit_lsn} stored is none: {error}. Other "
+            "names and versions stay readable.",
+            file=segment_name(entry.segment),
+            offset=entry.offset,
+            key=name,
+        ) from None

@@ -72,6 +72,7 @@ ENTRY_FLAGS_MAX: Final = 255
 ENCODING_RAW: Final = 0
 ENCODING_REFERENCE: Final = 2  # 1 is zstd, which the log need not know
 ENCODING_DELTA: Final = 3
+ENCODING_PATCH: Final = 4
 ENCODING_MAX: Final = 255
 
 # --- sizes and limits -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from mldb.errors import CorruptError
 from mldb.history import kinds
-from mldb.history.kinds import checkpoints, lakes, relationships, tensors, timeline
+from mldb.history.kinds import checkpoints, lakes, patches, relationships, tensors, timeline
 from mldb.history.kinds.changes import ReadFields
 from mldb.log import format as fmt
 from mldb.log.frame import DamagedFrame, Frame, decode_entries, unpack
@@ -37,6 +37,16 @@ class TensorStored(Event):
     shape: tuple[int, ...]
     nbytes: int
     metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPatched(Event):
+    """Rows of a tensor changed: ``rows`` of them; dtype and shape are as they were."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,7 @@ class EventKind(NamedTuple):
 
 EVENT_KINDS: Final[Mapping[int, EventKind]] = {
     kinds.TENSOR_STORED: EventKind(TensorStored, tensors.read_tensor_stored),
+    kinds.TENSOR_PATCHED: EventKind(TensorPatched, patches.read_tensor_patched),
     kinds.TENSOR_DELETED: EventKind(TensorDeleted, tensors.read_tensor_deleted),
     kinds.METADATA_SET: EventKind(MetadataSet, tensors.read_metadata_set),
     kinds.RELATIONSHIP_CREATED: EventKind(

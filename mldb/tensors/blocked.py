@@ -54,7 +54,7 @@ class Operand:
 
     def decode(self, budget: int) -> int:
         """Unpack a compressed tensor, which has no blocks; return the bytes that it takes."""
-        if self._scope.source.door.is_raw(self._held):
+        if self._scope.source.door.has_parts(self._held):
             return 0
         nbytes = self.what.nbytes
         if nbytes > budget // _ENCODED_PART:

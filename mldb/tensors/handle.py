@@ -55,7 +55,7 @@ class TensorHandle:
                 key=name,
             )
         # Bytes of one step of the first axis, when a slice of it may be read in place; otherwise 0.
-        sliceable = what.layout == "dense" and what.nbytes and is_raw
+        sliceable = what.layout == "dense" and what.nbytes and scope.source.door.has_parts(held)
         self._row_bytes = what.nbytes // what.shape[0] if sliceable and what.shape else 0
         self._dtype = dtype_of(what.dtype)
 
@@ -149,7 +149,7 @@ class TensorHandle:
         if type(key) is slice and self._row_bytes and (key.step is None or key.step == 1):
             return self._rows(key)
         part = None
-        if self._scope.source.door.is_raw(self._held):
+        if self._scope.source.door.has_parts(self._held):
             part = slice_bytes(self._descriptor, key)
         if part is None:
             return index_array(self.numpy(), key)
@@ -173,6 +173,9 @@ class TensorHandle:
         """Bytes low..high for an array: of the mapping where there is one anyway, or copied."""
         key, held = self._key, self._held
         source, view = self._scope.source, self._scope.view
+        if source.door.is_own(held):
+            nbytes = self._descriptor.nbytes
+            return source.door.part(view, key, held, nbytes, low, high, self.name)
         size, small = self._descriptor.nbytes, high - low < source.border.value
         if source.private and not small and source.is_mapped(view, held):
             own = source.door.private(view, key, held, size, self.name, low=low, high=high)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from mldb import keys
 from mldb.errors import InvalidTypeError, MldbError, TensorNotFoundError
 from mldb.log import format as fmt
@@ -165,9 +168,39 @@ def own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
     """
     source, view, _, _ = scope
     key, held = holder(scope, entry, name)
+    if source.door.is_own(held):
+        nbytes = unpack_descriptor(entry.attr).nbytes
+        return source.door.private(view, key, held, nbytes, name)
     if not source.door.is_raw(held) or not source.is_mapped(view, held):
         return bytearray(stored_bytes(scope, entry, name))
     return source.door.private(view, key, held, held.length, name)
+
+
+def stored_rows(
+    scope: Scope, entry: Entry, name: str, rows: npt.NDArray[np.int64]
+) -> memoryview | bytearray:
+    """Return the bytes of some rows of a dense version, at least one of them, in the order given.
+
+    *rows* are numbers of steps of the first axis, ascending. No more is read than has to be.
+    """
+    what = unpack_descriptor(entry.attr)
+    key, held = holder(scope, entry, name)
+    door, view, size = scope.source.door, scope.view, what.nbytes
+    row = size // what.shape[0]
+    if not door.has_parts(held) or door.is_own(held):
+        # A part of a patched version costs a look at every patch, so there is one part of all.
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        data = door.part(view, key, held, size, first * row, stop * row, name)
+        table = np.frombuffer(data, np.uint8).reshape(stop - first, row)
+        return np.ascontiguousarray(table[rows - first]).data.cast("B")
+    found = bytearray()
+    ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    start = 0
+    for end in ends:
+        low, high = int(rows[start]) * row, (int(rows[end - 1]) + 1) * row
+        found += door.part(view, key, held, size, low, high, name)
+        start = end
+    return found
 
 
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
@@ -184,4 +217,5 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     data = source.door.version(view, key, held, what.nbytes, name)
     if what.layout != "dense":
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
-    return view_numpy(what, data if source.is_mapped(view, held) else bytes(data))
+    is_lasting = source.door.is_own(held) or source.is_mapped(view, held)
+    return view_numpy(what, data if is_lasting else bytes(data))

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
+from mldb.history.kinds.patches import PatchedVersion, tensor_patched
 from mldb.history.kinds.tensors import (
     metadata_set,
     tensor_compressed,
@@ -23,6 +24,7 @@ from mldb.log.batch import Placed
 from mldb.log.checksum import digest128
 from mldb.log.frame import Draft, DraftFields, Record
 from mldb.log.fs.protocol import Buffer
+from mldb.log.patch import Patch, merge_patches
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
 from mldb.tensors.encoding import decode_bytes
@@ -50,6 +52,8 @@ class Staged(NamedTuple):
     deleted: bool
     placed: Placed | None = None
     encoding: int = fmt.ENCODING_RAW
+    patch: Patch | None = None
+    """Rows that change; the others are those of the version that was read. ``data`` is None."""
 
 
 class _Pack:
@@ -109,12 +113,14 @@ class Staging:
         self._outdated = False  # an entry of a spilled record was dropped; its place does not fit
         self._where: dict[bytes, _Pack] = {}
         self._changes: dict[bytes, KeyChange] = {}
+        self._patches: dict[bytes, tuple[PatchedVersion, Patch]] = {}
         self._extra: list[Record] = []
         self.pending: PendingSegment | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is staged."""
-        return bool(self._where or self._large or self._spilled or self._changes or self._extra)
+        staged = self._where, self._large, self._spilled, self._changes, self._patches, self._extra
+        return any(staged)
 
     # --- staging ----------------------------------------------------------------------------------
 
@@ -151,6 +157,14 @@ class Staging:
             self._spilled.update({keys.TENSORS + item: placed for item in names})
         else:
             self._large.update({keys.TENSORS + item: record for item in names})
+
+    def put_patch(self, key: bytes, below: PatchedVersion, patch: Patch) -> None:
+        """Stage rows of a tensor of which nothing but rows is staged. *patch* is not changed."""
+        staged = self._patches.get(key)
+        if staged is not None:
+            below, patch = staged[0], merge_patches(staged[1], patch)
+        self._seen.add(key)
+        self._patches[key] = below, patch
 
     def _raw_record(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record:
         if not self._fix or prepared.owned or prepared.nbytes >= self._spill_bytes:
@@ -196,6 +210,7 @@ class Staging:
         if key not in self._seen:
             self._seen.add(key)
             return
+        self._patches.pop(key, None)
         pack = self._where.pop(key, None)
         if pack is not None:
             del pack.drafts[key]
@@ -241,6 +256,9 @@ class Staging:
         if placed is not None:
             draft = _draft(placed.record, key)
             return Staged(draft.attr, None, False, placed, draft.encoding)
+        patched = self._patches.get(key)
+        if patched is not None:
+            return Staged(patched[0].attr, None, False, patch=patched[1])
         return None
 
     def staged_bytes(self, staged: Staged) -> bytes:
@@ -258,7 +276,7 @@ class Staging:
 
     def keys(self, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yield (key, exists) for every staged key with this prefix, unordered."""
-        for table in (self._where, self._large, self._spilled):
+        for table in (self._where, self._large, self._spilled, self._patches):
             for key in table:
                 if key.startswith(prefix):
                     yield key, True
@@ -274,6 +292,7 @@ class Staging:
             self._spill_again()
         records = [pack.record() for pack in self._packs if pack.drafts]
         records += {id(record): record for record in self._large.values()}.values()
+        records += [tensor_patched(key, *staged) for key, staged in self._patches.items()]
         return records + records_of(self._changes.values()) + self._extra
 
     def _spill_again(self) -> None:

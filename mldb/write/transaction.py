@@ -28,6 +28,7 @@ from mldb.tensors.codec import (
     view_numpy,
 )
 from mldb.tensors.scope import Scope, read_array
+from mldb.write.patch_verbs import Found, stage_rows, stage_sum
 from mldb.write.rules import ReadCheck, ReadSet
 from mldb.write.staging import Staged, Staging
 
@@ -138,6 +139,19 @@ class Transaction(MutableMapping[str, Any]):
         if packed is not None:
             staging.change(metadata_set(key, packed))
 
+    def update_tensor(self, name: str, rows: Any, values: Any) -> None:
+        """Stage new values for some rows of *name*; see ``MLDatabase.update_tensor``."""
+        stage_rows(self._found(name), rows, values)
+
+    def add_to_tensor(self, name: str, delta: Any, scale: float = 1.0) -> None:
+        """Stage *name* plus *scale* times *delta*; see ``MLDatabase.add_to_tensor``."""
+        stage_sum(self._found(name), delta, scale)
+
+    def _found(self, name: str) -> Found:
+        """A tensor whose rows are to be changed; it counts as read."""
+        staged = self._read(keys.TENSORS + check_name(name))
+        return Found(self._staging, self._base, name, staged)
+
     def store_model_layer(self, layer_id: str, weights: Any, biases: Any) -> None:
         """Stage a layer; see ``MLDatabase.store_model_layer``."""
         stage_layer(self, layer_id, weights, biases)
@@ -212,7 +226,9 @@ class Transaction(MutableMapping[str, Any]):
         if staged.deleted:
             raise TensorNotFoundError(f"tensor {name!r} was deleted in this transaction")
         what = unpack_descriptor(staged.attr)
-        data = self._staging.staged_bytes(staged)
+        found = Found(self._staging, self._base, name, staged)
+        data = self._staging.staged_bytes(staged) if staged.patch is None else found.bytes()
+        data = memoryview(data).toreadonly()
         return view_numpy(what, data) if what.layout == "dense" else rebuild(what, data)
 
     def metadata(self, name: str) -> dict[str, Any]:

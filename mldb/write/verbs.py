@@ -143,6 +143,33 @@ class WriteVerbs(Handle):
             publish=publish,
         )
 
+    def update_tensor(self, name: str, rows: Any, values: Any, *, epoch: int | None = None) -> Lsn:
+        """Give some rows of *name* new values; only they are stored.
+
+        *rows*: numbers of steps of the first axis, each once, in any order (an int, a slice, a
+        list, an array). *values*: ``[len(rows), *shape[1:]]``, of the dtype of the tensor. Every
+        step stays readable (``as_of``); a read lays the changed rows over the version below, and
+        copies the pages that they touch. Raises TensorNotFoundError, InvalidTypeError for another
+        dtype and for sparse tensors, InvalidValueError for rows that are not there or stand twice
+        and for another shape, and what :meth:`store_tensor` raises; then nothing is stored.
+        """
+        return self._transact(lambda txn: txn.update_tensor(name, rows, values), epoch)
+
+    def add_to_tensor(
+        self, name: str, delta: Any, scale: float = 1.0, *, epoch: int | None = None
+    ) -> Lsn:
+        """Add *scale* times *delta*, of the tensor's shape, dense or sparse, to *name*.
+
+        Of floats and complex numbers, the product is rounded to the tensor's dtype and then the
+        sum; those narrower than float32 are computed in float32 and rounded once. Integers are
+        exact. Sums follow one another in the order of their commits; entries of a sparse delta that
+        stand more than once are first added up in the order in which they stand. Only rows that
+        change are stored, and all of them where half of the rows do. Two that add at once are
+        committed one after another: neither is lost. Raises as :meth:`update_tensor` does, and
+        InvalidValueError for an integer that leaves its range.
+        """
+        return self._transact(lambda txn: txn.add_to_tensor(name, delta, scale), epoch)
+
     def delete_tensor(self, name: str, *, epoch: int | None = None) -> Lsn:
         """End *name* and its metadata from here on.
 

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,7 @@ from mldb.log.index.columns import (
     build_index,
 )
 from mldb.log.index.footer import index_frame
+from mldb.log.patch import PATCH_HEADER, PATCH_VERSION, Patch, encode_patch
 from mldb.log.recovery import LOST
 from mldb.log.segment import segment_name
 from mldb.tensors import metadata
@@ -162,6 +164,7 @@ def check_encodings(rows: list[Row]) -> None:
         "zstd": ENCODING_ZSTD,
         "reference": fmt.ENCODING_REFERENCE,
         "delta": fmt.ENCODING_DELTA,
+        "patch": fmt.ENCODING_PATCH,
     }
 
 
@@ -173,6 +176,23 @@ def check_deltas(rows: list[Row]) -> None:
     assert ", ".join(map(str, deltas.WIDTHS)).replace(", 8", " or 8") in width
     assert bias.startswith("below 8 * width")
     assert f"at most {deltas.CHUNK_LOG2_MAX}" in chunk
+
+
+def check_patches(rows: list[Row]) -> None:
+    fields = [row["what"] for row in rows]
+    assert fields == [
+        *("version", "width", "(zero)", "count", "row_bytes", "(zero)", "rows", "values"),
+    ]
+    sizes = [int(row["bytes"]) for row in rows[:6]]
+    assert PATCH_HEADER.size == sum(sizes) == int(rows[6]["offset in the patch"])
+    values = np.arange(24, dtype=np.uint8).reshape(2, 12)
+    stored = b"".join(map(bytes, encode_patch(Patch(np.array([3, 7]), values, 12))))
+    at = {row["what"]: int(row["offset in the patch"]) for row in rows[:7]}
+    assert [stored[at["version"]], stored[at["width"]]] == [PATCH_VERSION, 4]
+    assert struct.unpack_from("<QQ", stored, at["count"]) == (2, 12)
+    assert struct.unpack_from("<II", stored, at["rows"]) == (3, 7)
+    assert rows[7]["offset in the patch"] == "at a multiple of 64"
+    assert stored[64:] == values.tobytes()
 
 
 def is_read(align_log2: int, block_log2: int) -> bool:
@@ -454,7 +474,7 @@ def check_numbers(rows: list[Row]) -> None:
 
 def check_reserved(rows: list[Row]) -> None:
     what = " ".join(row["what"] for row in rows)
-    assert f"encodings from {fmt.ENCODING_DELTA + 1}" in what
+    assert f"encodings from {fmt.ENCODING_PATCH + 1}" in what
     assert f"frame flag {fmt.FLAG_EXTERNAL}" in what
     assert f"file kind {fmt.FILE_BLOB}, frame kind {fmt.KIND_BLOB}" in what
     assert f"file kind {fmt.FILE_COMPACTED}" in what
@@ -464,7 +484,7 @@ def check_reserved(rows: list[Row]) -> None:
     reserved = {
         int(row["kind"]) for row in document().tables[5, "kind"] if row["state"] == "reserved"
     }
-    assert reserved == {17, 27, 32, 33, 34, 35, 36}
+    assert reserved == {27, 32, 33, 34, 35, 36}
     assert "event kinds " + ", ".join(map(str, sorted(reserved))) in what
     assert "index column row_lsn" in what
     zero = next(row for row in document().tables[2, "offset"] if row["field"] == "(zero)")
@@ -514,6 +534,7 @@ CHECKS: dict[tuple[int, str], Callable[[list[Row]], None]] = {
     (4, "entry flag"): check_entry_flags,
     (4, "encoding"): check_encodings,
     (4, "offset in the delta"): check_deltas,
+    (4, "offset in the patch"): check_patches,
     (5, "kind"): check_events,
     (5, "space"): check_spaces,
     (5, "layout"): check_layouts,
