@@ -512,12 +512,12 @@ BAD_STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "settings": ({"settings": "00"}, mldb.InvalidValueError, "settings (importance"),
     "order": ({"order": "windowed"}, mldb.InvalidValueError, "order 'windowed'"),
     "commit": ({"lsn": 999}, mldb.InvalidValueError, "commit 999"),
-    "negative": ({"cursor": -1}, mldb.InvalidTypeError, "no state"),
-    "text": ({"pass": "1"}, mldb.InvalidTypeError, "no state"),
-    "undecided": ({"order": "auto"}, mldb.InvalidTypeError, "no state"),
-    "unordered": ({"order": ["x"]}, mldb.InvalidTypeError, "no state"),
-    "far": ({"pass": 1 << 32}, mldb.InvalidTypeError, "no state"),
-    "endless": ({"cursor": 1 << 80}, mldb.InvalidTypeError, "no state"),
+    "negative": ({"cursor": -1}, mldb.InvalidTypeError, "cursor is -1"),
+    "text": ({"pass": "1"}, mldb.InvalidTypeError, "pass is '1'"),
+    "undecided": ({"order": "auto"}, mldb.InvalidTypeError, "order is 'auto'"),
+    "unordered": ({"order": ["x"]}, mldb.InvalidTypeError, "order is"),
+    "far": ({"pass": 1 << 32}, mldb.InvalidTypeError, "pass is 4294967296"),
+    "endless": ({"cursor": 1 << 80}, mldb.InvalidTypeError, "cursor is"),
     "workers": ({"workers": 3}, mldb.InvalidValueError, "one of 3 workers"),
 }
 

@@ -18,7 +18,11 @@ _MUST_AGREE: Final = (
     ("lake", "lake"),
     ("seed", "seed"),
     ("batch_size", "batch size"),
-    ("settings", "settings (importance, augmentation, draws, order of ranks) of digest"),
+    (
+        "settings",
+        "settings (importance, salience, draws, augmentation, drop_last, even_ranks, window_rows) "
+        "of digest",
+    ),
 )
 
 
@@ -48,27 +52,42 @@ def check_state(
     for a worker's under another number of workers.
     """
     known = set(here) | {"drawn_by"}
-    if not isinstance(state, dict) or set(state) | {"drawn_by"} != known:
-        raise InvalidTypeError(f"{state!r:.200} is no state of a lake's stream")
+    if not isinstance(state, dict):
+        raise _no_state(state, "not a dict")
+    if set(state) | {"drawn_by"} != known:
+        differing = sorted(map(str, known ^ (set(state) | {"drawn_by"})))
+        raise _no_state(state, f"{', '.join(differing):.200} missing or unknown")
     for key, what in _MUST_AGREE:
         if state[key] != here[key]:
             raise InvalidValueError(
                 f"the state has {what} {state[key]!r}, this stream {here[key]!r}: it cannot go "
                 "on exactly. Nothing was changed; make the stream as it was made."
             )
-    if (
-        any(type(state[key]) is not int or not 0 <= state[key] < 1 << 63 for key in _NUMBERS)
-        or state["pass"] >> PASS_BITS
-        or state["order"] not in orders
-        or not isinstance(state.get("drawn_by"), str | None)
-    ):
-        raise InvalidTypeError(f"{state!r:.200} is no state of a lake's stream")
+    wrong = [key for key in _NUMBERS if not _is_count(state[key])]
+    if not wrong and state["pass"] >> PASS_BITS:
+        wrong = ["pass"]
+    if state["order"] not in orders:
+        wrong.append("order")
+    if not isinstance(state.get("drawn_by"), str | None):
+        wrong.append("drawn_by")
+    if wrong:
+        raise _no_state(state, f"{wrong[0]} is {state[wrong[0]]!r:.80}")
     if not any_order and state["order"] != here["order"]:
         raise InvalidValueError(
             f"the state has order {state['order']!r}, this stream {here['order']!r}. "
             "Nothing was changed."
         )
     return _position(state, here)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _no_state(state: object, why: str) -> InvalidTypeError:
+    return InvalidTypeError(
+        f"this is no state of a lake's stream: {why}. Nothing was changed. [{state!r:.200}]"
+    )
 
 
 def _position(state: dict[str, Any], here: dict[str, Any]) -> Position:
