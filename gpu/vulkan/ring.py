@@ -154,8 +154,9 @@ class Ring:
             return
         self.wait(self.batches)
         for slot in arena.slots:
-            if slot.owner is not None and slot.owner.copies:
-                slot.owner.release(slot)
+            owner, slot.owner = slot.owner, None  # which would keep the slot, as it does the owner
+            if owner is not None and owner.copies:
+                owner.release(slot)
         self._arena, self._next = None, 0
         arena.close()
 
