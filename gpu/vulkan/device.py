@@ -55,9 +55,11 @@ class VulkanDevice:
 
     Its own memory is that of the ring, as large as the batches that come (the formula is in
     ``mldb.gpu.vulkan.sizes``) and given back by ``rest``, and of tables that were not imported. It
-    starts no thread. The driver does: lavapipe takes some 50 MiB for its code, 10 to 15 MiB more
-    for each open device, and 2 n + 2 threads for each of them, n being LP_NUM_THREADS (the cores
-    where that is not set). It makes no difference to them how large batches are.
+    starts no thread. What else a process has is the driver's. lavapipe takes 50 MiB of memory once
+    it is asked for its devices, 25 MiB with the first that is opened, and 8 MiB with each further
+    one; of address space some 300 MiB each, for stacks and for arenas of malloc that stay empty.
+    Each open device has 2 n + 2 threads (llvmpipe-0 and on, and such as bear the program's name), n
+    being LP_NUM_THREADS, or the number of cores. All of that is the same for any size of batch.
     """
 
     kind = "vulkan"
