@@ -130,5 +130,15 @@ class Device(Protocol):
         form that the device does not have. x must not change before the batch is done.
         """
 
+    def answers(self) -> bool:
+        """Whether it is usable, and still does what it is told: what was lost at rest shows."""
+
+    def rest(self) -> None:
+        """Give back what only batches need, once those under way are done; the next one gets it.
+
+        Results that were not asked for are lost, but with ``copy=True``. Tables stay. Raises
+        GpuUnavailableError.
+        """
+
     def close(self) -> None:
         """Wait for what is under way and give everything back. Closing twice is harmless."""

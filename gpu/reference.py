@@ -182,6 +182,13 @@ class NumpyDevice:
                 moved[part], accepted[part] = formulas.run_chain(here, at, draws, dynamics)
         return Ready(Chains(moved, accepted))
 
+    def answers(self) -> bool:
+        """Whether it is usable: there is nothing to be lost."""
+        return self.usable
+
+    def rest(self) -> None:
+        """Do nothing: batches need no memory of its own."""
+
     def close(self) -> None:
         """Refuse further calls; there is nothing to give back."""
         self._closed = True

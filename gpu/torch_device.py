@@ -170,6 +170,15 @@ class TorchDevice:
             return _Tensors(self._engine.langevin(_array(x), keys, energy, dynamics))
         return self._engine.langevin(x, keys, energy, dynamics)
 
+    def answers(self) -> bool:
+        """Whether it is usable: what torch lost, it says with the next batch."""
+        return self.usable
+
+    def rest(self) -> None:
+        """Let go of the memory of results of compiled kernels; who has one keeps it."""
+        if isinstance(self._engine, CompiledEngine):
+            self._engine.rest()
+
     def close(self) -> None:
         """Wait for what is under way. Results that were handed out stay valid."""
         if not self._closed and self._pid == os.getpid():

@@ -35,7 +35,7 @@ class CompiledEngine:
         self._kernels = kernels
         self._slots = slots
         self._under_way: deque[Running] = deque()
-        self._buffers = None if copy else deque([np.empty(0, np.float32)] * (slots + 1))
+        self._buffers = None if copy else _no_buffers(slots)
 
     def normals(self, keys: Keys, step: int, dim: int) -> Float32s:
         """Return the normals [B, dim] of a step."""
@@ -87,6 +87,13 @@ class CompiledEngine:
 
         return self._start(Running(self._turn(run, len(x)), finish))
 
+    def rest(self) -> None:
+        """Wait for what is under way, and let go of the memory of results: who has one keeps it."""
+        while self._under_way:
+            self._under_way.popleft().wait()
+        if self._buffers is not None:
+            self._buffers = _no_buffers(self._slots)
+
     def close(self) -> None:
         """Wait for what is under way and end the threads."""
         self.threads.close()
@@ -112,6 +119,10 @@ class CompiledEngine:
     def _start(self, running: Running) -> Running:
         self._under_way.append(running)
         return running
+
+
+def _no_buffers(slots: int) -> deque[Float32s]:
+    return deque([np.empty(0, np.float32)] * (slots + 1))
 
 
 def _neighbours(energy: Energy) -> tuple[Float32s, npt.NDArray[np.int32], Float32s, Float32s]:

@@ -89,10 +89,13 @@ class Context:
         """Count a buffer, before whose end the device cannot be destroyed."""
         self._buffers += 1
 
-    def free(self, buffer: Any, memory: Any, views: list[Any]) -> None:
-        """Free a buffer that was held; the last one after ``close`` takes the device with it."""
+    def free(self, buffer: Any, memory: Any, views: list[Any]) -> bool:
+        """Free a buffer that was held; the last one after ``close`` takes the device with it.
+
+        False where nothing may be freed.
+        """
         if self.untouchable():
-            return
+            return False
         for view in views:
             self.api.vkDestroyBufferView(self.device, view, None)
         self.api.vkDestroyBuffer(self.device, buffer, None)
@@ -100,6 +103,7 @@ class Context:
         self._buffers -= 1
         if self._closing and not self._buffers:
             self._destroy()
+        return True
 
     def close(self) -> None:
         """Destroy device and instance, at once or when the last buffer goes; twice is harmless."""

@@ -17,13 +17,13 @@ from mldb.gpu.device import ChainMethod, Chains, Dynamics, Energy, Pending
 from mldb.gpu.reference import Ready, check_table
 from mldb.gpu.vulkan import table as vk_table
 from mldb.gpu.vulkan.context import Context
-from mldb.gpu.vulkan.errors import DeviceMemoryError
 from mldb.gpu.vulkan.memory import DeviceBuffer, can_share
 from mldb.gpu.vulkan.pending import Piece, VulkanPending, as_words
 from mldb.gpu.vulkan.pipeline import WINDOWS, Pipelines, ShaderMode, Variant
 from mldb.gpu.vulkan.request import Request, isotropic_request, langevin_request, steps_at_once
 from mldb.gpu.vulkan.ring import Ring
-from mldb.gpu.vulkan.slots import Arena, Capacity, Slot
+from mldb.gpu.vulkan.sizes import SLOTS_MIN, Capacity, RingForm
+from mldb.gpu.vulkan.slots import Slot, check_range
 from mldb.gpu.vulkan.table import VulkanTable, padded_dim
 from mldb.gpu.vulkan.timeline import TimelineSemaphore
 from mldb.noise.keys import STEPS_MAX, Keys, check_keys
@@ -31,10 +31,8 @@ from mldb.noise.keys import STEPS_MAX, Keys, check_keys
 _logger = logging.getLogger(__name__)
 
 SLOTS_DEFAULT: Final = 3
-SLOTS_MIN: Final = 2
 BATCH_ROWS_CPU: Final = 1024
 BATCH_ROWS_GPU: Final = 8192
-BATCH_ROWS_MIN: Final = 64
 
 WORK_MAX: Final = {"cpu": 4_000_000}
 WORK_MAX_GPU: Final = 400_000_000
@@ -54,13 +52,21 @@ class VulkanDevice:
     Closed by its owner or when it is collected; a forked child is refused. With ``copy=False``
     single batches are handed out as views, which stay valid until ``slots`` further batches were
     started.
+
+    Its own memory is that of the ring, as large as the batches that come (the formula is in
+    ``mldb.gpu.vulkan.sizes``) and given back by ``rest``, and of tables that were not imported. It
+    starts no thread. What else a process has is the driver's. lavapipe takes 50 MiB of memory once
+    it is asked for its devices, 25 MiB with the first that is opened, and 8 MiB with each further
+    one; of address space some 300 MiB each, for stacks and for arenas of malloc that stay empty.
+    Each open device has 2 n + 2 threads (llvmpipe-0 and on, and such as bear the program's name), n
+    being LP_NUM_THREADS, or the number of cores. All of that is the same for any size of batch.
     """
 
     kind = "vulkan"
 
     def __init__(self, context: Context, pipelines: Pipelines, ring: Ring, *, copy: bool) -> None:
         self.name = f"vulkan ({context.info.name})"
-        self.slots = len(ring.arena.slots)
+        self.slots = ring.form.slots
         self.copy = copy
         self.window_bytes: int | None = None
         """Lowers the size of a table's windows, which the device decides otherwise."""
@@ -86,7 +92,7 @@ class VulkanDevice:
         windows = self._import(rows, per_window)
         imported = windows is not None
         if windows is None:
-            direct = self._ring.arena.direct
+            direct = self._ring.form.direct
             # A buffer has no size of 0: a table of no rows is one row that nobody can name.
             some = rows if len(rows) else np.zeros((1, dim), np.float32)
             windows = vk_table.copy_windows(self._context, some, per_window, direct=direct)
@@ -180,6 +186,7 @@ class VulkanDevice:
         self._context.check()
         variant = Variant(ShaderMode[kind.upper()], dim, neighbours, method == "mala")
         if variant not in self._pipelines:
+            self._reserve(_one_row(variant, None), 1)
             self._warm(self._ring.acquire(), variant, None)
 
     def exported_memory(self) -> DeviceBuffer:
@@ -188,7 +195,7 @@ class VulkanDevice:
         Raises InvalidValueError if the device was not opened with ``exported=True``.
         """
         self._context.check()
-        if not self._ring.arena.exported:
+        if not self._ring.form.exported:
             raise InvalidValueError("open the device with exported=True to share its results")
         return self._ring.arena.outputs
 
@@ -220,15 +227,31 @@ class VulkanDevice:
         context = self._context
         return context.failure is None and not (context.closed or context.forked)
 
+    def answers(self) -> bool:
+        """Whether it is usable, and ends a batch of nothing: what was lost at rest shows then."""
+        return self.usable and self._ring.probe()
+
+    def rest(self) -> None:
+        """Wait for what is under way, and give the ring's memory back until a batch is started.
+
+        Pipelines and tables stay, and so does a ring of a fixed size. Raises what waiting does.
+        """
+        self._ring.rest()
+
     def stats(self) -> dict[str, Any]:
-        """Return counters and the settings in use, for people and tests."""
+        """Return counters and the settings in use, for people and tests.
+
+        ``batch_rows`` is the most that a slot may hold, ``ring_bytes`` what there is just now.
+        """
+        form = self._ring.form
         return {
             "device": self._context.info.label,
             "index": self._context.info.index,
-            "direct": self._ring.arena.direct,
-            "cuda_export": self._ring.arena.exported,
+            "direct": form.direct,
+            "cuda_export": form.exported,
             "slots": self.slots,
-            "batch_rows": self._ring.arena.capacity.rows,
+            "batch_rows": form.capacity.rows,
+            "ring_bytes": self._ring.nbytes,
             "batches": self._ring.batches,
             "recordings": self._ring.recordings,
             "fetches": self._ring.fetches,
@@ -249,18 +272,12 @@ class VulkanDevice:
         count, dim = len(request.keys), request.variant.dim
         if not count:
             return Ready(Chains(np.empty((0, dim), np.float32), np.empty(0, np.int32)))
-        kind = self._context.info.kind
-        rows_max = request.rows_in(self._ring.arena.capacity, WORK_MAX.get(kind, WORK_MAX_GPU))
-        if not rows_max:
-            raise LimitError(
-                f"a row of this request needs {request.row_bytes + request.extra.row_bytes:,} "
-                f"bytes, which is more than a slot has; open the device with more batch_rows"
-            )
+        rows_max = self._reserve(request, count)
         copy = (self.copy if copy is None else copy) or count > rows_max
         pending = VulkanPending(self._ring, count, dim, copy=copy)
         # Rows that another API reads in place come to the host only if they are asked for.
-        arena = self._ring.arena
-        readback = pending.copies or arena.direct or not arena.exported
+        form = self._ring.form
+        readback = pending.copies or form.direct or not form.exported
         for first in range(0, count, rows_max):
             end = min(first + rows_max, count)
             slot = self._ring.acquire()
@@ -270,6 +287,19 @@ class VulkanDevice:
             pending.add(Piece(slot, batch, first, end, is_here=readback))
         return pending
 
+    def _reserve(self, request: Request, count: int) -> int:
+        """Have slots for a request of *count* rows; return how many of them one batch takes."""
+        kind, ring = self._context.info.kind, self._ring
+        while True:
+            most = request.rows_in(ring.form.capacity, WORK_MAX.get(kind, WORK_MAX_GPU))
+            if not most:
+                raise LimitError(
+                    f"a row of this request needs {request.row_bytes + request.extra.row_bytes:,} "
+                    f"bytes, which is more than a slot has; open the device with more batch_rows"
+                )
+            if ring.reserve_or_shrink(request.sizes(min(most, count))):
+                return most
+
     def _warm(self, slot: Slot, variant: Variant, table: VulkanTable | None) -> None:
         """Move one splat by no steps with a pipeline that is new, and wait for it.
 
@@ -278,11 +308,15 @@ class VulkanDevice:
         if variant in self._pipelines:
             return
         self._pipelines.get(variant)
-        none = np.zeros(1, np.uint64)
-        keys = Keys(0, 0, none, none.astype(np.uint16))
-        request = Request(variant=variant, keys=keys, table=table)
+        request = _one_row(variant, table)
         request.write(slot, 0, 1)
         self._ring.wait(self._ring.submit(slot, request.shape(1)))
+
+
+def _one_row(variant: Variant, table: VulkanTable | None) -> Request:
+    """Return a request that moves one splat by no steps."""
+    none = np.zeros(1, np.uint64)
+    return Request(variant=variant, keys=Keys(0, 0, none, none.astype(np.uint16)), table=table)
 
 
 def _close(context: Context, pipelines: Pipelines, ring: Ring) -> None:
@@ -309,7 +343,9 @@ def open_vulkan(
     ``selector`` is its index or a part of its name; without it MLDB_VK_DEVICE is asked, and then
     the best device is taken. ``direct`` decides whether the shader works in memory that the host
     sees: None does so on CPU and integrated devices. ``batch_rows`` is how many rows of 640
-    dimensions a slot holds; both it and ``slots`` are lowered if the device has too little memory.
+    dimensions a slot holds, from the start; without it slots are as large as the batches that come,
+    up to 1,024 such rows on the CPU and 8,192 elsewhere. What one batch takes is lowered if the
+    device has too little memory, and where ``batch_rows`` is given ``slots`` are as well.
     ``subgroups`` is how many splats a workgroup of the shader moves, for measurements.
     ``exported`` makes the results' memory one that CUDA can import (``mldb.gpu.vulkan.cuda``).
     ``validation`` switches the Khronos validation layer on, which prints what it finds.
@@ -321,17 +357,23 @@ def open_vulkan(
         raise InvalidValueError(f"batch_rows={batch_rows}; a slot holds at least one row")
     context = Context.open(selector, validation=validation)
     try:
-        if direct is None:
-            direct = can_share(context)
-        if batch_rows is None:
-            batch_rows = BATCH_ROWS_CPU if context.info.kind == "cpu" else BATCH_ROWS_GPU
+        rows = BATCH_ROWS_CPU if context.info.kind == "cpu" else BATCH_ROWS_GPU
+        form = RingForm(
+            capacity=Capacity(rows if batch_rows is None else batch_rows),
+            slots=slots,
+            direct=can_share(context) if direct is None else direct,
+            exported=exported,
+            fixed=exported or batch_rows is not None,  # CUDA maps the memory once
+        )
+        check_range(context, form.capacity)
         pipelines = Pipelines(context, subgroups=subgroups)
         try:
-            arena = _fit(context, pipelines, batch_rows, slots, direct=direct, exported=exported)
+            ring = Ring(context, pipelines, form)
             try:
-                ring = Ring(context, pipelines, arena)
+                while form.fixed and not ring.reserve_or_shrink(ring.form.capacity.sizes):
+                    pass
             except BaseException:
-                arena.close()
+                ring.close()
                 raise
         except BaseException:
             pipelines.close()
@@ -341,38 +383,3 @@ def open_vulkan(
         raise
     _logger.info("mldb computes on vulkan, %s", context.info.label)
     return VulkanDevice(context, pipelines, ring, copy=copy)
-
-
-def _fit(
-    context: Context,
-    pipelines: Pipelines,
-    batch_rows: int,
-    slots: int,
-    *,
-    direct: bool,
-    exported: bool,
-) -> Arena:
-    """Make the ring, smaller if memory does not suffice: first fewer rows, then fewer slots."""
-    asked = (batch_rows, slots)
-    while True:
-        try:
-            capacity = Capacity(batch_rows)
-            arena = Arena(context, pipelines, capacity, slots, direct=direct, exported=exported)
-        except DeviceMemoryError:
-            if batch_rows > BATCH_ROWS_MIN:
-                batch_rows = max(BATCH_ROWS_MIN, batch_rows // 2)
-            elif slots > SLOTS_MIN:
-                slots -= 1
-            else:
-                raise
-        else:
-            break
-    if (batch_rows, slots) != asked:
-        _logger.warning(
-            "%s has little memory: the ring has %d slots of %d rows, not %d of %d",
-            context.info.label,
-            slots,
-            batch_rows,
-            *reversed(asked),
-        )
-    return arena

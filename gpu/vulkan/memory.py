@@ -7,6 +7,7 @@ not be used after ``close``.
 
 from __future__ import annotations
 
+import os
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,6 +29,19 @@ BUFFER_ALIGNMENT: Final = 256
 """Of regions inside a buffer; no device asks for more of the offset of a binding."""
 HOST_PAGE_BYTES: Final = 4096
 """The smallest page of any machine this runs on: memory up to the next one is mapped too."""
+
+
+# What this process allocated of its devices, and, after a fork, what its parent had. Each operation
+# is atomic: buffers go in finalizers.
+_allocated: dict[tuple[int, object], int] = {}
+
+
+def allocated_bytes() -> int:
+    """The bytes that this process holds of all its Vulkan devices; imported memory is not theirs.
+
+    Rings, and tables that were copied. What a driver takes for itself is not known here.
+    """
+    return sum(size for (pid, _), size in tuple(_allocated.items()) if pid == os.getpid())
 
 
 class MemoryPlace(Enum):
@@ -58,9 +72,12 @@ class DeviceBuffer:
     source: object = None
     """What must live as long as the memory: the array it was imported from."""
     _texels: list[Any] = field(default_factory=list)
+    _entry: tuple[int, object] = field(default_factory=lambda: (os.getpid(), object()))
 
     def __post_init__(self) -> None:
         self.context.hold()
+        if self.source is None:
+            _allocated[self._entry] = self.allocated
 
     def texels(self, offset: int = 0, size: int | None = None) -> Any:
         """Return a part of the buffer as texels of four float32; destroyed with the buffer.
@@ -87,7 +104,7 @@ class DeviceBuffer:
         """Give the memory back. The device must be done with it; closing twice is harmless."""
         if self.memory is None:
             return
-        free = partial(self.context.free, self.handle, self.memory, self._texels)
+        free = partial(_free, self.context, self._entry, self.handle, self.memory, self._texels)
         self.memory = None
         if self.view is None:
             free()
@@ -96,6 +113,11 @@ class DeviceBuffer:
             weakref.finalize(self.view, free).atexit = False
             self.view = None
         self.source = None
+
+
+def _free(context: Context, entry: tuple[int, object], *what: Any) -> None:
+    if context.free(*what):
+        _allocated.pop(entry, None)
 
 
 def aligned(size: int, alignment: int = BUFFER_ALIGNMENT) -> int:

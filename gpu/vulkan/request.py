@@ -14,10 +14,12 @@ from mldb.arrays import Float32s
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError
 from mldb.gpu.checks import LENGTH_ERROR_MAX
 from mldb.gpu.device import Dynamics, Energy, MixtureEnergy, SelfEnergy
+from mldb.gpu.vulkan import pipeline as bindings
 from mldb.gpu.vulkan.context import Context
 from mldb.gpu.vulkan.pipeline import ShaderMode, Variant
-from mldb.gpu.vulkan.ring import Shape
-from mldb.gpu.vulkan.slots import Capacity, Slot
+from mldb.gpu.vulkan.recording import Shape
+from mldb.gpu.vulkan.sizes import PARAMETER_BYTES, Capacity, Sizes
+from mldb.gpu.vulkan.slots import Slot
 from mldb.gpu.vulkan.table import VulkanTable, fill, padded_dim
 from mldb.noise.keys import Keys
 from mldb.noise.philox import seed_key
@@ -99,6 +101,17 @@ class Request:
         """Return how many rows of this request one batch takes; 0 if a slot holds not even one."""
         fit = capacity.rows_of(self.row_bytes, self.extra.row_bytes, inputs=max(1, self.inputs))
         return min(fit, max(ROWS_WORTH_A_BATCH, int(work_max / self.row_work)))
+
+    def sizes(self, rows: int) -> Sizes:
+        """Return what a slot needs for *rows* rows of this request, in bytes by region."""
+        return {
+            bindings.PARAMETERS: PARAMETER_BYTES,
+            bindings.KEYS: 8 * rows,
+            bindings.ROWS: rows * self.row_bytes * max(1, self.inputs),
+            bindings.EXTRA: rows * self.extra.row_bytes,
+            bindings.ENDS: rows * self.row_bytes,
+            bindings.ACCEPTED: 4 * rows,
+        }
 
     def shape(self, rows: int, *, readback: bool = True) -> Shape:
         """Return what a slot with *rows* rows of this request is recorded for.

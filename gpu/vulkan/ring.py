@@ -10,26 +10,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from mldb.errors import GpuUnavailableError
 from mldb.gpu.vulkan import errors as vk_errors
 from mldb.gpu.vulkan.context import Context
-from mldb.gpu.vulkan.pipeline import (
-    ACCEPTED,
-    ENDS,
-    EXTRA,
-    KEYS,
-    PARAMETERS,
-    ROWS,
-    TABLE,
-    WINDOWS,
-    Pipelines,
-    Variant,
-)
-from mldb.gpu.vulkan.slots import PARAMETER_BYTES, Arena, Slot
-from mldb.gpu.vulkan.table import VulkanTable
+from mldb.gpu.vulkan.pipeline import ENDS, Pipelines
+from mldb.gpu.vulkan.recording import Shape, record_batch, record_readback
+from mldb.gpu.vulkan.sizes import RingForm, Sizes, holds, larger
+from mldb.gpu.vulkan.slots import Arena, Slot
 from mldb.gpu.vulkan.timeline import TimelineSemaphore, can_export
 
 _logger = logging.getLogger(__name__)
@@ -37,40 +26,32 @@ _logger = logging.getLogger(__name__)
 TIMEOUT_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a command buffer is recorded for: equal shapes are submitted as they are."""
-
-    variant: Variant
-    rows: int
-    row_input_bytes: int
-    extra_bytes: int
-    end_bytes: int
-    """What comes back to the host of where chains end; 0 leaves it on the device."""
-    table: VulkanTable | None = None
-
-
 class Ring:
     """The slots of a device in turn. A single thread at a time.
+
+    Its memory is made by ``reserve``, as large as the batches that come (``mldb.gpu.vulkan.sizes``
+    has the formula), and given back by ``rest``.
 
     Waiting and submitting raise DeviceLostError or DeviceTimeoutError; after either the device is
     dead, and every later call raises the same error.
     """
 
-    def __init__(self, context: Context, pipelines: Pipelines, arena: Arena) -> None:
-        self.context, self.pipelines, self.arena = context, pipelines, arena
+    def __init__(self, context: Context, pipelines: Pipelines, form: RingForm) -> None:
+        self.context, self.pipelines, self.form = context, pipelines, form
+        self._arena: Arena | None = None
         self.timeout_s = TIMEOUT_S
         self.batches = 0
         self.recordings = 0
         self.fetches = 0
         self._lib: Any = context.api.lib
-        shared = arena.exported and can_export(context)
+        shared = form.exported and can_export(context)
         with ExitStack() as undo:
             self.ready = TimelineSemaphore(context, exported=shared)
             undo.callback(self.ready.close)
             self.freed = TimelineSemaphore(context, exported=shared)
             undo.pop_all()
         self._next = 0
+        self._has_shrunk = False
         self._owed = 0  # what batches that were submitted wait for on `freed`
         self._make_structures()
 
@@ -87,7 +68,6 @@ class Ring:
         self._submit = ffi.new("VkSubmitInfo*")
         self._submit.sType = api.VK_STRUCTURE_TYPE_SUBMIT_INFO
         self._submit.pNext = self._timeline
-        self._submit.commandBufferCount = 1
         self._submit.pCommandBuffers = self._commands
         self._submit.signalSemaphoreCount = 1
         self._submit.pSignalSemaphores = self._semaphores
@@ -104,6 +84,93 @@ class Ring:
         self._wait.semaphoreCount = 1
         self._wait.pSemaphores = self._semaphores
         self._wait.pValues = self._awaited
+
+    @property
+    def arena(self) -> Arena:
+        """The memory of the slots, which were reserved."""
+        assert self._arena is not None
+        return self._arena
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the memory of all slots, on the host and on the device."""
+        return 0 if self._arena is None else self._arena.nbytes
+
+    def reserve(self, needed: Sizes) -> None:
+        """Have slots with room for a batch: made anew where those there are have less.
+
+        Views of earlier results stay as they are: their memory goes with the last of them. Raises
+        DeviceMemoryError, and what waiting for batches under way does; then there is no memory.
+        """
+        had = self._arena
+        if had is not None and holds(had.sizes, needed):
+            return
+        sizes = larger(needed, None if had is None else had.sizes)
+        self._give_back()
+        form = self.form
+        self._arena = Arena(
+            self.context,
+            self.pipelines,
+            sizes,
+            form.slots,
+            direct=form.direct,
+            exported=form.exported,
+        )
+
+    def reserve_or_shrink(self, needed: Sizes) -> bool:
+        """Reserve; False where memory does not suffice and batches are smaller from here on.
+
+        Raises what ``reserve`` does where they cannot be.
+        """
+        try:
+            self.reserve(needed)
+        except vk_errors.DeviceMemoryError:
+            form = self.form.smaller()
+            if form is None:
+                raise
+            if not self._has_shrunk:
+                _logger.warning(
+                    "%s has little memory: batches are smaller than %d rows in each of %d slots",
+                    self.context.info.label,
+                    self.form.capacity.rows,
+                    self.form.slots,
+                )
+            self._has_shrunk, self.form = True, form
+            return False
+        return True
+
+    def rest(self) -> None:
+        """Finish what is under way, and give the memory back until a batch comes.
+
+        Memory of a fixed size stays. Raises what waiting does.
+        """
+        if not (self.form.fixed or self.context.closed or self.context.untouchable()):
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Give the memory of the slots back. Results that are copies are taken out of it first."""
+        arena = self._arena
+        if arena is None:
+            return
+        self.wait(self.batches)
+        for slot in arena.slots:
+            owner, slot.owner = slot.owner, None  # which would keep the slot, as it does the owner
+            if owner is not None and owner.copies:
+                owner.release(slot)
+        self._arena, self._next = None, 0
+        arena.close()
+
+    def probe(self) -> bool:
+        """Whether the device still takes work and ends it: an empty batch, in some 50 µs.
+
+        One that does not is dead from then on.
+        """
+        try:
+            self.context.check()
+            self.wait(self._start(None))
+        except GpuUnavailableError:
+            return False
+        return True
 
     def acquire(self) -> Slot:
         """Return the next slot once it is free; its last result is collected or expires.
@@ -129,17 +196,20 @@ class Ring:
             with vk_errors.translated(
                 self.context.api, "record commands", device=self.context.info.label
             ):
-                self._record(slot, shape)
+                self.recordings += 1
+                record_batch(self.arena, self.pipelines, slot, shape)
             slot.recorded = shape
         slot.batch = self._start(slot.commands, slot.freed)
         slot.freed = 0
         return slot.batch
 
     def _start(self, commands: Any, freed: int = 0) -> int:
-        """Submit commands, behind a value of ``freed``; return the number of the batch."""
+        """Submit commands, or none, behind a value of ``freed``; return the number of the batch."""
         number = self.batches + 1
         self._signal[0] = number
-        self._commands[0] = commands
+        if commands is not None:
+            self._commands[0] = commands
+        self._submit.commandBufferCount = int(commands is not None)
         waits = 1 if freed else 0
         self._timeline.waitSemaphoreValueCount = self._submit.waitSemaphoreCount = waits
         self._freed_value[0] = freed
@@ -154,7 +224,7 @@ class Ring:
         api, commands = self.context.api, self.arena.spare
         with vk_errors.translated(api, "record commands", device=self.context.info.label):
             api.vkBeginCommandBuffer(commands, api.VkCommandBufferBeginInfo())
-            self._record_readback(slot, commands, {ENDS: end_bytes})
+            record_readback(self.arena, slot, commands, {ENDS: end_bytes})
             api.vkEndCommandBuffer(commands)
         self.fetches += 1
         self.wait(self._start(commands))
@@ -187,97 +257,23 @@ class Ring:
     def forget_readers(self) -> None:
         """Wait for nobody else any more: who read the slots has ended, or will never."""
         self._owed = 0
-        for slot in self.arena.slots:
+        for slot in self._slots():
             slot.readers.clear()
             slot.freed = 0
+
+    def _slots(self) -> list[Slot]:
+        return [] if self._arena is None else self._arena.slots
 
     def drain(self) -> None:
         """Wait until every batch that was started is finished; does nothing once closed."""
         if not (self.context.closed or self.context.untouchable()):
             self.wait(self.batches)
 
-    def _record(self, slot: Slot, shape: Shape) -> None:
-        api, commands = self.context.api, slot.commands
-        self.recordings += 1
-        if slot.table is not shape.table:
-            views = [slot.row_texels] * WINDOWS
-            if shape.table is not None:
-                views = shape.table.places(WINDOWS)
-            self.arena.bind_texels(slot, TABLE, views)
-            slot.table = shape.table
-        pipeline = self.pipelines.get(shape.variant)
-        api.vkBeginCommandBuffer(commands, api.VkCommandBufferBeginInfo())
-        if not self.arena.direct:
-            self._record_upload(slot, shape)
-        api.vkCmdBindPipeline(commands, api.VK_PIPELINE_BIND_POINT_COMPUTE, pipeline)
-        api.vkCmdBindDescriptorSets(
-            commands,
-            api.VK_PIPELINE_BIND_POINT_COMPUTE,
-            self.pipelines.layout,
-            0,
-            1,
-            [slot.descriptors],
-            0,
-            None,
-        )
-        groups = -(-shape.rows // self.pipelines.subgroups)
-        wide = min(groups, self.context.info.limits.groups)
-        api.vkCmdDispatch(commands, wide, -(-groups // wide), 1)
-        if self.arena.direct:
-            self._barrier(commands, "SHADER_WRITE", "HOST_READ", "COMPUTE_SHADER", "HOST")
-        else:
-            sizes = {ENDS: shape.end_bytes, ACCEPTED: 4 * shape.rows}
-            self._record_readback(slot, commands, sizes)
-        api.vkEndCommandBuffer(commands)
-
-    def _record_upload(self, slot: Slot, shape: Shape) -> None:
-        sizes = {
-            PARAMETERS: PARAMETER_BYTES,
-            KEYS: 8 * shape.rows,
-            ROWS: shape.row_input_bytes,
-            EXTRA: shape.extra_bytes,
-        }
-        commands = slot.commands
-        self._copy(slot, commands, sizes, self.arena.host_inputs, self.arena.inputs)
-        self._barrier(
-            commands, "TRANSFER_WRITE", "SHADER_READ|UNIFORM_READ", "TRANSFER", "COMPUTE_SHADER"
-        )
-
-    def _record_readback(self, slot: Slot, commands: Any, sizes: dict[int, int]) -> None:
-        self._barrier(commands, "SHADER_WRITE", "TRANSFER_READ", "COMPUTE_SHADER", "TRANSFER")
-        self._copy(slot, commands, sizes, self.arena.outputs, self.arena.host_outputs)
-        self._barrier(commands, "TRANSFER_WRITE", "HOST_READ", "TRANSFER", "HOST")
-
-    def _copy(
-        self, slot: Slot, commands: Any, sizes: dict[int, int], source: Any, target: Any
-    ) -> None:
-        api = self.context.api
-        regions = [
-            api.VkBufferCopy(
-                srcOffset=slot.offsets[region], dstOffset=slot.offsets[region], size=size
-            )
-            for region, size in sizes.items()
-            if size
-        ]
-        api.vkCmdCopyBuffer(commands, source.handle, target.handle, len(regions), regions)
-
-    def _barrier(self, commands: Any, before: str, after: str, stage: str, next_stage: str) -> None:
-        """Make writes ``before`` of one stage visible to accesses ``after`` of the next."""
-        api = self.context.api
-        after_mask = 0
-        for name in after.split("|"):
-            after_mask |= getattr(api, f"VK_ACCESS_{name}_BIT")
-        barrier = api.VkMemoryBarrier(
-            srcAccessMask=getattr(api, f"VK_ACCESS_{before}_BIT"), dstAccessMask=after_mask
-        )
-        stages = [getattr(api, f"VK_PIPELINE_STAGE_{name}_BIT") for name in (stage, next_stage)]
-        api.vkCmdPipelineBarrier(commands, *stages, 0, 1, [barrier], 0, None, 0, None)
-
     def close(self) -> None:
         """Finish what is under way, let its owners take it, and free the slots."""
         if self.context.untouchable():
             return
-        for slot in self.arena.slots:
+        for slot in self._slots():
             if slot.owner is not None:
                 owner, slot.owner = slot.owner, None
                 with suppress(GpuUnavailableError):
@@ -292,7 +288,8 @@ class Ring:
             return
         self.ready.close()
         self.freed.close()
-        self.arena.close()
+        if self._arena is not None:
+            self._arena.close()
 
     def _outlast(self) -> None:
         """Wait until a lost device has left the slots alone; that takes no time, or little.

@@ -77,6 +77,14 @@ class SharedVulkanDevice:
         """Whether the Vulkan device is."""
         return self._device.usable
 
+    def answers(self) -> bool:
+        """Whether the Vulkan device does."""
+        return self._device.answers()
+
+    def rest(self) -> None:
+        """Do nothing: the memory stays, for CUDA has mapped it."""
+        self._device.rest()
+
     def stats(self) -> dict[str, Any]:
         """Counters of the Vulkan device."""
         return self._device.stats()

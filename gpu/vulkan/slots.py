@@ -33,39 +33,9 @@ from mldb.gpu.vulkan.pipeline import (
     Pipelines,
     descriptor_type,
 )
-
-PARAMETER_BYTES: Final = 64
-ROW_BYTES: Final = 2560
-"""A row of 640 float32. Slots are made for rows of this size; others fill the same bytes."""
-EXTRA_BYTES: Final = 384
-"""Room for index, kappa and log weight of 32 neighbours of a row."""
+from mldb.gpu.vulkan.sizes import Capacity, Sizes
 
 SLOTS_OPTION: Final = "batch_rows or slots"
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """The regions of one slot in bytes. ``rows`` counts rows whatever their dimension."""
-
-    rows: int
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Return the bytes of each region by binding; rows have room for x and for mu."""
-        return {
-            PARAMETERS: PARAMETER_BYTES,
-            KEYS: 8 * self.rows,
-            ROWS: 2 * ROW_BYTES * self.rows,
-            EXTRA: EXTRA_BYTES * self.rows,
-            ENDS: ROW_BYTES * self.rows,
-            ACCEPTED: 4 * self.rows,
-        }
-
-    def rows_of(self, row_bytes: int, extra_bytes: int, *, inputs: int = 1) -> int:
-        """Return how many rows of a request fit in one slot; 0 if not even one does."""
-        sizes = self.sizes
-        fit = min(self.rows, sizes[ENDS] // row_bytes, sizes[ROWS] // (inputs * row_bytes))
-        return min(fit, sizes[EXTRA] // extra_bytes) if extra_bytes else fit
 
 
 INPUTS: Final = (PARAMETERS, KEYS, ROWS, EXTRA)
@@ -113,15 +83,14 @@ class Arena:
         self,
         context: Context,
         pipelines: Pipelines,
-        capacity: Capacity,
+        sizes: Sizes,
         slots: int,
         *,
         direct: bool,
         exported: bool = False,
     ) -> None:
-        self.context, self.capacity = context, capacity
+        self.context, self.sizes = context, sizes
         self.direct, self.exported = direct, exported
-        _check_range(context, capacity)
         self._buffers: list[DeviceBuffer] = []
         self._pools: list[tuple[Any, Any]] = []
         self.slots: list[Slot] = []
@@ -157,7 +126,12 @@ class Arena:
         return buffer
 
     def _stride(self, group: tuple[int, ...]) -> int:
-        return sum(aligned(self.capacity.sizes[region]) for region in group)
+        return sum(aligned(self.sizes[region]) for region in group)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its memory, on the host and on the device."""
+        return sum(buffer.allocated for buffer in self._buffers)
 
     def _slot(self, number: int, descriptors: Any, commands: Any) -> Slot:
         offsets: dict[int, int] = {}
@@ -165,13 +139,13 @@ class Arena:
             position = number * self._stride(group)
             for region in group:
                 offsets[region] = position
-                position += aligned(self.capacity.sizes[region])
+                position += aligned(self.sizes[region])
         inputs, outputs = self.host_inputs.view, self.host_outputs.view
         if inputs is None or outputs is None:
             raise LimitError("the ring was made of memory that the host does not see")
 
         def part(view: npt.NDArray[np.uint8], region: int) -> npt.NDArray[np.uint8]:
-            return view[offsets[region] : offsets[region] + self.capacity.sizes[region]]
+            return view[offsets[region] : offsets[region] + self.sizes[region]]
 
         return Slot(
             number=number,
@@ -230,10 +204,10 @@ class Arena:
             info = self.context.api.VkDescriptorBufferInfo(
                 buffer=buffer.handle,
                 offset=slot.offsets[region],
-                range=self.capacity.sizes[region],
+                range=self.sizes[region],
             )
             self._write(slot, region, pBufferInfo=[info])
-        slot.row_texels = self.inputs.texels(slot.offsets[ROWS], self.capacity.sizes[ROWS])
+        slot.row_texels = self.inputs.texels(slot.offsets[ROWS], self.sizes[ROWS])
         self.bind_texels(slot, ROWS, [slot.row_texels])
         self.bind_texels(slot, TABLE, [slot.row_texels] * WINDOWS)
 
@@ -265,8 +239,11 @@ class Arena:
         self._buffers.clear()
 
 
-def _check_range(context: Context, capacity: Capacity) -> None:
-    """Refuse slots that no binding can span: Vulkan does not say what happens beyond its range."""
+def check_range(context: Context, capacity: Capacity) -> None:
+    """Refuse slots that no binding can span: Vulkan does not say what happens beyond its range.
+
+    Raises LimitError.
+    """
     limits, sizes = context.info.limits, capacity.sizes
     for region in (*STORAGE, ROWS):
         limit = limits.texel_range if region in TEXELS else limits.storage_range

@@ -179,7 +179,16 @@ class Lake(LakeSurface):
         from mldb.lake.augment.augmenter import augment_rows
 
         chosen = make_augmentation(mode=mode, strength=strength, **settings)
-        return augment_rows(self.rows, self.geometry, self.dim, x, chosen, seed=seed, device=device)
+        return augment_rows(
+            self.rows,
+            self.geometry,
+            self.dim,
+            x,
+            chosen,
+            seed=seed,
+            device=device,
+            user=self._host.known,
+        )
 
     def __repr__(self) -> str:
         """One line."""

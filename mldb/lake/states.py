@@ -5,6 +5,7 @@ The rest is what was computed of their rows, within a number of bytes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from itertools import islice
@@ -47,6 +48,8 @@ class LakeStates:
         self._states: dict[tuple[str, int], LakeState] = {}
         self._fresh: dict[int, Numbers] = {}  # by commit, the ids of what was added last
         self._added: dict[str, int] = {}  # commits of this handle that nothing looked at
+        self._at_close: list[weakref.finalize[..., Any]] = []
+        self._is_closed = False
 
     # --- states -----------------------------------------------------------------------------------
 
@@ -169,6 +172,14 @@ class LakeStates:
         learnt = not chain.saved_ids and chain.index.count >= chain.stored(chain.size)
         return learnt or chain.changes - chain.saved >= least
 
+    def at_close(self, act: Callable[[], object]) -> None:
+        """Have *act* called once when the handle closes, or was dropped; at once where it did."""
+        finalizer = weakref.finalize(self, act)
+        finalizer.atexit = False
+        self._at_close.append(finalizer)
+        if self._is_closed:
+            finalizer()
+
     def close(self, scope: Scope) -> None:
         """Write the hints that are worth it, and forget everything; raises nothing of a disk."""
         chains, self._chains = self._chains, {}
@@ -178,6 +189,9 @@ class LakeStates:
                 save_chain(scope, chain)
         self._states.clear()
         self.derived.clear()
+        self._is_closed = True
+        for finalizer in self._at_close:
+            finalizer()
 
     def stats(self) -> dict[str, Any]:
         """Changes folded and loaded, what is held of them, and the cache's figures."""

@@ -21,6 +21,7 @@ from mldb.gpu.vulkan.instance import DeviceInfo, Limits
 from mldb.gpu.vulkan.pipeline import ShaderMode, Variant
 from mldb.gpu.vulkan.request import steps_at_once
 from mldb.lake.augment import devices
+from mldb.lake.states import LakeStates
 
 
 class Fake:
@@ -220,8 +221,9 @@ def test_auto_runs_whatever_a_device_of_this_machine_can(
 def test_devices_that_wait_for_the_next_stream_are_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each kind of request has its own device, and those that nobody asks for are closed."""
+    """Each kind of request has its own device; all but the one that was used last are closed."""
     monkeypatch.setattr(devices, "_idle", {})
+    user = LakeStates(0, saves=False)
     opened: list[Any] = []
 
     def numpy_device(spec: str, *, copy: bool, needs: Any) -> Any:
@@ -231,11 +233,12 @@ def test_devices_that_wait_for_the_next_stream_are_few(
     monkeypatch.setattr(devices, "open_device", numpy_device)
     for dim in range(2, 9):
         needs = Needs(dim=dim)
-        devices.give_back("auto", devices.borrow("auto", needs), os.getpid(), needs=needs)
-    assert [device._closed for device in opened] == [True] * 5 + [False] * 2
-    assert devices.borrow("auto", Needs(dim=7)) is opened[5]
-    assert devices.borrow("auto", Needs(dim=8)) is opened[6]
-    assert devices.borrow("auto", Needs(dim=8)) is opened[7]
+        device = devices.borrow("auto", needs, user=user)
+        devices.give_back("auto", device, os.getpid(), needs=needs)
+    assert [device._closed for device in opened] == [True] * 6 + [False]
+    assert devices.borrow("auto", Needs(dim=7), user=user) is opened[7]
+    assert devices.borrow("auto", Needs(dim=8), user=user) is opened[6]
+    assert devices.borrow("auto", Needs(dim=8), user=user) is opened[8]
 
 
 def test_real_devices_open() -> None:

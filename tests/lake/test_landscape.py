@@ -16,6 +16,7 @@ from mldb.gpu.select import open_device
 from mldb.lake.augment import devices, graph_store
 from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_graph
 from mldb.lake.augment.landscape import Landscape
+from mldb.lake.states import LakeStates
 from mldb.sphere.graph import Graph, build_graph
 
 DIM = 12
@@ -261,7 +262,8 @@ def test_tables_are_closed_before_their_device_is_used_again(
 def test_a_device_that_was_lost_is_not_lent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every later stream of the process got it."""
     monkeypatch.setattr(devices, "_idle", {})
-    device = devices.borrow("numpy")
+    user = LakeStates(0, saves=False)
+    device = devices.borrow("numpy", user=user)
     monkeypatch.setattr(device, "usable", False)
     devices.give_back("numpy", device, os.getpid())
-    assert devices.borrow("numpy") is not device
+    assert devices.borrow("numpy", user=user) is not device

@@ -20,7 +20,7 @@ from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.capability import Needs
 from mldb.gpu.device import Device, Table
-from mldb.lake.augment.devices import borrow, give_back
+from mldb.lake.augment.devices import User, borrow, give_back, rested
 from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_firsts
 from mldb.lake.augment.landscape import CHAIN_K, Landscape, Moved
 from mldb.lake.on_host import to_host
@@ -52,9 +52,10 @@ class Augmenter:
         *,
         seed: int,
         device: str,
+        user: User,
         dim: int | None = None,
     ) -> None:
-        """*dim*: of the rows to come, where *rows* are not given."""
+        """*dim*: of the rows to come, where *rows* are not given. *user*: the store they are of."""
         if geometry != "sphere":
             raise InvalidValueError(
                 f"the lake's geometry is {geometry!r}; augmentation is defined on the sphere"
@@ -64,7 +65,9 @@ class Augmenter:
         self._seed = seed
         self._spec = device
         self._dim = dim if rows is None else rows.dim
+        self._user = user
         self._device: Device | None = None
+        self._device_name: str | None = None
         self._tables: list[Table] = []  # what was loaded to it: the rows of the landscape, or none
         self._at_work: list[bool] = []  # not empty: in the middle of a call, or a call failed there
         self._let_go: Callable[[], object] | None = None
@@ -74,13 +77,28 @@ class Augmenter:
 
     @property
     def device(self) -> Device:
-        """The device, borrowed until this goes. Raises GpuUnavailableError."""
+        """The device, borrowed until ``rest``, or until this goes. Raises GpuUnavailableError."""
         if self._device is None:
             needs = self._needs()
-            device = self._device = borrow(self._spec, needs)
+            device = self._device = borrow(self._spec, needs, user=self._user)
+            self._device_name = device.name
             held = (self._spec, device, os.getpid(), self._tables, self._at_work)
             self._let_go = weakref.finalize(self, partial(give_back, needs=needs), *held)
         return self._device
+
+    def rest(self) -> None:
+        """Give the device back until a batch is started; between two batches only.
+
+        One with a copy of the lake's rows stays, and gives back what batches need: to bring the
+        rows there again would take longer than a batch.
+        """
+        if self._device is None or self._let_go is None:
+            return
+        has_copies = any(not table.imported for table in self._tables)
+        if not (has_copies and rested(self._device)):
+            self._let_go()
+            self._device = self._let_go = None
+            self._tables = []  # the finalizer that ran has the other list
 
     def close(self) -> None:
         """Give the device back now; nothing can be augmented any more. Again does nothing.
@@ -106,7 +124,7 @@ class Augmenter:
     @property
     def device_name(self) -> str | None:
         """What runs, for people; None before the first batch."""
-        return None if self._device is None else self._device.name
+        return self._device_name
 
     def stats(self) -> dict[str, Any]:
         """Rows made, and how many of them the gate took back."""
@@ -229,6 +247,7 @@ def augment_rows(
     *,
     seed: int,
     device: str,
+    user: User,
 ) -> Any:
     """Augment rows of any origin; see ``Lake.augment``."""
     check_seed(seed, 0)
@@ -242,7 +261,7 @@ def augment_rows(
     divide_by_norms(given, unit, what="x", safe="Nothing was augmented")
     numbers = np.arange(len(unit), dtype=np.int64)
     rows = None if chosen.mode == "isotropic" else rows_of()
-    augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device, dim=dim)
+    augmenter = Augmenter(rows, geometry, chosen, seed=seed, device=device, user=user, dim=dim)
     start = numbers if rows is None else starts_of(rows, unit)
     out = np.empty((len(unit) * chosen.group, dim), np.float32)
     moved: Any = out

@@ -39,7 +39,7 @@ class Rows:
         self.dim = state.info.dim
         self.chain = state.chain
         self._scope = scope
-        self._states = states
+        self.states = states
         self._size = state.size
         self._count = self.chain.live_count(state.size)
         self._mosaics: dict[str, Mosaic] = {}
@@ -59,29 +59,29 @@ class Rows:
         """Return what *make* computes of these rows: made once while the cache has room for it."""
         if what in self.pinned:
             return self.pinned[what]  # type: ignore[no-any-return]
-        return self._states.compute(self.state, what, make, nbytes)
+        return self.states.compute(self.state, what, make, nbytes)
 
     def known(self, what: Hashable, version: int) -> Any:
         """What is kept of the lake at the commit *version* that made a state, or None."""
         if what in self.pinned and version == self.state.version:
             return self.pinned[what]
-        found = self._states.derived.find((self.state.info.lake_id, version, what))
+        found = self.states.derived.find((self.state.info.lake_id, version, what))
         return None if found is None else found[0]
 
     def keep(self, what: Hashable, value: Any, nbytes: int) -> None:
         """Keep what was computed of these rows while the cache has room for it."""
         key = (self.state.info.lake_id, self.state.version, what)
-        self._states.derived.put(key, value, nbytes)
+        self.states.derived.put(key, value, nbytes)
 
     def versions(self, what: Hashable) -> list[int]:
         """The commits, by what made them, of which the cache has this."""
         lake_id = self.state.info.lake_id
-        keys = self._states.derived.keys()
+        keys = self.states.derived.keys()
         return [key[1] for key in keys if (key[0], key[2]) == (lake_id, what)]
 
     def adopt(self, others: Rows) -> None:
         """Take over what was computed of lakes in the process that this one was forked from."""
-        self._states.derived.adopt(others._states.derived)
+        self.states.derived.adopt(others.states.derived)
         self.pinned.update(others.pinned)
 
     # --- blocks -----------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Stream:
                 options.augmentation,
                 seed=options.noise_seed(rows.state.info.lake_id),
                 device=options.device,
+                user=rows.states,
             )
         self._type = None if options.fields is None else batch_type(options.fields)
 
@@ -116,6 +117,11 @@ class Stream:
         user = object()
         if self._users.setdefault(_USER, user) is not user:
             raise UsageError("this stream makes the batches of another pass; take one of your own")
+
+    def rest(self) -> None:
+        """Give back what only batches need, their device above all; the next one takes it again."""
+        if self._augmenter is not None:
+            self._augmenter.rest()
 
     def close(self) -> None:
         """Give back the device and the memory of the tiers; nothing can be made any more."""

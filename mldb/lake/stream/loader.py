@@ -35,6 +35,12 @@ class LakeLoader(DataLoader[Any]):
     Without workers (the default) a thread makes batches ahead. A worker has to send every batch
     through fresh shared memory, which takes longer than reading it; so workers are started where
     they have something to compute, which is augmentation, and otherwise the thread reads.
+
+    The thread, named ``mldb-stream``, is the only one of ours beside those of compiled kernels
+    (``mldb-rows``); it ends with the pass. A device is borrowed for a pass. Afterwards one is kept
+    for the next pass of any lake, without memory for batches, until the last store closes whose
+    lakes have used one. A Vulkan driver has threads and memory of its own: see
+    ``mldb.gpu.vulkan.device.VulkanDevice``.
     """
 
     dataset: M2MDataLake

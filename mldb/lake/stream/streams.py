@@ -104,6 +104,7 @@ class Streams:
         has_tiers = self._holder is not None and self._holder() is lease
         idle = self._idle[not has_tiers]
         if len(idle) < _IDLE_MAX:
+            stream.rest()
             idle.append(stream)
         else:
             stream.close()
