@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import mldb
+from tests.lake.test_prefetch import threads
+from tests.support.lakes import BATCH, ROWS, data, fill, raw, stream
+
+__all__ = ["data"]
+
+torch = pytest.importorskip("torch")
 
 _SCRIPT = """
 import os, sys
@@ -83,3 +92,57 @@ def test_no_worker_builds_what_the_parent_has_built(
     made = [line.split() for line in log.read_text().splitlines()]
     assert [name for pid, name in made if pid == parent].count("graph") == 1
     assert {name for pid, name in made if pid != parent} == set()
+
+
+# --- settings that workers hear -------------------------------------------------------------------
+
+
+@pytest.fixture
+def lake(store_path: Path, data: dict[str, Any]) -> Iterator[Any]:
+    with mldb.open(store_path, durability="os") as db:
+        yield fill(db, data)
+
+
+def plain(dataset: Any, **options: Any) -> Any:
+    context = {"num_workers": 2, "multiprocessing_context": "fork"}
+    return torch.utils.data.DataLoader(dataset, batch_size=None, **context, **options)
+
+
+def _made_ahead(batch: Any) -> tuple[int, int]:
+    """Wait until a worker's thread makes no more; return its batches so far, and its threads."""
+    info = torch.utils.data.get_worker_info()
+    made, before = info.dataset.stats()["batches"], -1
+    while made != before:
+        time.sleep(0.2)
+        made, before = info.dataset.stats()["batches"], made
+    return made, threads()
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "first"), [(None, (1, 0)), (0, (1, 0)), (1, (1, 1)), (4, (4, 1))]
+)
+def test_workers_make_as_many_batches_ahead_as_prefetch_says(
+    lake: Any, prefetch: int | None, first: tuple[int, int]
+) -> None:
+    """It was ignored in workers; the DataLoader asks ahead by itself, so left out it stays so."""
+    dataset = stream(lake, prefetch=prefetch).dataset
+    made = next(iter(plain(dataset, collate_fn=_made_ahead, prefetch_factor=1)))
+    assert made == first
+    assert raw(plain(stream(lake, prefetch=prefetch).dataset)) == raw(stream(lake))
+    loader = stream(lake, "isotropic", prefetch=prefetch, num_workers=2)
+    assert raw(loader) == raw(stream(lake, "isotropic"))
+
+
+def test_a_hot_tier_is_refused_where_workers_make_the_batches(lake: Any) -> None:
+    """Their batches end on the host, and the budget was passed over in silence."""
+    options = {"device": "cpu", "hot_bytes": 1 << 20}
+    with pytest.raises(mldb.InvalidValueError, match="hot_bytes=1048576 does nothing in workers"):
+        stream(lake, "isotropic", num_workers=2, **options)
+    assert sum(map(len, stream(lake, "isotropic", **options))) == ROWS
+    loader = stream(lake, num_workers=2, **options)  # rows are only read: a thread does it
+    assert sum(map(len, loader)) == ROWS
+    assert loader.stats()["hot"]["hits"] > 0
+    alone = stream(lake, **options).dataset
+    with pytest.raises(mldb.InvalidValueError, match="hot_bytes=1048576 does nothing in workers"):
+        next(iter(plain(alone)))
+    assert len(next(iter(alone))) == BATCH

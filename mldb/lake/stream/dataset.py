@@ -91,13 +91,14 @@ class M2MDataLake(IterableDataset[Any]):
         """Begin the next pass, or the rest of the one a state was loaded for or an error ended.
 
         Raises what planning raises, then no pass has begun: a salience that returns no numbers, or
-        others than the state was saved with (InvalidValueError).
+        others than the state was saved with (InvalidValueError). The first batch raises
+        InvalidValueError in a worker for options that none hears (``hot_bytes``).
         """
         self._settle()
-        reader, is_alone = self._reader(), get_worker_info() is None
+        reader = self._reader()
 
         def line(progress: PassProgress) -> Iterator[Any]:
-            return reader.line(progress.current, progress.jobs(), ahead=is_alone)
+            return reader.line(progress.current, progress.jobs())
 
         return self.start_pass(line)
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from mldb.errors import InvalidValueError
 from mldb.lake.stream.dataset import M2MDataLake
 from mldb.lake.stream.running import PassProgress
+from mldb.lake.stream.settings import check_heard_by_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class LakeLoader(DataLoader[Any]):
         if workers and dataset.options.augmentation is None:
             _logger.info("rows are only read: a thread does that, not %d workers", workers)
             options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
+        elif workers:
+            check_heard_by_workers(dataset.options)
         if not options.get("in_order", True):
             raise InvalidValueError(
                 "in_order=False hands out batches as workers happen to finish them; the order of a "
