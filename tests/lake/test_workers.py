@@ -135,7 +135,7 @@ def test_workers_make_as_many_batches_ahead_as_prefetch_says(
 
 def test_a_hot_tier_is_refused_where_workers_make_the_batches(lake: Any) -> None:
     """Their batches end on the host, and the budget was passed over in silence."""
-    options = {"device": "cpu", "hot_bytes": 1 << 20}
+    options: dict[str, Any] = {"device": "cpu", "hot_bytes": 1 << 20}
     with pytest.raises(mldb.InvalidValueError, match="hot_bytes=1048576 does nothing in workers"):
         stream(lake, "isotropic", num_workers=2, **options)
     assert sum(map(len, stream(lake, "isotropic", **options))) == ROWS

@@ -119,12 +119,10 @@ def test_half_a_million_tiny_tensors_are_stored_behind(store_path: Path) -> None
     with mldb.open(store_path, durability="os") as db:
         db.checkpoint(state, epoch=1, wait=False).result()
         db.checkpoint({"all": state["all"][:1]}, epoch=2)
-    with mldb.open(store_path) as db:
-        assert len(db) == count
-        loaded = db.load(None, as_of=1)["all"]
-        assert torch.equal(torch.stack(loaded), torch.arange(count, dtype=torch.float32))
-        with db.at(1) as snapshot:
-            assert float(snapshot[f"all/{count - 1}"]) == count - 1
+    with mldb.open(store_path) as db, db.at(1) as snapshot:
+        assert len(db) == len(snapshot) == count
+        for number in (*range(0, count, 997), count - 1):
+            assert float(snapshot[f"all/{number}"]) == number
 
 
 def test_a_large_state_is_copied_by_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
