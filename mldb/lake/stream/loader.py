@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -81,11 +82,13 @@ class LakeLoader(DataLoader[Any]):
 
     def _from_workers(self, running: PassProgress) -> Iterator[Any]:
         """Yield the rest of a pass. Workers that persist are used again where they stand right."""
-        self.dataset.prepare()
+        context: Any = self.multiprocessing_context or multiprocessing
+        forked = context.get_start_method() == "fork"
+        self.dataset.prepare(forked=forked)
         stand, self._workers_at = self._workers_at, None
         if stand != (running.number, running.cursor) or running.current.drawn_by is not None:
             self._iterator = None  # they think they are somewhere else, or are in use
-        with self.dataset.given_to_workers(running):
+        with self.dataset.given_to_workers(running, forked=forked):
             batches = super().__iter__()
         following = running.number + 1, 0
         try:
