@@ -69,6 +69,34 @@ def check_spec(spec: str) -> tuple[str, str]:
     return name, detail
 
 
+def is_torch_on_cpu(spec: str, needs: Needs | None = None) -> bool:
+    """Whether :func:`open_device` would open torch on the CPU, as far as can be told unopened.
+
+    Leaves CUDA alone, so that processes may be forked afterwards. Raises InvalidValueError for an
+    unknown name.
+    """
+    name, _ = check_spec(spec)
+    if name != "auto":
+        return name in ("torch", "cpu")
+    if os.environ.get(ENVIRONMENT):
+        return False
+    able = (
+        candidate.kind
+        for candidate in _candidates(needs, [], copy=False)
+        if lacks(candidate.kind, needs, candidate.driver) is None
+        and (candidate.kind != "cuda" or _has_cuda())
+    )
+    return next(able, None) == "torch"
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.device_count() > 0  # is_available() would begin to use it
+
+
 class _Candidate(NamedTuple):
     """A device that "auto" may take. ``driver`` is what Vulkan has, asked before it is opened."""
 

@@ -23,8 +23,8 @@ FOLDERS = ("mldb", "log", "compaction", "gpu", "tools")  # the ones beside mldb/
 
 # The pure half of mldb.state: it takes states apart and puts them together, and stores nothing.
 STATE_TREES = (
-    *("leaves", "load", "load_modules", "optimizer_shapes", "optimizers", "parts", "prefixes"),
-    *("report", "restore", "skeleton", "structs", "tree", "trial"),
+    *("leaves", "load", "load_modules", "optimizer_names", "optimizer_shapes", "optimizers"),
+    *("parts", "prefixes", "report", "restore", "skeleton", "structs", "tree", "trial"),
 )
 
 # From the bottom up; a module may import from its own layer and those below. A module that is named

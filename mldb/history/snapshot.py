@@ -105,7 +105,8 @@ class StateSurface(ReadSurface):
         With ``part=True`` the dicts around live objects name a part of the checkpoint, such as
         ``{"model": m}`` of a whole run: what they do not name is not read, missed or reported, and
         what they name is loaded as strictly as ever. The state of an optimizer goes by name where
-        it and the saved one were built from ``named_parameters()``, else by position.
+        it and the saved one were built from ``named_parameters()``, else by position; with names
+        and ``strict=False`` it may be over other parameters, which keep the state they have.
 
         Modules load by their own ``load_state_dict``, hooks and all: what it takes is taken. With
         *strict*, keys must agree; without, a module without any key in common with what was saved

@@ -213,7 +213,8 @@ class Lake(LakeSurface):
         norms, which are kept. *kappa* (concentration), *alpha* (mass, 1 by default: how many
         ingested rows a splat stands for): one value or [N], above 0. *ids*: unique, below 2^48;
         assigned in order when absent. *labels*: integers, below 0 for none; rows added without have
-        -1. *columns*: further arrays [N, ...] by name. Raises InvalidValueError naming the row,
+        -1. *columns*: further arrays [N, ...] by name; where additions give one different dtypes,
+        it is read in one that holds the values of all. Raises InvalidValueError naming the row,
         InvalidTypeError, LimitError, and what a commit raises; then nothing was stored.
         """
         given = check_given(

@@ -49,7 +49,8 @@ class LakeSurface(ABC):
         """Return columns by name, [n, ...] arrays of the caller's own, for *ids* or all rows.
 
         Fields are mu, norm, kappa, alpha, min_cos, id, label and user columns. Raises MissingError
-        for an id without a live row.
+        for an id without a live row, InvalidTypeError for a column that was added in shapes, or in
+        dtypes, that do not fit together (int64 and float32, say: no dtype holds both exactly).
         """
         chosen_fields = names_of("fields", fields)
         rows = self.rows()

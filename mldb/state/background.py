@@ -16,6 +16,7 @@ import atexit
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -72,12 +73,12 @@ class CopyBuffer:
         data, self.data = self.data, np.empty(0, dtype=np.uint8)
         if data.nbytes < sum(sizes):
             data = np.empty(sum(sizes), dtype=np.uint8)
-        starts = accumulate(sizes, initial=0)
+        starts = list(accumulate(sizes, initial=0))
         parts = [
             (data[start : start + item.nbytes], item)
             for start, item in zip(starts, shared.values(), strict=False)
         ]
-        _copy_all(parts, sum(sizes))
+        _copy_all(parts, starts)
         self.data = data
         copied = {
             name: item._replace(buffers=(target.data,), owned=True)
@@ -89,15 +90,16 @@ class CopyBuffer:
 _Part = tuple[np.ndarray[Any, np.dtype[np.uint8]], Prepared]
 
 
-def _copy_all(parts: list[_Part], total: int) -> None:
+def _copy_all(parts: list[_Part], starts: list[int]) -> None:
+    """Copy all *parts*; *starts* is where each begins in the buffer, and where the last one ends.
+
+    The halves are counted in bytes of the buffer: tiny tensors are mostly the room between them.
+    """
+    total = starts[-1]
     if total < _SPLIT_BYTES:
         _copy(parts)
         return
-    half = 0
-    split = 0
-    while half < total // 2:
-        half += parts[split][1].nbytes
-        split += 1
+    split = bisect_left(starts, total // 2)
     rest = Aside(partial(_copy, parts[split:]))
     try:
         _copy(parts[:split])

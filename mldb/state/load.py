@@ -24,6 +24,7 @@ from mldb.state.load_modules import (
     on_meta,
     outside_inference,
 )
+from mldb.state.optimizer_names import KEPT
 from mldb.state.optimizers import fit_optimizers
 from mldb.state.prefixes import advice_on_prefixes_of_dict, check_prefix, without_prefix_of_dict
 from mldb.state.report import Findings, LoadReport, NothingLoadedWarning, joined, target_at
@@ -50,12 +51,13 @@ def restore_into(
     go by name where both sides have names (see ``mldb.state.optimizers``).
 
     With *strict*, keys must agree: MissingError names what *tree* lacks, InvalidValueError what it
-    has too much, both before any change. Without, what is missing stays as it is, and a module or
-    dict that has no key in common with its part gives a NothingLoadedWarning. With *assign* the
-    tensors of *tree* take the places of a module's, as in torch, whose ``requires_grad`` is kept;
-    tensors on the meta device need it, and buffers that are not saved stay there. An optimizer
-    over the old ones is refused then: build it afterwards. *strip_prefix* is the text to take off
-    keys of modules and state dicts, or "auto" for the prefixes of wrappers on either side.
+    has too much, both before any change. Without, what is missing stays as it is, and a module,
+    dict or named optimizer that has nothing in common with its part gives a NothingLoadedWarning;
+    of an optimizer with names on both sides the states that fit by name are loaded. With *assign*
+    the tensors of *tree* take the places of a module's, as in torch, whose ``requires_grad`` is
+    kept; tensors on the meta device need it, and buffers that are not saved stay there. An
+    optimizer over the old ones is refused then: build it afterwards. *strip_prefix* is the text to
+    take off keys of modules and state dicts, or "auto" for the prefixes of wrappers on either side.
 
     InvalidValueError also for a shape or dtype that differs and for whatever a module refuses,
     InvalidTypeError for a part of another type. Call it from the thread that trains; nobody else
@@ -65,9 +67,9 @@ def restore_into(
     options = LoadOptions(strict, assign, strip_prefix)
     if assign:
         _refuse_orphans(target)
-    tree = fit_optimizers(target, tree, strict=strict)
-    _check(target, tree, "", options)
     found = Findings([], [], [], [], [])
+    tree = fit_optimizers(target, tree, found, strict=strict)
+    _check(target, tree, "", options)
     state = _apply(target, tree, "", options, found)
     for text in found.warnings:
         warnings.warn(text, NothingLoadedWarning, stacklevel=3)  # at who called db.load
@@ -218,6 +220,8 @@ def _apply(target: Any, tree: Any, path: str, options: LoadOptions, found: Findi
         return with_parts(target, items)
     if _is_module(target):
         _call(load_module, target, tree, path, options, found, path=path)
+        return target
+    if tree is KEPT:
         return target
     found.loaded.append(path or _BARE)
     if isinstance(target, np.ndarray):

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
-from typing import Any, Final, TypeAlias
+from itertools import chain, zip_longest
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mldb.errors import InvalidTypeError, InvalidValueError
+from mldb.state.optimizer_names import (
+    KEPT,
+    NO_GROUP,
+    bare_names,
+    fit_by_name,
+    other_names,
+    parameter_names,
+)
 from mldb.state.optimizer_shapes import check_kind, check_shapes, is_lbfgs
-from mldb.state.report import joined, listed, target_at
+from mldb.state.report import Findings, joined, listed, target_at
 from mldb.state.structs import PLAIN, parts_of, with_parts
 
 _PER_GROUP: Final = frozenset(
     ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 )
 """What the schedulers of torch keep as a list with one value for each parameter group."""
+_NO_NAMES: Final = (
+    " Without names on both sides states go by position, and what fits cannot be told: with both "
+    "built from named_parameters(), strict=False loads the states that fit by name."
+)
 
 
 # --- a whole target -------------------------------------------------------------------------------
 
 
-def fit_optimizers(target: Any, tree: Any, *, strict: bool = True) -> Any:
+def fit_optimizers(target: Any, tree: Any, found: Findings, *, strict: bool = True) -> Any:
     """Return *tree* with the states of optimizers as those in *target* are to load them.
 
     *target* is a live object or a nest of dicts, lists, tuples and dataclasses of such, and *tree*
@@ -36,12 +48,15 @@ def fit_optimizers(target: Any, tree: Any, *, strict: bool = True) -> Any:
     same optimizer keeps for each group.
 
     Raises InvalidTypeError for what is no state dict, InvalidValueError for other groups, names or
-    shapes and for the state of another kind of optimizer. Without *strict*, a shape that is only
-    taken to be wrong passes (see ``check_shapes``). An optimizer with load_state_dict pre-hooks
-    changes its state itself: then names are put in order, and nothing is refused but the type.
+    shapes and for the state of another kind of optimizer. Without *strict*, names on both sides may
+    be others: the states that fit by name are taken, the rest is told to *found*, and KEPT stands
+    for a state of which nothing fits; a shape that is only taken to be wrong passes (see
+    ``check_shapes``). An optimizer with load_state_dict pre-hooks changes its state itself: then
+    names are put in order, and nothing is refused but the type.
     """
     orders: dict[int, list[int]] = {}
-    fitted = _fit(target, tree, "", partial(_fit_one, orders=orders, strict=strict))
+    fit = partial(_fit_one, orders=orders, found=found, strict=strict)
+    fitted = _fit(target, tree, "", fit)
     return _fit(target, fitted, "", partial(_fit_scheduler, orders=orders)) if orders else fitted
 
 
@@ -66,19 +81,30 @@ def _fit(target: Any, tree: Any, path: str, fit: _Fit) -> Any:
 
 
 def _fit_one(
-    target: Any, tree: Any, path: str, orders: dict[int, list[int]], *, strict: bool
+    target: Any,
+    tree: Any,
+    path: str,
+    orders: dict[int, list[int]],
+    found: Findings,
+    *,
+    strict: bool,
 ) -> Any:
     if not isinstance(getattr(target, "param_groups", None), list):
         return tree
     place = target_at(path)
     _check_form(target, tree, place)
     lenient = bool(getattr(target, "_optimizer_load_state_dict_pre_hooks", None))
-    order = list(range(len(tree["param_groups"])))
-    fitted = _in_order(target, tree, place, order, lenient=lenient)
-    if order != sorted(order):
+    as_saved = list(range(len(tree["param_groups"])))
+    order = as_saved.copy()
+    names = parameter_names(target.param_groups), parameter_names(tree["param_groups"])
+    fitted = tree
+    if names[0] is not None and names[1] is not None and names[0] != names[1]:
+        take = _Taking(path, order, found, strict=strict, lenient=lenient)
+        fitted = _in_order(target, tree, names[0], names[1], take)
+    if order != as_saved:
         orders[id(target)] = order
-    if not lenient:
-        _check_counts(target, fitted, place)
+    if not lenient and fitted is not KEPT:
+        _check_counts(target, fitted, place, named=None not in names)
         check_shapes(target, fitted, place, strict=strict)
         check_kind(target, fitted, place)
     return fitted
@@ -89,19 +115,34 @@ def _fit_scheduler(target: Any, tree: Any, path: str, orders: dict[int, list[int
     order = orders.get(id(getattr(target, "optimizer", None)))
     if order is None or not isinstance(tree, dict):
         return tree
-    return _by_group(tree, order)
+    return _by_group(target, tree, order)
 
 
-def _by_group(tree: dict[str, Any], order: list[int]) -> dict[str, Any]:
+def _by_group(target: Any, tree: dict[str, Any], order: list[int]) -> dict[str, Any]:
+    """Return *tree* with the values of groups in this *order*; for NO_GROUP those of *target*."""
     changed = dict(tree)
     for key, value in tree.items():
-        if key in _PER_GROUP and isinstance(value, list) and len(value) == len(order):
-            changed[key] = [value[number] for number in order]
+        own = getattr(target, key, None)
+        if key in _PER_GROUP and isinstance(value, list) and len(value) > max(order):
+            changed[key] = _values_by_group(own, value, order)
         elif key == "_schedulers" and isinstance(value, list | tuple):
+            inner = own if isinstance(own, list | tuple) else ()
+            pairs = zip_longest(inner[: len(value)], value)
             changed[key] = [
-                _by_group(item, order) if isinstance(item, dict) else item for item in value
+                _by_group(one, item, order) if isinstance(item, dict) else item
+                for one, item in pairs
             ]
     return changed
+
+
+def _values_by_group(own: Any, value: list[Any], order: list[int]) -> list[Any]:
+    """The values of groups in this *order*; of functions None, with which they stay as they are."""
+    if NO_GROUP not in order:
+        return [value[number] for number in order]
+    if not isinstance(own, list) or len(own) != len(order):
+        return value
+    kept = [None if callable(one) else one for one in own]
+    return [kept[at] if number == NO_GROUP else value[number] for at, number in enumerate(order)]
 
 
 def _check_form(target: Any, tree: Any, place: str) -> None:
@@ -127,32 +168,45 @@ def _check_form(target: Any, tree: Any, place: str) -> None:
 # --- names ----------------------------------------------------------------------------------------
 
 
-def _in_order(
-    target: Any, tree: dict[str, Any], place: str, order: list[int], *, lenient: bool
-) -> dict[str, Any]:
-    """Return *tree* with groups and parameters in the order of *target*, where both have names.
+class _Taking(NamedTuple):
+    """How a state is taken: where the optimizer is, what hears of it, and what is let pass.
 
-    *order* comes to hold the number of the saved group for each of the target's.
+    ``order`` comes to hold the number of the saved group for each of the target's.
     """
-    wanted = _names_of(target.param_groups)
-    found = _names_of(tree["param_groups"])
-    if wanted is None or found is None or wanted == found:
-        return tree
+
+    path: str
+    order: list[int]
+    found: Findings
+    strict: bool
+    lenient: bool
+
+
+def _in_order(
+    target: Any,
+    tree: dict[str, Any],
+    wanted: list[list[str]],
+    found: list[list[str]],
+    take: _Taking,
+) -> Any:
+    """Return *tree*, with the names *found* in it, for *target*, whose names are *wanted*."""
+    place = target_at(take.path)
     if set(chain(*wanted)) != set(chain(*found)):
-        wanted, found = _bare(wanted), _bare(found)
+        wanted, found = bare_names(wanted), bare_names(found)
     by_names = {frozenset(names): number for number, names in enumerate(found)}
     numbers = [by_names.get(frozenset(names), -1) for names in wanted]
     if sorted(numbers) != list(range(len(found))):
-        if lenient:
+        if take.lenient:
             return tree
-        raise _other_names(wanted, found, place)
+        if take.strict or is_lbfgs(target):
+            raise other_names(wanted, found, place)
+        return fit_by_name(target, tree, wanted, found, take.order, take.found, take.path)
     if wanted != found and is_lbfgs(target):
         raise InvalidValueError(
             f"{place}: LBFGS keeps one state over all parameters in their order, and the saved "
             f"order is {listed(list(chain(*found)))}. Nothing was changed; build it over the "
             "parameters in that order."
         )
-    order[:] = numbers
+    take.order[:] = numbers
     groups = []
     for number, names, group in zip(numbers, wanted, target.param_groups, strict=True):
         saved = tree["param_groups"][number]
@@ -162,62 +216,12 @@ def _in_order(
     return {**tree, "param_groups": groups}
 
 
-def _names_of(groups: list[dict[str, Any]]) -> list[list[str]] | None:
-    """Return the names of the parameters by group; None where they do not tell them apart.
-
-    In states gathered from many ranks the names stand in place of the numbers.
-    """
-    found = []
-    for group in groups:
-        params = group["params"]
-        names = group.get("param_names", params)
-        if not isinstance(names, list | tuple) or len(names) != len(params):
-            return None
-        if not all(isinstance(name, str) for name in names):
-            return None
-        found.append(list(names))
-    flat = list(chain(*found))
-    return found if len(set(flat)) == len(flat) else None
-
-
-def _bare(names: list[list[str]]) -> list[list[str]]:
-    """Return the names without what torch.compile and DistributedDataParallel put into them.
-
-    As they are where that would make two alike.
-    """
-    flat = list(chain(*names))
-    start = "module." if all(name.startswith("module.") for name in flat) else ""
-    bare = [[name.removeprefix(start).replace("_orig_mod.", "") for name in item] for item in names]
-    return bare if len(set(chain(*bare))) == len(flat) else names
-
-
-def _other_names(wanted: list[list[str]], found: list[list[str]], place: str) -> InvalidValueError:
-    want, have = list(chain(*wanted)), list(chain(*found))
-    missing = sorted(set(want) - set(have), key=want.index)
-    unexpected = sorted(set(have) - set(want), key=have.index)
-    if not missing and not unexpected:
-        text = (
-            f"{place}: the optimizer has the same parameters as the saved one in other groups, of "
-            f"{[len(names) for names in wanted]} where {[len(names) for names in found]} were "
-            "saved. Nothing was changed; group them as they were saved."
-        )
-        return InvalidValueError(text)
-    text = f"{place}: the optimizer does not have the parameters of the saved one:"
-    if missing:
-        text += f" {len(missing)} were not saved ({listed(missing)});"
-    if unexpected:
-        text += f" {len(unexpected)} are only in the saved one ({listed(unexpected)});"
-    return InvalidValueError(
-        f"{text} nothing was changed. Build it over the same named_parameters(); one built from "
-        "parameters() has no names and takes the state by position."
-    )
-
-
-def _check_counts(target: Any, tree: dict[str, Any], place: str) -> None:
+def _check_counts(target: Any, tree: dict[str, Any], place: str, *, named: bool) -> None:
     wanted = [len(group["params"]) for group in target.param_groups]
     saved = [len(group.get("params", ())) for group in tree["param_groups"]]
     if wanted != saved:
         raise InvalidValueError(
             f"{place}: the optimizer has groups of {wanted} parameters and the saved one "
             f"of {saved}. Nothing was changed; build it over the same parameters."
+            + ("" if named else _NO_NAMES)
         )

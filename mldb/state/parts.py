@@ -51,9 +51,12 @@ def state_at(
     The state of a module, of another object with ``state_dict()`` and a dict with torch's versions
     of modules come back as they were given, their tensors from *load*. Of a plain dict without
     containers come the tensors, from *load_plain*, and extra state. What is left of the prefix is
-    cut off keys and versions. Raises CorruptError for a damaged skeleton, and what *load* raises.
+    cut off keys and versions. Raises CorruptError for a damaged skeleton, InvalidValueError for a
+    registered class in what was asked for whose fields are not the stored ones, and what *load*
+    raises.
     """
-    build(skeleton, skeleton.root, lambda name: name)  # refuses a damaged one as a whole
+    # Refuses a damaged one as a whole; of classes that lost fields only those asked for matter.
+    build(skeleton, skeleton.root, lambda name: name, makes_types=False)
     found = _follow(skeleton.root, prefix)
     tag = _tag(found.node)
     if tag not in _FIRST_KEY:

@@ -23,8 +23,10 @@ class LoadReport:
     ``loaded``: what holds a saved value now: keys of modules, and the places of tensors, arrays,
     generators, optimizers and others. ``missing``: in the target and not saved; it stayed as it is.
     ``unexpected``: saved and not in the target. For a module these two are what its own
-    ``load_state_dict`` returned. ``ignored``: saved keys that a module's loading passed over
-    without a word, as torch does below a child that is None. ``state`` is the target with plain
+    ``load_state_dict`` returned, for an optimizer the names of parameters (``optimizer/0.weight``).
+    ``ignored``: saved keys that a module's loading passed over without a word, as torch does below
+    a child that is None, and groups of an optimizer (``optimizer/param_groups/0``) whose options no
+    group here took. ``state`` is the target with plain
     values as they were saved; ``report[key]`` is ``report.state[key]``.
     """
 

@@ -71,17 +71,33 @@ def unflatten(skeleton: bytes, load: Callable[[str], object], *, part: Any = Non
 
 
 def build(
-    skeleton: Skeleton, node: Any, load: Callable[[str], object], *, is_part: bool = False
+    skeleton: Skeleton,
+    node: Any,
+    load: Callable[[str], object],
+    *,
+    is_part: bool = False,
+    makes_types: bool = True,
 ) -> Any:
-    """Return the state of one *node* of *skeleton*; see :func:`unflatten`."""
-    return _Builder(skeleton, load, is_part=is_part).node(node, 0)
+    """Return the state of one *node* of *skeleton*; see :func:`unflatten`.
+
+    Without *makes_types* no registered class is made, so that none can refuse its fields.
+    """
+    return _Builder(skeleton, load, is_part=is_part, makes_types=makes_types).node(node, 0)
 
 
 class _Builder:
     """One rebuild: remembers what was loaded, so that aliases get the same object."""
 
-    def __init__(self, skeleton: Skeleton, load: Callable[[str], object], *, is_part: bool) -> None:
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        load: Callable[[str], object],
+        *,
+        is_part: bool,
+        makes_types: bool,
+    ) -> None:
         self._load = load
+        self._makes_types = makes_types
         self._types = skeleton.types
         self._is_part = is_part
         self._aliases = skeleton.aliases
@@ -136,6 +152,8 @@ class _Builder:
             return plain
         if len(values) != len(found.fields) or names not in (None, found.fields):
             raise corrupt("a type with other fields than its node")
+        if not self._makes_types:
+            return plain
         made = put_together(found.name, dict(zip(found.fields, values, strict=True)))
         return plain if made is None else made
 

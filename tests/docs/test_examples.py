@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,38 @@ def test_every_example_is_run_here() -> None:
     names = [path.stem for path in EXAMPLES.glob("*.py")]
     assert names
     assert [name for name in names if f'load("{name}")' not in source] == []
+
+
+AS_SCRIPTS = {
+    "lake_training": ["store", "500", "numpy"],
+    "lake_validation": ["1500", "numpy"],
+    "lake_value": ["--quick"],
+    "larger_than_memory": ["store", "2000"],
+    "time_travel": [],
+    "train_and_resume": [],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.large] if name.startswith("lake_") else [])
+        for name in sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    ],
+)
+def test_an_example_runs_as_a_script_in_an_empty_folder(name: str, tmp_path: Path) -> None:
+    """As its first lines say to run it; warnings of ours would puzzle who tries it."""
+    pytest.importorskip("torch")
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *AS_SCRIPTS[name]]
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    in_temporary_folders = {"lake_validation", "lake_value"}
+    assert len(list(tmp_path.iterdir())) == (name not in in_temporary_folders)
 
 
 def test_training_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:

@@ -92,6 +92,34 @@ def test_the_last_resort_warns_once_with_its_reasons(machine: Callable[..., None
         assert isinstance(select.open_device(), NumpyDevice)
 
 
+def test_whether_torch_on_the_cpu_would_open_is_told_without_opening(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that are forked then have its kernels; no device may be opened before that."""
+    counts = {"cuda": 0}
+    monkeypatch.setattr(select, "_has_cuda", lambda: bool(counts["cuda"]))
+    chains, step = Needs(dim=8, chains=True), Needs(dim=8)
+    lavapipe, discrete = Fake("vulkan", "cpu"), Fake("vulkan")
+    for there, cuda, needs, told in (
+        (None, 0, step, True),
+        (None, 1, step, False),
+        (lavapipe, 0, step, False),
+        (lavapipe, 0, chains, True),
+        (discrete, 0, chains, False),
+    ):
+        machine(vulkan=there, cuda=Fake("cuda") if cuda else None, cpu=Fake("cpu"))
+        counts["cuda"] = cuda
+        assert select.is_torch_on_cpu("auto", needs) is told
+        assert (select.open_device(needs=needs).name == "cpu") is told
+    for spec in ("torch", "cpu", "numpy", "vulkan", "cuda:1"):
+        assert select.is_torch_on_cpu(spec) is (spec in ("torch", "cpu"))
+    machine(cpu=Fake("cpu"))
+    monkeypatch.setenv("MLDB_VK_DEVICE", "0")
+    assert not select.is_torch_on_cpu("auto", step)
+    with pytest.raises(InvalidValueError, match="'gpu'"):
+        select.is_torch_on_cpu("gpu")
+
+
 def test_an_explicit_choice_never_falls_back(machine: Callable[..., None]) -> None:
     machine()
     for spec in ("vulkan", "vulkan:NVIDIA", "torch", "cuda"):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
@@ -80,6 +82,47 @@ def big(value: int) -> CheckpointJob:
 
 def who() -> str:
     return "caller" if threading.get_ident() == threading.main_thread().ident else "aside"
+
+
+@pytest.mark.parametrize("kind", ["of their own", "views of one storage", "NumPy"])
+def test_tiny_tensors_are_copied_by_two_threads(
+    kind: str, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 524,288 of them on, a state ended the call with IndexError: the half was never reached.
+
+    Each has 64 bytes of the buffer for its 4, so the halves are not those of the tensors' bytes.
+    """
+    monkeypatch.setattr(background_module, "_SPLIT_BYTES", 64)
+    numbers = torch.arange(700, dtype=torch.float32)
+    kinds: dict[str, Any] = {
+        "of their own": [item.clone() for item in numbers],
+        "views of one storage": list(numbers.unbind()),
+        "NumPy": [np.array(float(item), np.float32) for item in numbers],
+    }
+    state = {"nested": [kinds[kind][:200], kinds[kind][200:]], "empty": torch.empty(0)}
+    with mldb.open(store_path, segment_entries=64, segment_bytes=1 << 12) as db:
+        db.checkpoint(state, epoch=1, wait=False).result()
+        first = kinds[kind][0]
+        first += 1
+        db.checkpoint({"nested": [[first]]}, epoch=2, wait=False).result()
+    with mldb.open(store_path) as db:
+        loaded = db.load(None, as_of=1)["nested"]
+        assert [float(item) for part in loaded for item in part] == [*range(700)]
+        assert float(db["nested/0/0"]) == 1.0
+
+
+@pytest.mark.large
+def test_half_a_million_tiny_tensors_are_stored_behind(store_path: Path) -> None:
+    """With a segment of the usual size; 2^19 was the first number that failed."""
+    count = (1 << 19) + 1
+    state = {"all": list(torch.arange(count, dtype=torch.float32).unbind())}
+    with mldb.open(store_path, durability="os") as db:
+        db.checkpoint(state, epoch=1, wait=False).result()
+        db.checkpoint({"all": state["all"][:1]}, epoch=2)
+    with mldb.open(store_path) as db, db.at(1) as snapshot:
+        assert len(db) == len(snapshot) == count
+        for number in (*range(0, count, 997), count - 1):
+            assert float(snapshot[f"all/{number}"]) == number
 
 
 def test_a_large_state_is_copied_by_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,123 @@ def test_other_names_and_other_groups_are_named() -> None:
         restore_into(split, tree)
 
 
+def test_without_strict_the_states_that_fit_by_name_are_loaded(db: mldb.MLDatabase) -> None:
+    """It was refused as a whole, though the modules beside it loaded what they have in common."""
+    named = parameters(a=(2,), b=(2,), c=(3,))
+    adam = torch.optim.Adam(named.items(), lr=0.25)
+    train(adam, named)
+    db.checkpoint({"optimizer": adam}, epoch=1)
+    other = parameters(d=(5,), c=(3,), b=(2,))
+    target = torch.optim.Adam(other.items())
+    for _ in range(3):
+        train(target, other)
+    own = averages(target, other)["d"]
+    with pytest.raises(InvalidValueError, match=r"not saved \('d'\).*\('a'\).*strict=False"):
+        db.load({"optimizer": target})
+    report = db.load({"optimizer": target}, strict=False)
+    assert report.missing == ("optimizer/d",)
+    assert report.unexpected == ("optimizer/a",)
+    assert (report.loaded, report.ignored) == (("optimizer",), ())
+    assert averages(target, other) == {"d": own, "c": 0.3, "b": 0.2}
+    assert [int(target.state[other[name]]["step"]) for name in "dcb"] == [3, 1, 1]
+    (group,) = target.param_groups
+    assert (group["lr"], group["param_names"]) == (0.25, ["d", "c", "b"])
+    train(target, other)
+
+
+def test_a_parameter_that_was_saved_without_a_state_loses_its_own(db: mldb.MLDatabase) -> None:
+    named = parameters(a=(2,), b=(2,))
+    adam = torch.optim.Adam(named.items())
+    named["a"].grad = torch.ones(2)
+    adam.step()
+    db.checkpoint(adam, epoch=1)
+    other = parameters(b=(2,), c=(2,))
+    target = torch.optim.Adam(other.items())
+    train(target, other)
+    report = db.load(target, strict=False)
+    assert (report.missing, report.unexpected) == (("c",), ("a",))
+    assert list(target.state) == [other["c"]]
+
+
+def test_without_strict_groups_take_the_options_of_the_one_they_stood_in(
+    db: mldb.MLDatabase,
+) -> None:
+    named = parameters(a=(2,), b=(2,), c=(3,), d=(3,))
+    pairs = list(named.items())
+    rates = {"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}
+    saved = [{"params": pairs[:2]}, {"params": pairs[2:3]}, {"params": pairs[3:]}]
+    adam = torch.optim.Adam([{**part, **rate} for part, rate in zip(saved, rates, strict=True)])
+    schedule = lr_scheduler.StepLR(adam, 1, gamma=0.5)
+    train(adam, named)
+    schedule.step()
+    db.checkpoint({"o": adam, "s": schedule}, epoch=1)
+    other = parameters(b=(2,), c=(3,), a=(2,), e=(4,), d=(3,))
+    pairs = list(other.items())
+    # One of a part of a group, one of parts of two, one that is new; the group of d goes unheard.
+    groups = [{"params": pairs[:1]}, {"params": [*pairs[1:3], pairs[4]]}, {"params": pairs[3:4]}]
+    target = torch.optim.Adam([{**part, "lr": 9.0} for part in groups])
+    theirs = lr_scheduler.StepLR(target, 1, gamma=0.5)
+    report = db.load({"o": target, "s": theirs}, strict=False)
+    assert (report.missing, report.unexpected) == (("o/e",), ())
+    assert report.ignored == ("o/param_groups/1", "o/param_groups/2")
+    assert [group["lr"] for group in target.param_groups] == [0.05, 9.0, 9.0]
+    assert theirs.base_lrs == [0.1, 9.0, 9.0]
+    assert averages(target, {n: other[n] for n in "abcd"}) == averages(adam, named)
+    train(target, other)
+    theirs.step()
+    assert [group["lr"] for group in target.param_groups] == [0.025, 4.5, 4.5]
+
+
+def test_an_optimizer_without_a_name_in_common_stays_as_it_is() -> None:
+    tree, _ = saved_adam(a=(2,), b=(2,))
+    named = parameters(x=(4,))
+    target = torch.optim.Adam(named.items(), lr=0.5)
+    train(target, named)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.warns(mldb.NothingLoadedWarning, match=r"'o' \(Adam\).*'a', 'b'.*'x'"):
+        report = restore_into({"o": target}, {"o": tree}, strict=False)
+    assert str(target.state_dict()) == str(before)
+    assert (report.loaded, report.missing) == ((), ("o/x",))
+    assert report.unexpected == ("o/a", "o/b")
+
+
+def test_names_of_wrappers_are_seen_through_in_a_part_too() -> None:
+    tree, _ = saved_adam(**{"module.a": (2,), "module.b": (2,)})
+    named = parameters(b=(2,), c=(2,))
+    target = torch.optim.Adam(named.items())
+    report = restore_into(target, tree, strict=False)
+    assert (report.missing, report.unexpected) == (("c",), ("a",))
+    assert averages(target, {"b": named["b"]}) == {"b": 0.2}
+    assert target.param_groups[0]["param_names"] == ["b", "c"]
+
+
+def test_without_strict_shapes_and_kinds_are_checked_all_the_same() -> None:
+    tree, _ = saved_adam(a=(2,), b=(2,))
+    target = torch.optim.Adam(parameters(b=(3,), c=(2,)).items())
+    with pytest.raises(InvalidValueError, match=r"'exp_avg' of parameter 'b' has shape \(2,\)"):
+        restore_into(target, tree, strict=False)
+    other = torch.optim.Adagrad(parameters(b=(2,), c=(2,)).items())
+    with pytest.raises(InvalidValueError, match="which Adagrad needs"):
+        restore_into(other, tree, strict=False)
+    assert not target.state
+
+
+def test_positions_that_do_not_fit_are_refused_without_strict_too() -> None:
+    """Which state is whose cannot be told; the message says what would tell it."""
+    tree, _ = saved_adam(a=(2,), b=(2,))
+    for target in (
+        torch.optim.Adam(parameters(a=(2,)).values()),
+        torch.optim.Adam(parameters(a=(2,), b=(2,), c=(2,)).values()),
+    ):
+        with pytest.raises(InvalidValueError, match=r"named_parameters\(\), strict=False"):
+            restore_into(target, tree, strict=False)
+        assert not target.state
+    lbfgs = torch.optim.LBFGS(parameters(a=(2,), b=(3,)).items())
+    state = torch.optim.LBFGS(parameters(a=(2,), c=(3,)).items()).state_dict()
+    with pytest.raises(InvalidValueError, match="does not have the parameters"):
+        restore_into(lbfgs, state, strict=False)
+
+
 def test_an_lbfgs_over_another_order_is_refused() -> None:
     """Its state is one vector over all parameters; no name tells the pieces apart."""
     named = parameters(a=(2,), b=(3,))

@@ -72,6 +72,17 @@ class Moments:
     square: Any = None
 
 
+class Holder:
+    """Gives a state, as an optimizer does."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state itself."""
+        return self.state
+
+
 def round_trip(state: Any) -> Any:
     flat = flatten(state)
     return unflatten(flat.skeleton, flat.tensors.__getitem__)
@@ -162,6 +173,27 @@ def test_a_class_that_grew_takes_defaults_and_one_that_shrank_is_named() -> None
     mldb.register_state_type(Needing, name="needs")
     with pytest.raises(InvalidValueError, match="a field 'needed' without default"):
         unflatten(needing, dict.__getitem__)  # type: ignore[arg-type]
+
+
+def test_a_class_that_lost_a_field_stands_in_the_way_of_its_own_part_alone(
+    db: mldb.MLDatabase,
+) -> None:
+    """state_dict("m/") was refused for a class beside the module, of which it asked nothing."""
+    model = torch.nn.Linear(2, 2)
+    Wide: Any = namedtuple("Wide", "x y z")
+    db.checkpoint({"m": model, "w": {"d": {"t": torch.ones(1), "p": Wide(1, 2, 3)}}}, epoch=1)
+    mldb.register_state_type(Point, name=f"{__name__}.Wide")
+    assert list(db.state_dict(prefix="m/")) == ["weight", "bias"]
+    assert list(db.state_dict(prefix="w/")) == ["d/t"]
+    db.load({"m": torch.nn.Linear(2, 2)}, part=True)
+    stateful = Holder({"part": Wide(1, 2, 3), "t": torch.ones(1)})
+    db.checkpoint({"m": model, "held": stateful}, epoch=2)
+    assert list(db.state_dict(prefix="m/")) == ["weight", "bias"]
+    assert list(db.state_dict(prefix="held/t")) == [""]
+    with pytest.raises(InvalidValueError, match="no field 'z'"):
+        db.state_dict(prefix="held/")
+    with pytest.raises(InvalidValueError, match="no field 'z'"):
+        db.load(None)
 
 
 def test_a_name_belongs_to_one_class() -> None:

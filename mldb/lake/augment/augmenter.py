@@ -79,7 +79,8 @@ class Augmenter:
     def device(self) -> Device:
         """The device, borrowed until ``rest``, or until this goes. Raises GpuUnavailableError."""
         if self._device is None:
-            needs = self._needs()
+            count = None if self._rows is None else len(self._rows)
+            needs = None if self._dim is None else needs_of(self._chosen, self._dim, count)
             device = self._device = borrow(self._spec, needs, user=self._user)
             self._device_name = device.name
             held = (self._spec, device, os.getpid(), self._tables, self._at_work)
@@ -107,19 +108,6 @@ class Augmenter:
         """
         if self._let_go is not None:
             self._let_go()
-
-    def _needs(self) -> Needs | None:
-        """What the device is going to be asked; walks ask nothing of it."""
-        chosen = self._chosen
-        if self._dim is None or chosen.mode == "walk":
-            return None
-        if chosen.mode == "isotropic" or self._rows is None:
-            return Needs(dim=self._dim)
-        neighbours = min(chosen.k or CHAIN_K, GRAPH_NEIGHBOURS + 1, len(self._rows))
-        form, method = chosen.form, chosen.method
-        return Needs(
-            dim=self._dim, chains=True, form=form, method=method, neighbours=max(1, neighbours)
-        )
 
     @property
     def device_name(self) -> str | None:
@@ -189,6 +177,17 @@ class Augmenter:
                 self._tables.append(self.device.load(self._landscape.mu))
             done = self._landscape.chains(self.device, self._tables[0], x, rows, keys)
         return lambda: done
+
+
+def needs_of(chosen: Augmentation, dim: int, rows: int | None) -> Needs | None:
+    """What a device is going to be asked, for a lake of so many *rows*; walks ask nothing of it."""
+    if chosen.mode == "walk":
+        return None
+    if chosen.mode == "isotropic" or rows is None:
+        return Needs(dim=dim)
+    neighbours = max(1, min(chosen.k or CHAIN_K, GRAPH_NEIGHBOURS + 1, rows))
+    form, method = chosen.form, chosen.method
+    return Needs(dim=dim, chains=True, form=form, method=method, neighbours=neighbours)
 
 
 def _repeated(x: Any, copies: int) -> Any:

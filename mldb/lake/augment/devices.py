@@ -16,8 +16,10 @@ from typing import Final, Protocol, TypeAlias
 
 from mldb.errors import GpuUnavailableError
 from mldb.gpu.capability import Needs
+from mldb.gpu.cpu.chains import load_chains
 from mldb.gpu.device import Device, Table
-from mldb.gpu.select import open_device
+from mldb.gpu.select import is_torch_on_cpu, open_device
+from mldb.noise.philox_compiled import load_kernels
 
 IDLE_MAX: Final = 1
 """Of each spec, or a few more in a race; those that were idle for longest are closed."""
@@ -62,6 +64,20 @@ def borrow(spec: str, needs: Needs | None = None, *, user: User) -> Device:
     finally:
         free.extend(reversed(others))
     return open_device(spec, copy=False, needs=needs)
+
+
+def compile_for(spec: str, needs: Needs) -> None:
+    """Compile now what processes that are forked later would each compile: kernels of the CPU.
+
+    Nothing where another device would run, or numba is not installed. Takes some seconds the first
+    time. Raises InvalidValueError.
+    """
+    if not is_torch_on_cpu(spec, needs):
+        return
+    if needs.chains:
+        load_chains(needs.form)
+    else:
+        load_kernels()
 
 
 def give_back(

@@ -19,6 +19,7 @@ from mldb.lake.stream.settings import Augmentation
 from mldb.noise.keys import Keys
 from mldb.sphere import langevin
 from mldb.sphere.graph import Graph, lake_bandwidth, walk
+from mldb.sphere.neighbours import Firsts
 
 WALK_K: Final = 10
 CHAIN_K: Final = 16
@@ -27,6 +28,7 @@ _LABELS_AROUND: Final = "labels around"
 
 _LEAST_ROWS: Final = {"isotropic": 0, "walk": 2, "langevin": 3}
 _NUMBER_BYTES: Final = 64
+_ALIKE: Final = np.float32(1 - 1e-4)  # so near are rows that are looked at once for all
 
 
 def _nbytes(array: npt.NDArray[Any]) -> int:
@@ -124,11 +126,18 @@ class Landscape:
             return self.mu
         return self._rows.derived("labelled rows", lambda: self.mu[self._labelled], _nbytes)
 
+    @cached_property
+    def _firsts(self) -> Firsts:
+        """Which of the labelled rows a search looks at, where many are identical."""
+        among = self._labelled_mu
+        return lake_firsts(self._rows, "all" if among is self.mu else "labelled", among)
+
     def prepare(self) -> None:
         """Make now what other processes would each make for themselves.
 
-        The graph is saved where that is allowed, and pinned to the rows with the rest: a forked
-        process has it then, and another one gets what it cannot load.
+        The graph is saved where that is allowed, and pinned to the rows with what takes a search:
+        a forked process has it then, and another one gets what it cannot load. The rest is derived,
+        for ``rows.sharing()``.
         """
         rows, chosen = self._rows, self._chosen
         pinned = rows.pinned
@@ -141,6 +150,8 @@ class Landscape:
             return
         if chosen.mode == "walk":
             pinned[_LABELS_AROUND] = self._labels_around
+        elif (self.graph.cosines[:, -1] > _ALIKE).any():  # else no search asks for it
+            self._firsts.rows  # noqa: B018
         else:
             self._labelled_mu  # noqa: B018
 
@@ -167,8 +178,7 @@ class Landscape:
             return Moved.freely(moved)
         host = moved if isinstance(moved, np.ndarray) else moved.cpu().numpy()
         own = labels[rows]
-        among = self._labelled_mu
-        firsts = lake_firsts(self._rows, "all" if among is self.mu else "labelled", among)
+        among, firsts = self._labelled_mu, self._firsts
         passed = gate(x, host, own, among, labels[self._labelled], firsts=firsts)
         back = passed.taken_back & (own >= 0)
         return Moved(np.where(back[:, None], x, host), ~back, back)

@@ -112,8 +112,13 @@ class Passes:
                 del self._begun[next(iter(self._begun))]
         return found
 
+    def prepare(self) -> None:
+        """Make the tables of the sampler now, unless a function of the user has a part in them."""
+        if self._options.importance is not None and not self.asks:
+            self._sampler(self._options.importance)
+
     def adopt(self, planned: Pass) -> None:
-        """Read this pass by the plan of another process, which asked the salience for it."""
+        """Read this pass by the plan of another process: it asked the salience, or was forked."""
         self._keep(planned)
 
     def batches(self, number: int) -> int:
@@ -188,7 +193,8 @@ class Passes:
         """
         last, drawn = self._last, self._drawn
         shuffle = None
-        if last is not None and drawn is None and not last.is_in_row_order:
+        plain = self._options.importance is None
+        if last is not None and plain and not last.is_in_row_order:
             shuffle = _quality(last.plan, len(self._rows))
         weights = None
         if drawn is not None:
@@ -213,7 +219,8 @@ def _quality(plan: Plan, rows: int) -> dict[str, float] | None:
 def check_stream(rows: Rows, options: StreamOptions) -> None:
     """Refuse options that this lake cannot serve.
 
-    Raises InvalidValueError, MissingError, GpuUnavailableError for a CUDA device that is not there.
+    Raises InvalidValueError, MissingError, InvalidTypeError for a column whose blocks do not fit
+    together, GpuUnavailableError for a CUDA device that is not there.
     """
     if not len(rows):
         raise InvalidValueError(
@@ -239,6 +246,7 @@ def check_stream(rows: Rows, options: StreamOptions) -> None:
     if isinstance(options.salience, str):
         rows.require_column(options.salience)
     for name in options.fields or ():
+        rows.refuse_unfit(name)
         if name not in have and name not in ("weight", *PROVENANCE):
             raise MissingError(
                 f"lake {rows.name!r} has no column {name!r} in every block; fields are weight, "

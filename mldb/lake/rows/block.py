@@ -65,7 +65,7 @@ class MappedBlock:
         return array
 
     def gather(self, name: str, rows: Selection, out: npt.NDArray[Any]) -> None:
-        """Copy rows of a column to *out*, which has its dtype."""
+        """Copy rows of a column to *out*, whose dtype has room for it."""
         array = self._arrays.get(name)
         if array is None:
             if name == "label" and self.info.column(name) is None:
@@ -76,8 +76,10 @@ class MappedBlock:
             self.verify(name, rows)
         if isinstance(rows, slice):
             np.copyto(out, array[rows])
-        else:
+        elif array.dtype == out.dtype:
             take_rows(array, rows, out)
+        else:  # other blocks have a wider one
+            np.copyto(out, np.take(array, rows, 0, mode="clip"))
         if name == "id" and self.info.base:
             np.add(out, self.info.base, out=out, casting="unsafe")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
@@ -10,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Bools, Numbers
-from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
+from mldb.errors import InvalidTypeError, MissingError
 from mldb.lake.projection import LakeState
 from mldb.lake.rows.block import MappedBlock, Selection
 from mldb.lake.rows.chain import Chain
 from mldb.lake.rows.mosaic import Mosaic
+from mldb.lake.rows.row_numbers import checked_rows
+from mldb.lake.rows.schema import ColumnForm, Schema, schema_of
 from mldb.lake.states import LakeStates
 from mldb.log.log import Log
 from mldb.tensors.scope import Scope
@@ -45,6 +48,8 @@ class Rows:
         self._mosaics: dict[str, Mosaic] = {}
         self.pinned: dict[Hashable, Any] = {}
         """What was computed of these rows for other processes: here whatever the cache holds."""
+        self._shared: dict[Hashable, Any] = {}  # the rest of it, for forked ones alone
+        self._is_sharing = False
 
     def __len__(self) -> int:
         """How many rows are live."""
@@ -57,9 +62,27 @@ class Rows:
 
     def derived(self, what: Hashable, make: Callable[[], _T], nbytes: Callable[[_T], int]) -> _T:
         """Return what *make* computes of these rows: made once while the cache has room for it."""
-        if what in self.pinned:
-            return self.pinned[what]  # type: ignore[no-any-return]
-        return self.states.compute(self.state, what, make, nbytes)
+        for kept in (self.pinned, self._shared):
+            if what in kept:
+                return kept[what]  # type: ignore[no-any-return]
+        found = self.states.compute(self.state, what, make, nbytes)
+        if self._is_sharing:
+            self._shared[what] = found
+        return found
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside of it, what is derived is kept for processes that are forked from this one.
+
+        As long as these rows live, whatever the cache has room for. They share its memory.
+        """
+        self._is_sharing = True
+        try:
+            if self._live is not None:
+                self._shared["live"] = self._live
+            yield
+        finally:
+            self._is_sharing = False
 
     def known(self, what: Hashable, version: int) -> Any:
         """What is kept of the lake at the commit *version* that made a state, or None."""
@@ -83,6 +106,7 @@ class Rows:
         """Take over what was computed of lakes in the process that this one was forked from."""
         self.states.derived.adopt(others.states.derived)
         self.pinned.update(others.pinned)
+        self._shared.update(others._shared)
 
     # --- blocks -----------------------------------------------------------------------------------
 
@@ -114,21 +138,24 @@ class Rows:
 
     # --- columns ----------------------------------------------------------------------------------
 
-    @cached_property
-    def columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The dtype and the shape of one value of every column that all blocks have.
+    @property
+    def columns(self) -> dict[str, ColumnForm]:
+        """The dtype and the shape of one value of every column that can be read of all rows.
 
-        Labels count when any block has them: rows that were added without one have UNLABELLED.
+        The dtype is one that holds every value of all blocks; see :func:`schema_of`.
         """
-        shapes = self.chain.columns(self._size)
-        blocks = [{name: (dtype, shape) for name, dtype, shape in part} for part in shapes]
-        if any("label" in block for block in blocks):
-            blocks = [{"label": ("<i8", ()), **block} for block in blocks]
-        first = blocks[0] if blocks else {}
-        return {k: v for k, v in first.items() if all(block.get(k) == v for block in blocks)}
+        return self._schema.columns
 
-    def require_column(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Return the dtype and shape of a column. Raises MissingError."""
+    @cached_property
+    def _schema(self) -> Schema:
+        return schema_of(self.chain.columns(self._size))
+
+    def require_column(self, name: str) -> ColumnForm:
+        """Return the dtype and shape of a column.
+
+        Raises MissingError; InvalidTypeError for one whose blocks do not fit together.
+        """
+        self.refuse_unfit(name)
         have = self.columns
         if name not in have:
             raise MissingError(
@@ -137,6 +164,16 @@ class Rows:
             )
         return have[name]
 
+    def refuse_unfit(self, name: str) -> None:
+        """Raise InvalidTypeError for a column whose blocks do not fit together."""
+        reason = self._schema.refused.get(name)
+        if reason is not None:
+            raise InvalidTypeError(
+                f"column {name!r} of lake {self.name!r} was added with {reason}. What is stored is "
+                "safe, and read as of the commits before they differed; give the rows a column of "
+                "another name, all in one form."
+            )
+
     def gather(self, name: str, rows: Selection, out: npt.NDArray[Any] | None = None) -> Any:
         """Return one column of these rows, in their order; written to *out* when given.
 
@@ -144,7 +181,7 @@ class Rows:
         verified when first touched. Raises InvalidValueError and InvalidTypeError for other rows,
         MissingError, CorruptError.
         """
-        rows = _checked(rows, len(self), self.name)
+        rows = checked_rows(rows, len(self), self.name)
         if out is None:
             dtype, shape = self.require_column(name)
             count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
@@ -271,7 +308,7 @@ class Rows:
 
     def lsns(self, rows: Selection) -> Numbers:
         """Return the commit that added each row; *rows* as for :meth:`gather`."""
-        stored = self._stored(_checked(rows, len(self), self.name))
+        stored = self._stored(checked_rows(rows, len(self), self.name))
         if isinstance(stored, slice):
             stored = np.arange(stored.start, stored.stop)
         commits = self.chain.commits.first(self._size.blocks)
@@ -325,35 +362,3 @@ def rows_in(scope: Scope, name: str, known: LakeStates) -> Rows:
     Raises MissingError, CorruptError.
     """
     return Rows(scope, known.fold(scope, name), known)
-
-
-def _checked(rows: Any, total: int, lake: str) -> Selection:
-    """Return a slice of step 1, or int64 [n]. Raises InvalidValueError, InvalidTypeError."""
-    if isinstance(rows, slice):
-        low, high = rows.start, rows.stop
-        if rows.step not in (None, 1) or not all(_is_number(end) for end in (low, high)):
-            raise InvalidTypeError(
-                f"{rows} is no run of rows; give both ends, as in slice(0, {total}), or an array"
-            )
-        if not 0 <= low <= high <= total:
-            raise InvalidValueError(f"rows {rows} of lake {lake!r}, which has {total}")
-        return slice(int(low), int(high))
-    numbers: npt.NDArray[Any] = np.asarray(rows)
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise InvalidTypeError(
-            f"rows are an array of shape {numbers.shape} and dtype {numbers.dtype}; give whole "
-            "numbers [n], or a slice"
-        )
-    if numbers.size and not (numbers.min() >= 0 and numbers.max() < total):
-        place = int(np.argmax((numbers < 0) | (numbers >= total)))
-        raise InvalidValueError(
-            f"row {int(numbers[place])}, the one at place {place}, is none of lake {lake!r}: its "
-            f"rows are 0 to {total - 1}. rows.find(ids) gives the row of an id."
-            if total
-            else f"row {int(numbers[place])} of lake {lake!r}, which has no rows"
-        )
-    return numbers.astype(np.int64, copy=False)
-
-
-def _is_number(end: object) -> bool:
-    return isinstance(end, int | np.integer) and not isinstance(end, bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import parent_process
 from typing import Any, NamedTuple, get_args
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, get_args
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mldb.errors import InvalidValueError
+from mldb.lake.augment.augmenter import needs_of
+from mldb.lake.augment.devices import compile_for
 from mldb.lake.augment.landscape import Landscape
 from mldb.lake.order.pass_order import PlainOrder
 from mldb.lake.order.passes import Pass, check_stream, chosen_order
@@ -93,13 +95,14 @@ class M2MDataLake(IterableDataset[Any]):
         """Begin the next pass, or the rest of the one a state was loaded for or an error ended.
 
         Raises what planning raises, then no pass has begun: a salience that returns no numbers, or
-        others than the state was saved with (InvalidValueError).
+        others than the state was saved with (InvalidValueError). The first batch raises
+        InvalidValueError in a worker for options that none hears (``hot_bytes``).
         """
         self._settle()
-        reader, is_alone = self._reader(), get_worker_info() is None
+        reader = self._reader()
 
         def line(progress: PassProgress) -> Iterator[Any]:
-            return reader.line(progress.current, progress.jobs(), ahead=is_alone)
+            return reader.line(progress.current, progress.jobs())
 
         return self.start_pass(line)
 
@@ -193,14 +196,24 @@ class M2MDataLake(IterableDataset[Any]):
 
     # --- what is asked of it ----------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Compute what all workers need of the lake now, once: its graph.
+    def prepare(self, *, forked: bool = True) -> None:
+        """Compute what all workers need of the lake now, once, before they are started.
 
-        Forked ones have it; others find it as a hint, where this handle may write.
+        That is its graph with what stands beside it: forked workers have it, others find it as a
+        hint where this handle may write, or are sent it. Workers that are going to be *forked* have
+        the tables of the sampler, arrays of rows and labels, and compiled kernels as well, which
+        are kept as long as this is; others make them for themselves. A :class:`LakeLoader` calls
+        it; call it before you iterate a DataLoader of torch with workers.
         """
-        chosen = self.options.augmentation
-        if chosen is not None and chosen.mode != "isotropic":
-            Landscape(self._source.rows(), chosen).prepare()
+        rows, chosen = self._source.rows(), self.options.augmentation
+        with rows.sharing() if forked else nullcontext():
+            if forked:
+                self._reader().passes.prepare()
+            if chosen is not None and chosen.mode != "isotropic":
+                Landscape(rows, chosen).prepare()
+        needs = None if chosen is None else needs_of(chosen, rows.dim, len(rows))
+        if forked and needs is not None:
+            compile_for(self.options.device, needs)
 
     def batches(self) -> int:
         """How many batches this rank gets in the newest iteration, or the next when none runs."""
@@ -316,13 +329,14 @@ class M2MDataLake(IterableDataset[Any]):
     # --- copies -----------------------------------------------------------------------------------
 
     @contextmanager
-    def given_to_workers(self, running: PassProgress) -> Iterator[None]:
+    def given_to_workers(self, running: PassProgress, *, forked: bool) -> Iterator[None]:
         """Inside of it, workers that are started begin where *running* goes on, by its plan.
 
-        The plan travels where a function of the user made it; others make their own, the same.
+        *forked* ones have the plan. To others it travels where a function of the user made it;
+        without, they make their own, the same.
         """
         number, drawn_by = running.number, running.current.drawn_by
-        planned = None if drawn_by is None else running.current
+        planned = running.current if forked or drawn_by is not None else None
         self._given = _Given(Position(number, running.cursor, 0, drawn_by), planned)
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from mldb.errors import InvalidValueError
 from mldb.lake.stream.dataset import M2MDataLake
 from mldb.lake.stream.running import PassProgress
+from mldb.lake.stream.settings import check_heard_by_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class LakeLoader(DataLoader[Any]):
         if workers and dataset.options.augmentation is None:
             _logger.info("rows are only read: a thread does that, not %d workers", workers)
             options = {name: value for name, value in options.items() if name not in WORKER_OPTIONS}
+        elif workers:
+            check_heard_by_workers(dataset.options)
         if not options.get("in_order", True):
             raise InvalidValueError(
                 "in_order=False hands out batches as workers happen to finish them; the order of a "
@@ -84,11 +88,13 @@ class LakeLoader(DataLoader[Any]):
 
     def _from_workers(self, running: PassProgress) -> Iterator[Any]:
         """Yield the rest of a pass. Workers that persist are used again where they stand right."""
-        self.dataset.prepare()
+        context: Any = self.multiprocessing_context or multiprocessing
+        forked = context.get_start_method() == "fork"
+        self.dataset.prepare(forked=forked)
         stand, self._workers_at = self._workers_at, None
         if stand != (running.number, running.cursor) or running.current.drawn_by is not None:
             self._iterator = None  # they think they are somewhere else, or are in use
-        with self.dataset.given_to_workers(running):
+        with self.dataset.given_to_workers(running, forked=forked):
             batches = super().__iter__()
         following = running.number + 1, 0
         try:

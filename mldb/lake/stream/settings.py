@@ -117,10 +117,13 @@ class StreamOptions:
                   asked once a pass and must return the same when a pass is resumed.
     fields:       None yields plain tensors [B, dim]; names yield named tuples. An importance with a
                   target needs "weight" among them.
-    prefetch:     batches made ahead by a thread; 0 makes none ahead.
+    prefetch:     batches made ahead by a thread of the process that makes them; 0 makes none ahead.
+                  None is 8, and 0 in workers of a DataLoader, which torch's prefetch_factor keeps
+                  ahead; a number is that of each worker, beside prefetch_factor.
     warm_bytes:   budget of the RAM tier; None, as 0: rows are read from the log.
     hot_bytes:    budget of the device tier, on devices with memory of their own ("cuda", or "auto"
-                  where there is one; on "torch" and "cpu" it is RAM).
+                  where there is one; on "torch" and "cpu" it is RAM). Workers refuse it: their
+                  batches end on the host.
     window_rows:  rows of a window of the windowed order, from 1,024: whole strata of so many.
 
     What would do nothing is refused by :func:`make_options`.
@@ -137,7 +140,7 @@ class StreamOptions:
     augmentation: Augmentation | None = None
     fields: tuple[str, ...] | None = None
     device: str = "auto"
-    prefetch: int = 8
+    prefetch: int | None = None
     warm_bytes: int | None = None
     hot_bytes: int = 0
     window_rows: int = WINDOW_STRATA * STRATUM_ROWS
@@ -159,7 +162,8 @@ class StreamOptions:
             )
         check_count("batch_size", self.batch_size, 1, 1 << 24)
         check_count("seed", self.seed, 0, SEED_MAX)
-        check_count("prefetch", self.prefetch, 0, 1024)
+        if self.prefetch is not None:
+            check_count("prefetch", self.prefetch, 0, 1024)
         if self.draws is not None:
             check_count("draws", self.draws, 1, 1 << 47)
         check_count("window_rows", self.window_rows, STRATUM_ROWS, 1 << 40)
@@ -274,6 +278,16 @@ def _check_heard(options: StreamOptions) -> None:
         raise InvalidValueError(
             f"hot_bytes={options.hot_bytes} does nothing on device={options.device!r}: batches end "
             "on the host. Name a 'cuda' device, or give warm_bytes"
+        )
+
+
+def check_heard_by_workers(options: StreamOptions) -> None:
+    """Refuse what workers of a DataLoader would ignore. Raises InvalidValueError."""
+    if options.hot_bytes:
+        raise InvalidValueError(
+            f"hot_bytes={options.hot_bytes} does nothing in workers of a DataLoader: they send "
+            "batches through shared memory of the host. Give num_workers=0, with which a thread "
+            "makes batches ahead, or warm_bytes, a budget of each worker"
         )
 
 

@@ -17,9 +17,10 @@ from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.live import Rows
 from mldb.lake.stream.batches import Stream, is_ready
 from mldb.lake.stream.prefetch import prefetch
-from mldb.lake.stream.settings import StreamOptions
+from mldb.lake.stream.settings import StreamOptions, check_heard_by_workers
 
 _IDLE_MAX: Final = 1  # streams without tiers that are kept
+_PREFETCH: Final = 8  # batches that a thread makes ahead where nothing was said
 
 
 class Streams:
@@ -153,13 +154,19 @@ class OpenedLake:
         self._rows = rows
         self._options = options
 
-    def line(self, current: Pass, batches: Iterable[BatchRows], *, ahead: bool) -> Iterator[Any]:
-        """Make batches of a pass, by a thread where *ahead* and of use. Nothing happens yet.
+    def line(self, current: Pass, batches: Iterable[BatchRows]) -> Iterator[Any]:
+        """Make batches of a pass, by a thread where that is of use. Nothing happens yet.
 
-        With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before.
+        With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before. In a
+        worker there is one where *prefetch* was given: the DataLoader asks ahead anyway. Raises
+        InvalidValueError in a worker for options that none hears.
         """
+        is_alone, depth = get_worker_info() is None, self._options.prefetch
+        if not is_alone:
+            check_heard_by_workers(self._options)
+        if depth is None:
+            depth = _PREFETCH if is_alone else 0
         flow = self.streams.flow(current, batches)
-        depth = 0
-        if ahead and not is_ready(self._rows, self._options, current):
-            depth = self._options.prefetch or int(self.streams.drives_vulkan)
-        return prefetch(flow, depth)
+        if is_ready(self._rows, self._options, current):
+            return prefetch(flow, 0)
+        return prefetch(flow, depth or int(self.streams.drives_vulkan))
