@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "setup": (),
     "demo": (("-m", "mldb.tools.demo"),),
     # Two processes: the tests wait for disks, children and time as often as they compute. Each has
-    # half of the tests in their order; who is done first takes over half of what the other has left.
+    # half of the tests in their order; who is done first takes half of what the other has left.
     "test": (*LINT, ("-m", "pytest", "-n", "2", "--dist", "worksteal")),
     "test-large": (("-m", "pytest", "-m", "large"),),
     "bench": (("-m", "tests.bench"),),
