@@ -7,6 +7,7 @@ one it used. Hypothesis repeats itself too; MLDB_HYPOTHESIS_PROFILE=explore look
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 from collections.abc import Generator, Iterator
@@ -28,6 +29,12 @@ hypothesis.settings.register_profile("explore", _COMMON, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("MLDB_HYPOTHESIS_PROFILE", "repeat"))
 
 _SEED = pytest.StashKey[int]()
+
+
+def pytest_collection_finish() -> None:
+    """Tests and packages stay until the end: no garbage collection looks through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.model import Commit, Content, Model, Verbs, content_of, differences, value_of
 
-EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", "450"))
+EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", "150"))
+MORE_EXAMPLES = 450
 STEPS = 35
 
 NAMES = ("a", "b/c.weight", "d", "é", "Z" * 40)
@@ -424,8 +425,14 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "mldb")
 
 
+class StoreMoreOften(Store):
+    """The same with more examples."""
+
+
 TestStore = pytest.mark.slow(Store.TestCase)
 TestStore.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS)
+TestStoreMoreOften = pytest.mark.large(StoreMoreOften.TestCase)
+TestStoreMoreOften.settings = settings(max_examples=MORE_EXAMPLES, stateful_step_count=STEPS)
 
 
 @pytest.mark.parametrize("ends", ["overwritten", "spilled again", "deleted", "one of two"])

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,16 +34,18 @@ SYSTEM_PACKAGES: tuple[str, ...] = (
     *("glslc", "spirv-tools"),
 )
 
+TYPES = ("-m", "mypy")
 LINT = (
     ("-m", "ruff", "check", "--output-format=concise", "."),
     ("-m", "ruff", "format", "--check", "--output-format=concise", "."),
-    ("-m", "mypy"),
+    TYPES,
 )
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "setup": (),
     "demo": (("-m", "mldb.tools.demo"),),
-    # Two processes: the tests wait for disks, children and time as often as they compute.
-    "test": (*LINT, ("-m", "pytest", "-n", "2", "--dist", "loadfile")),
+    # Two processes: the tests wait for disks, children and time as often as they compute. Each has
+    # half of the tests in their order; who is done first takes half of what the other has left.
+    "test": (*LINT, ("-m", "pytest", "-n", "2", "--dist", "worksteal")),
     "test-large": (("-m", "pytest", "-m", "large"),),
     "bench": (("-m", "tests.bench"),),
     "bench-lake": (("-m", "tests.bench_lake"),),
@@ -217,21 +220,49 @@ def setup() -> None:
     UNFINISHED.unlink()
 
 
+def _finish(step: tuple[str, ...], code: int) -> int:
+    """Say so when a step failed; return its exit status."""
+    if code:
+        title = _title(step)
+        hint = f": {_HINTS[title]}" if title in _HINTS else ""
+        _say(f"{title} failed with exit status {code}{hint}")
+    return code
+
+
+def _title(step: tuple[str, ...]) -> str:
+    return " ".join(step[1:3] if step[1] == "ruff" else step[1:])
+
+
+def _run(step: tuple[str, ...], extra: list[str]) -> int:
+    code = subprocess.run([str(PYTHON), *step, *extra], cwd=ROOT, check=False).returncode
+    return _finish(step, code)
+
+
 def run(name: str, arguments: list[str]) -> int:
-    """Run the steps of one command to the end; return the first exit status that is not 0."""
-    status = 0
+    """Run the steps of one command to the end; return the first exit status that is not 0.
+
+    The type checker takes a minute of one processor: it runs beside the tests, where they follow,
+    and what it says comes behind what they say.
+    """
     steps = COMMANDS[name]
-    for number, step in enumerate(steps, 1):
-        title = " ".join(step[1:3] if step[1] == "ruff" else step[1:])
-        if len(steps) > 1:
-            _say(f"== {title}")
-        extra = arguments if number == len(steps) else []
-        code = subprocess.run([str(PYTHON), *step, *extra], cwd=ROOT, check=False).returncode
-        if code:
-            hint = f": {_HINTS[title]}" if title in _HINTS else ""
-            _say(f"{title} failed with exit status {code}{hint}")
-        status = status or code
-    return status
+    codes = [0]
+    with tempfile.TemporaryFile() as said:
+        types: subprocess.Popen[bytes] | None = None
+        for number, step in enumerate(steps, 1):
+            if step == TYPES and number < len(steps):
+                command = [str(PYTHON), *step]
+                types = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+                continue
+            if len(steps) > 1:
+                _say(f"== {_title(step)}")
+            codes.append(_run(step, arguments if number == len(steps) else []))
+        if types is not None:
+            _say(f"== {_title(TYPES)}")
+            code = types.wait()
+            said.seek(0)
+            _say(said.read().decode(errors="replace").rstrip())
+            codes.append(_finish(TYPES, code))
+    return next((code for code in codes if code), 0)
 
 
 def main(arguments: list[str]) -> int:

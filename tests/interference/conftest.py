@@ -19,9 +19,7 @@ def _rehearsed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture
-def _frozen() -> Iterator[None]:
+def _frozen() -> None:
     """What is old already is not looked through by the garbage collection of each child."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

@@ -13,6 +13,7 @@ import pytest
 
 import mldb
 from tests.support.lakes import BATCH, DIM, KINDS, ROWS, data, db, fill, raw, stream
+from tests.support.workers import METHODS
 
 __all__ = ["data", "db"]
 
@@ -187,7 +188,7 @@ def test_a_state_goes_on_under_another_number_of_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_workers_share_a_pass_and_resume(
     store_path: Path, data: dict[str, Any], method: str
 ) -> None:
@@ -217,7 +218,7 @@ def test_workers_share_a_pass_and_resume(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_workers_of_a_plain_data_loader_cover_every_row_once(
     store_path: Path, data: dict[str, Any], method: str
 ) -> None:

@@ -17,6 +17,7 @@ from mldb.lake.rows.live import Rows
 from mldb.sphere import neighbours
 from mldb.tensors.cache import ByteCache
 from tests.support.lakes import BATCH, DIM, ROWS, data, db, fill, raw, stream  # noqa: F401
+from tests.support.workers import METHODS
 
 WALK = mldb.Augmentation(mode="walk")
 
@@ -179,7 +180,7 @@ def lake_walk(lake: Any) -> Any:
     return stream(lake, "walk", importance_sampling=mldb.Importance(beta=0.5))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", METHODS)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.slow
 def test_workers_find_what_their_parent_computed(

@@ -20,6 +20,7 @@ import mldb
 from mldb.lake.stream.epochs import Epochs
 from mldb.log.fs.shared_list import SharedEntry, SharedList
 from tests.support.lakes import data, fill, raw, stream
+from tests.support.workers import METHODS
 
 __all__ = ["data"]
 
@@ -56,20 +57,13 @@ def passes_of(lake: Any, count: int, **options: Any) -> list[list[bytes]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_each_epoch_is_the_next_pass_without_being_told(
     lake: Any, method: str, persistent: bool
 ) -> None:
     want = passes_of(lake, 3)
     loader = plain(stream(lake).dataset, method, persistent_workers=persistent)
     assert [raw(loader) for _ in range(3)] == want
-
-
-@pytest.mark.slow
-def test_a_fork_server_does_it_too(lake: Any) -> None:
-    want = passes_of(lake, 2)
-    loader = plain(stream(lake).dataset, "forkserver")
-    assert [raw(loader) for _ in range(2)] == want
 
 
 def test_the_numbers_are_those_of_epochs_not_of_torchs_random_numbers(lake: Any) -> None:

@@ -172,11 +172,14 @@ def test_ctrl_c_at_any_step_of_a_pass_without_a_thread(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prefetch", [0, 8])
+@pytest.mark.parametrize(
+    "points", [POINTS // 20, pytest.param(POINTS // 6, marks=pytest.mark.large)]
+)
 def test_a_second_ctrl_c_while_the_first_is_dealt_with(
-    db: mldb.MLDatabase, data: dict[str, Any], prefetch: int
+    db: mldb.MLDatabase, data: dict[str, Any], prefetch: int, points: int
 ) -> None:
     case = Case(fill(db, data), "isotropic", prefetch=prefetch)
-    for number in case.points(POINTS // 6):
+    for number in case.points(points):
         for later in (1, 2, 3, 5, 8, 13, 21, 34):
             case.run(number, number + later)
 

@@ -13,6 +13,7 @@ import mldb
 from mldb.lake.order import passes
 from mldb.log.fs import machine as os_memory
 from tests.support.lakes import BATCH, DIM, ROWS, data, db, fill, raw, stream
+from tests.support.workers import METHODS
 
 __all__ = ["data", "db"]
 
@@ -85,7 +86,7 @@ def test_workers_that_persist_follow_the_dataset(store_path: Path, data: dict[st
 
 @pytest.mark.filterwarnings("ignore:.*set_vital:UserWarning")  # torchdata 0.11 under torch 2.13
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_workers_resume_at_the_commit_of_their_state(
     store_path: Path, data: dict[str, Any], method: str
 ) -> None:

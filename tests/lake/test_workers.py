@@ -1,11 +1,13 @@
-"""What workers need of a lake is made once, in the parent: forked or spawned, read-only or not."""
+"""What workers need of a lake is made once, in the parent: forked or pickled, read-only or not."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,83 +15,72 @@ import numpy as np
 import pytest
 
 import mldb
+from mldb.lake.augment import graph_store, landscape
 from tests.lake.test_prefetch import threads
 from tests.support.lakes import BATCH, ROWS, data, fill, raw, stream
+from tests.support.workers import METHODS
 
 __all__ = ["data"]
 
 torch = pytest.importorskip("torch")
 
-_SCRIPT = """
-import os, sys
-import mldb
-from mldb.lake.augment import graph_store, landscape
+COUNTED = (
+    (graph_store, "build_graph", "graph"),
+    (landscape, "lake_bandwidth", "bandwidth"),
+    (landscape, "nearest_labels", "labels"),
+)
 
-store, log, mode, how, what, cache = sys.argv[1:7]
 
-def note(name, function):
-    def noted(*args, **kwargs):
-        with open(log, "a") as file:
-            file.write(f"{os.getpid()} {name}\\n")
+def noted(log: Path, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Write down who calls it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {name}\n")
         return function(*args, **kwargs)
-    return noted
 
-def count(worker=None):
-    graph_store.build_graph = note("graph", graph_store.build_graph)
-    landscape.lake_bandwidth = note("bandwidth", landscape.lake_bandwidth)
-    landscape.nearest_labels = note("labels", landscape.nearest_labels)
+    return call
 
-if __name__ == "__main__":
-    count()
-    with mldb.open(store, mode=mode, lake_cache_bytes=int(cache)) as db:
-        loader = db.lake().export_to_dataloader(
-            32,
-            num_workers=2,
-            generate_samples=mldb.Augmentation(mode=what),
-            device="numpy",
-            loader={"multiprocessing_context": how, "worker_init_fn": count},
-        )
-        for _ in range(2):
-            print(sum(len(batch) for batch in loader))
-    print(os.getpid())
-"""
+
+def count(log: Path, worker: int = -1, set_attribute: Callable[..., None] = setattr) -> None:
+    """Note all that is computed in this process; the first thing that a worker does."""
+    for module, attribute, name in COUNTED:
+        set_attribute(module, attribute, noted(log, name, getattr(module, attribute)))
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("cache", [1 << 28, 0], ids=["cached", "no cache"])
-@pytest.mark.parametrize(
-    ("how", "mode", "what"),
-    [
-        ("fork", "r", "walk"),
-        ("fork", "rw", "langevin"),
-        ("spawn", "r", "walk"),
-        ("spawn", "r", "langevin"),
-        pytest.param("spawn", "rw", "langevin", marks=pytest.mark.large),
-    ],
-)
+@pytest.mark.parametrize("how", METHODS)
+@pytest.mark.parametrize(("mode", "what"), [("r", "walk"), ("r", "langevin"), ("rw", "langevin")])
 def test_no_worker_builds_what_the_parent_has_built(
-    cache: int, mode: str, how: str, what: str, tmp_path: Path, rng: np.random.Generator
+    cache: int,
+    mode: Any,
+    what: Any,
+    how: str,
+    tmp_path: Path,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A read-only store has no hints, a small cache no room: each worker built it every pass."""
-    script, log = tmp_path / "script.py", tmp_path / "log"
-    script.write_text(_SCRIPT)
+    log = tmp_path / "log"
     with mldb.open(tmp_path / "store", durability="os") as db:
         lake = db.lake(dim=12)
         for _ in range(2):
             lake.add_splats(rng.standard_normal((90, 12)), labels=rng.integers(-1, 3, 90))
         lake.remove([4])
-    arguments = [str(tmp_path / "store"), str(log), mode, how, what, str(cache)]
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    *counts, parent = done.stdout.split()
-    assert counts == ["179", "179"]
+    count(log, set_attribute=monkeypatch.setattr)
+    with mldb.open(tmp_path / "store", mode=mode, lake_cache_bytes=cache) as db:
+        loader = db.lake().export_to_dataloader(
+            32,
+            num_workers=2,
+            generate_samples=mldb.Augmentation(mode=what),
+            device="numpy",
+            loader={"multiprocessing_context": how, "worker_init_fn": partial(count, log)},
+        )
+        assert [sum(len(batch) for batch in loader) for _ in range(2)] == [179, 179]
     made = [line.split() for line in log.read_text().splitlines()]
+    parent = str(os.getpid())
     assert [name for pid, name in made if pid == parent].count("graph") == 1
     assert {name for pid, name in made if pid != parent} == set()
 
@@ -146,8 +137,14 @@ with mldb.open(store, lake_cache_bytes=int(cache)) as db:
 @pytest.mark.parametrize(
     ("what", "replacement", "device", "cache", "made"),
     [
-        ("langevin", "with", "torch", 0, {"sampler", "graph", "kernels", "chains", "table"}),
-        ("langevin", "bottom_k", "cpu", 1 << 28, {"plan", "firsts", "labelled_rows", "live"}),
+        pytest.param(
+            *("langevin", "with", "torch", 0, {"sampler", "graph", "kernels", "chains", "table"}),
+            marks=pytest.mark.large,
+        ),
+        pytest.param(
+            *("langevin", "bottom_k", "cpu", 1 << 28, {"plan", "firsts", "labelled_rows", "live"}),
+            marks=pytest.mark.large,
+        ),
         ("isotropic", "systematic", "torch", 0, {"sampler", "ids", "kernels"}),
         ("walk", "with", "numpy", 0, {"sampler", "graph", "labels_around", "table"}),
     ],
