@@ -7,10 +7,13 @@ What comes out of an array or a configuration is often a NumPy integer. From her
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Final
 
 from mldb.errors import InvalidTypeError, InvalidValueError
+
+_SETTLED: Final = frozenset({int, float, str, bool, type(None)})
 
 
 def integer(name: str, value: object) -> int:
@@ -37,11 +40,17 @@ def settle_numbers(settings: Any) -> None:
 
     Called first in ``__post_init__``. Everything else is left for the checks behind it.
     """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if type(value) in (int, float, str, bool, type(None)):
+    for name in _names(type(settings)):
+        value = getattr(settings, name)
+        if type(value) in _SETTLED:
             continue
         if isinstance(value, Integral):
-            object.__setattr__(settings, field.name, int(value))
+            object.__setattr__(settings, name, int(value))
         elif isinstance(value, Real):
-            object.__setattr__(settings, field.name, float(value))
+            object.__setattr__(settings, name, float(value))
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass; looking them up takes longer than a stream's other checks."""
+    return tuple(field.name for field in fields(kind))

@@ -250,7 +250,7 @@ class M2MDataLake(IterableDataset[Any]):
     def _reader(self) -> OpenedLake:
         """What reads in this process: opened when first asked for."""
         if self._here is None or self._here.pid != os.getpid():
-            self._here = OpenedLake(self._source.rows(), self._source.geometry, self.options)
+            self._here = OpenedLake(self._source, self.options)
         return self._here
 
     # --- state ------------------------------------------------------------------------------------

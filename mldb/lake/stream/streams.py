@@ -15,6 +15,7 @@ from mldb.gpu.select import check_spec
 from mldb.lake.order.passes import Pass, Passes
 from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.live import Rows
+from mldb.lake.rows.source import LakeSource
 from mldb.lake.stream.batches import Stream, is_ready
 from mldb.lake.stream.prefetch import prefetch
 from mldb.lake.stream.settings import StreamOptions
@@ -33,7 +34,8 @@ class Streams:
     def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
         self._made_of = (rows, geometry)
         self._options = options
-        self._bare = replace(options, warm_bytes=0, hot_bytes=0)
+        has_tiers = options.warm_bytes or options.hot_bytes
+        self._bare = replace(options, warm_bytes=0, hot_bytes=0) if has_tiers else options
         self._idle: tuple[list[Stream], list[Stream]] = ([], [])  # with tiers, without
         self._holder: weakref.ref[Lease] | None = None  # who has the one with tiers
         self._shown: Stream | None = None
@@ -142,23 +144,27 @@ class Lease:
 class OpenedLake:
     """What one process opened to read a lake: its passes, and the streams that make batches.
 
-    Passes share it, and nothing that is written to, so that each goes its own way.
+    Passes share it, and nothing that is written to, so that each goes its own way. As long as one
+    of them runs the commit is held for retention, whatever became of the loader.
     """
 
-    def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
+    def __init__(self, source: LakeSource, options: StreamOptions) -> None:
+        """Raises what opening a store raises."""
         self.pid = os.getpid()
+        rows = self._rows = source.rows()
         self.passes = Passes(rows, options)
-        self.streams = Streams(rows, geometry, options)
-        self._rows = rows
+        self.streams = Streams(rows, source.geometry, options)
+        self._source = source  # which holds the commit
         self._options = options
 
     def line(self, current: Pass, batches: Iterable[BatchRows], *, ahead: bool) -> Iterator[Any]:
         """Make batches of a pass, by a thread where *ahead* and of use. Nothing happens yet.
 
-        With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before.
+        With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before. Who
+        asks makes the first one, unless a Vulkan device may have a part in it.
         """
         flow = self.streams.flow(current, batches)
-        depth = 0
+        depth, by_thread_alone = 0, self.streams.drives_vulkan
         if ahead and not is_ready(self._rows, self._options, current):
-            depth = self._options.prefetch or int(self.streams.drives_vulkan)
-        return prefetch(flow, depth)
+            depth = self._options.prefetch or int(by_thread_alone)
+        return prefetch(flow, depth, first_here=not by_thread_alone)
