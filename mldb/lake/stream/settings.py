@@ -264,9 +264,7 @@ def make_options(**given_fields: Any) -> StreamOptions:
 def _check_heard(options: StreamOptions) -> None:
     """Refuse what would be ignored. Not for options that are in use, whose order was decided."""
     drawn = options.importance is not None
-    if options.window_rows != WINDOW_ROWS and (
-        drawn or options.order not in ("auto", "windowed")
-    ):
+    if options.window_rows != WINDOW_ROWS and (drawn or options.order not in ("auto", "windowed")):
         order = "importance_sampling" if drawn else f"order={options.order!r}"
         raise InvalidValueError(
             f"window_rows={options.window_rows} does nothing under {order}; give order='windowed', "
