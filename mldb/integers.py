@@ -7,13 +7,13 @@ What comes out of an array or a configuration is often a NumPy integer. From her
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import cache
 from numbers import Integral, Real
 from typing import Any, Final
 
 from mldb.errors import InvalidTypeError, InvalidValueError
 
 _SETTLED: Final = frozenset({int, float, str, bool, type(None)})
+_fields: Final[dict[type, tuple[str, ...]]] = {}
 
 
 def integer(name: str, value: object) -> int:
@@ -50,7 +50,9 @@ def settle_numbers(settings: Any) -> None:
             object.__setattr__(settings, name, float(value))
 
 
-@cache
 def _names(kind: type) -> tuple[str, ...]:
     """The fields of a dataclass; looking them up takes longer than a stream's other checks."""
-    return tuple(field.name for field in fields(kind))
+    found = _fields.get(kind)
+    if found is None:
+        found = _fields[kind] = tuple(field.name for field in fields(kind))
+    return found

@@ -3,10 +3,11 @@
 Workers are copies of the dataset that end with their epoch, so none can count epochs; and the
 process that starts them is asked nothing. What they have is the base seed, which torch draws anew
 for every epoch. So the dataset and all of its copies share a list: that of the process which made
-the dataset, one for all of its datasets, since making one takes as long as reading a batch. A worker whose base seed is not
-in it appends it, and reads its number off the list: all workers of an epoch find the same one, at
-whatever moment they come, and two epochs never do. A worker that knows its pass, because it goes on
-from a state or persists, says so in the list, and counting goes on from there.
+the dataset, one for all of its datasets, since making one takes as long as reading a batch. A
+worker whose base seed is not in it appends it, and reads its number off the list: all workers of an
+epoch find the same one, at whatever moment they come, and two epochs never do. A worker that knows
+its pass, because it goes on from a state or persists, says so in the list, and counting goes on
+from there.
 """
 
 from __future__ import annotations
