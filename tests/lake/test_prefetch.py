@@ -137,3 +137,28 @@ def test_batches_are_let_go_when_no_thread_can_be_had(monkeypatch: pytest.Monkey
             next(batches)
     assert let_go == ["gone"]
     assert list(batches) == []
+
+
+def test_another_thread_may_close_while_the_first_batch_is_made() -> None:
+    entered, leave = threading.Event(), threading.Event()
+    let_go: list[str] = []
+
+    def make() -> Iterator[int]:
+        try:
+            entered.set()
+            leave.wait(10)
+            yield from range(5)
+        finally:
+            let_go.append("gone")
+
+    batches = prefetch(make(), 2, first_here=True)
+    got: list[int] = []
+    asks = threading.Thread(target=lambda: got.extend(batches))
+    asks.start()
+    assert entered.wait(10)
+    batches.close()
+    leave.set()
+    asks.join(10)
+    assert got == [0]
+    assert let_go == ["gone"]
+    assert threads() == 0

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
+from types import GeneratorType
 from typing import Any, Final, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -41,6 +42,7 @@ class Ahead(Generic[_T]):
         # Not empty: no more; without the lock of an event, for finalizers.
         self._stop: list[bool] = []
         self._room_at_start = depth
+        self._has_begun = False  # the first batch is made; the thread runs, if all went well
         self._pid = os.getpid()
         self._thread = threading.Thread(
             target=_work,
@@ -56,7 +58,12 @@ class Ahead(Generic[_T]):
         if self._stop:
             raise StopIteration
         try:
-            item = self._next_item()
+            if self._has_begun:
+                # The consumer is done with the step before: its batch may be filled again.
+                self._room.put(True)
+                item = self._ready.get()
+            else:
+                item = self._first_item()
         except BaseException:
             self.close()
             raise
@@ -71,13 +78,6 @@ class Ahead(Generic[_T]):
                 del item  # it would hold the traceback that holds it
         return item  # type: ignore[no-any-return]
 
-    def _next_item(self) -> Any:
-        if self._thread.ident is None:
-            return self._first_item()
-        # The consumer is done with the step before: its batch may be filled again.
-        self._room.put(True)
-        return self._ready.get()
-
     def _first_item(self) -> Any:
         if self._first_here:
             item = next(self._given[0], _END)
@@ -88,6 +88,7 @@ class Ahead(Generic[_T]):
             self._thread.start()
             self._room.put(True)  # the first alone: making more would compete with handing it over
             item = self._ready.get()
+        self._has_begun = True
         for _ in range(self._room_at_start - 1):
             self._room.put(True)
         return item
@@ -122,7 +123,9 @@ def prefetch(
     With *first_here* the caller's makes the first one. The iterator has a method ``close``; see
     :class:`Ahead`.
     """
-    return Ahead(batches, depth, first_here=first_here) if depth > 0 else _as_generator(batches)
+    if depth > 0:
+        return Ahead(batches, depth, first_here=first_here)
+    return batches if isinstance(batches, GeneratorType) else _as_generator(batches)
 
 
 def _as_generator(batches: Iterable[_T]) -> Generator[_T]:
@@ -152,7 +155,7 @@ def _work(
 
 
 def _close(made: Iterator[Any]) -> None:
-    """Let go what a generator holds."""
+    """Let go what a generator holds; where another thread is in it, when that one is done."""
     close = getattr(made, "close", None)
-    if close is not None:
+    if close is not None and not getattr(made, "gi_running", False):
         close()
