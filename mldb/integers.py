@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Final
 
 from mldb.errors import InvalidTypeError, InvalidValueError
+
+_SETTLED: Final = frozenset({int, float, str, bool, type(None)})
+_fields: Final[dict[type, tuple[str, ...]]] = {}
 
 
 def integer(name: str, value: object) -> int:
@@ -37,11 +40,19 @@ def settle_numbers(settings: Any) -> None:
 
     Called first in ``__post_init__``. Everything else is left for the checks behind it.
     """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if type(value) in (int, float, str, bool, type(None)):
+    for name in _names(type(settings)):
+        value = getattr(settings, name)
+        if type(value) in _SETTLED:
             continue
         if isinstance(value, Integral):
-            object.__setattr__(settings, field.name, int(value))
+            object.__setattr__(settings, name, int(value))
         elif isinstance(value, Real):
-            object.__setattr__(settings, field.name, float(value))
+            object.__setattr__(settings, name, float(value))
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass; looking them up takes longer than a stream's other checks."""
+    found = _fields.get(kind)
+    if found is None:
+        found = _fields[kind] = tuple(field.name for field in fields(kind))
+    return found

@@ -575,6 +575,28 @@ def test_a_stream_holds_its_commit_and_gives_it_back(
     held.release(db.lsn)
 
 
+@pytest.mark.parametrize("order", ["sequential", "permutation"])
+def test_an_iteration_holds_its_commit_without_its_loader(
+    db: mldb.MLDatabase, data: dict[str, Any], order: str
+) -> None:
+    """``for batch in lake.export_to_dataloader()``: nobody else has the loader."""
+    lake = fill(db, data)
+    held = db._log.registration
+    iterator = iter(stream(lake, order=order))
+    lsn = db.lsn
+    next(iterator)
+    gc.collect()
+    lake.remove([1])
+    held.hold(db.lsn)
+    assert held._written is not None
+    assert held._written[0] == lsn
+    iterator.close()
+    del iterator
+    gc.collect()
+    held.release(db.lsn)
+    assert held._written[0] > lsn
+
+
 def test_streams_that_cannot_be_are_refused(db: mldb.MLDatabase, data: dict[str, Any]) -> None:
     empty = db.lake("empty", dim=DIM)
     with pytest.raises(mldb.MissingError, match="no lake 'empty'"):

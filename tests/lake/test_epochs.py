@@ -10,6 +10,7 @@ import copy
 import itertools
 import multiprocessing
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,25 @@ def test_a_shared_list_goes_with_its_last_process() -> None:
     assert "mldb-shared-list" in name
     del shared
     assert not os.path.lexists(link) or os.readlink(link) != name
+
+
+@pytest.mark.slow
+def test_a_copy_in_a_list_of_its_own_counts_from_its_beginning(lake: Any) -> None:
+    """What was heard before it was pickled was said in another list."""
+    want = passes_of(lake, 4)
+    dataset = stream(lake).dataset
+    assert [raw(plain(dataset)) for _ in range(2)] == want[:2]
+    copied = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - made here
+    assert [raw(plain(copied)) for _ in range(2)] == want[2:]
+
+
+def test_datasets_of_a_process_share_one_list_and_not_their_epochs() -> None:
+    """Each had a descriptor, and closing it took longer than reading a batch."""
+    before = len(os.listdir("/proc/self/fd"))
+    first, second, *others = (Epochs() for _ in range(50))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert [first.number(7, 50, first=0, since=0) for _ in range(2)] == [0, 0]
+    assert first.number(7, 51, first=0, since=0) == 1
+    assert second.number(7, 51, first=0, since=0) == 0
+    assert second.upcoming(7, first=0, since=0) == 1
+    assert others[0].upcoming(7, first=4, since=0) == 4

@@ -79,3 +79,86 @@ def test_a_tensor_holds_its_memory() -> None:
     del tensor
     del other
     assert pool.take().ctypes.data == address
+
+
+def test_the_first_batch_waits_for_no_thread() -> None:
+    """Handing it over took longer than reading it; those behind it come from the thread."""
+
+    def make() -> Iterator[str]:
+        while True:
+            yield threading.current_thread().name
+
+    batches = prefetch(make(), 2, first_here=True)
+    assert threads() == 0
+    here, *rest = itertools.islice(batches, 3)
+    assert here == threading.current_thread().name
+    assert rest == ["mldb-stream"] * 2
+    batches.close()
+    assert list(batches) == []
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("first_here", [False, True])
+def test_what_batches_hold_is_let_go_once(first_here: bool) -> None:
+    let_go: list[str] = []
+
+    def make() -> Iterator[int]:
+        try:
+            yield from range(5)
+        finally:
+            let_go.append("gone")
+
+    for taken in (1, 3, 5, 6):
+        batches = prefetch(make(), 2, first_here=first_here)
+        assert list(itertools.islice(batches, taken)) == list(range(min(taken, 5)))
+        batches.close()
+        batches.close()
+        assert let_go == ["gone"], taken
+        let_go.clear()
+
+
+def test_batches_are_let_go_when_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the first one is here, and who made it still holds what a batch needs."""
+    let_go: list[str] = []
+
+    def make() -> Iterator[int]:
+        try:
+            yield from range(5)
+        finally:
+            let_go.append("gone")
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    batches = prefetch(make(), 2, first_here=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            next(batches)
+    assert let_go == ["gone"]
+    assert list(batches) == []
+
+
+def test_another_thread_may_close_while_the_first_batch_is_made() -> None:
+    entered, leave = threading.Event(), threading.Event()
+    let_go: list[str] = []
+
+    def make() -> Iterator[int]:
+        try:
+            entered.set()
+            leave.wait(10)
+            yield from range(5)
+        finally:
+            let_go.append("gone")
+
+    batches = prefetch(make(), 2, first_here=True)
+    got: list[int] = []
+    asks = threading.Thread(target=lambda: got.extend(batches))
+    asks.start()
+    assert entered.wait(10)
+    batches.close()
+    leave.set()
+    asks.join(10)
+    assert got == [0]
+    assert let_go == ["gone"]
+    assert threads() == 0

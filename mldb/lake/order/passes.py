@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any, Final, Literal
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from mldb.errors import InvalidValueError, MissingError
 from mldb.gpu.torch_device import torch_device_of
@@ -59,11 +59,15 @@ class Passes:
         """*options* have an order other than "auto"; see :func:`chosen_order`."""
         self._rows = rows
         self._options = options
-        self._seed = stream_seed(options.seed, rows.state.info.lake_id)
         self._last: Pass | None = None
-        self._held: WeakValueDictionary[int, Pass] = WeakValueDictionary()
+        self._held: dict[int, ref[Pass]] = {}  # by number; those that nobody reads go at the next
         self._begun: dict[int, str] = {}  # by number, what a pass that began was drawn by
         self._drawn: Sampler | None = None  # what the newest pass was drawn by
+
+    @property
+    def _seed(self) -> int:
+        """Of orders and draws; rows in their order need none, and start without."""
+        return stream_seed(self._options.seed, self._rows.state.info.lake_id)
 
     @property
     def asks(self) -> bool:
@@ -76,7 +80,7 @@ class Passes:
         It is that of who reads it now. A past one is planned again, and refused where a function of
         the user says by now that it would have other rows. So is one beyond 2^32.
         """
-        found = self._held.get(number)
+        found = self._found(number)
         if found is None:
             found = self._made(number)
             was = self._begun.get(number)
@@ -95,7 +99,7 @@ class Passes:
         With *drawn_by* it goes on: by the same chances, if they are kept or the salience still
         gives them. Raises InvalidValueError where it does not.
         """
-        found = self._held.get(number)
+        found = self._found(number)
         if found is None or not self._may_begin(found, drawn_by):
             found = self._made(number)
         if drawn_by is not None and found.drawn_by != drawn_by:
@@ -135,8 +139,16 @@ class Passes:
             return True
         return found.number not in self._begun if drawn_by is None else found.drawn_by == drawn_by
 
+    def _found(self, number: int) -> Pass | None:
+        held = self._held.get(number)
+        return None if held is None else held()
+
     def _keep(self, found: Pass) -> None:
-        self._held[found.number] = self._last = found
+        for number, held in list(self._held.items()):
+            if held() is None:
+                self._held.pop(number, None)
+        self._held[found.number] = ref(found)
+        self._last = found
 
     def _made(self, number: int) -> Pass:
         order, drawn_by = self._order(number)

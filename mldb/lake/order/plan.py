@@ -55,6 +55,8 @@ class Shard:
         settle_numbers(self)
         for name, of in (("rank", "world"), ("worker", "workers")):
             place, count = getattr(self, name), getattr(self, of)
+            if type(place) is int and type(count) is int and 0 <= place < count:
+                continue
             for label, value in ((name, place), (of, count)):
                 if isinstance(value, bool) or not isinstance(value, int):
                     raise InvalidTypeError(f"{label} is a {type(value).__name__}, not an int")

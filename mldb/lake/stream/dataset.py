@@ -72,7 +72,7 @@ class M2MDataLake(IterableDataset[Any]):
             self.options = replace(options, order=chosen_order(source.rows()))
         # How the workers of plain DataLoaders know their pass. What was said before is in _next.
         self._epochs = Epochs()
-        self._heard = 0
+        self._heard = len(self._epochs)
         self._is_counted = False  # a copy in a worker that does not know its pass yet
         self._tells = True  # in a worker: the others, which pass it begins
         self._given: _Given | None = None
@@ -267,7 +267,7 @@ class M2MDataLake(IterableDataset[Any]):
     def _reader(self) -> OpenedLake:
         """What reads in this process: opened when first asked for."""
         if self._here is None or self._here.pid != os.getpid():
-            self._here = OpenedLake(self._source.rows(), self._source.geometry, self.options)
+            self._here = OpenedLake(self._source, self.options)
         return self._here
 
     # --- state ------------------------------------------------------------------------------------
@@ -284,6 +284,10 @@ class M2MDataLake(IterableDataset[Any]):
             position = newest.position()
         else:
             position = self._upcoming()
+        return self._state(position)
+
+    def _state(self, position: Position) -> dict[str, Any]:
+        info = get_worker_info()
         return make_state(
             position,
             lake=self._source.lake_id,
@@ -303,7 +307,9 @@ class M2MDataLake(IterableDataset[Any]):
         worker's state under another number of workers, and for a batch that no such pass has; then
         nothing changed.
         """
-        position = check_state(state, self.state_dict(), self._orders(), any_order=self._auto)
+        self._settle()
+        here = self._state(Position(0))
+        position = check_state(state, here, self._orders(), any_order=self._auto)
         source = self._source.moved_to(state["lsn"])
         check_stream(source.rows(), self.options)
         self._check_reach(source, position)
@@ -365,6 +371,11 @@ class M2MDataLake(IterableDataset[Any]):
         """
         here = {"_here": None, "_newest": None, "_next": self._upcoming(), "_pid": -1}
         return self.__dict__ | here
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What was heard counts in the list that came along, which may be a new one."""
+        self.__dict__.update(state)
+        self._heard = min(self._heard, len(self._epochs))
 
 
 def _parent() -> int:

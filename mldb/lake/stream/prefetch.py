@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
+from types import GeneratorType
 from typing import Any, Final, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -27,18 +28,25 @@ class Ahead(Generic[_T]):
     iterator, ends the thread after the batch it is at; all that a batch needs is taken and let go
     in that thread, where no Ctrl-C comes. The thread has no reference to this object, and does
     nothing before it is asked: whatever moment Ctrl-C ends a call at, none works for nobody.
+
+    With *first_here* who asks makes the first batch, and the thread begins behind it: waiting for
+    another thread takes longer than reading a batch. Ctrl-C may then come in the middle of it.
     """
 
-    def __init__(self, batches: Iterable[_T], depth: int) -> None:
+    def __init__(self, batches: Iterable[_T], depth: int, *, first_here: bool = False) -> None:
+        self._first_here = first_here
+        # Whoever takes them out closes them: the thread when it begins, or who ends it before.
+        self._given: list[Iterator[_T]] = [iter(batches)]
         self._ready: SimpleQueue[Any] = SimpleQueue()
         self._room: SimpleQueue[bool] = SimpleQueue()  # one item for every batch that may be made
         # Not empty: no more; without the lock of an event, for finalizers.
         self._stop: list[bool] = []
         self._room_at_start = depth
+        self._has_begun = False  # the first batch is made; the thread runs, if all went well
         self._pid = os.getpid()
         self._thread = threading.Thread(
             target=_work,
-            args=(batches, self._room, self._ready, self._stop),
+            args=(self._given, self._room, self._ready, self._stop),
             name="mldb-stream",
             daemon=True,
         )
@@ -50,7 +58,12 @@ class Ahead(Generic[_T]):
         if self._stop:
             raise StopIteration
         try:
-            item = self._next_item()
+            if self._has_begun:
+                # The consumer is done with the step before: its batch may be filled again.
+                self._room.put(True)
+                item = self._ready.get()
+            else:
+                item = self._first_item()
         except BaseException:
             self.close()
             raise
@@ -65,17 +78,20 @@ class Ahead(Generic[_T]):
                 del item  # it would hold the traceback that holds it
         return item  # type: ignore[no-any-return]
 
-    def _next_item(self) -> Any:
-        if self._thread.ident is None:
+    def _first_item(self) -> Any:
+        if self._first_here:
+            item = next(self._given[0], _END)
+            if item is _END:
+                return item
+            self._thread.start()
+        else:
             self._thread.start()
             self._room.put(True)  # the first alone: making more would compete with handing it over
             item = self._ready.get()
-            for _ in range(self._room_at_start - 1):
-                self._room.put(True)
-            return item
-        # The consumer is done with the step before: its batch may be filled again.
-        self._room.put(True)
-        return self._ready.get()
+        self._has_begun = True
+        for _ in range(self._room_at_start - 1):
+            self._room.put(True)
+        return item
 
     def close(self) -> None:
         """End the thread and wait for it. Again does nothing more. Any thread.
@@ -89,7 +105,9 @@ class Ahead(Generic[_T]):
         self._room.put(True)
         if self._pid != os.getpid() or self._thread is threading.current_thread():
             return  # it stayed in the parent, or is the one in which the collector runs
-        with suppress(RuntimeError):  # it was not started
+        with suppress(IndexError):
+            _close(self._given.pop())  # it was not started
+        with suppress(RuntimeError):
             self._thread.join(seconds)
 
     def __del__(self) -> None:
@@ -97,12 +115,17 @@ class Ahead(Generic[_T]):
             self._end(_FINALIZER_SECONDS)
 
 
-def prefetch(batches: Iterable[_T], depth: int) -> Ahead[_T] | Generator[_T]:
+def prefetch(
+    batches: Iterable[_T], depth: int, *, first_here: bool = False
+) -> Ahead[_T] | Generator[_T]:
     """Yield *batches* in order, made by a thread up to *depth* ahead; 0 makes them in the caller's.
 
-    The iterator has a method ``close``; see :class:`Ahead`.
+    With *first_here* the caller's makes the first one. The iterator has a method ``close``; see
+    :class:`Ahead`.
     """
-    return Ahead(batches, depth) if depth > 0 else _as_generator(batches)
+    if depth > 0:
+        return Ahead(batches, depth, first_here=first_here)
+    return batches if isinstance(batches, GeneratorType) else _as_generator(batches)
 
 
 def _as_generator(batches: Iterable[_T]) -> Generator[_T]:
@@ -110,9 +133,15 @@ def _as_generator(batches: Iterable[_T]) -> Generator[_T]:
 
 
 def _work(
-    batches: Iterable[Any], room: SimpleQueue[bool], ready: SimpleQueue[Any], stop: list[bool]
+    given: list[Iterator[Any]],
+    room: SimpleQueue[bool],
+    ready: SimpleQueue[Any],
+    stop: list[bool],
 ) -> None:
-    made = iter(batches)
+    try:
+        made = given.pop()
+    except IndexError:
+        return  # it was ended before it began
     try:
         while True:
             room.get()
@@ -122,6 +151,11 @@ def _work(
     except BaseException as error:  # noqa: BLE001 - raised again by who waits for the batch
         ready.put(_Failure(error))
     finally:
-        close = getattr(made, "close", None)  # of a generator: what it holds is let go here
-        if close is not None:
-            close()
+        _close(made)
+
+
+def _close(made: Iterator[Any]) -> None:
+    """Let go what a generator holds; where another thread is in it, when that one is done."""
+    close = getattr(made, "close", None)
+    if close is not None and not getattr(made, "gi_running", False):
+        close()

@@ -25,6 +25,8 @@ AugmentationMode = Literal["isotropic", "walk", "langevin"]
 OrderChoice = Literal["auto", PlainOrder]
 
 SEED_MAX: Final = (1 << 64) - 1
+WINDOW_ROWS: Final = WINDOW_STRATA * STRATUM_ROWS
+"""Of the windowed order, where nothing else is said."""
 
 _HEARD_BY: Final[Mapping[str, tuple[AugmentationMode, ...]]] = {
     "strength": ("isotropic", "langevin"),
@@ -143,7 +145,7 @@ class StreamOptions:
     prefetch: int | None = None
     warm_bytes: int | None = None
     hot_bytes: int = 0
-    window_rows: int = WINDOW_STRATA * STRATUM_ROWS
+    window_rows: int = WINDOW_ROWS
 
     def __post_init__(self) -> None:
         """Raises InvalidValueError, InvalidTypeError."""
@@ -266,9 +268,7 @@ def make_options(**given_fields: Any) -> StreamOptions:
 def _check_heard(options: StreamOptions) -> None:
     """Refuse what would be ignored. Not for options that are in use, whose order was decided."""
     drawn = options.importance is not None
-    if options.window_rows != StreamOptions().window_rows and (
-        drawn or options.order not in ("auto", "windowed")
-    ):
+    if options.window_rows != WINDOW_ROWS and (drawn or options.order not in ("auto", "windowed")):
         order = "importance_sampling" if drawn else f"order={options.order!r}"
         raise InvalidValueError(
             f"window_rows={options.window_rows} does nothing under {order}; give order='windowed', "

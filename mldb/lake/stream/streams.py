@@ -15,6 +15,7 @@ from mldb.gpu.select import check_spec
 from mldb.lake.order.passes import Pass, Passes
 from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.live import Rows
+from mldb.lake.rows.source import LakeSource
 from mldb.lake.stream.batches import Stream, is_ready
 from mldb.lake.stream.prefetch import prefetch
 from mldb.lake.stream.settings import StreamOptions, check_heard_by_workers
@@ -34,7 +35,8 @@ class Streams:
     def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
         self._made_of = (rows, geometry)
         self._options = options
-        self._bare = replace(options, warm_bytes=0, hot_bytes=0)
+        has_tiers = options.warm_bytes or options.hot_bytes
+        self._bare = replace(options, warm_bytes=0, hot_bytes=0) if has_tiers else options
         self._idle: tuple[list[Stream], list[Stream]] = ([], [])  # with tiers, without
         self._holder: weakref.ref[Lease] | None = None  # who has the one with tiers
         self._shown: Stream | None = None
@@ -144,21 +146,25 @@ class Lease:
 class OpenedLake:
     """What one process opened to read a lake: its passes, and the streams that make batches.
 
-    Passes share it, and nothing that is written to, so that each goes its own way.
+    Passes share it, and nothing that is written to, so that each goes its own way. As long as one
+    of them runs the commit is held for retention, whatever became of the loader.
     """
 
-    def __init__(self, rows: Rows, geometry: str, options: StreamOptions) -> None:
+    def __init__(self, source: LakeSource, options: StreamOptions) -> None:
+        """Raises what opening a store raises."""
         self.pid = os.getpid()
+        rows = self._rows = source.rows()
         self.passes = Passes(rows, options)
-        self.streams = Streams(rows, geometry, options)
-        self._rows = rows
+        self.streams = Streams(rows, source.geometry, options)
+        self._source = source  # which holds the commit
         self._options = options
 
     def line(self, current: Pass, batches: Iterable[BatchRows]) -> Iterator[Any]:
         """Make batches of a pass, by a thread where that is of use. Nothing happens yet.
 
-        With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before. In a
-        worker there is one where *prefetch* was given: the DataLoader asks ahead anyway. Raises
+        With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before. Who
+        asks makes the first one, unless a Vulkan device may have a part in it. In a worker there
+        is a thread where *prefetch* was given: the DataLoader asks ahead anyway. Raises
         InvalidValueError in a worker for options that none hears.
         """
         is_alone, depth = get_worker_info() is None, self._options.prefetch
@@ -169,4 +175,5 @@ class OpenedLake:
         flow = self.streams.flow(current, batches)
         if is_ready(self._rows, self._options, current):
             return prefetch(flow, 0)
-        return prefetch(flow, depth or int(self.streams.drives_vulkan))
+        by_thread_alone = self.streams.drives_vulkan
+        return prefetch(flow, depth or int(by_thread_alone), first_here=not by_thread_alone)
