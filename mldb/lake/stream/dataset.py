@@ -58,7 +58,7 @@ class M2MDataLake(IterableDataset[Any]):
         self, source: LakeSource, options: StreamOptions, *, rank: int = 0, world: int = 1
     ) -> None:
         """Raises InvalidValueError, e.g. for an empty lake, and MissingError for unknown fields."""
-        Shard(rank=rank, world=world)  # refuses what is none
+        self._of_rank = Shard(rank=rank, world=world)  # refuses what is none
         self.options = options
         self.rank, self.world = rank, world
         self._source = source
@@ -69,7 +69,7 @@ class M2MDataLake(IterableDataset[Any]):
         check_stream(source.rows(), options)
         self._auto = options.order == "auto" and options.importance is None
         if self._auto:
-            self.options = replace(options, order=chosen_order(source.rows()))
+            self.options = options.in_order(chosen_order(source.rows()))
         # How the workers of plain DataLoaders know their pass. What was said before is in _next.
         self._epochs = Epochs()
         self._heard = len(self._epochs)
@@ -110,11 +110,13 @@ class M2MDataLake(IterableDataset[Any]):
         """Begin the next pass, with batches that *line* makes; what iterating does."""
         self._settle()
         info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        shard = Shard(rank=self.rank, world=self.world, worker=worker, workers=workers)
+        shard = self._of_rank
+        if info is not None:
+            shard = replace(shard, worker=info.id, workers=info.num_workers)
         base_seed = None if info is None else info.seed - info.id
         position = self._position_to_begin(base_seed)
-        if workers == 1:  # a batch more was handed out for every rank, and the workers of none
+        if shard.workers == 1 and position.done:
+            # A batch more was handed out for every rank, and the workers of none.
             start = position.start + position.done * self.world
             position = position._replace(start=start, done=0)
         current, position = self._begun(position, base_seed)
@@ -141,8 +143,7 @@ class M2MDataLake(IterableDataset[Any]):
 
     def _share(self, start: int, count: int) -> range:
         """The batches of this rank, of the *count* of a pass, from batch *start* on."""
-        shard = Shard(rank=self.rank, world=self.world)
-        return shard.deal(min(start, count), count, even=self.options.even_ranks)
+        return self._of_rank.deal(min(start, count), count, even=self.options.even_ranks)
 
     def _position_to_begin(self, base_seed: int | None) -> Position:
         """Where the next iteration begins; in a worker the epochs are asked, or told."""
@@ -315,7 +316,7 @@ class M2MDataLake(IterableDataset[Any]):
         self._check_reach(source, position)
         if source is not self._source or state["order"] != self.options.order:
             self._source, self._here, self._newest = source, None, None
-            self.options = replace(self.options, order=state["order"])
+            self.options = self.options.in_order(state["order"])
         self._go_to(position)
 
     def _check_reach(self, source: LakeSource, position: Position) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeVar
 
@@ -217,6 +218,14 @@ class StreamOptions:
             *(self.drop_last, self.even_ranks, self.window_rows),
         )
         return digest128(repr(decides).encode()).hex()
+
+    def in_order(self, order: OrderChoice) -> StreamOptions:
+        """The same options with an order that is known to be one: nothing is checked again."""
+        if order == self.order:
+            return self
+        found = copy(self)
+        object.__setattr__(found, "order", order)
+        return found
 
     @property
     def counted(self) -> Counted:
