@@ -35,8 +35,8 @@ class Options:
     compression:         "zstd" stores tensors as compressed byte planes where that saves at least
                          5 %; None (default) stores raw bytes, which are read without a copy.
     deduplicate:         True: a tensor whose bytes the store has already becomes a reference of
-                         about 100 bytes. Those from a measured size on are looked up, and in checkpoints
-                         smaller ones too; a number is that size in bytes. False stores all bytes.
+                         about 100 bytes. Looked up are those from a measured size on, in a
+                         checkpoint also smaller ones; a number is that size in bytes.
     arrays:              "shared": the arrays of ``db[name]`` are views of one read-only mapping.
                          Code that writes to one in spite of its flag (torch does, through
                          ``torch.from_numpy``) ends the process by a signal; it never reaches the

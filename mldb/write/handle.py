@@ -192,7 +192,7 @@ class Handle(StateSurface):
             staging.pending,
             interrupted=interrupted,
         )
-        self._duplicates.note(staging.looked_up(), row.lsn)
+        self._duplicates.note(staging.looked_up().items(), row.lsn)
         return row
 
     def _commit_referring(

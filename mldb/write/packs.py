@@ -58,9 +58,17 @@ class Pack:
             self.drafts[key] = (key, 0, _RAW, start, length, digest, 0, attr, b"")
 
     def add(self, key: bytes, prepared: Prepared) -> None:
-        """Copy the tensor in and keep it."""
-        part = self.write(prepared)
-        self.keep((key,), prepared.attr, len(part), digest128(part))
+        """Copy the tensor in and keep it: both at once, for loops that stage many small ones."""
+        data, size, length = self.data, self.size, prepared.nbytes
+        start = (size + ALIGN - 1) & -ALIGN
+        data[size:start] = _ZEROS[: start - size]
+        end = start
+        for buffer in prepared.buffers:
+            size, end = end, end + len(buffer)
+            data[size:end] = buffer
+        digest = digest128(data[start:end])
+        self.size = end
+        self.drafts[key] = (key, 0, _RAW, start, length, digest, 0, prepared.attr, b"")
 
     def part(self, key: bytes) -> memoryview:
         """Return the bytes of a tensor in it."""

@@ -37,10 +37,10 @@ class References:
     looked up again, and where one is gone the bytes are stored: they are still at hand.
     """
 
-    def __init__(self, duplicates: Duplicates | None) -> None:
-        """*duplicates* is None where nothing is looked up."""
+    def __init__(self, duplicates: Duplicates | None, view: View | None = None) -> None:
+        """Look in *view*, or the head at the first look; without *duplicates* nothing is."""
         self._duplicates = duplicates
-        self._view: View | None = None
+        self._view = view
         self._found: dict[bytes, Reference] = {}
 
     def __len__(self) -> int:

@@ -246,6 +246,8 @@ class Staging:
 
     def _spill(self, record: Record) -> Placed:
         pending = self.open_pending()
+        # On a page, so that the frame in front has room for names which come to share the bytes.
+        record.align_log2 = max(record.align_log2, fmt.PAGE_ALIGN_LOG2)
         pending.add([record])
         return pending.placed[-1]
 
@@ -342,11 +344,11 @@ class Staging:
 
     def looked_up(self) -> dict[bytes, bytes]:
         """Digests and keys of what was looked up and is stored with bytes."""
-        stored = (self._where, self._large, self._spilled)
+        where, large, spilled = self._where, self._large, self._spilled
         return {
             digest: key
             for digest, key in self._digests.items()
-            if any(key in table for table in stored)
+            if key in where or key in large or key in spilled
         }
 
     # --- committing -------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from mldb import keys
 from mldb.errors import ConflictError, InvalidValueError
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
 from mldb.integers import integer
-from mldb.log import format as fmt
-from mldb.log.checksum import checks_and_digest
+from mldb.log.frame import hash_record
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
@@ -101,15 +100,19 @@ class WriteVerbs(Handle):
         self, name: bytes, prepared: Prepared, packed: bytes | None, epoch: int | None
     ) -> Lsn:
         """Store a tensor, or a reference to the version that has its bytes already."""
-        key = keys.TENSORS + name
-        hashed = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
-        references = References(self._duplicates)
-        owner = references.find(key, prepared.buffers, prepared.nbytes, hashed[1])
+        record = small_tensor_stored(name, prepared) if packed is None else None
+        if record is None:
+            record = tensor_stored(name, prepared, metadata=packed)
+            hash_record(record)
+        key, digest = keys.TENSORS + name, record.drafts[0][5]
+        view = self._state.head()
+        owner = self._duplicates.find(view, key, prepared.buffers, prepared.nbytes, digest)
         if owner is not None:
+            references = References(self._duplicates, view)
             references.add(key, prepared, owner, packed)
             return Lsn(self._commit_referring(references, [], epoch).lsn)
-        row = self._commit([tensor_stored(name, prepared, metadata=packed, hashed=hashed)], epoch)
-        self._duplicates.note({hashed[1]: key}, row.lsn)
+        row = self._commit([record], epoch)
+        self._duplicates.note(((digest, key),), row.lsn)
         return Lsn(row.lsn)
 
     def _store_staged(
@@ -180,7 +183,7 @@ class WriteVerbs(Handle):
                 check = references.confirming(None)
                 return Lsn(self._commit(references.records(), epoch, check).lsn)
         row = self._commit([], epoch, None, pending)
-        self._duplicates.note({digest: key}, row.lsn)
+        self._duplicates.note(((digest, key),), row.lsn)
         return Lsn(row.lsn)
 
     def delete_tensor(self, name: str, *, epoch: int | None = None) -> Lsn:
