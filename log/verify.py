@@ -19,6 +19,7 @@ from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Cursor, scan
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment, SegmentGoneError
+from mldb.log.verify_owners import unowned
 from mldb.log.view import View
 
 Progress = Callable[[int, int], None]
@@ -59,8 +60,9 @@ class _Tally:
 def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
     """Check every byte of every segment and every manifest, and report what is damaged.
 
-    Covers headers, bodies, padding, payload blocks, digests, footers and indexes. *progress* is
-    told the bytes checked and those there are, after each segment.
+    Covers headers, bodies, padding, payload blocks, digests, footers and indexes, and whether what
+    has its bytes from another version finds it. *progress* is told the bytes checked and those
+    there are, after each segment.
     """
     _, active, view = log.still()
     tally = _Tally()
@@ -78,6 +80,9 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
             progress(tally.bytes, total)
     _check_active(log.fs, active, view, tally)
     _check_manifests(log.fs, tally)
+    for found in unowned(log.head()):
+        lsns = (found.entry.commit_lsn,)
+        tally.problems.append(Problem(found.file, found.entry.frame, found.message, lsns))
     if progress is not None:
         progress(tally.bytes, total)
     return VerifyReport(len(view.sealed) + 1, tally.commits, tally.bytes, tuple(tally.problems))

@@ -19,7 +19,7 @@ from mldb.tensors.codec import unpack_metadata
 from mldb.write import preemption
 from mldb.write.checkpoint_verbs import CheckpointVerbs
 from mldb.write.ops import Operations
-from mldb.write.staging import PACK_BELOW
+from mldb.write.packs import PACK_BELOW
 from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
 
@@ -192,6 +192,7 @@ class MLDatabase(CheckpointVerbs, WriteVerbs, TimelineVerbs, Closing, MutableMap
                 "misses": cache.misses,
             },
             "counts": source.counts.stats(),
+            "deduplication": self._duplicates.stats(),
             "lakes": self._known_lakes().stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,

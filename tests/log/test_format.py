@@ -57,7 +57,7 @@ from mldb.log.segment import segment_name
 from mldb.tensors import metadata
 from mldb.tensors.descriptor import COMPONENT_ALIGN
 from mldb.tensors.encoding import ENCODING_ZSTD
-from mldb.write import staging
+from mldb.write import packs
 from tests.support.files import append_to, read_file
 from tests.support.format_events import (
     check_block,
@@ -583,7 +583,7 @@ def test_numbers_in_the_prose_are_those_of_the_code() -> None:
     """Every number of two digits and more that is no part of a name, a date or a version."""
     known = {
         fmt.MUST_UNDERSTAND,
-        staging.PACK_BYTES,
+        packs.PACK_BYTES,
         COMPONENT_ALIGN,
         1 << fmt.PAYLOAD_ALIGN_LOG2,
         (1 << fmt.PAYLOAD_ALIGN_LOG2) - 1,
