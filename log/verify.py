@@ -10,6 +10,7 @@ from mldb.errors import MldbError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
 from mldb.log.blocks import Blocks, payload_checks
+from mldb.log.compacted import check_compacted
 from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
@@ -124,7 +125,15 @@ def _check_sealed(part: SealedPart, tally: _Tally) -> SegmentGoneError | None:
         tally.problems.append(_problem(error, info.index_file or part.segment.name))
         sound = False  # the batches are checked all the same, up to the first that is damaged
     end = info.index_offset if not info.index_file else info.length
-    _check_batches(part.segment, data[:end], rows, tally)
+    if info.kind == fmt.FILE_COMPACTED:
+        footer = part.index if sound else None
+        mapped = footer if isinstance(footer, MappedIndex) else None
+        for offset, message, lsn in check_compacted(part.segment, data[:end], mapped, info.chain):
+            lsns = (lsn,) if any(row.lsn == lsn for row in rows) else ()
+            tally.problems.append(Problem(part.segment.name, offset, message, lsns))
+        tally.commits += len(rows)
+    else:
+        _check_batches(part.segment, data[:end], rows, tally)
     if sound and not info.index_file:
         _check_footer(part.segment, data, info.index_offset, tally)
     return None

@@ -56,6 +56,7 @@ class Handle(StateSurface):
         self.options = options
         self.path = fs.root
         self._pid = _process[0]
+        self._metadata_of = metadata_of
         self._closed = False
         self._log = Log(fs, options, known=kinds.KNOWN_KINDS, metadata_of=metadata_of)
         self._state = self._log.state
@@ -67,6 +68,7 @@ class Handle(StateSurface):
         self._duplicates = Duplicates(options.deduplicate, self._source.door, self._state.head)
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
         self._epochs = EpochRule()
+        self._found_reclaimable: tuple[tuple[int, Any], int] | None = None
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
         )
