@@ -28,7 +28,8 @@ from mldb.log.index.address import Lsn
 from mldb.log.view import View
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import unpack_descriptor
-from mldb.tensors.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
+from mldb.tensors.cold import encode_cold
+from mldb.tensors.encoding import decode_bytes
 from mldb.write.handle import Handle
 
 Cold: TypeAlias = "timedelta | Literal['all', 'none'] | None"
@@ -191,8 +192,7 @@ def _size_of(key: bytes, attr: bytes) -> int | None:
 
 def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int, bytes] | None:
     """Encode a cold tensor, None where that saves too little."""
-    packed = encode_bytes((data,), unpack_descriptor(attr).itemsize)
-    return None if packed is None else (ENCODING_ZSTD, packed)
+    return encode_cold(unpack_descriptor(attr), data, base)
 
 
 def _door_of(head: Callable[[], View]) -> Door:
