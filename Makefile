@@ -1,7 +1,7 @@
 # Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
 PYTHON ?= python3
 
-.PHONY: demo test test-large bench bench-lake bench-growth lint setup
+.PHONY: demo test test-large bench bench-lake bench-growth bench-compaction lint setup
 
 demo:
 	@$(PYTHON) tools/dev.py demo
@@ -20,6 +20,9 @@ bench-lake:
 
 bench-growth:
 	@$(PYTHON) tools/dev.py bench-growth $(ARGS)
+
+bench-compaction:
+	@$(PYTHON) tools/dev.py bench-compaction $(ARGS)
 
 lint:
 	@$(PYTHON) tools/dev.py lint

@@ -1,1 +1,4 @@
-"""Reserved for compaction of the log: retention, plan, rewrite, install. None of it exists yet."""
+"""Compaction of the log: retention, plan, rewrite, install.
+
+What only events can tell (which keys belong to the store, what a descriptor says) is passed in.
+"""

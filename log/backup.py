@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
+
+from mldb.errors import StorageIOError
 from mldb.log.birth import FOLDERS, publish_first
 from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.index.columns import MetadataOf
@@ -21,12 +25,17 @@ def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None
     """
     for folder in FOLDERS:
         target.mkdir(folder)
-    manifest, active, view = log.still()
-    # Nothing of what was taken changes any more, so the rest needs no lock.
-    last_lsn, end = view.commit.lsn, active.cursor.offset
+    carried: dict[bytes, SegmentInfo] = {}
+    while True:
+        manifest, active, view = log.still()
+        # Nothing of what was taken changes any more, so the rest needs no lock.
+        if _carry_all(log, target, manifest.segments, carried):
+            break
     segments = manifest.segments
-    for info in segments:
-        _carry(log.fs, target, info)
+    last_lsn, end = view.commit.lsn, active.cursor.offset
+    for info in carried.values():  # compaction replaced it meanwhile
+        for name in _files_of(info):
+            target.unlink(name)
     if active.has_commits():
         footer = index_frame(active, last_lsn, last_lsn, end, metadata_of)
         length = end + sum(map(len, footer))
@@ -38,10 +47,38 @@ def backup(log: Log, target: FileSystem, metadata_of: MetadataOf | None) -> None
     publish_first(target, segments, floor, floor + 1, jumps, manifest.kept, origins)
 
 
+def _carry_all(
+    log: Log, target: FileSystem, segments: Sequence[SegmentInfo], carried: dict[bytes, SegmentInfo]
+) -> bool:
+    """Carry these segments, unless they are; False when one was replaced meanwhile.
+
+    *carried* are those that are there; afterwards those of them that are none of these.
+    """
+    there = dict(carried)
+    for info in segments:
+        if there.pop(info.id, None) is not None:
+            continue
+        try:
+            _carry(log.fs, target, info)
+        except StorageIOError as error:
+            if error.errno != errno.ENOENT or info.id in log.head().segments:
+                raise
+            return False
+        carried[info.id] = info
+    carried.clear()
+    carried.update(there)
+    return True
+
+
+def _files_of(info: SegmentInfo) -> list[str]:
+    return [segment_name(info.id), *([info.index_file] if info.index_file else [])]
+
+
 def _carry(source: FileSystem, target: FileSystem, info: SegmentInfo) -> None:
     """Link a sealed segment and its side index, or copy them."""
-    names = [segment_name(info.id), *([info.index_file] if info.index_file else [])]
-    for name in names:
+    for name in _files_of(info):
+        if target.exists(name):  # of a segment whose side index was gone
+            continue
         if target.link_from(source, name, name):
             continue
         file = source.open(name, "r")

@@ -12,7 +12,7 @@ from typing import Final
 
 from mldb.log import format as fmt
 from mldb.log.index.address import Intervals
-from mldb.log.index.lineage import in_ranges, is_visible
+from mldb.log.index.lineage import is_left, is_visible
 from mldb.log.view import View
 
 _COUNTS_MAX: Final = 64
@@ -94,5 +94,4 @@ class KeyCounts:
 
 def _is_pruned(view: View, lsn: int) -> bool:
     """Whether retention may have taken versions that commit *lsn* saw."""
-    ranges = view.kept
-    return False if not ranges else lsn <= ranges[-1][1] and not in_ranges(lsn, ranges)
+    return not is_left(lsn, view.kept)

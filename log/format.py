@@ -68,6 +68,7 @@ KIND_FIRST_EVENT: Final = 16
 
 # --- index entries --------------------------------------------------------------------------------
 ENTRY_TOMBSTONE: Final = 1
+ENTRY_SETTLED: Final = 2  # another encoding was tried: compaction leaves it as it is
 ENTRY_FLAGS_MAX: Final = 255
 ENCODING_RAW: Final = 0
 ENCODING_REFERENCE: Final = 2  # 1 is zstd, which the log need not know

@@ -22,13 +22,14 @@ from mldb.errors import (
     StorageFullError,
 )
 from mldb.log.active import Active
+from mldb.log.batches import StoredBatch, read_batches
 from mldb.log.birth import FOLDERS, create_store, restore_folders
 from mldb.log.directory.maker import Maker
-from mldb.log.frame import Frame, Record
+from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
-from mldb.log.lock import CommitLock
+from mldb.log.lock import LOCK, CommitLock
 from mldb.log.manifest import (
     Manifest,
     manifest_numbers,
@@ -41,7 +42,6 @@ from mldb.log.pending import PendingSegment
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
 from mldb.log.sealed import SealedPart
-from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.sequencer import Decide, Sequencer
 from mldb.log.state import LogState
 from mldb.log.view import View
@@ -51,14 +51,7 @@ __all__ = ["FOLDERS", "Log", "Still", "StoredBatch"]
 
 _NO_EXTRA: Mapping[str, object] = {}
 _LOOKS = 8
-
-
-class StoredBatch(NamedTuple):
-    """One commit with its checked frames and their bodies, and the file that holds them."""
-
-    row: CommitRow
-    frames: list[tuple[Frame, bytes]]
-    file: str
+_PAUSE_SECONDS = 0.002
 
 
 class Still(NamedTuple):
@@ -267,25 +260,38 @@ class Log:
         view = state.head()
         for _ in range(_LOOKS):
             if state.announced_number in (0, state.manifest.number):
-                break
+                return hold, view
             view = state.head()
-        return hold, view
+        self._wait_for_announced()
+        return hold, state.head()
+
+    def _wait_for_announced(self) -> None:
+        """Wait until nobody is about to install a manifest; a dead process may have announced it.
+
+        Who announced may have read the registrations before this one was written. It holds the
+        commit lock until its manifest is there.
+        """
+        if self._lock is not None:
+            if not self._lock.is_inside():
+                with contextlib.suppress(LockedError), self._lock.hold():
+                    return
+            return
+        with contextlib.suppress(MldbError):  # who may not write cannot register either
+            lock = self.fs.lock(LOCK)
+            try:
+                for _ in range(int(self.options.lock_timeout / _PAUSE_SECONDS) + 1):
+                    if lock.try_acquire():
+                        break
+                    self.fs.pause(_PAUSE_SECONDS)
+            finally:
+                lock.close()
 
     def batches(self, view: View, low: int, high: int) -> Iterator[StoredBatch]:
         """Yield every commit with low <= LSN <= high and its frames, in log order, all lineages.
 
         The one iterator over batches, whatever kind of segment they lie in.
         """
-        for segment_id, row in view.commits(low, high):
-            try:
-                segment = view.segments.get(segment_id) or self.head().segments[segment_id]
-                batch = _batch_of(segment, row)
-            except (SegmentGoneError, KeyError):
-                [(now, row)] = self.head().commits(row.lsn, row.lsn)
-                if now == segment_id:
-                    raise  # the manifest still names the file, so it is lost
-                batch = _batch_of(self.head().segments[now], row)
-            yield batch
+        return read_batches(view, self.head, low, high)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -378,13 +384,3 @@ class Log:
             self._state.close()
             if self._lock is not None:
                 self._lock.close()
-
-
-def _batch_of(segment: Segment, row: CommitRow) -> StoredBatch:
-    frames: list[tuple[Frame, bytes]] = []
-    offset = row.start
-    while offset < row.end:
-        frame, body = segment.frame(offset)
-        frames.append((frame, body))
-        offset = frame.end
-    return StoredBatch(row, frames, segment.name)

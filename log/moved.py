@@ -12,7 +12,7 @@ from typing import Protocol
 
 from mldb.errors import VersionGoneError
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.index.lineage import in_ranges, lowest, within
+from mldb.log.index.lineage import is_left, lowest, within
 from mldb.log.index.memory import CommitField
 from mldb.log.manifest import Kept
 
@@ -68,7 +68,7 @@ class MovedIndex:
         view = self._head()
         first, last = lowest(intervals), intervals[-1][1]
         # One LSN alone names its version, whatever became of the commit.
-        if first != last and view.kept is not None and not in_ranges(last, view.kept):
+        if first != last and not is_left(last, view.kept):
             raise VersionGoneError(
                 f"commit {last} was pruned while it was being read. Hold a snapshot (db.at) in a "
                 "folder that can be written to keep what you read, or pin the commit."

@@ -2,7 +2,8 @@
 
 A segment gets its name before the manifest that publishes it. So a process that dies in between
 leaves one behind with at most one batch in it, of which nobody was told. More can only have been
-written under a manifest that is gone.
+written under a manifest that is gone. A compacted segment is a copy of others, which go when its
+manifest is durable.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _SUFFIX: Final = ".seg"
 class Orphan:
     """A segment file that the manifest does not name, and the manifest that was to publish it.
 
-    ``published`` is 0 when the header does not say. ``size`` is in bytes.
+    ``published`` is 0 when the header does not say. ``kind`` is that of the file, 0 when its
+    header is damaged. ``size`` is in bytes.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Orphan:
     store_id: bytes
     published: int
     size: int
+    kind: int = fmt.FILE_SEGMENT
 
     @property
     def is_empty(self) -> bool:
@@ -59,13 +62,13 @@ def orphans(fs: FileSystem, manifest: Manifest) -> Iterator[Orphan]:
         except StorageIOError:  # gone meanwhile
             continue
         if header is None:
-            yield Orphan(name, fmt.NO_ID, manifest.store_id, 0, size)
+            yield Orphan(name, fmt.NO_ID, manifest.store_id, 0, size, 0)
             continue
         published = header.published
         if header.version == fmt.FIRST_VERSION and len(active) != len(fmt.NO_ID):
             ahead = header.file_id - int.from_bytes(active, "little")
             published = manifest.number + 1 if ahead > 0 else 0
-        yield Orphan(name, header.segment_id, header.store_id, published, size)
+        yield Orphan(name, header.segment_id, header.store_id, published, size, header.kind)
 
 
 def _size(fs: FileSystem, name: str) -> int:
@@ -74,6 +77,16 @@ def _size(fs: FileSystem, name: str) -> int:
         return file.size()
     finally:
         file.close()
+
+
+def is_needed(fs: FileSystem, manifest: Manifest, orphan: Orphan) -> bool:
+    """Whether a compacted segment is all that is left of what it replaced.
+
+    It is whole before its manifest comes, and what it replaces goes after that: where all of what
+    *manifest* names is there, the other one is a copy.
+    """
+    names = [segment_name(info.id) for info in manifest.segments]
+    return orphan.kind == fmt.FILE_COMPACTED and not all(map(fs.exists, names))
 
 
 def in_use(fs: FileSystem, orphan: Orphan) -> bool:
@@ -92,7 +105,10 @@ def in_use(fs: FileSystem, orphan: Orphan) -> bool:
 def refuse_lost_manifest(fs: FileSystem, manifest: Manifest) -> None:
     """Raise CorruptError when a segment is in use that only a newer manifest can have published."""
     for orphan in orphans(fs, manifest):
-        if orphan.published > manifest.number and in_use(fs, orphan):
+        if orphan.published <= manifest.number:
+            continue
+        compacted = orphan.kind == fmt.FILE_COMPACTED
+        if is_needed(fs, manifest, orphan) if compacted else in_use(fs, orphan):
             raise CorruptError(
                 f"segment {fmt.id_text(orphan.id)} holds commits, but no manifest names it: the "
                 "newest manifest was deleted. Nothing was changed and everything is still there; "
@@ -107,6 +123,10 @@ def published_by(fs: FileSystem, manifest: Manifest, number: int) -> bool:
 
     Then manifest *number*, which is damaged, must not be stepped over: commits would be dropped.
     """
+    found = (orphan for orphan in orphans(fs, manifest) if orphan.published >= number)
     return any(
-        orphan.published >= number and not orphan.is_empty for orphan in orphans(fs, manifest)
+        is_needed(fs, manifest, orphan)
+        if orphan.kind == fmt.FILE_COMPACTED
+        else not orphan.is_empty
+        for orphan in found
     )

@@ -16,6 +16,7 @@ import errno
 import os
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from mldb.errors import CorruptError, MldbError, StorageFullError, StorageIOError
@@ -312,17 +313,35 @@ def highest_claim(fs: FileSystem) -> int:
     stays so, a living process counts as having claimed every commit, a dead one none.
     """
     highest = 0
-    for reader in registrations(fs):
-        tries = _LOOKS
-        while reader.is_damaged and tries:
-            fs.pause(_LOOK_SECONDS)
-            tries -= 1
-            with contextlib.suppress(StorageIOError):
-                reader = _decode(reader.name, _content(fs, reader.name))
+    for reader in map(partial(_looked_at, fs), registrations(fs)):
         if reader.is_damaged and not _is_dead(fs, reader.name):
             return fmt.LSN_MAX
         highest = max(highest, reader.acknowledged)
     return highest
+
+
+def lowest_needed(fs: FileSystem) -> int:
+    """The lowest commit that a living process needs, NEEDS_NOTHING when none needs any.
+
+    A registration that cannot be read is looked at as :func:`highest_claim` does. Who prunes
+    announces its manifest first, and holds the commit lock.
+    """
+    lowest = NEEDS_NOTHING
+    for reader in map(partial(_looked_at, fs), registrations(fs)):
+        if reader.lowest < lowest and not _is_dead(fs, reader.name):
+            lowest = reader.lowest
+    return lowest
+
+
+def _looked_at(fs: FileSystem, reader: Reader) -> Reader:
+    """A registration, read again some times while it is damaged."""
+    for _ in range(_LOOKS):
+        if not reader.is_damaged:
+            break
+        fs.pause(_LOOK_SECONDS)
+        with contextlib.suppress(StorageIOError):
+            reader = _decode(reader.name, _content(fs, reader.name))
+    return reader
 
 
 def _is_dead(fs: FileSystem, name: str) -> bool:

@@ -31,7 +31,7 @@ from mldb.log.manifest import (
     refuse_to_write,
     remove_old,
 )
-from mldb.log.orphans import orphans
+from mldb.log.orphans import is_needed, orphans
 from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
@@ -215,8 +215,9 @@ class Sealer:
         for orphan in orphans(fs, state.manifest):
             if orphan.published <= state.manifest.number:
                 continue
-            if orphan.is_empty:
-                discard(fs, orphan.name)
+            if orphan.is_empty or orphan.kind == fmt.FILE_COMPACTED:
+                if not is_needed(fs, state.manifest, orphan):
+                    discard(fs, orphan.name)
                 continue
             saved = f"{LOST}/{fmt.id_text(orphan.id)}-{fs.time_ns()}.seg"
             fs.rename(orphan.name, saved)

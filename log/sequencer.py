@@ -77,6 +77,7 @@ class Sequencer:
         self._sealer = Sealer(state, metadata_of, registration.ensure)
         self.syncing = Syncing(state, lock, registration, self._sealer)
         self.saver = HintSaver(state, lock, self.syncing, registration.ensure, metadata_of)
+        self._changed = False  # a seal was asked for: a clean close has a mark to record
         self._began = began  # LSNs below the floor cannot have been given out; the commit lock
 
     # --- committing -------------------------------------------------------------------------------
@@ -324,6 +325,18 @@ class Sequencer:
         """Close the active segment with a footer and start the next; the commit lock is held."""
         self._sealer.roll(self._write_footer() if self.state.active.has_commits() else None)
 
+    def seal_now(self) -> None:
+        """Seal before the segment is full, for who wants to compact it; the commit lock is held."""
+        refuse_to_write(self.state.fs, self.state.manifest)
+        self._first_lsn(0)
+        self._changed = True
+        self.seal()
+
+    @property
+    def sealer(self) -> Sealer:
+        """What does the file work, for who holds the commit lock."""
+        return self._sealer
+
     def _write_footer(self) -> SegmentInfo:
         info = self._sealer.append_footer(self.syncing.durable_lsn)
         self.syncing.sync_active()
@@ -351,7 +364,7 @@ class Sequencer:
         with self.lock.hold() as guard:
             state.begin_writing(guard.key)
             try:
-                if not self.commits:
+                if not (self.commits or self._changed):
                     self._restore_hint()
                     return
                 self.catch_up()

@@ -10,6 +10,7 @@ from mldb.errors import MldbError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
 from mldb.log.blocks import Blocks, payload_checks
+from mldb.log.compacted import check_compacted
 from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_header
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
@@ -19,6 +20,7 @@ from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
 from mldb.log.scan import Cursor, scan
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment, SegmentGoneError
+from mldb.log.verify_owners import unowned
 from mldb.log.view import View
 
 Progress = Callable[[int, int], None]
@@ -59,8 +61,9 @@ class _Tally:
 def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
     """Check every byte of every segment and every manifest, and report what is damaged.
 
-    Covers headers, bodies, padding, payload blocks, digests, footers and indexes. *progress* is
-    told the bytes checked and those there are, after each segment.
+    Covers headers, bodies, padding, payload blocks, digests, footers and indexes, and whether what
+    has its bytes from another version finds it. *progress* is told the bytes checked and those
+    there are, after each segment.
     """
     _, active, view = log.still()
     tally = _Tally()
@@ -78,6 +81,9 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
             progress(tally.bytes, total)
     _check_active(log.fs, active, view, tally)
     _check_manifests(log.fs, tally)
+    for found in unowned(log.head()):
+        lsns = (found.entry.commit_lsn,)
+        tally.problems.append(Problem(found.file, found.entry.frame, found.message, lsns))
     if progress is not None:
         progress(tally.bytes, total)
     return VerifyReport(len(view.sealed) + 1, tally.commits, tally.bytes, tuple(tally.problems))
@@ -119,7 +125,15 @@ def _check_sealed(part: SealedPart, tally: _Tally) -> SegmentGoneError | None:
         tally.problems.append(_problem(error, info.index_file or part.segment.name))
         sound = False  # the batches are checked all the same, up to the first that is damaged
     end = info.index_offset if not info.index_file else info.length
-    _check_batches(part.segment, data[:end], rows, tally)
+    if info.kind == fmt.FILE_COMPACTED:
+        footer = part.index if sound else None
+        mapped = footer if isinstance(footer, MappedIndex) else None
+        for offset, message, lsn in check_compacted(part.segment, data[:end], mapped, info.chain):
+            lsns = (lsn,) if any(row.lsn == lsn for row in rows) else ()
+            tally.problems.append(Problem(part.segment.name, offset, message, lsns))
+        tally.commits += len(rows)
+    else:
+        _check_batches(part.segment, data[:end], rows, tally)
     if sound and not info.index_file:
         _check_footer(part.segment, data, info.index_offset, tally)
     return None

@@ -179,7 +179,7 @@ class View(NamedTuple):
 
     def commits(self, low: int, high: int) -> Iterator[tuple[bytes, CommitRow]]:
         """Yield (segment id, commit) with low <= lsn <= high, ascending, on every lineage."""
-        for sealed in self._between(low, high):
+        for sealed in self.between(low, high):
             yield from sealed.commits(low, high)
         for part in reversed(self.active):
             for row in part.commits(low, min(high, self.commit.lsn)):
@@ -205,7 +205,7 @@ class View(NamedTuple):
                     return row
         return None
 
-    def _between(self, low: int, high: int) -> Sequence[SealedPart]:
+    def between(self, low: int, high: int) -> Sequence[SealedPart]:
         """The sealed segments from the one that has commit *low* to the one that has *high*."""
         first = bisect_left(self.sealed, low, key=_UNTIL)
         last = bisect_left(self.sealed, high, first, key=_UNTIL)

@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mldb.compaction.report import CompactionReport, NameReport
+    from mldb.compaction.retention import Retention
     from mldb.database import MLDatabase, open
     from mldb.errors import (
         ClosedError,
@@ -91,6 +93,9 @@ _HOMES = {
     "NothingLoadedWarning": "mldb.state.report",
     "register_state_type": "mldb.state.structs",
     "Relationship": "mldb.history.relationships",
+    "Retention": "mldb.compaction.retention",
+    "CompactionReport": "mldb.compaction.report",
+    "NameReport": "mldb.compaction.report",
     "Recovery": "mldb.log.recovery",
     "Problem": "mldb.log.verify",
     "VerifyReport": "mldb.log.verify",
@@ -112,6 +117,7 @@ __all__ = [
     "Augmentation",
     "Checkpoint",
     "ClosedError",
+    "CompactionReport",
     "ConflictError",
     "CorruptError",
     "EpochOrderError",
@@ -134,6 +140,7 @@ __all__ = [
     "MLDatabase",
     "MissingError",
     "MldbError",
+    "NameReport",
     "NothingLoadedWarning",
     "Options",
     "PendingCheckpoint",
@@ -143,6 +150,7 @@ __all__ = [
     "Recovery",
     "ReentryError",
     "Relationship",
+    "Retention",
     "RetryableError",
     "Snapshot",
     "StorageError",

@@ -18,8 +18,9 @@ from mldb.options import Durability, Mode, Options, Verify
 from mldb.tensors.codec import unpack_metadata
 from mldb.write import preemption
 from mldb.write.checkpoint_verbs import CheckpointVerbs
+from mldb.write.compacting import CompactionVerbs
 from mldb.write.ops import Operations
-from mldb.write.staging import PACK_BELOW
+from mldb.write.packs import PACK_BELOW
 from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
 
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "ml_storage"
 
 
-class MLDatabase(CheckpointVerbs, WriteVerbs, TimelineVerbs, Closing, MutableMapping[str, Any]):
+class MLDatabase(
+    CheckpointVerbs,
+    WriteVerbs,
+    TimelineVerbs,
+    CompactionVerbs,
+    Closing,
+    MutableMapping[str, Any],
+):
     """One open store. A context manager and a mapping from tensor names to arrays.
 
     Any thread may use it. A forked child may not: it opens its own. Arrays and views taken from it
@@ -173,6 +181,8 @@ class MLDatabase(CheckpointVerbs, WriteVerbs, TimelineVerbs, Closing, MutableMap
         """Return figures of the store and of this handle.
 
         Every tuned or adaptive default is among them with its value and its counters.
+        ``reclaimable`` are the bytes of sealed segments that :meth:`compact` would give back under
+        the retention that is set, None when that cannot be met.
         """
         self._guard()
         source, border, cache = self._source, self._source.border, self._source.cache
@@ -192,9 +202,11 @@ class MLDatabase(CheckpointVerbs, WriteVerbs, TimelineVerbs, Closing, MutableMap
                 "misses": cache.misses,
             },
             "counts": source.counts.stats(),
+            "deduplication": self._duplicates.stats(),
             "lakes": self._known_lakes().stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
+            "reclaimable": self._reclaimable(),
         }
 
     def sync(self) -> None:

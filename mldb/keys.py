@@ -12,7 +12,7 @@ reverse      4     target NUL kind NUL source         the same, for queries by t
 checkpoints  5     name; "" is the newest of any      msgpack of name, step, metrics, sizes
 tags         6     name                               msgpack of the LSN
 pins         7     LSN, big-endian                    empty
-retention    8     ""                                 reserved
+retention    8     ""                                 msgpack of what is kept
 lakes        9     lake                               what the lake is, and its next row id
 splats       10    lake NUL sequence, big-endian      one block of rows added, or of ids removed
 metrics      11    reserved

@@ -34,6 +34,9 @@ class Options:
     verify:              checksums of what reads touch: "first" time, "always", or "never".
     compression:         "zstd" stores tensors as compressed byte planes where that saves at least
                          5 %; None (default) stores raw bytes, which are read without a copy.
+    deduplicate:         True: a tensor whose bytes the store has already becomes a reference of
+                         about 100 bytes. Looked up are those from a measured size on, in a
+                         checkpoint also smaller ones; a number is that size in bytes.
     arrays:              "shared": the arrays of ``db[name]`` are views of one read-only mapping.
                          Code that writes to one in spite of its flag (torch does, through
                          ``torch.from_numpy``) ends the process by a signal; it never reaches the
@@ -60,6 +63,7 @@ class Options:
     durability: Durability = "commit"
     verify: Verify = "first"
     compression: Compression | None = None
+    deduplicate: bool | int = True
     arrays: Arrays = "shared"
     lock_timeout: float = 30.0
     segment_bytes: int = 256 << 20
@@ -89,6 +93,8 @@ class Options:
             "pending_checkpoints",
         ):
             _positive(name, getattr(self, name))
+        if not isinstance(self.deduplicate, bool):
+            _positive("deduplicate", self.deduplicate)
         if self.map_bytes is not None:
             _positive("map_bytes", self.map_bytes, least=0)
         _positive("cache_bytes", self.cache_bytes, least=0)

@@ -113,6 +113,7 @@ class Store(RuleBasedStateMachine):
         segment_entries=st.sampled_from([9, 1 << 16]),
         durability=st.sampled_from(["commit", "os"]),
         compression=st.sampled_from([None, None, "zstd"]),
+        deduplicate=st.sampled_from([False, 1, 400]),
         verify=st.sampled_from(["first", "always"]),
         map_bytes=st.sampled_from([0, 500, 1 << 40]),
     )

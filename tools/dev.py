@@ -1,6 +1,7 @@
 """Set up the checkout and run what a developer runs; standard library only.
 
-``python3 tools/dev.py setup|demo|test|test-large|bench|bench-lake|bench-growth|lint [arguments]``
+``python3 tools/dev.py setup|demo|test|test-large|lint [arguments]``, and likewise
+``bench|bench-lake|bench-growth|bench-compaction``.
 
 Arguments are those of the last step.
 
@@ -50,6 +51,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "bench": (("-m", "tests.bench"),),
     "bench-lake": (("-m", "tests.bench_lake"),),
     "bench-growth": (("-m", "tests.bench_growth"),),
+    "bench-compaction": (("-m", "tests.bench_compaction"),),
     "lint": LINT,
 }
 _HINTS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from mldb.errors import CorruptError, MldbError
@@ -221,16 +222,17 @@ class Part:
                     return row
         return None
 
-    def with_digest(self, digest: bytes) -> Iterator[tuple[bytes, Entry]]:
-        """Yield (key, version) of the versions whose bytes have this digest; none of a lost part.
+    def with_digest(self, digest: bytes, most: int) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (key, version) of versions whose bytes have this digest; none of a lost part.
 
-        Segments without a part are not asked: this is for who can do without the answer.
+        At most *most* of them: a value may have been stored any number of times. Segments without a
+        part are not asked: this is for who can do without the answer.
         """
         mapped = self.mapped
         if mapped is None:
             return
         try:
-            yield from list(mapped.with_digest(digest))
+            yield from list(islice(mapped.with_digest(digest), most))
         except MldbError as error:
             self.distrust(error)
 

@@ -13,7 +13,13 @@ import numpy as np
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
-from mldb.log.index.columns import COLUMN_TYPES, DIRECTORY_COLUMNS, META_PREFIX, OPTIONAL_COLUMNS
+from mldb.log.index.columns import (
+    COLUMN_TYPES,
+    COMPACTED_COLUMNS,
+    DIRECTORY_COLUMNS,
+    META_PREFIX,
+    OPTIONAL_COLUMNS,
+)
 from mldb.log.index.steps import Column
 
 _OFFSETS: Final = struct.Struct("<QQ")
@@ -36,7 +42,9 @@ def _kind(code: str) -> tuple[np.dtype[Any], str, int]:
 
 _KINDS: Final = {
     name: _kind(code)
-    for name, code in (COLUMN_TYPES | OPTIONAL_COLUMNS | DIRECTORY_COLUMNS).items()
+    for name, code in (
+        COLUMN_TYPES | OPTIONAL_COLUMNS | DIRECTORY_COLUMNS | COMPACTED_COLUMNS
+    ).items()
 }
 _CODES: Final = _kind("<u4")
 _VALUES: Final = _kind("u1")

@@ -64,6 +64,8 @@ DIRECTORY_COLUMNS: Final = {
     "digest_row": "<u4",
 }
 """What an index over several segments has besides (``mldb.log.directory``)."""
+COMPACTED_COLUMNS: Final = {"row_lsn": "<u8"}
+"""What the footer of a compacted segment has besides (``mldb.log.compacted``)."""
 _NO_TAILS: Final[Mapping[str, Column]] = {}
 
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]

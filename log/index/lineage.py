@@ -337,6 +337,11 @@ def in_ranges(lsn: int, ranges: Ranges) -> bool:
     return index >= 0 and lsn <= ranges[index][1]
 
 
+def is_left(lsn: int, ranges: Ranges | None) -> bool:
+    """Whether retention left a commit: in a range, behind the last one, or nothing was pruned."""
+    return not ranges or lsn > ranges[-1][1] or lsn <= 0 or in_ranges(lsn, ranges)
+
+
 def around(lsn: int, ranges: Ranges) -> tuple[int | None, int | None]:
     """Return the nearest ends of ranges below and above an LSN that lies in none: O(log n)."""
     below_ = bisect_left(ranges, lsn, key=_HIGH) - 1

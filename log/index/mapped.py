@@ -273,12 +273,30 @@ class MappedIndex(MappedCommits):
         count = reader.count("digest")
         place = reader.search_right("digest", wanted, 0, count) - 1
         while place >= 0 and reader.value("digest", place) == wanted:
-            row = reader.value("digest_row", place)
-            entry = self._entry(row)
+            key, entry = self.version(reader.value("digest_row", place))
             if entry.digest == digest:
-                number = reader.search_right("key_row", row, 0, reader.count("key_row")) - 1
-                yield reader.heap("key", number), entry
+                yield key, entry
             place -= 1
+
+    def version(self, row: int) -> tuple[bytes, Entry]:
+        """Return key and entry of one row."""
+        reader = self._reader
+        number = reader.search_right("key_row", row, 0, reader.count("key_row")) - 1
+        return reader.heap("key", number), self._entry(row)
+
+    def rows_with_bytes(self) -> npt.NDArray[np.int64]:
+        """Return the rows of versions that have stored bytes of their own, ascending."""
+        return np.flatnonzero(self._reader.whole("row_length") > 0)
+
+    def rows_with_base(self) -> npt.NDArray[np.int64]:
+        """Return the rows of versions that have their bytes from another one, ascending."""
+        return np.flatnonzero(self._reader.whole("row_base") > 0)
+
+    def digests(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """Return the first halves of the digests of these rows, as numbers; copied."""
+        halves = self._reader.whole("row_digest").view("<u8").reshape(-1, 2)
+        found: npt.NDArray[np.uint64] = halves[rows, 0].astype(np.uint64)
+        return found
 
     def entry_count(self) -> int:
         """How many versions the index holds."""

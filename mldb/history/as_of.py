@@ -23,7 +23,7 @@ from mldb.errors import InvalidTypeError, InvalidValueError, MissingError, Versi
 from mldb.history.kinds.timeline import unpack_tag
 from mldb.log import format as fmt
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn, to_time
-from mldb.log.index.lineage import around, in_ranges, is_visible
+from mldb.log.index.lineage import around, is_left, is_visible
 from mldb.log.index.memory import CommitField
 from mldb.log.readers import Hold
 from mldb.log.view import View
@@ -183,7 +183,7 @@ def held(scope: Scope) -> tuple[Scope, Hold]:
 def kept(view: View, row: CommitRow) -> CommitRow:
     """Return *row*; raises VersionGoneError naming the nearest kept commits when it was pruned."""
     ranges = view.kept
-    if not ranges or row.lsn == 0 or row.lsn > ranges[-1][1] or in_ranges(row.lsn, ranges):
+    if not ranges or is_left(row.lsn, ranges):
         return row
     below, above = around(row.lsn, ranges)
     raise VersionGoneError(

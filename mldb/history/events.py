@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from mldb.compaction.retention import Retention
 from mldb.errors import CorruptError
 from mldb.history import kinds
-from mldb.history.kinds import checkpoints, lakes, patches, relationships, tensors, timeline
+from mldb.history.kinds import (
+    checkpoints,
+    lakes,
+    patches,
+    relationships,
+    retention,
+    tensors,
+    timeline,
+)
 from mldb.history.kinds.changes import ReadFields
 from mldb.log import format as fmt
 from mldb.log.frame import DamagedFrame, Frame, decode_entries, unpack
@@ -122,6 +131,13 @@ class PinCleared(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionSet(Event):
+    """The store keeps what *policy* says from here on."""
+
+    policy: Retention
+
+
+@dataclass(frozen=True, slots=True)
 class Rewound(Event):
     """The head state became the state at commit *target*."""
 
@@ -181,6 +197,7 @@ EVENT_KINDS: Final[Mapping[int, EventKind]] = {
     kinds.TAG_DELETED: EventKind(TagDeleted, timeline.read_tag_deleted),
     kinds.PIN_SET: EventKind(PinSet, timeline.read_pin),
     kinds.PIN_CLEARED: EventKind(PinCleared, timeline.read_pin),
+    kinds.RETENTION_SET: EventKind(RetentionSet, retention.read_retention_set),
     kinds.REWOUND: EventKind(Rewound, timeline.read_rewound),
     kinds.LAKE_CREATED: EventKind(LakeCreated, lakes.read_lake_created),
     kinds.SPLATS_ADDED: EventKind(SplatsAdded, lakes.read_splats_added),

@@ -26,7 +26,9 @@ from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.scope import Scope, Source, make_scope
 from mldb.write.buffers import BufferPool
+from mldb.write.duplicates import Duplicates
 from mldb.write.preemption import is_forced
+from mldb.write.references import OwnersGone, References
 from mldb.write.rules import EpochRule
 from mldb.write.staging import Staging
 
@@ -54,6 +56,7 @@ class Handle(StateSurface):
         self.options = options
         self.path = fs.root
         self._pid = _process[0]
+        self._metadata_of = metadata_of
         self._closed = False
         self._log = Log(fs, options, known=kinds.KNOWN_KINDS, metadata_of=metadata_of)
         self._state = self._log.state
@@ -62,8 +65,10 @@ class Handle(StateSurface):
             self._log, border, ByteCache(options.cache_bytes, "the cache of decoded tensors")
         )
         self._buffers = BufferPool()
+        self._duplicates = Duplicates(options.deduplicate, self._source.door, self._state.head)
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
         self._epochs = EpochRule()
+        self._found_reclaimable: tuple[tuple[int, Any], int] | None = None
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
         )
@@ -122,17 +127,20 @@ class Handle(StateSurface):
         self._settle_background()
         return self._scope()
 
-    def new_staging(self, *, fix: bool) -> Staging:
-        """Return an empty staging area for one transaction."""
+    def new_staging(self, *, fix: bool, checkpoint: bool = False) -> Staging:
+        """Return an empty staging area for one transaction, or for one checkpoint."""
         self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
+        found = self._duplicates
         return Staging(
             self._log.pending_segment,
             spill,
             fix=fix,
             compression=self.options.compression,
             buffers=self._buffers,
+            duplicates=found,
+            least=found.least_in_checkpoints if checkpoint else found.least,
         )
 
     def commit_staging(
@@ -149,10 +157,13 @@ class Handle(StateSurface):
         validate: Callable[[View], None] | None,
     ) -> CommitRow:
         records = self._records_of(staging)
-        return self._commit(records, epoch, validate, staging.pending)
+        return self._commit_staged(staging, records, epoch, validate)
 
     def _records_of(self, staging: Staging) -> list[Record]:
-        """Return what is staged, as far as it is not in a pending segment; called once."""
+        """Return what is staged with bytes, as far as it is not in a pending segment; called once.
+
+        References are left to :meth:`_commit_staged`.
+        """
         records = staging.records()
         if (
             staging.pending is None
@@ -164,6 +175,50 @@ class Handle(StateSurface):
         # Outside the commit lock: other writers go on while the payloads are written.
         staging.pending.add(records)
         return []
+
+    def _commit_staged(
+        self,
+        staging: Staging,
+        records: list[Record],
+        epoch: int | None,
+        validate: Callable[[View], None] | None,
+        *,
+        interrupted: bool = False,
+    ) -> CommitRow:
+        """Commit records and the references of a staging area, and note what is new in it."""
+        row = self._commit_referring(
+            staging.references,
+            records,
+            epoch,
+            validate,
+            staging.pending,
+            interrupted=interrupted,
+        )
+        self._duplicates.note(staging.looked_up().items(), row.lsn)
+        return row
+
+    def _commit_referring(
+        self,
+        references: References,
+        records: list[Record],
+        epoch: int | None,
+        validate: Callable[[View], None] | None = None,
+        pending: PendingSegment | None = None,
+        *,
+        interrupted: bool = False,
+    ) -> CommitRow:
+        """Commit records and references; where the owner of one is gone, its bytes."""
+        while True:
+            every = [*records, *references.records()]
+            check = references.confirming(validate)
+            try:
+                return self._commit(every, epoch, check, pending, interrupted=interrupted)
+            except OwnersGone:
+                instead = references.give_up()
+            if pending is None:
+                records = [*records, *instead]
+            else:
+                pending.add(instead)
 
     def _commit(
         self,
@@ -192,18 +247,14 @@ class Handle(StateSurface):
             background.drain()
 
     def _write_job(self, job: CheckpointJob) -> CommitRow:
-        staging = self.new_staging(fix=False)
+        staging = self.new_staging(fix=False, checkpoint=True)
         try:
             stage(job, staging)
             records = self._records_of(staging)
 
             def commit(more: list[Record], check: Callable[[View], None]) -> CommitRow:
-                return self._commit(
-                    records + more,
-                    job.epoch,
-                    check,
-                    staging.pending,
-                    interrupted=job.interrupted,
+                return self._commit_staged(
+                    staging, records + more, job.epoch, check, interrupted=job.interrupted
                 )
 
             return commit_planned(job, self._log.head, commit)

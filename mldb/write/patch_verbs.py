@@ -22,7 +22,8 @@ from mldb.tensors.codec import (
 )
 from mldb.tensors.patching import added, make_patch, set_rows, touched_rows
 from mldb.tensors.scope import Scope, holder, own_bytes, stored_rows
-from mldb.write.staging import Staged, Staging
+from mldb.write.staged import Staged
+from mldb.write.staging import Staging
 
 PATCH_ROWS_MOST: Final = 0.5
 """From this share of the rows on a sum is stored whole: a patch of it would save little."""

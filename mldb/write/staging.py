@@ -8,80 +8,28 @@ a few frames and a read verifies one block. Larger ones get a frame of their own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
 
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
-from mldb.history.kinds.patches import PatchedVersion, tensor_patched
-from mldb.history.kinds.tensors import (
-    metadata_set,
-    tensor_compressed,
-    tensor_stored,
-    tensors_packed,
-)
+from mldb.history.kinds.patches import PatchedVersion
+from mldb.history.kinds.tensors import metadata_set, tensor_compressed, tensor_stored
 from mldb.log import format as fmt
-from mldb.log.batch import Placed
-from mldb.log.checksum import digest128
-from mldb.log.frame import Draft, DraftFields, Record
+from mldb.log.batch import Placed, place
+from mldb.log.checksum import checks_and_digest, digest128
+from mldb.log.frame import Draft, Record
 from mldb.log.fs.protocol import Buffer
-from mldb.log.patch import Patch, merge_patches
+from mldb.log.patch import Patch
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
 from mldb.tensors.encoding import decode_bytes
 from mldb.write.buffers import BufferPool
-
-PACK_BELOW: Final = 64 << 10
-PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM
-_PACK_ENTRIES: Final = 1 << 14
-_ALIGN: Final = 1 << fmt.PAYLOAD_ALIGN_LOG2
-_ZEROS: Final = bytes(_ALIGN)
-_RAW: Final = fmt.ENCODING_RAW
-assert PACK_BYTES <= 1 << fmt.BLOCK_LOG2  # a pack is one block
+from mldb.write.duplicates import OFF, Duplicates, Owner, have_equal_bytes
+from mldb.write.packs import PACK_BELOW, Pack
+from mldb.write.references import References
+from mldb.write.staged import Staged, draft_of, drafts_like, with_names
+from mldb.write.staged_patches import StagedPatches
 
 OpenPending = Callable[[], PendingSegment]
-
-
-class Staged(NamedTuple):
-    """What a transaction would read back for a key.
-
-    ``data`` is None for a deletion or a spilled tensor.
-    """
-
-    attr: bytes
-    data: tuple[Buffer, ...] | None
-    deleted: bool
-    placed: Placed | None = None
-    encoding: int = fmt.ENCODING_RAW
-    patch: Patch | None = None
-    """Rows that change; the others are those of the version that was read. ``data`` is None."""
-
-
-class _Pack:
-    """One packed payload being filled: PACK_BYTES of borrowed memory and the drafts into it."""
-
-    __slots__ = ("data", "drafts", "size")
-
-    def __init__(self, data: memoryview) -> None:
-        self.data = data
-        self.size = 0
-        self.drafts: dict[bytes, DraftFields] = {}
-
-    def add(self, key: bytes, prepared: Prepared) -> None:
-        """Copy the tensor in; the caller has seen that it fits."""
-        data, size, length = self.data, self.size, prepared.nbytes
-        start = (size + _ALIGN - 1) & -_ALIGN
-        data[size:start] = _ZEROS[: start - size]
-        end = start
-        for buffer in prepared.buffers:
-            size, end = end, end + len(buffer)
-            data[size:end] = buffer
-        digest = digest128(data[start:end])
-        self.size = end
-        self.drafts[key] = (key, 0, _RAW, start, length, digest, 0, prepared.attr, b"")
-
-    def record(self) -> Record:
-        """The record of this pack; hashed here, outside the commit lock."""
-        return tensors_packed(list(self.drafts.values()), self.data[: self.size])
 
 
 class Staging:
@@ -89,6 +37,8 @@ class Staging:
 
     ``fix`` says that values must be fixed at the call (a transaction's promise): buffers that alias
     the caller's memory are copied. Without it they must stay unchanged until the commit returns.
+    Tensors of *least* bytes or more are looked up in *duplicates*: of those that the store has
+    already, ``references`` are staged, and equal ones of this batch share their bytes.
     """
 
     def __init__(
@@ -99,6 +49,8 @@ class Staging:
         fix: bool,
         compression: str | None = None,
         buffers: BufferPool | None = None,
+        duplicates: Duplicates | None = None,
+        least: int = OFF,
     ) -> None:
         self._new_pending = new_pending
         self._buffers = buffers or BufferPool()
@@ -107,29 +59,35 @@ class Staging:
         self._compression = compression
         self._spill_bytes = spill_bytes
         self._fix = fix
-        self._packs: list[_Pack] = []
+        self._packs: list[Pack] = []
         self._large: dict[bytes, Record] = {}
         self._spilled: dict[bytes, Placed] = {}
         self._outdated = False  # an entry of a spilled record was dropped; its place does not fit
-        self._where: dict[bytes, _Pack] = {}
+        self._where: dict[bytes, Pack] = {}
         self._changes: dict[bytes, KeyChange] = {}
-        self._patches: dict[bytes, tuple[PatchedVersion, Patch]] = {}
         self._extra: list[Record] = []
+        self._least = OFF if duplicates is None else least
+        self._pack_unasked_below = min(PACK_BELOW, self._least)
+        self._digests: dict[bytes, bytes] = {}  # of what was looked up: to the first key with it
+        self._copied = 0  # bytes of owners that are held in memory
+        self.references = References(duplicates)
+        self.patches = StagedPatches()
         self.pending: PendingSegment | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is staged."""
-        staged = self._where, self._large, self._spilled, self._changes, self._patches, self._extra
-        return any(staged)
+        stored = self._where or self._large or self._spilled
+        return bool(stored or self.references or self.patches or self._changes or self._extra)
 
     # --- staging ----------------------------------------------------------------------------------
 
     def put_tensor(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> None:
         """Stage a tensor under a checked name, and under aliases of the same bytes."""
         key = keys.TENSORS + name
-        if not aliases and prepared.nbytes < PACK_BELOW and key not in self._seen:
+        nbytes = prepared.nbytes
+        if not aliases and nbytes < self._pack_unasked_below and key not in self._seen:
             self._seen.add(key)
-            pack = self._where[key] = self._open_pack(prepared.nbytes, 1)
+            pack = self._where[key] = self._open_pack(nbytes, 1)
             pack.add(key, prepared)
             return
         names = (name, *aliases)
@@ -139,51 +97,161 @@ class Staging:
                 # Deleted before in this transaction, and so its metadata. No TensorDeleted will
                 # tell that any more; this event does.
                 self.change(metadata_set(item, pack_metadata({})))
-        if prepared.nbytes < PACK_BELOW:
-            pack = self._open_pack(prepared.nbytes, len(names))
-            pack.add(key, prepared)
-            self._where[key] = pack
-            for item in aliases:
-                alias = keys.TENSORS + item
-                pack.drafts[alias] = (alias, *pack.drafts[key][1:])
-                self._where[alias] = pack
+        if nbytes < PACK_BELOW:
+            self._put_small(names, prepared)
+        else:
+            self._put_large(names, prepared)
+
+    def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
+        pack = self._open_pack(prepared.nbytes, len(names))
+        part = pack.write(prepared)
+        digest = digest128(part)
+        if prepared.nbytes >= self._least and self._is_here(names, prepared, (part,), digest):
             return
-        compressed = self._compression is not None
-        record = tensor_compressed(name, prepared, aliases) if compressed else None
-        if record is None:
-            record = self._raw_record(name, prepared, aliases)
+        added = [keys.TENSORS + item for item in names]
+        pack.keep(added, prepared.attr, len(part), digest)
+        self._where.update(dict.fromkeys(added, pack))
+
+    def _put_large(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
+        fixed, copies = self._fixed(prepared)
+        hashed = record = None
+        if prepared.nbytes >= self._least:
+            hashed = checks_and_digest(fixed.buffers, fmt.BLOCK_LOG2)
+            if self._is_here(names, prepared, fixed.buffers, hashed[1]):
+                self._give(copies)
+                return
+        if self._compression is not None:
+            digest = None if hashed is None else hashed[1]
+            record = tensor_compressed(names[0], fixed, names[1:], digest=digest)
+        if record is not None:
+            self._give(copies)
+        else:
+            record = tensor_stored(names[0], fixed, names[1:], hashed=hashed)
+            if copies:
+                self._borrowed[id(record)] = copies
         if record.payload_length >= self._spill_bytes:
             placed = self._spill(record)
             self._spilled.update({keys.TENSORS + item: placed for item in names})
         else:
             self._large.update({keys.TENSORS + item: record for item in names})
 
-    def put_patch(self, key: bytes, below: PatchedVersion, patch: Patch) -> None:
-        """Stage rows of a tensor of which nothing but rows is staged. *patch* is not changed."""
-        staged = self._patches.get(key)
-        if staged is not None:
-            below, patch = staged[0], merge_patches(staged[1], patch)
-        self._seen.add(key)
-        self._patches[key] = below, patch
-
-    def _raw_record(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...]) -> Record:
-        if not self._fix or prepared.owned or prepared.nbytes >= self._spill_bytes:
-            return tensor_stored(name, prepared, aliases)
+    def _fixed(self, prepared: Prepared) -> tuple[Prepared, list[memoryview]]:
+        """Return a value that stays as it is, and the memory that was taken for it."""
         copies: list[memoryview] = []
+        if not self._fix or prepared.owned or prepared.nbytes >= self._spill_bytes:
+            return prepared, copies
         for part in prepared.buffers:
             copy = self._buffers.take(len(part))
             copy[:] = part
             copies.append(copy)
-        record = tensor_stored(name, prepared._replace(buffers=tuple(copies)), aliases)
-        self._borrowed[id(record)] = copies
-        return record
+        return prepared._replace(buffers=tuple(copies)), copies
+
+    # --- bytes that are there already -------------------------------------------------------------
+
+    def _is_here(
+        self,
+        names: tuple[bytes, ...],
+        prepared: Prepared,
+        buffers: tuple[memoryview, ...],
+        digest: bytes,
+    ) -> bool:
+        """Stage these names without bytes where the batch or the store has them already.
+
+        The bytes are compared as they are in *buffers*, which may be used for others afterwards.
+        """
+        key = keys.TENSORS + names[0]
+        holder = self._digests.get(digest)
+        if holder is not None and self._share(holder, names, prepared.attr, buffers, digest):
+            self.references.note_shared(prepared.nbytes)
+            return True
+        self._digests[digest] = key
+        owner = self.references.find(key, buffers, prepared.nbytes, digest)
+        if owner is None:
+            return False
+        kept = self._kept(prepared, owner)
+        if kept is None:
+            return False
+        for item in names:
+            self.references.add(keys.TENSORS + item, kept, owner)
+        return True
+
+    def _kept(self, prepared: Prepared, owner: Owner) -> Prepared | None:
+        """Return what can be stored after all should the owner go; None where that takes too much.
+
+        What the caller may change meanwhile cannot.
+        """
+        if not owner.is_raw:
+            if not self._fix or prepared.owned:
+                return prepared
+            self._copied += prepared.nbytes
+            if self._copied > self._spill_bytes:
+                return None
+        return prepared._replace(buffers=(owner.data,), owned=True)
+
+    def _share(
+        self,
+        holder: bytes,
+        names: tuple[bytes, ...],
+        attr: bytes,
+        buffers: tuple[memoryview, ...],
+        digest: bytes,
+    ) -> bool:
+        """Let *names* have the bytes that another key of this batch has, if they are the same."""
+        staged = self.read(holder)
+        if staged is None or staged.digest != digest:
+            return False  # it was overwritten since
+        if not have_equal_bytes(buffers, self._parts_of(staged)):
+            return False
+        added = [keys.TENSORS + item for item in names]
+        reference = self.references.get(holder)
+        pack, record = self._where.get(holder), self._large.get(holder)
+        if reference is not None:
+            for key in added:
+                same = reference.prepared._replace(attr=attr)
+                self.references.add(key, same, reference.owner)
+        elif pack is not None and pack.has_room(0, len(names)):
+            pack.drafts.update(drafts_like(pack.drafts[holder], added, attr))
+            self._where.update(dict.fromkeys(added, pack))
+        elif record is not None:
+            record.drafts = with_names(record, holder, added, attr)
+            self._large.update(dict.fromkeys(added, record))
+        else:
+            return self._share_spilled(holder, added, attr)
+        return True
+
+    def _share_spilled(self, holder: bytes, added: list[bytes], attr: bytes) -> bool:
+        """Name bytes that are written already once more, if the longer frame still ends there."""
+        placed = self._spilled.get(holder)
+        if placed is None:
+            return False
+        record = placed.record
+        before, record.drafts = record.drafts, with_names(record, holder, added, attr)
+        if place(record, placed.offset) != placed:
+            record.drafts = before
+            return False
+        self._spilled.update(dict.fromkeys(added, placed))
+        return True
+
+    def _parts_of(self, staged: Staged) -> tuple[Buffer, ...]:
+        """The decoded bytes of a staged tensor, copied only where they have to be."""
+        if staged.encoding == fmt.ENCODING_RAW and staged.data is not None:
+            return staged.data
+        if staged.encoding == fmt.ENCODING_RAW and staged.placed and self.pending:
+            start, length = staged.placed.payload, staged.placed.record.payload_length
+            return (self.pending.file.map(start + length)[start:],)
+        return (self.staged_bytes(staged),)
+
+    def _give(self, copies: list[memoryview]) -> None:
+        for part in copies:
+            self._buffers.give(part)
 
     def _give_back(self, record: Record) -> None:
-        for part in self._borrowed.pop(id(record), ()):
-            self._buffers.give(part)
+        self._give(self._borrowed.pop(id(record), []))
 
     def _spill(self, record: Record) -> Placed:
         pending = self.open_pending()
+        # On a page, so that the frame in front has room for names which come to share the bytes.
+        record.align_log2 = max(record.align_log2, fmt.PAGE_ALIGN_LOG2)
         pending.add([record])
         return pending.placed[-1]
 
@@ -193,16 +261,10 @@ class Staging:
             self.pending = self._new_pending()
         return self.pending
 
-    def _open_pack(self, size: int, entries: int) -> _Pack:
+    def _open_pack(self, size: int, entries: int) -> Pack:
         """Return a pack with room for *size* bytes and as many entries."""
-        if self._packs:
-            last = self._packs[-1]
-            if (
-                last.size + size + _ALIGN <= PACK_BYTES
-                and len(last.drafts) + entries <= _PACK_ENTRIES
-            ):
-                return last
-        self._packs.append(_Pack(self._buffers.take(PACK_BYTES)))
+        if not self._packs or not self._packs[-1].has_room(size, entries):
+            self._packs.append(Pack(self._buffers))
         return self._packs[-1]
 
     def _forget(self, key: bytes) -> None:
@@ -210,7 +272,8 @@ class Staging:
         if key not in self._seen:
             self._seen.add(key)
             return
-        self._patches.pop(key, None)
+        self.references.pop(key)
+        self.patches.pop(key)
         pack = self._where.pop(key, None)
         if pack is not None:
             del pack.drafts[key]
@@ -231,6 +294,11 @@ class Staging:
             self._changes.pop(change.key, None)
             self._changes[change.key] = change
 
+    def put_patch(self, key: bytes, below: PatchedVersion, patch: Patch) -> None:
+        """Stage rows of a tensor of which nothing else is staged."""
+        self._seen.add(key)
+        self.patches.put(key, below, patch)
+
     def add_record(self, record: Record) -> None:
         """Stage a complete record."""
         self._extra.append(record)
@@ -245,18 +313,21 @@ class Staging:
         pack = self._where.get(key)
         if pack is not None:
             draft = Draft._make(pack.drafts[key])
-            part = bytes(pack.data[draft.offset : draft.offset + draft.length])
-            return Staged(draft.attr, (part,), False)
+            return Staged(draft.attr, (pack.part(key),), False, digest=draft.digest)
         record = self._large.get(key)
         if record is not None:
-            draft = _draft(record, key)
+            draft = draft_of(record, key)
             data = tuple(record.payload)
-            return Staged(draft.attr, data, False, encoding=draft.encoding)
+            return Staged(draft.attr, data, False, None, draft.encoding, draft.digest)
         placed = self._spilled.get(key)
         if placed is not None:
-            draft = _draft(placed.record, key)
-            return Staged(draft.attr, None, False, placed, draft.encoding)
-        patched = self._patches.get(key)
+            draft = draft_of(placed.record, key)
+            return Staged(draft.attr, None, False, placed, draft.encoding, draft.digest)
+        reference = self.references.get(key)
+        if reference is not None:
+            draft, buffers = Draft._make(reference.draft), reference.prepared.buffers
+            return Staged(draft.attr, buffers, False, digest=draft.digest)
+        patched = self.patches.get(key)
         if patched is not None:
             return Staged(patched[0].attr, None, False, patch=patched[1])
         return None
@@ -276,13 +347,22 @@ class Staging:
 
     def keys(self, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yield (key, exists) for every staged key with this prefix, unordered."""
-        for table in (self._where, self._large, self._spilled, self._patches):
+        for table in (self._where, self._large, self._spilled, self.references, self.patches):
             for key in table:
                 if key.startswith(prefix):
                     yield key, True
         for key, change in self._changes.items():
             if key.startswith(prefix):
                 yield key, change.attr is not None
+
+    def looked_up(self) -> dict[bytes, bytes]:
+        """Digests and keys of what was looked up and is stored with bytes."""
+        where, large, spilled = self._where, self._large, self._spilled
+        return {
+            digest: key
+            for digest, key in self._digests.items()
+            if key in where or key in large or key in spilled
+        }
 
     # --- committing -------------------------------------------------------------------------------
 
@@ -292,7 +372,7 @@ class Staging:
             self._spill_again()
         records = [pack.record() for pack in self._packs if pack.drafts]
         records += {id(record): record for record in self._large.values()}.values()
-        records += [tensor_patched(key, *staged) for key, staged in self._patches.items()]
+        records += self.patches.records()
         return records + records_of(self._changes.values()) + self._extra
 
     def _spill_again(self) -> None:
@@ -321,7 +401,3 @@ class Staging:
         for pack in self._packs:
             self._buffers.give(pack.data)
         self._packs = []
-
-
-def _draft(record: Record, key: bytes) -> Draft:
-    return next(draft for draft in record.named_drafts() if draft.key == key)

@@ -17,12 +17,20 @@ from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.casting import Casting, cast, check_casting, is_plain
-from mldb.tensors.codec import dense_descriptor, prepare, slice_bytes, view_numpy
+from mldb.tensors.codec import (
+    Prepared,
+    dense_descriptor,
+    pack_descriptor,
+    prepare,
+    slice_bytes,
+    view_numpy,
+)
 from mldb.tensors.dtypes import code_of, dtype_of
 
 _NOT_WRITTEN: Final = "These rows were not written."
 
-Publish = Callable[[PendingSegment], Lsn]
+Publish = Callable[[PendingSegment, Prepared, bytes | None], Lsn]
+"""Commits the tensor in a pending segment; told its bytes there, and its new metadata."""
 
 
 class TensorWriter:
@@ -147,13 +155,12 @@ class TensorWriter:
         assert pending is not None
         try:
             if kind is None:
-                self._finish(pending)
-                self.lsn = self._publish(pending)
+                self.lsn = self._publish(pending, self._finish(pending), self._metadata)
         finally:
             pending.discard()
 
-    def _finish(self, pending: PendingSegment) -> None:
-        """Hash what was written, page by page through the mapping."""
+    def _finish(self, pending: PendingSegment) -> Prepared:
+        """Hash what was written, page by page through the mapping; return it as it is there."""
         placed = pending.placed[0]
         record = placed.record
         end = placed.payload + record.payload_length
@@ -163,3 +170,5 @@ class TensorWriter:
         record.checks, digest = checks_and_digest([data] if len(data) else [], record.block_log2)
         record.drafts = hashed_drafts(record.drafts, digest)
         record.written = True
+        what = self._descriptor
+        return Prepared(what, pack_descriptor(what), (data,), what.nbytes, owned=True)

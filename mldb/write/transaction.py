@@ -30,7 +30,8 @@ from mldb.tensors.codec import (
 from mldb.tensors.scope import Scope, read_array
 from mldb.write.patch_verbs import Found, stage_rows, stage_sum
 from mldb.write.rules import ReadCheck, ReadSet
-from mldb.write.staging import Staged, Staging
+from mldb.write.staged import Staged
+from mldb.write.staging import Staging
 
 
 class Store(Protocol):

@@ -6,19 +6,23 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from mldb import keys
 from mldb.errors import ConflictError, InvalidValueError
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
 from mldb.integers import integer
+from mldb.log.frame import hash_record
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.casting import Casting
-from mldb.tensors.codec import pack_metadata, prepare_named
+from mldb.tensors.codec import Prepared, pack_metadata, prepare_named
 from mldb.write.handle import Handle
+from mldb.write.references import OwnersGone, References
 from mldb.write.rules import check_epoch
 from mldb.write.tensor_writer import TensorWriter
 from mldb.write.transaction import Transaction
@@ -85,13 +89,34 @@ class WriteVerbs(Handle):
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)
+        if prepared.nbytes >= self._duplicates.least:
+            return self._store_looked_up(key, prepared, packed, epoch)
         record = small_tensor_stored(key, prepared) if packed is None else None
         if record is None:
             record = tensor_stored(key, prepared, metadata=packed)
         return Lsn(self._commit([record], epoch).lsn)
 
+    def _store_looked_up(
+        self, name: bytes, prepared: Prepared, packed: bytes | None, epoch: int | None
+    ) -> Lsn:
+        """Store a tensor, or a reference to the version that has its bytes already."""
+        record = small_tensor_stored(name, prepared) if packed is None else None
+        if record is None:
+            record = tensor_stored(name, prepared, metadata=packed)
+            hash_record(record)
+        key, digest = keys.TENSORS + name, record.drafts[0][5]
+        view = self._state.head()
+        owner = self._duplicates.find(view, key, prepared.buffers, prepared.nbytes, digest)
+        if owner is not None:
+            references = References(self._duplicates, view)
+            references.add(key, prepared, owner, packed)
+            return Lsn(self._commit_referring(references, [], epoch).lsn)
+        row = self._commit([record], epoch)
+        self._duplicates.note(((digest, key),), row.lsn)
+        return Lsn(row.lsn)
+
     def _store_staged(
-        self, key: bytes, prepared: Any, packed: bytes | None, epoch: int | None
+        self, key: bytes, prepared: Prepared, packed: bytes | None, epoch: int | None
     ) -> Lsn:
         staging = self.new_staging(fix=False)
         try:
@@ -129,9 +154,9 @@ class WriteVerbs(Handle):
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         epoch = check_epoch(epoch)
 
-        def publish(pending: PendingSegment) -> Lsn:
+        def publish(pending: PendingSegment, prepared: Prepared, packed: bytes | None) -> Lsn:
             self._settle_background()
-            return Lsn(self._commit([], epoch, None, pending).lsn)
+            return self._publish_created(pending, prepared, packed, epoch)
 
         return TensorWriter(
             name,
@@ -142,6 +167,24 @@ class WriteVerbs(Handle):
             open_pending=self._log.pending_segment,
             publish=publish,
         )
+
+    def _publish_created(
+        self, pending: PendingSegment, prepared: Prepared, packed: bytes | None, epoch: int | None
+    ) -> Lsn:
+        """Commit what was written piece by piece, or a reference to where its bytes are already."""
+        key, *_, digest = pending.records[0].drafts[0][:6]
+        if prepared.nbytes < self._duplicates.least:
+            return Lsn(self._commit([], epoch, None, pending).lsn)
+        references = References(self._duplicates)
+        owner = references.find(key, prepared.buffers, prepared.nbytes, digest)
+        if owner is not None:
+            references.add(key, prepared, owner, packed)
+            with suppress(OwnersGone):
+                check = references.confirming(None)
+                return Lsn(self._commit(references.records(), epoch, check).lsn)
+        row = self._commit([], epoch, None, pending)
+        self._duplicates.note(((digest, key),), row.lsn)
+        return Lsn(row.lsn)
 
     def update_tensor(self, name: str, rows: Any, values: Any, *, epoch: int | None = None) -> Lsn:
         """Give some rows of *name* new values; only they are stored.

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mldb import keys
 from mldb.compaction import deltas
+from mldb.compaction.compactor import COMPACTION_LOCK
 from mldb.errors import FormatVersionError
 from mldb.history import splats
 from mldb.log import active, hints, lock, lone, manifest, manifest_codec, readers
@@ -45,6 +46,7 @@ from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.columns import (
     COLUMN_TYPES,
+    COMPACTED_COLUMNS,
     DIRECTORY_COLUMNS,
     META_PREFIX,
     OPTIONAL_COLUMNS,
@@ -57,7 +59,7 @@ from mldb.log.segment import segment_name
 from mldb.tensors import metadata
 from mldb.tensors.descriptor import COMPONENT_ALIGN
 from mldb.tensors.encoding import ENCODING_ZSTD
-from mldb.write import staging
+from mldb.write import packs
 from tests.support.files import append_to, read_file
 from tests.support.format_events import (
     check_block,
@@ -154,7 +156,7 @@ def check_frame_flags(rows: list[Row]) -> None:
 
 def check_entry_flags(rows: list[Row]) -> None:
     said = {row["name"].upper(): int(row["entry flag"]) for row in rows}
-    assert said == {"TOMBSTONE": fmt.ENTRY_TOMBSTONE}
+    assert said == {"TOMBSTONE": fmt.ENTRY_TOMBSTONE, "SETTLED": fmt.ENTRY_SETTLED}
 
 
 def check_encodings(rows: list[Row]) -> None:
@@ -244,7 +246,7 @@ def check_folder(rows: list[Row]) -> None:
         lock.LOCK: "-",
         lock.GATE: "-",
         manifest.manifest_name(7): str(fmt.FILE_MANIFEST),
-        segment_name(SEGMENT_ID): str(fmt.FILE_SEGMENT),
+        segment_name(SEGMENT_ID): f"{fmt.FILE_SEGMENT}, {fmt.FILE_COMPACTED}",
         segment_name(SEGMENT_ID).replace(".seg", ".idx"): str(fmt.FILE_INDEX),
         f"blobs/{unique}": str(fmt.FILE_BLOB),
         lone.PENDING + "/": "-",
@@ -254,6 +256,7 @@ def check_folder(rows: list[Row]) -> None:
         PartInfo(SEGMENT_ID, 0, 1, 1, b"").name: str(fmt.FILE_HINT),
         f"{HINTS}/{CATALOG}": str(fmt.FILE_HINT),
         MAKER_LOCK: "-",
+        COMPACTION_LOCK: "-",
         **dict.fromkeys(lakes, str(fmt.FILE_HINT)),
         LOST + "/": str(fmt.FILE_LOST),
     }
@@ -282,7 +285,7 @@ _COLUMN_TYPES = {"u1": "u8", "<u4": "u32", "<u8": "u64", "<i8": "i64", "V16": "b
 
 def check_columns(rows: list[Row]) -> None:
     said = {row["column"]: row["type"] for row in rows}
-    kinds_of = {**COLUMN_TYPES, **OPTIONAL_COLUMNS, **DIRECTORY_COLUMNS, "row_lsn": "<u8"}
+    kinds_of = {**COLUMN_TYPES, **OPTIONAL_COLUMNS, **DIRECTORY_COLUMNS, **COMPACTED_COLUMNS}
     expected = {name: _COLUMN_TYPES[kind] for name, kind in kinds_of.items()}
     expected |= {f"{META_PREFIX}FIELD:code": "u32", f"{META_PREFIX}FIELD:values": "u8"}
     assert said == expected
@@ -477,16 +480,14 @@ def check_reserved(rows: list[Row]) -> None:
     assert f"encodings from {fmt.ENCODING_PATCH + 1}" in what
     assert f"frame flag {fmt.FLAG_EXTERNAL}" in what
     assert f"file kind {fmt.FILE_BLOB}, frame kind {fmt.KIND_BLOB}" in what
-    assert f"file kind {fmt.FILE_COMPACTED}" in what
-    spaces = f"key space {keys.RETENTION[0]}, and {keys.METRICS[0]} to {keys.PATCHES[0]}"
+    spaces = f"key spaces {keys.METRICS[0]} to {keys.PATCHES[0]}"
     assert spaces in what
     assert f"frame kinds {fmt.KIND_BLOB + 1} to {fmt.KIND_FIRST_EVENT - 1}" in what
     reserved = {
         int(row["kind"]) for row in document().tables[5, "kind"] if row["state"] == "reserved"
     }
-    assert reserved == {27, 32, 33, 34, 35, 36}
+    assert reserved == {32, 33, 34, 35, 36}
     assert "event kinds " + ", ".join(map(str, sorted(reserved))) in what
-    assert "index column row_lsn" in what
     zero = next(row for row in document().tables[2, "offset"] if row["field"] == "(zero)")
     end = int(zero["offset"]) + int(zero["bytes"]) - 1
     assert f"bytes {zero['offset']} to {end} of the file header" in what
@@ -583,7 +584,7 @@ def test_numbers_in_the_prose_are_those_of_the_code() -> None:
     """Every number of two digits and more that is no part of a name, a date or a version."""
     known = {
         fmt.MUST_UNDERSTAND,
-        staging.PACK_BYTES,
+        packs.PACK_BYTES,
         COMPONENT_ALIGN,
         1 << fmt.PAYLOAD_ALIGN_LOG2,
         (1 << fmt.PAYLOAD_ALIGN_LOG2) - 1,

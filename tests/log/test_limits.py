@@ -106,7 +106,7 @@ RAISED: dict[str, tuple[dict[str, int], Use]] = {
     "metadata in a batch": (METADATA, described_in_a_batch),
     "a body": ({"mldb.history.kinds.changes._BODY_BYTES": 1 << 40}, described_at_length),
     "a pack": (
-        {"mldb.write.staging.PACK_BYTES": 8 << 20, "mldb.write.staging._PACK_ENTRIES": 1 << 20},
+        {"mldb.write.packs.PACK_BYTES": 8 << 20, "mldb.write.packs.PACK_ENTRIES": 1 << 20},
         packed,
     ),
     "the alignment of a block": ({"mldb.history.kinds.lakes.PAGE_LOG2": 22}, added),

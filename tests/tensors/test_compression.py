@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mldb
 from mldb.tensors.encoding import decode_bytes, encode_bytes
-from mldb.write.staging import PACK_BELOW
+from mldb.write.packs import PACK_BELOW
 
 
 @given(data=st.binary(max_size=5000), itemsize=st.integers(1, 16), repeats=st.integers(1, 50))

@@ -20,7 +20,8 @@ from mldb.log.frame import Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import pack_metadata, prepare, unpack_descriptor, view_numpy
-from mldb.write.staging import PACK_BELOW, PACK_BYTES, Staging
+from mldb.write.packs import PACK_BELOW, PACK_BYTES
+from mldb.write.staging import Staging
 
 SPILL = 1 << 20
 

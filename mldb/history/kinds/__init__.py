@@ -29,7 +29,7 @@ TAG_SET: Final = 23 | _MUST
 TAG_DELETED: Final = 24 | _MUST
 PIN_SET: Final = 25 | _MUST
 PIN_CLEARED: Final = 26 | _MUST
-RETENTION_SET: Final = 27 | _MUST  # reserved
+RETENTION_SET: Final = 27 | _MUST
 REWOUND: Final = 28 | _MUST
 LAKE_CREATED: Final = 29 | _MUST
 SPLATS_ADDED: Final = 30 | _MUST
@@ -50,7 +50,7 @@ _IMPLEMENTED = (
         RELATIONSHIP_DELETED,
     ),
     *(CHECKPOINT_TAKEN, TAG_SET, TAG_DELETED, PIN_SET, PIN_CLEARED, REWOUND),
-    *(LAKE_CREATED, SPLATS_ADDED, SPLATS_DELETED),
+    *(LAKE_CREATED, SPLATS_ADDED, SPLATS_DELETED, RETENTION_SET),
 )
 KNOWN_KINDS: Final = frozenset(kind & ~_MUST for kind in _IMPLEMENTED)
 """Numbers, without the bit, of the kinds that this version writes and reads."""

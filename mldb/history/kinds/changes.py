@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from mldb.log import format as fmt
-from mldb.log.frame import Draft, Record
+from mldb.log.frame import Draft, DraftFields, Record
 
 ReadFields: TypeAlias = Callable[[list[Draft], Any], Iterator[tuple[Any, ...]]]
 """From the entries of a record, and what its kind adds to them, to the fields of its events."""
@@ -41,15 +41,16 @@ def records_of(changes: Iterable[KeyChange]) -> list[Record]:
             draft = attr_draft(key, attr)
         grouped.setdefault((kind, attr is None), []).append(draft)
     return [
-        Record(kind, part) for (kind, _), drafts in grouped.items() for part in _portions(drafts)
+        Record(kind, part) for (kind, _), drafts in grouped.items() for part in portions(drafts)
     ]
 
 
-def _portions(drafts: list[Draft]) -> Iterator[list[Draft]]:
-    part: list[Draft] = []
+def portions(drafts: Iterable[DraftFields]) -> Iterator[list[DraftFields]]:
+    """Yield the drafts in portions that one record holds."""
+    part: list[DraftFields] = []
     size = 0
     for draft in drafts:
-        size += len(draft.key) + len(draft.attr) + _ENTRY_BYTES
+        size += len(draft[0]) + len(draft[7]) + len(draft[8]) + _ENTRY_BYTES
         part.append(draft)
         if size > _BODY_BYTES or len(part) == fmt.ENTRIES_MAX:
             yield part

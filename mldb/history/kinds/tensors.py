@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from mldb import keys
 from mldb.history.kinds import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
-from mldb.history.kinds.changes import KeyChange, attr_draft
+from mldb.history.kinds.changes import KeyChange, attr_draft, portions
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import block_check, checks_and_digest, digest128
@@ -51,16 +51,20 @@ def tensor_stored(
     aliases: tuple[bytes, ...] = (),
     *,
     metadata: bytes | None = None,
+    hashed: tuple[bytes, bytes] | None = None,
 ) -> Record:
     """A record of one tensor with its own payload; *aliases* are further names of the same bytes.
 
-    Small payloads are hashed here, outside the commit lock; large ones while they are written.
+    *hashed* are its block checksums and digest where they are known. Otherwise small payloads are
+    hashed here, outside the commit lock; large ones while they are written.
     """
     length = prepared.nbytes
     checks: bytes | None = None
     digest = TO_BE_HASHED
-    if length < OVERLAP_BYTES:
-        checks, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
+    if hashed is None and length < OVERLAP_BYTES:
+        hashed = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
+    if hashed is not None:
+        checks, digest = hashed
     draft = tensor_draft(keys.TENSORS + name, prepared.attr, 0, length, digest)
     return Record(
         TENSOR_STORED,
@@ -88,16 +92,22 @@ def small_tensor_stored(name: bytes, prepared: Prepared) -> Record | None:
 
 
 def tensor_compressed(
-    name: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()
+    name: bytes,
+    prepared: Prepared,
+    aliases: tuple[bytes, ...] = (),
+    *,
+    digest: bytes | None = None,
 ) -> Record | None:
     """Like :func:`tensor_stored`, zstd-compressed; None when that saves too little.
 
-    Block checksums are of the compressed bytes, the digest is of the decoded ones.
+    Block checksums are of the compressed bytes, the digest is of the decoded ones, where it is not
+    known.
     """
     packed = encode_bytes(prepared.buffers, itemsize_of(prepared.descriptor.dtype))
     if packed is None:
         return None
-    _, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
+    if digest is None:
+        _, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
     checks, _ = checks_and_digest((packed,), fmt.BLOCK_LOG2)
     length = len(packed)
     key = keys.TENSORS + name
@@ -111,6 +121,21 @@ def tensors_packed(drafts: Sequence[DraftFields], payload: Buffer) -> Record:
     """A record of many small tensors in one payload, of at most one block; hashed here."""
     checks = block_check(payload) if len(payload) else b""
     return Record(TENSOR_STORED, drafts, (payload,), len(payload), checks=checks)
+
+
+def tensor_referring(key: bytes, attr: bytes, owner: bytes, lsn: int, digest: bytes) -> DraftFields:
+    """The entry of a tensor whose bytes are those of the version of *owner* that *lsn* stored."""
+    return key, 0, fmt.ENCODING_REFERENCE, 0, 0, digest, lsn, attr, b"" if owner == key else owner
+
+
+def tensors_referring(entries: Iterable[tuple[DraftFields, bytes | None]]) -> list[Record]:
+    """Records of tensors that have no bytes of their own, each with its new metadata or None."""
+    drafts: list[DraftFields] = []
+    for draft, metadata in entries:
+        drafts.append(draft)
+        if metadata is not None:
+            drafts.append(attr_draft(keys.METADATA + draft[0][1:], metadata))
+    return [Record(TENSOR_STORED, part) for part in portions(drafts)]
 
 
 def tensor_reserved(name: bytes, what: Descriptor, metadata: bytes | None) -> Record:

@@ -379,7 +379,7 @@ def test_columns_that_are_not_known_are_read_over(history: History, place: objec
     """Whatever they say: a newer mldb wrote them, and this one can do without."""
     entries, rows = history.memory().dump()
     image = build_index(entries, rows)
-    names = ["row_lsn", "row_colour", "meta:step:histogram", b"bytes", 7]
+    names = ["row_shape", "row_colour", "meta:step:histogram", b"bytes", 7]
     directory: dict[Any, object] = {**image.directory, **dict.fromkeys(names, place)}
     assert read_with(image, directory).dump() == (entries, rows)
 

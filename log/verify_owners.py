@@ -1,0 +1,90 @@
+"""Whether every version that has its bytes from another one finds it. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mldb.errors import MldbError
+from mldb.log import format as fmt
+from mldb.log.index.address import Entry
+from mldb.log.index.mapped import MappedIndex
+from mldb.log.index.memory import IndexPart
+from mldb.log.segment import segment_name
+from mldb.log.view import View
+
+
+class Unowned(NamedTuple):
+    """A version whose owner, or base, is missing or no such version."""
+
+    key: bytes
+    entry: Entry
+    what: str
+
+    @property
+    def file(self) -> str:
+        """The file that it lies in, relative to the store."""
+        return segment_name(self.entry.segment)
+
+    @property
+    def message(self) -> str:
+        """What is wrong with it."""
+        entry = self.entry
+        return (
+            f"the version of {self.key!r:.80} that commit {entry.commit_lsn} stored has its bytes "
+            f"from one of commit {entry.base}, which {self.what}"
+        )
+
+
+def unowned(view: View) -> Iterator[Unowned]:
+    """Yield the versions of a view that do not find the bytes they refer to, or build on.
+
+    Costs a lookup for each owner, not for each reference. A damaged index is passed over: it is
+    reported by who reads all of it.
+    """
+    known: dict[tuple[bytes, int], Entry | None] = {}
+    for key, entry in _dependents(view):
+        at = (entry.owner or key, entry.base)
+        try:
+            if at not in known:
+                known[at] = view.version_at(*at)
+        except MldbError as error:
+            yield Unowned(key, entry, f"cannot be looked up: {error}")
+            continue
+        what = _fault(entry, known[at])
+        if what:
+            yield Unowned(key, entry, what)
+
+
+def _fault(entry: Entry, owner: Entry | None) -> str:
+    if owner is None:
+        return "is not there"
+    if owner.flags & fmt.ENTRY_TOMBSTONE or owner.encoding == fmt.ENCODING_REFERENCE:
+        return "has no bytes of its own"
+    if entry.encoding == fmt.ENCODING_REFERENCE and owner.digest != entry.digest:
+        return "has other bytes"
+    return ""
+
+
+def _dependents(view: View) -> Iterator[tuple[bytes, Entry]]:
+    """Yield the versions that name another one."""
+    for sealed in view.sealed:
+        try:
+            index = sealed.index
+            if isinstance(index, MappedIndex):  # otherwise another segment has its versions
+                yield from _dependents_in(index)
+        except MldbError:
+            continue
+    for part in reversed(view.active):
+        yield from _dependents_in(part)
+
+
+def _dependents_in(part: IndexPart) -> Iterator[tuple[bytes, Entry]]:
+    if isinstance(part, MappedIndex):
+        for row in part.rows_with_base().tolist():
+            yield part.version(row)
+        return
+    for key, versions in part.dump()[0].items():
+        for entry in versions:
+            if entry.base:
+                yield key, entry

@@ -1,0 +1,201 @@
+"""Retention and compaction: how much of the past a store keeps, and giving back the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+from mldb import keys
+from mldb.compaction.report import CompactionReport
+from mldb.compaction.retention import Retention
+from mldb.compaction.rules import ColdAge, EventRules
+from mldb.errors import InvalidTypeError, InvalidValueError, MldbError
+from mldb.history.as_of import AsOf
+from mldb.history.kinds.changes import records_of
+from mldb.history.kinds.retention import retention_set
+from mldb.history.retention import (
+    is_store_wide,
+    kind_of_rest,
+    retention_history,
+    retention_of,
+    roots_of,
+)
+from mldb.log.door import Door
+from mldb.log.index.address import Lsn
+from mldb.log.view import View
+from mldb.tensors.cache import ByteCache
+from mldb.tensors.codec import unpack_descriptor
+from mldb.tensors.cold import encode_cold
+from mldb.tensors.encoding import decode_bytes
+from mldb.write.handle import Handle
+
+Cold: TypeAlias = "timedelta | Literal['all', 'none'] | None"
+"""What is encoded anew: older than this, everything, nothing; None: older than COLD_AGE."""
+
+COLD_AGE: Final = timedelta(days=7)
+_CACHE_BYTES: Final = 64 << 20
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class RetentionSetting:
+    """``db.retention``: which commits the store keeps. Any thread.
+
+    It is an event: set in a commit, for the whole store, and not rewound. It takes effect with the
+    next :meth:`~CompactionVerbs.compact`; until then nothing is dropped.
+    """
+
+    def __init__(self, handle: CompactionVerbs) -> None:
+        self._handle = handle
+
+    def get(self, *, as_of: AsOf = None) -> Retention:
+        """Return the policy in force now, or at the commit that *as_of* means."""
+        scope = self._handle._scope(as_of)
+        return retention_of(scope.view, None if as_of is None else scope.commit.lsn)
+
+    def set(self, policy: Retention | None = None, **rules: Any) -> Retention:
+        """Set what is kept: a policy, or its *rules* by name; without either everything is kept.
+
+        Returns the policy. ``set(last=3, every=10)`` keeps the last three epochs and every tenth.
+        Nothing is dropped by this call. Raises InvalidValueError and InvalidTypeError for rules
+        that cannot be meant; then nothing is set.
+        """
+        if policy is not None and rules:
+            raise InvalidValueError("set() takes a Retention or rules by name, not both")
+        if policy is not None and not isinstance(policy, Retention):
+            raise InvalidTypeError(f"the policy is a {type(policy).__name__}; give a Retention")
+        try:
+            chosen = Retention(**rules) if policy is None else policy
+        except TypeError as error:
+            if isinstance(error, InvalidTypeError):
+                raise
+            raise InvalidTypeError(f"{error}; the rules are the fields of Retention") from None
+        handle = self._handle
+        handle._settle_background()
+        handle._commit(records_of([retention_set(chosen)]), None)
+        return chosen
+
+    def history(self) -> list[tuple[Lsn, Retention]]:
+        """Return the policies that were set, with the commits that did, oldest first."""
+        return retention_history(self._handle._scope().view)
+
+    def __repr__(self) -> str:
+        """The policy in force."""
+        return f"<retention {self.get()}>"
+
+
+class CompactionVerbs(Handle):
+    """What gives space back. Any thread."""
+
+    @property
+    def retention(self) -> RetentionSetting:
+        """Which commits the store keeps: ``db.retention.set(last=3, every=10)``, ``.get()``."""
+        self._guard()
+        return RetentionSetting(self)
+
+    def compact(
+        self,
+        *,
+        plan_only: bool = False,
+        cold: Cold = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CompactionReport:
+        """Rewrite segments so that they hold what retention keeps, and give the rest back.
+
+        Without a retention nothing is lost: small segments are merged, and *cold* versions encoded
+        anew: those older than a span (by default 7 days) that are neither the newest, tagged,
+        pinned, nor of the last three checkpoints; "all" takes all of them, "none" none. What is
+        read stays what it was, in every process; snapshots that are open keep what they see.
+
+        *plan_only* tells what would be done and changes nothing. *progress* is called with the
+        bytes written and those to be written. Segments are rewritten some at a time, each of them
+        in one step: whatever ends this call, what was done stays and nothing is half done. Raises
+        LockedError when another compaction is at work, ConflictError, InvalidValueError for a
+        retention that cannot be met, StorageFullError, StorageIOError, CorruptError, ReadOnlyError;
+        nothing is dropped then that was not dropped before.
+        """
+        from mldb.compaction import compactor
+
+        self._guard()
+        age, rules = _cold_age(cold), self._event_rules()
+        if plan_only:
+            return compactor.plan_only(self._log, rules, age)
+        self._log.sequencer  # noqa: B018 - raises ReadOnlyError
+        self._settle_background()
+        began = time.monotonic()
+        report = compactor.compact(self._log, rules, age, progress=progress or _silent)
+        return replace(report, seconds=time.monotonic() - began)
+
+    def _reclaimable(self) -> int | None:
+        """Bytes of sealed segments that retention would give back; None when it cannot be met.
+
+        Found anew when a segment was sealed or replaced, or the retention set.
+        """
+        view = self._scope().view
+        try:
+            policy = retention_of(view)
+            if policy.keeps_all and view.kept is None:
+                return 0
+            known = self._found_reclaimable
+            if known is None or known[0] != (view.number, policy):
+                from mldb.compaction.planning import make_plan
+
+                rules = self._event_rules()
+                plan = make_plan(self._log, rules, "none", with_active=False).plan
+                found = int(plan.table.sizes.sum()) - plan.bytes_after
+                known = self._found_reclaimable = (view.number, policy), max(found, 0)
+            return known[1]
+        except MldbError:
+            return None
+
+    def _event_rules(self) -> EventRules:
+        return EventRules(
+            policy=retention_of,
+            roots=roots_of,
+            is_store_wide=is_store_wide,
+            anchors=frozenset({keys.LATEST_CHECKPOINT}),
+            size_of=_size_of,
+            encode=_encode,
+            kind_of=kind_of_rest,
+            shown=keys.shown,
+            door_of=_door_of,
+            metadata_of=self._metadata_of,
+        )
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress is told."""
+
+
+def _cold_age(cold: Any) -> ColdAge:
+    if cold is None:
+        cold = COLD_AGE
+    if isinstance(cold, timedelta):
+        if cold < timedelta(0):
+            raise InvalidValueError(f"cold={cold} lies in the future. Nothing was changed.")
+        return cold // _MICROSECOND * 1000
+    if cold == "all":
+        return "all"
+    if cold == "none":
+        return "none"
+    if isinstance(cold, str):
+        raise InvalidValueError(f"cold={cold!r} is not 'all' or 'none', nor a timedelta")
+    raise InvalidTypeError(f"cold is a {type(cold).__name__}; give a timedelta, 'all' or 'none'")
+
+
+def _size_of(key: bytes, attr: bytes) -> int | None:
+    """The decoded size of a tensor; all else is stored raw."""
+    return unpack_descriptor(attr).nbytes if key[:1] == keys.TENSORS and attr else None
+
+
+def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int, bytes] | None:
+    """Encode a cold tensor, None where that saves too little."""
+    return encode_cold(unpack_descriptor(attr), data, base)
+
+
+def _door_of(head: Callable[[], View]) -> Door:
+    """A door over other views, with a cache of its own."""
+    cache = ByteCache(_CACHE_BYTES, "the cache of compaction")
+    return Door(head, "first", decode_bytes, cache, lambda name: keys.TENSORS + name.encode())

@@ -1,0 +1,80 @@
+"""Packed payloads: many small tensors share one, so that a batch of hundreds costs a few frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from mldb.history.kinds.tensors import tensors_packed
+from mldb.log import format as fmt
+from mldb.log.checksum import digest128
+from mldb.log.frame import DraftFields, Record
+from mldb.tensors.codec import Prepared
+from mldb.write.buffers import BufferPool
+
+PACK_BELOW: Final = 64 << 10
+PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM
+PACK_ENTRIES: Final = 1 << 14
+ALIGN: Final = 1 << fmt.PAYLOAD_ALIGN_LOG2
+_ZEROS: Final = bytes(ALIGN)
+_RAW: Final = fmt.ENCODING_RAW
+assert PACK_BYTES <= 1 << fmt.BLOCK_LOG2  # a pack is one block
+
+
+class Pack:
+    """One packed payload being filled: PACK_BYTES of borrowed memory and the drafts into it."""
+
+    __slots__ = ("data", "drafts", "size")
+
+    def __init__(self, buffers: BufferPool) -> None:
+        self.data = buffers.take(PACK_BYTES)
+        self.size = 0
+        self.drafts: dict[bytes, DraftFields] = {}
+
+    def has_room(self, size: int, entries: int) -> bool:
+        """Whether *size* more bytes and as many entries fit."""
+        fits = self.size + size + ALIGN <= PACK_BYTES
+        return fits and len(self.drafts) + entries <= PACK_ENTRIES
+
+    def write(self, prepared: Prepared) -> memoryview:
+        """Copy the tensor behind the others and return it; :meth:`keep` makes it one of them.
+
+        The caller has seen that it fits.
+        """
+        data, size = self.data, self.size
+        start = (size + ALIGN - 1) & -ALIGN
+        data[size:start] = _ZEROS[: start - size]
+        end = start
+        for buffer in prepared.buffers:
+            size, end = end, end + len(buffer)
+            data[size:end] = buffer
+        return data[start:end]
+
+    def keep(self, keys: Iterable[bytes], attr: bytes, length: int, digest: bytes) -> None:
+        """Keep what was just written, under these keys."""
+        start = (self.size + ALIGN - 1) & -ALIGN
+        self.size = start + length
+        for key in keys:
+            self.drafts[key] = (key, 0, _RAW, start, length, digest, 0, attr, b"")
+
+    def add(self, key: bytes, prepared: Prepared) -> None:
+        """Copy the tensor in and keep it: both at once, for loops that stage many small ones."""
+        data, size, length = self.data, self.size, prepared.nbytes
+        start = (size + ALIGN - 1) & -ALIGN
+        data[size:start] = _ZEROS[: start - size]
+        end = start
+        for buffer in prepared.buffers:
+            size, end = end, end + len(buffer)
+            data[size:end] = buffer
+        digest = digest128(data[start:end])
+        self.size = end
+        self.drafts[key] = (key, 0, _RAW, start, length, digest, 0, prepared.attr, b"")
+
+    def part(self, key: bytes) -> memoryview:
+        """Return the bytes of a tensor in it."""
+        draft = self.drafts[key]
+        return self.data[draft[3] : draft[3] + draft[4]]
+
+    def record(self) -> Record:
+        """The record of this pack; hashed here, outside the commit lock."""
+        return tensors_packed(list(self.drafts.values()), self.data[: self.size])

@@ -1,0 +1,131 @@
+"""The references of one batch: staged, confirmed under the commit lock, or stored after all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from mldb import keys
+from mldb.errors import MldbError
+from mldb.history.kinds.tensors import tensor_referring, tensor_stored, tensors_referring
+from mldb.log.frame import DraftFields, Record
+from mldb.log.fs.protocol import Buffer
+from mldb.log.view import View
+from mldb.tensors.codec import Prepared
+from mldb.write.duplicates import Duplicates, Owner, is_owner
+
+
+class OwnersGone(Exception):
+    """Owners of references are there no more: store their bytes. Internal: reaches no user."""
+
+
+class Reference(NamedTuple):
+    """A tensor that has its bytes from *owner*. *prepared* has them too, alive until the commit."""
+
+    draft: DraftFields
+    owner: Owner
+    prepared: Prepared
+    metadata: bytes | None
+
+
+class References:
+    """The references of one batch by key, found in one view. Used by one thread.
+
+    An owner may go between the look and the commit, since only a commit keeps it: a compactor
+    prunes it, or a failed sync takes it back. Each of these makes a manifest, so that under the
+    lock nothing is to be asked while the manifest is the one of the look. Otherwise each owner is
+    looked up again, and where one is gone the bytes are stored: they are still at hand.
+    """
+
+    def __init__(self, duplicates: Duplicates | None, view: View | None = None) -> None:
+        """Look in *view*, or the head at the first look; without *duplicates* nothing is."""
+        self._duplicates = duplicates
+        self._view = view
+        self._found: dict[bytes, Reference] = {}
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._found)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether this key is one of them."""
+        return key in self._found
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys."""
+        return iter(self._found)
+
+    def get(self, key: bytes) -> Reference | None:
+        """Return the reference of *key*."""
+        return self._found.get(key)
+
+    def pop(self, key: bytes) -> None:
+        """Drop that of *key*, if there is one."""
+        self._found.pop(key, None)
+
+    def find(
+        self, key: bytes, buffers: Sequence[Buffer], nbytes: int, digest: bytes
+    ) -> Owner | None:
+        """Return who has these bytes already in the view of this batch, its first one."""
+        duplicates, view = self._duplicates, self._view
+        assert duplicates is not None
+        if view is None:
+            view = self._view = duplicates.head()
+        return duplicates.find(view, key, buffers, nbytes, digest)
+
+    def note_shared(self, nbytes: int) -> None:
+        """Count a tensor whose bytes another one of the batch has."""
+        assert self._duplicates is not None
+        self._duplicates.note_shared(nbytes)
+
+    def add(
+        self, key: bytes, prepared: Prepared, owner: Owner, metadata: bytes | None = None
+    ) -> None:
+        """Let *key* refer to *owner*. The buffers of *prepared* live and stay until the commit."""
+        draft = tensor_referring(key, prepared.attr, owner.key, owner.lsn, owner.digest)
+        self._found[key] = Reference(draft, owner, prepared, metadata)
+
+    # --- committing -------------------------------------------------------------------------------
+
+    def records(self) -> list[Record]:
+        """Return the records of all references: as few as limits allow."""
+        return tensors_referring((item.draft, item.metadata) for item in self._found.values())
+
+    def confirming(self, validate: Callable[[View], None] | None) -> Callable[[View], None] | None:
+        """Return what checks a head under the commit lock: *validate*, then the owners.
+
+        It raises OwnersGone.
+        """
+        if not self._found:
+            return validate
+
+        def check(view: View) -> None:
+            if validate is not None:
+                validate(view)
+            if self._view is None or view.number != self._view.number:
+                self._view = view
+                if any(not _has_owner(view, item.owner) for item in self._found.values()):
+                    raise OwnersGone
+
+        return check
+
+    def give_up(self) -> list[Record]:
+        """Drop the references whose owner was not there; return records with their bytes."""
+        duplicates, view = self._duplicates, self._view
+        assert duplicates is not None
+        assert view is not None
+        gone = [item for item in self._found.values() if not _has_owner(view, item.owner)]
+        for item in gone:
+            del self._found[item.draft[0]]
+        duplicates.owners_gone += len(gone)
+        return [
+            tensor_stored(item.draft[0][len(keys.TENSORS) :], item.prepared, metadata=item.metadata)
+            for item in gone
+        ]
+
+
+def _has_owner(view: View, owner: Owner) -> bool:
+    try:
+        return is_owner(view.version_at(owner.key, owner.lsn), owner.digest)
+    except MldbError:  # of a damaged index: a reader would not find it either
+        return False

@@ -1,0 +1,42 @@
+"""What is staged for one key, and the entries of staged records."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mldb.log import format as fmt
+from mldb.log.batch import Placed
+from mldb.log.frame import Draft, DraftFields, Record
+from mldb.log.fs.protocol import Buffer
+from mldb.log.patch import Patch
+
+
+class Staged(NamedTuple):
+    """What a transaction would read back for a key.
+
+    ``data`` is None for a deletion or a spilled tensor.
+    """
+
+    attr: bytes
+    data: tuple[Buffer, ...] | None
+    deleted: bool
+    placed: Placed | None = None
+    encoding: int = fmt.ENCODING_RAW
+    digest: bytes = b""
+    patch: Patch | None = None
+    """Rows that change; the others are those of the version that was read. ``data`` is None."""
+
+
+def drafts_like(draft: DraftFields, added: list[bytes], attr: bytes) -> dict[bytes, DraftFields]:
+    """Entries of further keys with the bytes of an entry."""
+    return {key: (key, *draft[1:7], attr, draft[8]) for key in added}
+
+
+def with_names(record: Record, holder: bytes, added: list[bytes], attr: bytes) -> list[DraftFields]:
+    """The entries of a record, and those of further keys with the bytes of *holder*."""
+    return [*record.drafts, *drafts_like(draft_of(record, holder), added, attr).values()]
+
+
+def draft_of(record: Record, key: bytes) -> Draft:
+    """The entry of this key in a record that has one."""
+    return next(draft for draft in record.named_drafts() if draft.key == key)
