@@ -188,7 +188,7 @@ def test_equal_tensors_of_one_batch_share_their_bytes(count: int, compression: s
                 txn[f"x{number}"] = value.reshape(-1, 1 + number % 2)
             txn["other"] = value + 1
             assert txn["x5"].tolist() == value.reshape(-1, 2).tolist()
-        assert bytes_of(db) < 2 * value.nbytes + 6000
+        assert bytes_of(db) < 2 * value.nbytes + 10_000
         assert found(db, "in_batch") == 6
         for number in range(6):
             assert db[f"x{number}"].tolist() == value.reshape(-1, 1 + number % 2).tolist()
@@ -281,10 +281,11 @@ def test_frozen_layers_are_free_in_checkpoints_small_ones_too() -> None:
     with mldb.MLDatabase.on(MemoryFileSystem()) as db:
         model = torch.nn.Sequential(torch.nn.Linear(64, 300), torch.nn.Linear(300, 64))
         db.checkpoint({"model": model}, epoch=0)
-        before = bytes_of(db)
+        before, biases = bytes_of(db), [model[1].bias.detach().clone()]
         for epoch in range(1, 6):
             with torch.no_grad():
                 model[1].bias += 1
+            biases.append(model[1].bias.detach().clone())
             taken = db.checkpoint({"model": model}, epoch=epoch, wait=epoch % 2 == 0)
             taken = taken if isinstance(taken, mldb.Checkpoint) else taken.result()
             assert taken.nbytes == sum(item.nbytes for item in model.state_dict().values())
@@ -293,7 +294,7 @@ def test_frozen_layers_are_free_in_checkpoints_small_ones_too() -> None:
         for epoch in range(6):
             state = db.state_dict(as_of=epoch, prefix="model/")
             assert torch.equal(state["0.weight"], model[0].weight)
-            assert torch.equal(state["1.bias"], model[1].bias - (5 - epoch))
+            assert torch.equal(state["1.bias"], biases[epoch])
         loaded = torch.nn.Sequential(torch.nn.Linear(64, 300), torch.nn.Linear(300, 64))
         db.load({"model": loaded})
         assert torch.equal(loaded[0].weight, model[0].weight)
