@@ -22,7 +22,7 @@ from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
 from mldb.tensors.encoding import decode_bytes
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Owner, have_equal_bytes
-from mldb.write.packs import PACK_BELOW, Pack
+from mldb.write.packs import PACK_BELOW, PACK_ENTRIES, Pack
 from mldb.write.references import References
 from mldb.write.staged import Staged, draft_of, drafts_like, with_names
 
@@ -176,9 +176,9 @@ class Staging:
 
         What the caller may change meanwhile cannot.
         """
+        if not self._fix or prepared.owned:
+            return prepared
         if not owner.is_raw:
-            if not self._fix or prepared.owned:
-                return prepared
             self._copied += prepared.nbytes
             if self._copied > self._spill_bytes:
                 return None
@@ -208,7 +208,7 @@ class Staging:
         elif pack is not None and pack.has_room(0, len(names)):
             pack.drafts.update(drafts_like(pack.drafts[holder], added, attr))
             self._where.update(dict.fromkeys(added, pack))
-        elif record is not None:
+        elif record is not None and len(record.drafts) + len(added) <= PACK_ENTRIES:
             record.drafts = with_names(record, holder, added, attr)
             self._large.update(dict.fromkeys(added, record))
         else:

@@ -84,7 +84,10 @@ class Pair:
                 state = {
                     f"{place}{name}": value(number) for place, (name, number) in enumerate(stored)
                 }
-                db.checkpoint(state, epoch=db.epoch, wait=len(stored) % 2 == 0)
+                if len(stored) % 2:
+                    db.checkpoint(state, epoch=db.epoch, wait=False)
+                else:
+                    db.checkpoint(state, epoch=db.epoch)
                 db.sync()
             case "delete", name:
                 if name not in db:
