@@ -216,7 +216,10 @@ class Staging:
         return True
 
     def _share_spilled(self, holder: bytes, added: list[bytes], attr: bytes) -> bool:
-        """Name bytes that are written already once more, if the longer frame still ends there."""
+        """Name bytes that are written already once more, if the longer frame still ends there.
+
+        What is spilled starts on a page, so that some 2 KiB are free in front of it, mostly.
+        """
         placed = self._spilled.get(holder)
         if placed is None:
             return False
@@ -246,8 +249,6 @@ class Staging:
 
     def _spill(self, record: Record) -> Placed:
         pending = self.open_pending()
-        # On a page, so that the frame in front has room for names which come to share the bytes.
-        record.align_log2 = max(record.align_log2, fmt.PAGE_ALIGN_LOG2)
         pending.add([record])
         return pending.placed[-1]
 

@@ -176,10 +176,10 @@ def test_every_kind_of_tensor_comes_back_as_it_was_given(value: Any) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-@pytest.mark.parametrize("count", [100, 10_000, 40_000])
+@pytest.mark.parametrize("count", [100, 10_000, 140_000])
 def test_equal_tensors_of_one_batch_share_their_bytes(count: int, compression: str | None) -> None:
     """Packed, in a frame of their own, and written ahead to a pending segment."""
-    with store_in(compression=compression, spill_bytes=300_000) as db:
+    with store_in(compression=compression, spill_bytes=1_100_000) as db:
         value = values(1, count) // (1 << 40)
         with db.transaction() as txn:
             txn["first"] = value
@@ -195,9 +195,9 @@ def test_equal_tensors_of_one_batch_share_their_bytes(count: int, compression: s
         assert db.verify().ok
 
 
-@pytest.mark.parametrize("count", [100, 10_000, 40_000])
+@pytest.mark.parametrize("count", [100, 10_000, 140_000])
 def test_a_shared_tensor_outlives_the_name_that_it_was_staged_under_first(count: int) -> None:
-    with store_in(spill_bytes=300_000) as db:
+    with store_in(spill_bytes=1_100_000) as db:
         with db.transaction() as txn:
             for name in "abc":
                 txn[name] = values(1, count)
