@@ -23,7 +23,8 @@ from mldb.tensors.scope import Scope
 class Version:
     """One stored version of a tensor name.
 
-    ``nbytes`` is its decoded size, ``stored_bytes`` what it takes on disk.
+    ``nbytes`` is its decoded size, ``stored_bytes`` what it takes on disk: 0 for one that has its
+    bytes from another version.
     """
 
     lsn: Lsn

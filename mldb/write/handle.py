@@ -214,11 +214,7 @@ class Handle(StateSurface):
             try:
                 return self._commit(every, epoch, check, pending, interrupted=interrupted)
             except OwnersGone:
-                instead = references.give_up()
-            if pending is None:
-                records = [*records, *instead]
-            else:
-                pending.add(instead)
+                references.give_up(pending)
 
     def _commit(
         self,

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from mldb import keys
-from mldb.errors import MldbError
+from mldb.errors import MldbError, StorageIOError
 from mldb.history.kinds.tensors import tensor_referring, tensor_stored, tensors_referring
-from mldb.log.frame import DraftFields, Record
+from mldb.log.frame import DraftFields, Record, hash_record
 from mldb.log.fs.protocol import Buffer
+from mldb.log.pending import PendingSegment
 from mldb.log.view import View
 from mldb.tensors.codec import Prepared
 from mldb.write.duplicates import Duplicates, Owner, is_owner
@@ -42,6 +43,7 @@ class References:
         self._duplicates = duplicates
         self._view = view
         self._found: dict[bytes, Reference] = {}
+        self._instead: list[Record] = []  # of those that were given up
 
     def __len__(self) -> int:
         """How many there are."""
@@ -88,8 +90,11 @@ class References:
     # --- committing -------------------------------------------------------------------------------
 
     def records(self) -> list[Record]:
-        """Return the records of all references: as few as limits allow."""
-        return tensors_referring((item.draft, item.metadata) for item in self._found.values())
+        """Return the records of all references, and what is stored instead of some."""
+        return [
+            *tensors_referring((item.draft, item.metadata) for item in self._found.values()),
+            *self._instead,
+        ]
 
     def confirming(self, validate: Callable[[View], None] | None) -> Callable[[View], None] | None:
         """Return what checks a head under the commit lock: *validate*, then the owners.
@@ -97,7 +102,7 @@ class References:
         It raises OwnersGone.
         """
         if not self._found:
-            return validate
+            return validate  # a plain commit decides faster without
 
         def check(view: View) -> None:
             if validate is not None:
@@ -109,19 +114,40 @@ class References:
 
         return check
 
-    def give_up(self) -> list[Record]:
-        """Drop the references whose owner was not there; return records with their bytes."""
+    def give_up(self, pending: PendingSegment | None) -> None:
+        """Store the bytes of those whose owner was not there: in *pending* where there is one.
+
+        Raises StorageIOError when these bytes are no longer what they were.
+        """
         duplicates, view = self._duplicates, self._view
         assert duplicates is not None
         assert view is not None
         gone = [item for item in self._found.values() if not _has_owner(view, item.owner)]
+        records = list(map(_with_bytes, gone))
         for item in gone:
             del self._found[item.draft[0]]
         duplicates.owners_gone += len(gone)
-        return [
-            tensor_stored(item.draft[0][len(keys.TENSORS) :], item.prepared, metadata=item.metadata)
-            for item in gone
-        ]
+        if pending is None:
+            self._instead += records
+        else:
+            pending.add(records)
+
+
+def _with_bytes(item: Reference) -> Record:
+    """Return a record with the bytes of a reference, hashed again and compared.
+
+    A mapped file whose sync failed may lose what was in it.
+    """
+    key = item.draft[0]
+    name = key[len(keys.TENSORS) :]
+    record = tensor_stored(name, item.prepared, metadata=item.metadata)
+    hash_record(record)
+    if record.drafts[0][5] != item.owner.digest:
+        raise StorageIOError(
+            f"the bytes of {keys.name_of(key)[:80]!r} were to be those of commit {item.owner.lsn}, "
+            "which was taken back, and cannot be read any more. Nothing was stored; store it again."
+        )
+    return record
 
 
 def _has_owner(view: View, owner: Owner) -> bool:

@@ -24,7 +24,7 @@ from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
 from mldb.tensors.encoding import decode_bytes
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Owner, have_equal_bytes
-from mldb.write.packs import PACK_BELOW, Pack
+from mldb.write.packs import PACK_BELOW, PACK_ENTRIES, Pack
 from mldb.write.references import References
 from mldb.write.staged import Staged, draft_of, drafts_like, with_names
 from mldb.write.staged_patches import StagedPatches
@@ -180,9 +180,9 @@ class Staging:
 
         What the caller may change meanwhile cannot.
         """
+        if not self._fix or prepared.owned:
+            return prepared
         if not owner.is_raw:
-            if not self._fix or prepared.owned:
-                return prepared
             self._copied += prepared.nbytes
             if self._copied > self._spill_bytes:
                 return None
@@ -212,7 +212,7 @@ class Staging:
         elif pack is not None and pack.has_room(0, len(names)):
             pack.drafts.update(drafts_like(pack.drafts[holder], added, attr))
             self._where.update(dict.fromkeys(added, pack))
-        elif record is not None:
+        elif record is not None and len(record.drafts) + len(added) <= PACK_ENTRIES:
             record.drafts = with_names(record, holder, added, attr)
             self._large.update(dict.fromkeys(added, record))
         else:
@@ -220,7 +220,10 @@ class Staging:
         return True
 
     def _share_spilled(self, holder: bytes, added: list[bytes], attr: bytes) -> bool:
-        """Name bytes that are written already once more, if the longer frame still ends there."""
+        """Name bytes that are written already once more, if the longer frame still ends there.
+
+        What is spilled starts on a page, so that some 2 KiB are free in front of it, mostly.
+        """
         placed = self._spilled.get(holder)
         if placed is None:
             return False
@@ -250,8 +253,6 @@ class Staging:
 
     def _spill(self, record: Record) -> Placed:
         pending = self.open_pending()
-        # On a page, so that the frame in front has room for names which come to share the bytes.
-        record.align_log2 = max(record.align_log2, fmt.PAGE_ALIGN_LOG2)
         pending.add([record])
         return pending.placed[-1]
 

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -79,9 +78,10 @@ class WriteVerbs(Handle):
 
         *data*: NumPy array or scalar, torch tensor (any device), SciPy or torch sparse, ml_dtypes
         array, list of numbers; dtype, byte order, shape and layout are kept. *metadata*: a dict of
-        plain values; None leaves it as it is, {} clears it. Raises InvalidNameError,
-        InvalidTypeError, LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError,
-        ClosedError; then nothing is stored.
+        plain values; None leaves it as it is, {} clears it. Bytes that the store has already are
+        not stored again (``Options.deduplicate``). Raises InvalidNameError, InvalidTypeError,
+        LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError, ClosedError; then
+        nothing is stored.
         """
         self._settle_background()
         key = check_name(name)
@@ -179,9 +179,11 @@ class WriteVerbs(Handle):
         owner = references.find(key, prepared.buffers, prepared.nbytes, digest)
         if owner is not None:
             references.add(key, prepared, owner, packed)
-            with suppress(OwnersGone):
+            try:
                 check = references.confirming(None)
                 return Lsn(self._commit(references.records(), epoch, check).lsn)
+            except OwnersGone:
+                self._duplicates.owners_gone += 1
         row = self._commit([], epoch, None, pending)
         self._duplicates.note(((digest, key),), row.lsn)
         return Lsn(row.lsn)

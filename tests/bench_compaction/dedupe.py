@@ -171,7 +171,7 @@ def throughput(sizes: Sizes) -> list[Row]:
         rng = np.random.default_rng(14)
         state = {
             f"part.{number}": rng.standard_normal(each // 4, dtype=np.float32)
-            for number in range(sizes.throughput_bytes // each)
+            for number in range(max(1, sizes.throughput_bytes // each))
         }
 
         def renew(number: int, state: Floats = state) -> None:

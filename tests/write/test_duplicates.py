@@ -139,6 +139,13 @@ def test_what_another_process_stored_is_found_under_its_name_and_otherwise_once_
     ours.close()
 
 
+def dense(value: Any) -> Any:
+    """Any kind of tensor as an array."""
+    if isinstance(value, torch.Tensor):
+        return value.to_dense().numpy()
+    return value.toarray() if hasattr(value, "toarray") else np.asarray(value)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -146,7 +153,7 @@ def test_what_another_process_stored_is_found_under_its_name_and_otherwise_once_
         np.float32(7),
         torch.arange(900.0).reshape(30, 30),
         scipy.sparse.random_array((50, 40), density=0.3, rng=np.random.default_rng(5)).tocsr(),
-        torch.eye(40).to_sparse_coo(),
+        torch.eye(40).to_sparse(),
     ],
     ids=["empty", "scalar", "torch", "scipy", "sparse torch"],
 )
@@ -158,15 +165,7 @@ def test_every_kind_of_tensor_comes_back_as_it_was_given(value: Any) -> None:
             txn["c"], txn["d"] = value, value
             back = txn["d"]
         for got in (back, *(db[name] for name in "abcd")):
-            dense = [
-                item.to_dense().numpy()
-                if isinstance(item, torch.Tensor)
-                else item.toarray()
-                if hasattr(item, "toarray")
-                else np.asarray(item)
-                for item in (got, value)
-            ]
-            np.testing.assert_array_equal(*dense)
+            np.testing.assert_array_equal(dense(got), dense(value))
             assert hasattr(got, "tocsr") == hasattr(value, "tocsr")
         saved = found(db, "bytes_saved")
         assert (saved > 0) == (np.prod(np.shape(value)) > 0)
@@ -177,10 +176,10 @@ def test_every_kind_of_tensor_comes_back_as_it_was_given(value: Any) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-@pytest.mark.parametrize("count", [100, 10_000, 40_000])
+@pytest.mark.parametrize("count", [100, 10_000, 140_000])
 def test_equal_tensors_of_one_batch_share_their_bytes(count: int, compression: str | None) -> None:
     """Packed, in a frame of their own, and written ahead to a pending segment."""
-    with store_in(compression=compression, spill_bytes=300_000) as db:
+    with store_in(compression=compression, spill_bytes=1_100_000) as db:
         value = values(1, count) // (1 << 40)
         with db.transaction() as txn:
             txn["first"] = value
@@ -188,7 +187,7 @@ def test_equal_tensors_of_one_batch_share_their_bytes(count: int, compression: s
                 txn[f"x{number}"] = value.reshape(-1, 1 + number % 2)
             txn["other"] = value + 1
             assert txn["x5"].tolist() == value.reshape(-1, 2).tolist()
-        assert bytes_of(db) < 2 * value.nbytes + 6000
+        assert bytes_of(db) < 2 * value.nbytes + 10_000
         assert found(db, "in_batch") == 6
         for number in range(6):
             assert db[f"x{number}"].tolist() == value.reshape(-1, 1 + number % 2).tolist()
@@ -196,9 +195,9 @@ def test_equal_tensors_of_one_batch_share_their_bytes(count: int, compression: s
         assert db.verify().ok
 
 
-@pytest.mark.parametrize("count", [100, 10_000, 40_000])
+@pytest.mark.parametrize("count", [100, 10_000, 140_000])
 def test_a_shared_tensor_outlives_the_name_that_it_was_staged_under_first(count: int) -> None:
-    with store_in(spill_bytes=300_000) as db:
+    with store_in(spill_bytes=1_100_000) as db:
         with db.transaction() as txn:
             for name in "abc":
                 txn[name] = values(1, count)
@@ -277,28 +276,33 @@ def test_a_tensor_written_piece_by_piece_refers_as_well_and_leaves_no_file() -> 
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
+def two_layers() -> tuple[torch.nn.Linear, torch.nn.Linear, torch.nn.Sequential]:
+    layers = torch.nn.Linear(64, 300), torch.nn.Linear(300, 64)
+    return *layers, torch.nn.Sequential(*layers)
+
+
 def test_frozen_layers_are_free_in_checkpoints_small_ones_too() -> None:
     with mldb.MLDatabase.on(MemoryFileSystem()) as db:
-        model = torch.nn.Sequential(torch.nn.Linear(64, 300), torch.nn.Linear(300, 64))
+        frozen, tuned, model = two_layers()
         db.checkpoint({"model": model}, epoch=0)
-        before = bytes_of(db)
+        before, biases = bytes_of(db), [tuned.bias.detach().clone()]
         for epoch in range(1, 6):
             with torch.no_grad():
-                model[1].bias += 1
-            taken = db.checkpoint({"model": model}, epoch=epoch, wait=epoch % 2 == 0)
-            taken = taken if isinstance(taken, mldb.Checkpoint) else taken.result()
+                tuned.bias.add_(1)
+            biases.append(tuned.bias.detach().clone())
+            taken = db.checkpoint({"model": model}, epoch=epoch, wait=False).result()
             assert taken.nbytes == sum(item.nbytes for item in model.state_dict().values())
         assert bytes_of(db) - before < 5 * 2000
         assert found(db, "same_name") == 15
         for epoch in range(6):
             state = db.state_dict(as_of=epoch, prefix="model/")
-            assert torch.equal(state["0.weight"], model[0].weight)
-            assert torch.equal(state["1.bias"], model[1].bias - (5 - epoch))
-        loaded = torch.nn.Sequential(torch.nn.Linear(64, 300), torch.nn.Linear(300, 64))
+            assert torch.equal(state["0.weight"], frozen.weight)
+            assert torch.equal(state["1.bias"], biases[epoch])
+        first, _, loaded = two_layers()
         db.load({"model": loaded})
-        assert torch.equal(loaded[0].weight, model[0].weight)
+        assert torch.equal(first.weight, frozen.weight)
         handle = db.tensor("model/0.weight").torch()
-        assert torch.equal(handle, model[0].weight)
+        assert torch.equal(handle, frozen.weight)
 
 
 def test_tied_and_equal_tensors_of_a_checkpoint_stay_what_they_are() -> None:

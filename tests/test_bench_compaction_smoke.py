@@ -1,0 +1,66 @@
+"""The harness of compaction, at sizes that say nothing: does it measure, judge and report?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench_compaction import dedupe, runner
+from tests.bench_compaction.row import Row, at_least, at_most
+
+TINY = dedupe.Sizes(16, 2, 3, 3, 1 << 20, 1, 80, asked=False)
+
+
+def test_the_command_line_prints_a_table_and_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dedupe, "QUICK", TINY)
+    path = tmp_path / "rows.json"
+    assert runner.main(["--quick", "--only", "dedupe", "--json", str(path)]) == 0
+    document = json.loads(path.read_text())
+    found = [Row(**row) for row in document["sections"]["dedupe"]]
+    assert len(found) == 3 + 8 + 3
+    assert all(row.value > 0 and row.met is None for row in found)
+    printed = capsys.readouterr().out
+    for row in found:
+        assert row.figure in printed
+        assert row.must in printed
+
+
+def test_a_section_that_is_not_there_yet_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "SECTIONS", ("dedupe", "not_written_yet"))
+    assert runner.present() == ["dedupe"]
+    assert runner.parse([]).only == ["dedupe"]
+    with pytest.raises(SystemExit):
+        runner.main(["--only", "not_written_yet"])
+    assert "unknown sections: not_written_yet" in capsys.readouterr().err
+
+
+def test_a_bound_is_judged_where_it_is_asked() -> None:
+    assert [at_most("a", value, "x", 2, asked=True).met for value in (1, 2, 3)] == [
+        True,
+        True,
+        False,
+    ]
+    assert [at_least("a", value, "x", 2, asked=True).met for value in (1, 2, 3)] == [
+        False,
+        True,
+        True,
+    ]
+    row = at_most("a", 3, "x", 2, 1.5, asked=False)
+    assert (row.met, row.must, row.aim) == (None, "<= 2", "<= 1.5")
+    head, line = runner.render([row, Row("b", 12345, "s")]).splitlines()[:2]
+    assert head.split() == ["figure", "value", "must", "aim", "met"]
+    assert " ".join(line.split()) == "a 3 x <= 2 <= 1.5"
+
+
+def test_the_model_is_as_large_and_as_frozen_as_it_is_called() -> None:
+    state = dedupe.model(dedupe.FULL)
+    assert 49e6 < dedupe.size_of(state) < 51e6
+    frozen = dedupe.frozen_names(state, 0.7)
+    share = sum(state[name].nbytes for name in frozen) / dedupe.size_of(state)
+    assert 0.69 < share <= 0.7
