@@ -78,7 +78,9 @@ class Run:
         db = self.db
         epoch = db.epoch + 1 if advance else db.epoch
         if kind == "store":
-            db.store_tensor(what, value(number), {"n": number} if number == 2 else None, epoch=epoch)
+            db.store_tensor(
+                what, value(number), {"n": number} if number == 2 else None, epoch=epoch
+            )
         elif kind == "many":
             with db.transaction(epoch=epoch) as txn:
                 for place in range(what):
@@ -138,10 +140,19 @@ class Run:
         db = self.db
         with mldb.MLDatabase.on(MemoryFileSystem(image=self.fs.image()), mode="r") as before:
             expected = self._expected(before)
-            needed = needed_by_hand(before, sorted(expected))
             old = versions_of(before)
-            report = db.compact(cold="all" if everything else "none")
+            try:
+                report = db.compact(cold="all" if everything else "none")
+            except mldb.InvalidValueError as error:
+                assert "max_bytes" in str(error)
+                assert versions_of(db) == old
+                return
+            if before.retention.get().max_bytes:
+                expected &= set(kept_of(db))
+                assert expected >= self._fixed(before)
+                assert report.bytes_after <= before.retention.get().max_bytes
             assert kept_of(db) == sorted(expected), report
+            needed = needed_by_hand(before, sorted(expected))
             assert store_shown(db) == store_shown(before)
             versions = versions_of(db)
             assert versions.items() <= old.items()
@@ -160,14 +171,20 @@ class Run:
         rows, view = commits_of(before), view_of(before)
         if not rows:
             return set()
-        named = {*map(int, (*before.tags().values(), *before.pins()))}
+        policy, taken = before.retention.get(), list[int]()
         for part in view.history(b"\x05", view.intervals):
-            named |= set(part.lsns)
-        now = self.fs.time_ns()
-        kept = kept_by_hand(before.retention.get(), rows, view, named, now)
+            taken += part.lsns
+        count = len(taken) if policy.checkpoints is None else policy.checkpoints
+        named = self._fixed(before) | set(taken[len(taken) - count :])
+        kept = kept_by_hand(policy, rows, view, named, self.fs.time_ns())
         kept &= set(kept_of(before))
         newest = (_newest_checkpoint(before, lsn) for lsn in kept)
         return kept | {lsn for lsn in newest if lsn}
+
+    @staticmethod
+    def _fixed(db: mldb.MLDatabase) -> set[int]:
+        """The commits that no policy takes."""
+        return {int(db.lsn), *map(int, (*db.tags().values(), *db.pins()))} - {0}
 
     def check(self) -> None:
         """Every byte is as it was written, every chain is short."""
@@ -193,14 +210,76 @@ def value(number: int) -> np.ndarray[Any, Any]:
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Any gain is worth a rewrite, two small segments are merged, and deltas are made."""
-    monkeypatch.setattr(plan_module, "GAIN_SHARE", -1.0)
+    monkeypatch.setattr(plan_module, "GAIN_SHARE", -100.0)
     monkeypatch.setattr(plan_module, "COLD_SHARE", 0.0)
     monkeypatch.setattr(plan_module, "MERGED_MIN", 2)
     with made_up_deltas():
         yield
 
 
-@settings(max_examples=60)
+KINDS: dict[str, tuple[int, Any]] = {
+    "store": (8, NAMES),
+    "many": (4, (1, 2, 3, 4)),
+    "delete": (1, NAMES),
+    "metadata": (2, NAMES),
+    "relate": (2, NAMES),
+    "checkpoint": (2, ("x", "y")),
+    "lake": (1, (1, 2)),
+    "refer": (3, NAMES),
+    "tag": (1, ("p", "q")),
+    "pin": (1, ("",)),
+    "rewind": (2, ("",)),
+    "retain": (
+        2,
+        (
+            {"last": 1},
+            {"last": 2, "abandoned": timedelta(0)},
+            {"every": 3, "checkpoints": 1},
+            {"last": 2, "every": 2, "checkpoints": 0},
+            {"abandoned": timedelta(0)},
+            {"max_bytes": 12_000, "checkpoints": 1},
+        ),
+    ),
+    "compact": (3, (True, False)),
+    "reopen": (1, ("",)),
+}
+"""How often each step comes, and what it may be about."""
+
+
+def long_run(seed: int, count: int) -> Run:
+    """Do so many steps by chance."""
+    rng = np.random.default_rng(seed)
+    run = Run()
+    kinds = [kind for kind, (weight, _) in KINDS.items() for _ in range(weight)]
+    for _ in range(count):
+        kind = kinds[rng.integers(len(kinds))]
+        about = KINDS[kind][1]
+        what = about[rng.integers(len(about))]
+        run.do(
+            kind,
+            what,
+            int(rng.integers(100)) % (4 if kind != "rewind" else 100),
+            rng.random() < 0.5,
+        )
+    run.compact(bool(rng.integers(2)))
+    run.db.close()
+    return run
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_long_runs_lose_nothing_that_is_left(number: int) -> None:
+    run = long_run(number, 70)
+    assert run.compacted > 1
+    assert run.pruned
+
+
+@pytest.mark.large
+def test_many_long_runs_lose_nothing_that_is_left(seed: int) -> None:
+    pruned = sum(long_run(seed + number, 90).pruned > 0 for number in range(150))
+    assert pruned > 100
+
+
+@settings(max_examples=40)
 @given(steps)
 def test_every_commit_that_is_left_shows_what_it_showed(
     todo: list[tuple[str, Any, int, bool]],

@@ -60,9 +60,7 @@ def shown_at(db: mldb.MLDatabase, lsn: int) -> dict[str, Any]:
             "relations": snapshot.relationships(),
             "checkpoints": snapshot.checkpoints(),
             "state": {name: value_of(value) for name, value in _state(snapshot).items()},
-            "lakes": {
-                name: _lake(db, name, lsn) for name in db.lakes(as_of=mldb.Lsn(lsn))
-            },
+            "lakes": {name: _lake(db, name, lsn) for name in db.lakes(as_of=mldb.Lsn(lsn))},
             "newest": {name: int(snapshot.tensor(name).lsn) for name in names},
         }
 
