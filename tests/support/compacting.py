@@ -11,7 +11,11 @@ import numpy as np
 
 import mldb
 from mldb import keys
+from mldb.compaction import planning
+from mldb.compaction.plan import Group
+from mldb.compaction.report import CompactionReport
 from mldb.compaction.retention import Retention
+from mldb.compaction.table import VersionTable
 from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds import TENSOR_STORED
 from mldb.log import format as fmt
@@ -121,6 +125,16 @@ def owners_in(db: mldb.MLDatabase, prefix: str = "") -> list[tuple[str, Entry]]:
         for entry in view.versions(key)
         if not entry.flags & fmt.ENTRY_TOMBSTONE and entry.encoding != fmt.ENCODING_REFERENCE
     ]
+
+
+def compact_all(db: mldb.MLDatabase, **options: Any) -> CompactionReport:
+    """Rewrite every segment, the active one too, into one."""
+
+    def everything(table: VersionTable, *args: object, **more: object) -> tuple[Group, ...]:
+        return (Group(0, len(table.sizes)),) if len(table.sizes) else ()
+
+    with mock.patch.object(planning, "choose_groups", everything):
+        return db.compact(**{"cold": "none", **options})
 
 
 # --- by hand --------------------------------------------------------------------------------------
