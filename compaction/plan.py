@@ -17,7 +17,6 @@ from mldb.arrays import Bools, Numbers
 from mldb.compaction.cold import ColdVersion
 from mldb.compaction.retention import Retention
 from mldb.compaction.table import VersionTable
-from mldb.log import format as fmt
 from mldb.log.manifest import Kept
 
 GAIN_SHARE: Final = 0.1
@@ -29,8 +28,11 @@ SMALL_SHARE: Final = 0.25
 MERGED_MIN: Final = 4
 """So many small ones side by side are merged."""
 GROUP_ROWS_MAX: Final = 1 << 18
-_ROW_BYTES: Final = 120
+_ROW_BYTES: Final = 100
 """What a version takes in a footer, about."""
+_COMMIT_BYTES: Final = 72
+_SEGMENT_BYTES: Final = 2304
+"""A file header and a footer of nothing."""
 
 
 class Group(NamedTuple):
@@ -99,12 +101,15 @@ def row_bytes(table: VersionTable) -> Numbers:
     return own + np.maximum(shares, 0) + _ROW_BYTES
 
 
+def fixed_bytes(table: VersionTable) -> Numbers:
+    """What each segment takes whatever stays of it: its commits, above all."""
+    return table.commits * _COMMIT_BYTES + _SEGMENT_BYTES
+
+
 def live_bytes(table: VersionTable, stays: Bools, weights: Numbers) -> Numbers:
     """What of each segment stays."""
-    found: Numbers = np.bincount(
-        table.segment[stays], weights[stays], minlength=len(table.sizes)
-    ).astype(np.int64)
-    return found
+    found = np.bincount(table.segment[stays], weights[stays], minlength=len(table.sizes))
+    return found.astype(np.int64) + fixed_bytes(table)
 
 
 def choose_groups(
@@ -195,4 +200,4 @@ def bytes_after(table: VersionTable, live: Numbers, groups: Sequence[Group]) -> 
         sizes[start : start + count] = np.minimum(
             live[start : start + count], sizes[start : start + count]
         )
-    return int(sizes.sum()) + len(groups) * fmt.FILE_HEADER_SIZE
+    return int(sizes.sum())

@@ -9,7 +9,14 @@ import numpy as np
 
 from mldb.arrays import Bools, Numbers
 from mldb.compaction.cold import cold_rows, forest
-from mldb.compaction.plan import CompactionPlan, bytes_after, choose_groups, live_bytes, row_bytes
+from mldb.compaction.plan import (
+    CompactionPlan,
+    bytes_after,
+    choose_groups,
+    fixed_bytes,
+    live_bytes,
+    row_bytes,
+)
 from mldb.compaction.retention import (
     Retention,
     Roots,
@@ -35,6 +42,8 @@ from mldb.log.segment import SegmentGoneError
 from mldb.log.view import View
 
 _HOT_CHECKPOINTS = 3
+_NEW_SEGMENT_BYTES = 1 << 12
+"""Room for an active segment that begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +181,8 @@ class _Sight:
 
     def bytes_of(self, commits: Numbers) -> int:
         """What a store takes that keeps these commits, about."""
-        return int(self.weights[self.seen(self.closed(commits))].sum())
+        taken = int(self.weights[self.seen(self.closed(commits))].sum())
+        return taken + int(fixed_bytes(self.table).sum()) + _NEW_SEGMENT_BYTES
 
 
 def _kept(

@@ -59,6 +59,8 @@ class VersionTable:
     """Bytes of each segment."""
     ends: Numbers
     """Where the frames of each segment end: what follows is its footer."""
+    commits: Numbers
+    """How many commits each segment has."""
 
     def __len__(self) -> int:
         return len(self.key)
@@ -134,6 +136,7 @@ def make_table(sources: Sequence[TableSource]) -> VersionTable:
         shared,
         np.array([size for _, _, size in sources], np.int64),
         np.array([end for _, end, _ in sources], np.int64),
+        np.array([len(own["commit_lsn"]) for own, _, _ in sources], np.int64),
     )
     named = np.flatnonzero(
         np.isin(table.encoding, (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA))

@@ -42,6 +42,7 @@ from mldb.log.pending import PendingSegment
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
 from mldb.log.sealed import SealedPart
+from mldb.log.segment import SegmentGoneError
 from mldb.log.sequencer import Decide, Sequencer
 from mldb.log.state import LogState
 from mldb.log.view import View
@@ -107,16 +108,25 @@ class Log:
             self._lock = CommitLock(fs, options.lock_timeout)
             if announced is None:
                 self._lock.make_file()
-        self._state = LogState(
-            fs,
-            manifest,
-            verify=options.verify,
-            writable=writable,
-            known=known,
-            max_mapped=options.max_mapped,
-            announced=announced,
-            lock_slot=None if self._lock is None else self._lock.slot,
-        )
+        slot = None if self._lock is None else self._lock.slot
+        while True:
+            try:
+                self._state = LogState(
+                    fs,
+                    manifest,
+                    verify=options.verify,
+                    writable=writable,
+                    known=known,
+                    max_mapped=options.max_mapped,
+                    announced=announced,
+                    lock_slot=slot,
+                )
+                break
+            except SegmentGoneError:  # sealed and compacted since the manifest was read
+                newer = load_newest(fs, distrusted)
+                if newer.number <= manifest.number:
+                    raise
+                manifest = newer
         self._state.distrusted[:0] = distrusted
         self.registration = Registration(fs, manifest.store_id)
         try:

@@ -29,7 +29,7 @@ from mldb.log.ownership import Key, OwnedLock
 from mldb.log.parts import SealedParts
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.sealed import SealedPart
-from mldb.log.segment import segment_name
+from mldb.log.segment import SegmentGoneError, segment_name
 from mldb.log.view import EMPTY_VIEW, View, make_view
 from mldb.options import Verify
 
@@ -217,14 +217,23 @@ class LogState:
         """
         if self.active.seen == HALF_DONE:
             # Ctrl-C or an error came in the middle of a change: read it all from the files again.
-            self._take(self.manifest, self._open(self.manifest))
+            try:
+                self._take(self.manifest, self._open(self.manifest))
+            except SegmentGoneError:
+                if not self.manifest_waits():
+                    raise
         while self.manifest_waits():
             manifest = load_newest(self.fs, self.distrusted, known=self.manifest)
             if manifest.number <= self.manifest.number:
                 # The newer one is damaged, or ours was deleted: what is known here is newer.
                 self._look_ahead()
                 break
-            self.adopt(manifest)
+            try:
+                self.adopt(manifest)
+            except SegmentGoneError:
+                # Its active segment was sealed and compacted since it was read: there is a newer.
+                if load_newest(self.fs, [], known=manifest).number <= manifest.number:
+                    raise
         active = self.active
         size = active.file.size()
         if size != active.seen:

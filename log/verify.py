@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mldb.errors import MldbError, StorageIOError
@@ -69,17 +69,27 @@ def verify(log: Log, progress: Progress | None = None) -> VerifyReport:
     tally = _Tally()
     total = sum(part.info.length for part in view.sealed) + active.cursor.offset
     parts = list(view.sealed)
-    for part in parts:  # grows when segments are replaced meanwhile
-        gone = _check_sealed(part, tally)
-        if gone is not None:
-            newest = log.head()
-            if part.info.id in newest.segments:
-                tally.problems.append(_problem(gone, part.segment.name))
-            known = {item.info.id for item in parts}
-            parts += [item for item in newest.sealed if item.info.id not in known]
-        if progress is not None:
-            progress(tally.bytes, total)
-    _check_active(log.fs, active, view, tally)
+    known = {part.info.id for part in parts}
+
+    def check(parts: Sequence[SealedPart]) -> None:
+        for part in parts:
+            known.add(part.info.id)
+            gone = _check_sealed(part, tally)
+            if gone is not None:
+                newest = log.head()
+                if part.info.id in newest.segments:
+                    tally.problems.append(_problem(gone, part.segment.name))
+                check([item for item in newest.sealed if item.info.id not in known])
+            if progress is not None:
+                progress(tally.bytes, total)
+
+    check(parts)
+    gone = _check_active(log.fs, active, view, tally)
+    if gone is not None:
+        newest = log.head()
+        if active.id in newest.segments:
+            tally.problems.append(_problem(gone, active.segment.name))
+        check([item for item in newest.sealed if item.info.id not in known])
     _check_manifests(log.fs, tally)
     for found in unowned(log.head()):
         lsns = (found.entry.commit_lsn,)
@@ -145,8 +155,13 @@ def _problem(error: MldbError, name: str) -> Problem:
     return Problem(file, getattr(error, "offset", None) or 0, str(error))
 
 
-def _check_active(fs: FileSystem, active: Active, view: View, tally: _Tally) -> None:
-    """Check the active segment through a file of its own: the handle may be closed meanwhile."""
+def _check_active(
+    fs: FileSystem, active: Active, view: View, tally: _Tally
+) -> StorageIOError | None:
+    """Check the active segment through a file of its own: the handle may be closed meanwhile.
+
+    Returns the error when its file is not there: it may have been sealed and compacted meanwhile.
+    """
     end = active.cursor.offset
     tally.bytes += end
     rows = [row for part in reversed(active.parts()) for row in part.commits(1, view.commit.lsn)]
@@ -158,9 +173,12 @@ def _check_active(fs: FileSystem, active: Active, view: View, tally: _Tally) -> 
             file.close()
         active.segment.check_file_header(bytes(data[: fmt.FILE_HEADER_SIZE]))
     except MldbError as error:
+        if isinstance(error, StorageIOError) and error.errno == errno.ENOENT:
+            return error
         tally.problems.append(Problem(active.segment.name, 0, str(error)))
-        return
+        return None
     _check_batches(active.segment, data, rows, tally)
+    return None
 
 
 def _check_batches(

@@ -136,6 +136,13 @@ class Recorder:
         self.model.mark(self.db.lsn).tags[name] = lsn
         self._promise(self.acknowledges)
 
+    def retain(self, **rules: Any) -> None:
+        """Set a retention, which drops nothing by itself."""
+        self._promise("begun", 1)
+        self.db.retention.set(**rules)
+        self.model.mark(self.db.lsn)
+        self._promise(self.acknowledges)
+
     def pin(self, index: int) -> None:
         """Pin a commit of the model."""
         lsn = self.model.commits[index].lsn

@@ -16,6 +16,7 @@ import numpy as np
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import FileSystem
+from tests.support.compacting import compact_all
 from tests.support.interference_model import Outcome, Record, Sighting, Step, content_of, number_in
 
 LARGE = 100
@@ -332,6 +333,15 @@ def verify(actor: Actor) -> None:
         actor.record.wrong.append(f"{actor.who}: verify found {report.problems}")
 
 
+def compact(actor: Actor) -> None:
+    """Rewrite all segments into one; another compaction may be at it."""
+    try:
+        compact_all(actor.open_db)
+    except mldb.LockedError as error:
+        if "is compacting" not in str(error):
+            raise
+
+
 class Copies:
     """Stands for OsFileSystem in ``MLDatabase.backup``: copies are made in memory."""
 
@@ -381,4 +391,5 @@ OPERATIONS: dict[str, Operation] = {
     "rewind": Operation(rewind, before=commit),
     "tag": Operation(tag),
     "close": Operation(close, before=commit),
+    "compact": Operation(compact, before=commit),
 }

@@ -1,0 +1,147 @@
+"""Crashes while a store is compacted: it opens, with all that was promised and nothing half done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import mldb
+from mldb.compaction import plan as plan_module
+from mldb.log.fs.crash_states import Model as Persistence
+from mldb.log.fs.crash_states import crash_states
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.segment import SEGMENTS
+from tests.support.compacting import kept_of, made_up_deltas
+from tests.support.crashes import (
+    PERSISTENCE,
+    Recorder,
+    Seen,
+    add_one,
+    bounds,
+    disk_digest,
+    violation_in,
+)
+from tests.support.model import Model, Verbs, content_of
+from tests.support.segments import segment_names
+
+LEAST = 100
+
+pytestmark = [pytest.mark.usefixtures("repeatable"), pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(plan_module, "GAIN_SHARE", -100.0)
+    monkeypatch.setattr(plan_module, "COLD_SHARE", 0.0)
+    monkeypatch.setattr(plan_module, "MERGED_MIN", 2)
+    with made_up_deltas():
+        yield
+
+
+def step(number: int) -> object:
+    def change(target: Verbs) -> None:
+        target.store_tensor("counter", np.int64(number))
+        target.store_tensor("w", np.arange(90, dtype=np.int16) + np.int16(number), {"n": number})
+        target.store_tensor(f"t{number % 3}", np.full(3, number, ">f4"))
+        if number % 3 == 2:
+            target.delete_tensor("t1")
+
+    return change
+
+
+def recorded(*, prune: bool, durability: str) -> Recorder:
+    """Commits, a rewind and two compactions in between; with *prune* the second one drops some."""
+    run = Recorder(options={"segment_entries": 8, "durability": durability})
+    for number in range(4):
+        run.commit(step(number), epoch=number)  # type: ignore[arg-type]
+    run.rewind(3)
+    run.commit(step(4), epoch=4)  # type: ignore[arg-type]
+    if prune:
+        run.tag("best", 2)
+        run.retain(last=1)
+    run.db.compact(cold="all")
+    run.commit(step(5), epoch=5)  # type: ignore[arg-type]
+    run.db.compact(cold="none")
+    run.commit(step(6), epoch=6)  # type: ignore[arg-type]
+    run.close()
+    return run
+
+
+@pytest.mark.parametrize("durability", ["commit", "os"])
+def test_a_crash_in_a_lossless_compaction_loses_nothing_of_any_commit(
+    durability: str, seed: int
+) -> None:
+    run = recorded(prune=False, durability=durability)
+    seen: set[Seen] = set()
+    for persistence in PERSISTENCE:
+        wrong = violation_in(run, persistence, seed=seed, limit=110, since=run.created, seen=seen)
+        assert not wrong, wrong
+    distinct = len({digest for digest, *_ in seen})
+    print(f"{durability}: {distinct} distinct disks, {len(seen)} checks")
+    assert distinct >= LEAST
+
+
+@pytest.mark.parametrize("persistence", PERSISTENCE)
+def test_a_crash_in_a_compaction_that_prunes_leaves_what_retention_keeps(
+    persistence: Persistence, seed: int
+) -> None:
+    run = recorded(prune=True, durability="commit")
+    seen: set[bytes] = set()
+    pruned = 0
+    for state in crash_states(
+        run.fs, at=range(run.created, run.operations() + 1), model=persistence, seed=seed, limit=110
+    ):
+        digest = disk_digest(state)
+        if digest not in seen:
+            seen.add(digest)
+            low, high = bounds(state.marks, persistence)
+            what = f"{persistence}, {state.description}"
+            pruned += _check(state, run.model, low, high, run.options, what)
+    print(f"{persistence}: {len(seen)} distinct disks, {pruned} of them pruned")
+    assert pruned > 10
+    assert len(seen) - pruned > 10
+
+
+def _check(
+    state: MemoryFileSystem,
+    model: Model,
+    low: int,
+    high: int,
+    options: dict[str, object],
+    what: str,
+) -> bool:
+    """Check one disk, and that it can be written to and compacted; tell whether it was pruned."""
+    db = mldb.MLDatabase.on(state, **options)
+    index = model.index_of(int(db.lsn))
+    assert index is not None, what
+    assert low <= index <= high, what
+    kept = kept_of(db)
+    _compare(db, model, kept, what)
+    problems = db.verify().problems
+    assert not problems, (what, problems)
+    lsns = [commit.lsn for commit in model.commits[1 : index + 1]]
+    if db.retention.get().keeps_all:
+        assert kept == lsns, what
+    db.compact(cold="none")
+    after = kept_of(db)
+    assert set(after) <= set(kept), what
+    add_one(db, model.commits[index].content.draft())
+    db.compact(cold="all")
+    _compare(db, model, [lsn for lsn in kept_of(db) if lsn in lsns], what)
+    assert db.verify().ok, what
+    assert sorted(f"{SEGMENTS}/{name}" for name in state.list(SEGMENTS)) == sorted(
+        segment_names(state)
+    ), what
+    db.close()
+    assert not state.list("pending"), what
+    return kept != lsns
+
+
+def _compare(db: mldb.MLDatabase, model: Model, kept: list[int], what: str) -> None:
+    for lsn in kept:
+        place = model.index_of(lsn)
+        if place is not None:
+            have = content_of(db, mldb.Lsn(lsn))
+            assert have == model.commits[place].content, f"{what}: commit {lsn}"
