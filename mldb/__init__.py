@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mldb.compaction.soc.avalanches import AvalancheStats
+    from mldb.compaction.soc.report import ConsolidationReport, PastCapWarning
     from mldb.database import MLDatabase, open
     from mldb.errors import (
         ClosedError,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from mldb.history.relationships import Relationship
     from mldb.history.snapshot import Snapshot
     from mldb.history.versions import Version
+    from mldb.lake.consolidation.settings import ConsolidationPolicy
     from mldb.lake.lake import Lake
     from mldb.lake.m2m import M2M, M2MConfig, create_m2m
     from mldb.lake.order.weights import Importance
@@ -101,6 +104,10 @@ _HOMES = {
     "Augmentation": "mldb.lake.stream.settings",
     "StreamOptions": "mldb.lake.stream.settings",
     "Importance": "mldb.lake.order.weights",
+    "AvalancheStats": "mldb.compaction.soc.avalanches",
+    "ConsolidationPolicy": "mldb.lake.consolidation.settings",
+    "ConsolidationReport": "mldb.compaction.soc.report",
+    "PastCapWarning": "mldb.compaction.soc.report",
     "M2M": "mldb.lake.m2m",
     "M2MConfig": "mldb.lake.m2m",
     "create_m2m": "mldb.lake.m2m",
@@ -110,9 +117,12 @@ _HOMES = {
 __all__ = [
     "M2M",
     "Augmentation",
+    "AvalancheStats",
     "Checkpoint",
     "ClosedError",
     "ConflictError",
+    "ConsolidationPolicy",
+    "ConsolidationReport",
     "CorruptError",
     "EpochOrderError",
     "Event",
@@ -136,6 +146,7 @@ __all__ = [
     "MldbError",
     "NothingLoadedWarning",
     "Options",
+    "PastCapWarning",
     "PendingCheckpoint",
     "Problem",
     "QueryError",

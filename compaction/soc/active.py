@@ -21,11 +21,11 @@ from mldb.sphere.neighbours import Neighbours
 
 Search: TypeAlias = Callable[[Float32s, Float32s, int, Numbers], Neighbours]
 """From queries [Q, d], a base [N, d], k and the row of the base that each query is, to the k
-other rows of the base nearest to each: ``mldb.sphere.neighbours.nearest`` or one that finds fewer."""
+other rows of the base nearest to each, as ``mldb.sphere.neighbours.nearest`` does."""
 
 NONE: Final = -1
 SLACK: Final = 2e-6
-"""Radians that a plan stays below the cap, for means rounded to float32 and sums of their angles."""
+"""Radians that a plan stays below the cap, for rounded means and sums of their angles."""
 _COSINE_SLACK: Final = 1e-5  # of float32 cosines that leave out what cannot merge
 _CHUNK: Final = 1 << 14
 

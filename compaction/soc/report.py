@@ -11,6 +11,10 @@ ConsolidationMethod = Literal["sweep", "sandpile"]
 """The batch, or stress that arrivals drive."""
 
 
+class PastCapWarning(UserWarning):
+    """To keep as few splats as were asked for, rows further apart than the cap were merged."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsolidationReport:
     """One run of a consolidation. Immutable.

@@ -60,6 +60,7 @@ from tests.support.format_events import (
     check_block,
     check_events,
     check_layouts,
+    check_parts,
     check_spaces,
     check_tags,
 )
@@ -448,7 +449,7 @@ def check_reserved(rows: list[Row]) -> None:
     reserved = {
         int(row["kind"]) for row in document().tables[5, "kind"] if row["state"] == "reserved"
     }
-    assert reserved == {17, 27, 32, 33, 34, 35, 36}
+    assert reserved == {17, 27, 34, 35, 36}
     assert "event kinds " + ", ".join(map(str, sorted(reserved))) in what
     columns = [name for name in OPTIONAL_COLUMNS if name != "commit_id"]
     assert f"index columns {', '.join(columns)}, row_lsn" in what
@@ -503,6 +504,7 @@ CHECKS: dict[tuple[int, str], Callable[[list[Row]], None]] = {
     (5, "layout"): check_layouts,
     (5, "tag"): check_tags,
     (5, "column"): check_block,
+    (5, "part"): check_parts,
     (6, "place"): check_places,
     (6, "field"): check_fields,
     (6, "column"): check_columns,
