@@ -1,0 +1,1 @@
+"""What compaction costs and gives back: sections of ``python -m tests.bench_compaction``."""
