@@ -398,6 +398,23 @@ def test_a_policy_is_stored_with_the_lake(db: mldb.MLDatabase, rng: np.random.Ge
     assert lake.policy is None
 
 
+def test_a_policy_goes_on_where_its_run_was_cut_off(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    lake = fill(db, rng)
+    lake.policy = ConsolidationPolicy(budget=100, after_rows=50)
+    report, runs = lake.run_policy(), 0
+    while report is not None:
+        last, runs = report, runs + 1
+        report = lake.run_policy()
+    assert runs > 1
+    assert last.is_relaxed
+    copies(lake, rng, 49)
+    assert lake.run_policy() is None
+    copies(lake, rng, 1)
+    assert lake.run_policy() is not None
+
+
 def test_wrong_policies(db: mldb.MLDatabase, rng: np.random.Generator) -> None:
     with pytest.raises(MissingError):
         db.lake("none").policy = ConsolidationPolicy()

@@ -124,12 +124,12 @@ def store_policy(host: Host, name: str, policy: ConsolidationPolicy | None) -> N
 
 
 def is_due(rows: Rows, policy: ConsolidationPolicy) -> bool:
-    """Whether a run by *policy* is due: enough rows arrived since the last one, or it was cut off.
-
-    A sandpile that did not come to rest goes on with the next arrival.
-    """
+    """Whether a run is due: enough rows arrived since the last one, or that was cut off."""
     if policy.method == "sandpile":
-        seen = told_stress(rows).seen
+        stress = told_stress(rows)
+        if (rows.find(stress.ids[stress.grains >= policy.k]) >= 0).any():
+            return True
+        seen = stress.seen
     else:
         seen = max((commit for commit, _ in told_merges(rows)), default=0)
     return len(arrivals_since(rows, seen)) >= policy.after_rows
