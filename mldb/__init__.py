@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mldb.compaction.report import CompactionReport, NameReport
     from mldb.compaction.retention import Retention
+    from mldb.compaction.soc.avalanches import AvalancheStats
+    from mldb.compaction.soc.report import ConsolidationReport, PastCapWarning
     from mldb.database import MLDatabase, open
     from mldb.errors import (
         ClosedError,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from mldb.history.relationships import Relationship
     from mldb.history.snapshot import Snapshot
     from mldb.history.versions import Version
+    from mldb.lake.consolidation.settings import ConsolidationPolicy
     from mldb.lake.lake import Lake
     from mldb.lake.m2m import M2M, M2MConfig, create_m2m
     from mldb.lake.order.weights import Importance
@@ -106,6 +109,10 @@ _HOMES = {
     "Augmentation": "mldb.lake.stream.settings",
     "StreamOptions": "mldb.lake.stream.settings",
     "Importance": "mldb.lake.order.weights",
+    "AvalancheStats": "mldb.compaction.soc.avalanches",
+    "ConsolidationPolicy": "mldb.lake.consolidation.settings",
+    "ConsolidationReport": "mldb.compaction.soc.report",
+    "PastCapWarning": "mldb.compaction.soc.report",
     "M2M": "mldb.lake.m2m",
     "M2MConfig": "mldb.lake.m2m",
     "create_m2m": "mldb.lake.m2m",
@@ -115,10 +122,13 @@ _HOMES = {
 __all__ = [
     "M2M",
     "Augmentation",
+    "AvalancheStats",
     "Checkpoint",
     "ClosedError",
     "CompactionReport",
     "ConflictError",
+    "ConsolidationPolicy",
+    "ConsolidationReport",
     "CorruptError",
     "EpochOrderError",
     "Event",
@@ -143,6 +153,7 @@ __all__ = [
     "NameReport",
     "NothingLoadedWarning",
     "Options",
+    "PastCapWarning",
     "PendingCheckpoint",
     "Problem",
     "QueryError",

@@ -14,10 +14,11 @@ tags         6     name                               msgpack of the LSN
 pins         7     LSN, big-endian                    empty
 retention    8     ""                                 msgpack of what is kept
 lakes        9     lake                               what the lake is, and its next row id
-splats       10    lake NUL sequence, big-endian      one block of rows added, or of ids removed
+splats       10    lake NUL sequence, big-endian      one change of the rows of a lake
 metrics      11    reserved
 branches     12    reserved
 patches      13    reserved
+policies     14    lake                               msgpack of a consolidation policy
 ===========  ====  =================================  =====================================
 
 Tags, pins and retention belong to the store and are not rewound.
@@ -40,6 +41,7 @@ SPLATS: Final = b"\x0a"
 METRICS: Final = b"\x0b"
 BRANCHES: Final = b"\x0c"
 PATCHES: Final = b"\x0d"
+POLICIES: Final = b"\x0e"
 
 NUL: Final = b"\x00"
 LATEST_CHECKPOINT: Final = CHECKPOINTS

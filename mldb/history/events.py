@@ -171,6 +171,41 @@ class SplatsDeleted(Event):
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class SplatsConsolidated(Event):
+    """Rows of a lake were merged: ``rows`` splats stand for ``sources`` rows that end here.
+
+    The ids of those made start at ``base``, and their alpha sums to ``alpha_sum``; which sources
+    each has, ``lake.sources(id)`` says. ``run`` has the settings by name: ``method``, ``min_cos``
+    and others. Without rows only stress of the sandpile moved.
+    """
+
+    lake: str
+    rows: int
+    base: int
+    sources: int
+    alpha_sum: float
+    run: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsolidationUndone(Event):
+    """The merges of commit *target* were taken back: so many rows ended, and are live again."""
+
+    lake: str
+    target: Lsn
+    ended: int
+    restored: int
+
+
+@dataclass(frozen=True, slots=True)
+class LakePolicySet(Event):
+    """How a lake is to be consolidated in the background; ``policy`` is None for not at all."""
+
+    lake: str
+    policy: dict[str, Any] | None
+
+
 # --- out of frames --------------------------------------------------------------------------------
 
 
@@ -202,6 +237,9 @@ EVENT_KINDS: Final[Mapping[int, EventKind]] = {
     kinds.LAKE_CREATED: EventKind(LakeCreated, lakes.read_lake_created),
     kinds.SPLATS_ADDED: EventKind(SplatsAdded, lakes.read_splats_added),
     kinds.SPLATS_DELETED: EventKind(SplatsDeleted, lakes.read_splats_deleted),
+    kinds.SPLATS_CONSOLIDATED: EventKind(SplatsConsolidated, lakes.read_splats_consolidated),
+    kinds.CONSOLIDATION_UNDONE: EventKind(ConsolidationUndone, lakes.read_consolidation_undone),
+    kinds.LAKE_POLICY_SET: EventKind(LakePolicySet, lakes.read_lake_policy_set),
 }
 """By the number in the log. A kind that is not here is skipped: it may be read over, or the log
 would not have been opened."""

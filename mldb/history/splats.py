@@ -129,7 +129,7 @@ def check_column_name(name: str) -> str:
 # written before does not depend on them. What stands behind the elements of this version is read
 # over; what may not be read over has a higher version.
 
-_ATTR_VERSION: Final = 1
+ATTR_VERSION: Final = 1
 _ADDED: Final = 0
 _REMOVED: Final = 1
 
@@ -137,13 +137,13 @@ _REMOVED: Final = 1
 def pack_lake(info: LakeInfo) -> bytes:
     """The attr of a lake's key."""
     return pack(
-        (_ATTR_VERSION, info.lake_id, info.dim, info.geometry, info.next_id.to_bytes(8, "little"))
+        (ATTR_VERSION, info.lake_id, info.dim, info.geometry, info.next_id.to_bytes(8, "little"))
     )
 
 
 def unpack_lake(attr: bytes) -> LakeInfo:
     """Decode it. Raises ValueError, FormatVersionError."""
-    _, lake_id, dim, geometry, next_id = _fields(attr, 5)[:5]
+    _, lake_id, dim, geometry, next_id = attr_fields(attr, 5)[:5]
     if geometry not in ("sphere", "euclid") or len(lake_id) != 16:
         raise ValueError(f"a lake of geometry {geometry!r}")
     number = int.from_bytes(next_id, "little")
@@ -154,23 +154,30 @@ def unpack_lake(attr: bytes) -> LakeInfo:
 
 def pack_block(info: BlockInfo) -> bytes:
     """The attr of a block of added rows."""
+    return pack((ATTR_VERSION, _ADDED, *block_fields(info)))
+
+
+def block_fields(info: BlockInfo | None) -> tuple[Any, ...]:
+    """What attrs say of a block: rows, base, columns, statistics; zeros for none."""
+    if info is None:
+        return 0, bytes(8), (), (0.0, 0.0, 0.0, 0.0)
     columns = [(c.name, c.dtype, c.shape, c.offset) for c in info.columns]
     stats = (info.alpha_sum, info.alpha_max, info.kappa_min, info.kappa_max)
     base = info.base.to_bytes(8, "little")
-    return pack((_ATTR_VERSION, _ADDED, info.rows, base, columns, stats))
+    return info.rows, base, columns, stats
 
 
 def pack_removal(info: RemovalInfo) -> bytes:
     """The attr of a block of removed ids."""
-    return pack((_ATTR_VERSION, _REMOVED, info.count))
+    return pack((ATTR_VERSION, _REMOVED, info.count))
 
 
 def unpack_splats(attr: bytes, length: int) -> BlockInfo | RemovalInfo:
-    """Decode the attr of a key in the splats space; *length* is that of its payload.
+    """Decode the attr of rows added or removed; *length* is that of its payload.
 
     Every place is bounded by the payload. Raises ValueError, FormatVersionError.
     """
-    fields = _fields(attr, 3)
+    fields = attr_fields(attr, 3)
     if fields[1] == _REMOVED:
         count = fields[2]
         if type(count) is not int or count * 8 != length:
@@ -178,17 +185,24 @@ def unpack_splats(attr: bytes, length: int) -> BlockInfo | RemovalInfo:
         return RemovalInfo(count)
     if len(fields) < 6 or fields[1] != _ADDED:
         raise ValueError("neither added nor removed rows")
-    rows, base, raw, stats = fields[2:6]
+    info = read_block_fields(fields[2:6], length)
+    if info.nbytes != length:
+        raise ValueError(f"columns of {info.nbytes} bytes in a payload of {length}")
+    return info
+
+
+def read_block_fields(fields: list[Any], length: int) -> BlockInfo:
+    """Decode what an attr says of a block; it ends within *length* bytes. Raises ValueError."""
+    rows, base, raw, stats = fields
+    if type(base) is not bytes or len(base) != 8:
+        raise ValueError(f"a block of base {base!r}")
     if type(rows) is not int or not 0 < rows <= BLOCK_ROWS_MAX or len(raw) > USER_COLUMNS_MAX + 8:
         raise ValueError(f"a block of {rows!r} rows")
     columns = tuple(_column(item, rows, length) for item in raw)
     names = [column.name for column in columns]
     if names[:6] != ["mu", *_FIXED_NAMES] or len(set(names)) != len(names):
         raise ValueError(f"a block of the columns {names}")
-    info = BlockInfo(rows, int.from_bytes(base, "little"), columns, *map(float, stats[:4]))
-    if info.nbytes != length:
-        raise ValueError(f"columns of {info.nbytes} bytes in a payload of {length}")
-    return info
+    return BlockInfo(rows, int.from_bytes(base, "little"), columns, *map(float, stats[:4]))
 
 
 def _column(item: Any, rows: int, length: int) -> BlockColumn:
@@ -204,15 +218,16 @@ def _column(item: Any, rows: int, length: int) -> BlockColumn:
     return column
 
 
-def _fields(attr: bytes, least: int) -> list[Any]:
+def attr_fields(attr: bytes, least: int) -> list[Any]:
+    """Return the elements of an attr, at least so many. Raises ValueError, FormatVersionError."""
     fields = unpack(attr)
     if not isinstance(fields, list) or len(fields) < least or type(fields[0]) is not int:
         raise ValueError("an attr of another shape")
-    if fields[0] > _ATTR_VERSION:
+    if fields[0] > ATTR_VERSION:
         raise FormatVersionError(
             f"what is stored of a splat lake has version {fields[0]}; this mldb reads up to "
-            f"{_ATTR_VERSION}. Tensors stay readable; use a newer mldb."
+            f"{ATTR_VERSION}. Tensors stay readable; use a newer mldb."
         )
-    if fields[0] != _ATTR_VERSION:
+    if fields[0] != ATTR_VERSION:
         raise ValueError(f"an attr of version {fields[0]}")
     return fields

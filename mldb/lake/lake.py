@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mldb.arrays import Numbers
+from mldb.compaction.soc.report import ConsolidationMethod, ConsolidationReport
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
 from mldb.history.as_of import AsOf
 from mldb.history.splats import LAKE_DIM_MAX
+from mldb.integers import integer
 from mldb.lake import projection
+from mldb.lake.consolidation import run
+from mldb.lake.consolidation.settings import (
+    DEFAULT_BUDGET,
+    DEFAULT_MIN_COS,
+    DEFAULT_NEIGHBOURS,
+    ConsolidationPolicy,
+)
+from mldb.lake.consolidation.undo import undo_merges
 from mldb.lake.host import Host
 from mldb.lake.on_host import as_ids
 from mldb.lake.order.weights import Importance
@@ -242,6 +252,112 @@ class Lake(LakeSurface):
         if not len(wanted):
             raise InvalidValueError("no ids to remove. Nothing was changed.")
         return remove_rows(self._host, self.name, wanted, epoch)
+
+    # --- consolidation ----------------------------------------------------------------------------
+
+    def consolidate(
+        self,
+        *,
+        min_cos: float = DEFAULT_MIN_COS,
+        method: ConsolidationMethod = "sweep",
+        target_keep: float | None = None,
+        k: int = DEFAULT_NEIGHBOURS,
+        seed: int = 0,
+        p: float = 0.02,
+        random_links: float = 0.1,
+        budget: int | None = DEFAULT_BUDGET,
+        epoch: int | None = None,
+        plan_only: bool = False,
+        retries: int = 2,
+    ) -> ConsolidationReport:
+        """Merge near-copies as one commit; return what was done, with its commit as ``lsn``.
+
+        A splat is made of rows of one label that lie within cosine *min_cos* of its mean: it has
+        their mass, mean direction by mass, and concentration; an id of its own; ``norm``, the mean
+        by mass; ``min_cos``, certified for all members; every other column is that of its heaviest
+        source. The sources end here. Earlier commits and streams that began there still have them
+        bit for bit, :meth:`sources` names them, and :meth:`undo` takes the commit back.
+
+        *min_cos* is a radius: two rows of a splat may be twice as far from each other. .97 takes
+        near-copies, .99 little but copies. *target_keep*: merge on until this share of the rows is
+        left, whatever the distance, with a PastCapWarning where that is past *min_cos*; sweeps
+        alone. *method* "sweep" looks at all rows; "sandpile" at those that arrived since its last
+        run, and what their stress sets off: *p*, *random_links* and *budget* are those of
+        :class:`mldb.ConsolidationPolicy`. *k*: neighbours that are looked at. Sweeps of one state,
+        *seed* and settings are the same, byte for byte. *plan_only*: store nothing.
+
+        Rows may be added meanwhile; they stay as they are. Where a source is removed or merged by
+        another commit, the run is planned anew, *retries* times. Memory: three times the rows. Any
+        thread, one run at a time. Raises InvalidValueError, InvalidTypeError, MissingError,
+        UsageError for a lake that is no sphere, ConflictError after the last retry, and what a
+        commit raises; then nothing was stored.
+        """
+        settings = ConsolidationPolicy(
+            method=method,
+            min_cos=min_cos,
+            k=k,
+            seed=seed,
+            p=p,
+            random_links=random_links,
+            budget=budget,
+        )
+        if target_keep is not None and method != "sweep":
+            raise InvalidValueError("target_keep is for method='sweep': a sandpile has no end")
+        return run.run_consolidation(
+            self._host,
+            self.name,
+            settings,
+            target_keep=target_keep,
+            epoch=check_epoch(epoch),
+            plan_only=plan_only,
+            retries=integer("retries", retries),
+        )
+
+    def undo(self, merges: ConsolidationReport | Lsn, *, epoch: int | None = None) -> Lsn:
+        """Take the merges of a commit back: of *merges*, its report or its Lsn. Returns the commit.
+
+        Every splat that it made and that is still live ends, and its sources are live again, as
+        they were. Rows added since stay. A splat that was removed since stays so, and its sources
+        with it: who removed it removed them. Stress stays where it went.
+
+        Raises MissingError for a commit that merged nothing here, InvalidValueError for one that
+        was undone, of whose splats none is left or some were merged again (undo that one first), or
+        one of whose ids was given to another row; ConflictError where another commit was faster.
+        Nothing was changed then.
+        """
+        target = merges.lsn if isinstance(merges, ConsolidationReport) else merges
+        if target is None:
+            raise InvalidValueError("this report is of a run that stored nothing")
+        if not isinstance(target, Lsn):
+            raise InvalidTypeError(
+                f"{target!r} is no commit; give the report of a run, or mldb.Lsn(...) of its commit"
+            )
+        return undo_merges(self._host, self.name, int(target), check_epoch(epoch))
+
+    @property
+    def policy(self) -> ConsolidationPolicy | None:
+        """When and how the lake is consolidated by itself; None, the default, for not at all.
+
+        Setting it is a commit, and belongs to the lineage like the lake's rows. A worker in the
+        background runs it, and so does :meth:`run_policy`. Raises MissingError where the lake has
+        no rows yet.
+        """
+        return run.stored_policy(self._scope(), self.name)
+
+    @policy.setter
+    def policy(self, policy: ConsolidationPolicy | None) -> None:
+        if not isinstance(policy, ConsolidationPolicy | None):
+            raise InvalidTypeError(
+                f"policy is a {type(policy).__name__}; give mldb.ConsolidationPolicy(...) or None"
+            )
+        run.store_policy(self._host, self.name, policy)
+
+    def run_policy(self) -> ConsolidationReport | None:
+        """Consolidate as :attr:`policy` says, if that is due; None when there was nothing to do.
+
+        Raises what :meth:`consolidate` does; a ConflictError means that the next call tries again.
+        """
+        return run.run_policy(self._host, self.name)
 
 
 def _check_dim(dim: object) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mldb.closing import Closing
+from mldb.compaction.soc.report import ConsolidationReport
 from mldb.database import MLDatabase
 from mldb.errors import InvalidTypeError
 from mldb.gpu.select import check_spec
@@ -59,6 +60,10 @@ class M2M(Closing):
     def add_splats(self, mu: Any, **columns: Any) -> Any:
         """Append rows [N, latent_dim] as one commit; see ``Lake.add_splats``. Returns their ids."""
         return self.lake.add_splats(mu, **columns)
+
+    def consolidate(self, **options: Any) -> ConsolidationReport:
+        """Merge near-copies as one commit; see ``Lake.consolidate``."""
+        return self.lake.consolidate(**options)
 
     def export_to_dataloader(
         self,

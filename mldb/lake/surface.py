@@ -6,11 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from mldb.arrays import Numbers
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError
 from mldb.history.snapshot import Snapshot
+from mldb.integers import integer
 from mldb.lake import projection
+from mldb.lake.consolidation.told import sources_of
 from mldb.lake.host import Host
 from mldb.lake.on_host import as_ids
 from mldb.lake.rows.live import Rows, found_rows, rows_in
@@ -62,6 +66,25 @@ class LakeSurface(ABC):
     def ids(self) -> Numbers:
         """The ids of the live rows, int64, in row order (a copy)."""
         return self.rows().ids().copy()
+
+    def sources(self, row_id: int, *, deep: bool = False) -> Numbers:
+        """Return the ids that a splat was merged of, int64 [n], ascending; [0] for an added row.
+
+        They have ended: read them at a commit before. *deep*: down to rows that were added. The
+        splat may have ended since. Raises MissingError for an id that no row ever had.
+        """
+        rows = self.rows()
+        found = sources_of(rows, integer("row_id", row_id))
+        if not deep:
+            return found
+        added: list[int] = []
+        todo = found.tolist()
+        while todo:
+            one = todo.pop()
+            below = sources_of(rows, one).tolist()
+            todo += below
+            added += [] if below else [one]
+        return np.array(sorted(added), np.int64)
 
     def __reduce__(self) -> NoReturn:
         """A lake belongs to an open store."""

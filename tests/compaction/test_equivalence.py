@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 import mldb
 from mldb.compaction import plan as plan_module
-from mldb.compaction.retention import Retention
-from mldb.log import format as fmt
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.compacting import (
     commits_of,

@@ -118,3 +118,22 @@ def test_lake_value(capsys: pytest.CaptureFixture[str]) -> None:
     tables = load("lake_value")(runpy.run_path(str(path))["QUICK"])
     assert [len(lines) for lines in tables.values()] == [6, 6, 5]
     assert capsys.readouterr().out.count("±") == 2 * 17
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_consolidate_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs on embeddings of any origin; what it shows of real ones is in the README."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 600)
+    x = rng.standard_normal((4, 24))[y] + rng.standard_normal((600, 24))
+    np.savez(tmp_path / "texts.npz", X=x.astype(np.float16), y=np.array(list("abcd"))[y])
+    quick = runpy.run_path(str(EXAMPLES / "consolidate_texts.py"))["QUICK"]
+    claims = load("consolidate_texts")(str(tmp_path / "texts.npz"), quick)
+    printed = capsys.readouterr().out
+    assert "600 rows of 24 dimensions, 4 classes" in printed
+    for what in ("kept of the rows", "natural, 2 seeds", "injected, 2 seeds", "augmentation"):
+        assert what in printed
+    assert len(claims) == printed.count(" ± ") - printed[: printed.index("must hold")].count(" ± ")

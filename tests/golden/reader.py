@@ -454,32 +454,73 @@ def descriptor(attr: bytes) -> Tensor:
     return Tensor(dtype, tuple(shape), framework, layout, components)
 
 
-def splat_rows(store: Store, lsn: int, lake: bytes) -> dict[str, np.ndarray[Any, Any]]:
+Columns = dict[str, np.ndarray[Any, Any]]
+
+
+def splat_rows(store: Store, lsn: int, lake: bytes) -> Columns:
     """The rows of a lake that a commit sees: columns in the order of its blocks (5)."""
-    blocks: list[dict[str, np.ndarray[Any, Any]]] = []
+    blocks: list[Columns] = []
+    lives: list[np.ndarray[Any, Any]] = []
     splats = store.state(lsn, SPLATS)
     for key in sorted(key for key in splats if key.startswith(lake + b"\0")):
         attr, data = unpack(splats[key].attr), decoded_bytes(splats[key])
         require(attr[0] == 1, "a splat block of another version")
-        if attr[1] == 1:
-            gone = np.frombuffer(data, "<u8")
-            require(len(gone) == attr[2], "a removal of other ids")
-            for block in blocks:
-                keep = ~np.isin(block["id"], gone)
-                block.update({name: column[keep] for name, column in block.items()})
+        if attr[1] in (0, 2):  # rows added, rows merged
+            made = splat_block(attr, data)
+            if attr[1] == 2:
+                _mark(blocks, lives, splat_sources(attr, data), live=False)
+            if made:
+                blocks.append(made)
+                lives.append(np.ones(len(made["id"]), np.bool_))
             continue
-        count, base = attr[2], int.from_bytes(attr[3], "little")
-        made = {
-            name: np.frombuffer(data, code, count * int(np.prod(shape)), offset).reshape(
-                count, *shape
-            )
-            for name, code, shape, offset in attr[4]
-        }
-        made["id"] = made["id"] + np.uint64(base)
-        blocks.append(made)
+        ids = np.frombuffer(data, "<u8")
+        count = attr[2] if attr[1] == 1 else attr[3]
+        require(len(ids) == sum(attr[2:3] if attr[1] == 1 else attr[3:5]), "other ids")
+        _mark(blocks, lives, ids[:count], live=False)
+        _mark(blocks, lives, ids[count:], live=True)
+    blocks = [
+        {name: column[live] for name, column in block.items()}
+        for block, live in zip(blocks, lives, strict=True)
+    ]
     labelled = any("label" in block for block in blocks)
     for block in blocks:
         if labelled and "label" not in block:
             block["label"] = np.full(len(block["id"]), -1, "<i8")
     names = set.intersection(*(set(block) for block in blocks))
     return {name: np.concatenate([block[name] for block in blocks]) for name in sorted(names)}
+
+
+def splat_block(attr: list[Any], data: bytes) -> Columns:
+    """The columns of the block of an attr of rows added or merged; none where no row was made."""
+    count, base = attr[2], int.from_bytes(attr[3], "little")
+    made = {
+        name: np.frombuffer(data, code, count * int(np.prod(shape)), offset).reshape(count, *shape)
+        for name, code, shape, offset in attr[4]
+    }
+    if made:
+        made["id"] = made["id"] + np.uint64(base)
+    return made
+
+
+def splat_sources(attr: list[Any], data: bytes) -> np.ndarray[Any, Any]:
+    """The ids of the rows that were merged."""
+    end = 0
+    for _, code, shape, offset in attr[4]:
+        end = offset + np.dtype(code).itemsize * attr[2] * int(np.prod(shape))
+    starts = -(-end // 64) * 64
+    place = -(-(starts + 8 * (attr[2] + 1)) // 64) * 64
+    found = np.frombuffer(data, "<u8", attr[6], place)
+    require(np.frombuffer(data, "<u8", attr[2] + 1, starts)[-1] == len(found), "other sources")
+    return found
+
+
+def _mark(
+    blocks: list[Columns], lives: list[np.ndarray[Any, Any]], ids: Any, *, live: bool
+) -> None:
+    """End the live rows of *ids*, or restore the newest that has each."""
+    left = {int(i) for i in ids}
+    for block, lived in zip(reversed(blocks), reversed(lives), strict=True):
+        for row in np.flatnonzero(np.isin(block["id"], ids)).tolist():
+            if int(block["id"][row]) in left:
+                left.discard(int(block["id"][row]))
+                lived[row] = live

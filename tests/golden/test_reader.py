@@ -196,6 +196,33 @@ def test_lakes_have_the_same_rows(store: Store, db: mldb.MLDatabase) -> None:
             assert ids.tolist() == rows.get("id", np.empty(0)).tolist()
 
 
+def test_merges_are_read_by_the_page_alone(tmp_path: Path) -> None:
+    """Additions, merges of both kinds and undone ones of a new store: the rows of every commit."""
+    rng = np.random.default_rng(3)
+    with mldb.open(tmp_path / "store") as db:
+        lake = db.lake("merged", dim=6)
+        reports = []
+        for turn in range(4):
+            mu = rng.standard_normal((5, 6))[rng.integers(0, 5, 20)]
+            lake.add_splats(mu + 0.01 * rng.standard_normal(mu.shape), labels=np.arange(20) % 2)
+            method: Any = "sandpile" if turn == 2 else "sweep"
+            reports.append(lake.consolidate(method=method))
+            lake.remove(lake.ids()[:1])
+        lake.undo(reports[-1])
+        assert all(report.merged for report in reports)
+    store = Store(tmp_path / "store")
+    with mldb.open(tmp_path / "store", mode="r") as db:
+        seen = 0
+        for lsn in store.commits:
+            if any(key.startswith(b"merged\0") for key in store.state(lsn, reader.SPLATS)):
+                rows = splat_rows(store, lsn, b"merged")
+                found = db.lake("merged").at(mldb.Lsn(lsn)).get(fields=tuple(rows))
+                for field in rows:
+                    assert found[field].tobytes() == rows[field].tobytes()
+                seen += 1
+        assert seen == 13
+
+
 def sees_rows(store: Store, lsn: int) -> bool:
     return any(key.startswith(b"sphere\0") for key in store.state(lsn, reader.SPLATS))
 

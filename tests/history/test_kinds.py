@@ -34,7 +34,7 @@ NUMBERS = {
 
 
 def test_every_kind_has_a_number_of_its_own_that_readers_must_understand() -> None:
-    assert len(set(NUMBERS.values())) == len(NUMBERS) == 21
+    assert len(set(NUMBERS.values())) == len(NUMBERS) == 22
     for number in NUMBERS.values():
         assert number & fmt.MUST_UNDERSTAND
         assert number & ~fmt.MUST_UNDERSTAND >= fmt.KIND_FIRST_EVENT
@@ -48,10 +48,9 @@ def test_known_are_all_kinds_but_the_reserved_ones() -> None:
         if number & ~fmt.MUST_UNDERSTAND not in kinds.KNOWN_KINDS
     }
     assert unknown == {
-        *("SPLATS_CONSOLIDATED", "CONSOLIDATION_UNDONE"),
         *("METRICS_LOGGED", "BRANCH_SET", "BRANCH_DELETED"),
     }
-    assert len(kinds.KNOWN_KINDS) == len(NUMBERS) - 5
+    assert len(kinds.KNOWN_KINDS) == len(NUMBERS) - 3
 
 
 def test_every_known_kind_is_read_as_an_event_of_its_own() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import mldb
 from mldb import keys
+from mldb.errors import InvalidValueError, MissingError
 from mldb.lake import states as states_module
 from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_graph
 from mldb.lake.rows import chain as chain_module
@@ -75,36 +76,87 @@ class History:
     def __init__(self, db: mldb.MLDatabase, rng: np.random.Generator) -> None:
         self.db = db
         self.rng = rng
-        self.live: list[int] = []
+        self.rows: list[int] = []  # ids in the order of rows, and whether each is live
+        self.alive: list[bool] = []
         self.seen: dict[int, list[int]] = {}
+        self.kept: dict[int, tuple[list[int], list[bool]]] = {}
+        self.merges: dict[int, dict[int, list[int]]] = {}  # places of sources by that of a splat
+        self.undone = 0
         self.lake = db.lake(dim=DIM)
         self._add()
         self.note()
 
+    @property
+    def live(self) -> list[int]:
+        return [row for row, lives in zip(self.rows, self.alive, strict=True) if lives]
+
     def note(self) -> None:
-        self.seen[int(self.db.lsn)] = list(self.live)
+        self.seen[int(self.db.lsn)] = self.live
+        self.kept[int(self.db.lsn)] = list(self.rows), list(self.alive)
 
     def _add(self) -> None:
         x, rng = rows_of(self.rng, int(self.rng.integers(1, 7))), self.rng
         free = np.setdiff1d(np.arange(250), self.live)
         own = rng.choice(free, len(x), replace=False) if rng.random() < 0.5 else None
         labels = np.arange(len(x)) if rng.random() < 0.3 else None
-        self.live += self.lake.add_splats(x, ids=own, labels=labels).tolist()
+        self._append(self.lake.add_splats(x, ids=own, labels=labels).tolist())
+
+    def _append(self, ids: list[int]) -> None:
+        self.rows += ids
+        self.alive += [True] * len(ids)
+
+    def _end(self, ids: list[int]) -> list[int]:
+        """End the live rows of *ids*; return their places."""
+        places = [at for at, row in enumerate(self.rows) if row in ids and self.alive[at]]
+        for at in places:
+            self.alive[at] = False
+        return places
+
+    def _merge(self) -> None:
+        before = self.live
+        report = self.lake.consolidate(min_cos=0.8)
+        if report.lsn is None:
+            return
+        made = [i for i in self.lake.ids().tolist() if i not in before]
+        places = [self._end(self.lake.sources(i).tolist()) for i in made]
+        start = len(self.rows)
+        self._append(made)
+        self.merges[int(report.lsn)] = dict(enumerate(places, start))
+
+    def _undo(self) -> None:
+        """Take the newest merges of this lineage back, where nothing says that it cannot be."""
+        for lsn, places in sorted(self.merges.items(), reverse=True):
+            try:
+                self.lake.undo(mldb.Lsn(lsn))
+            except (InvalidValueError, MissingError):
+                continue
+            for splat, sources in places.items():
+                if self.alive[splat]:
+                    self.alive[splat] = False
+                    for at in sources:
+                        self.alive[at] = True
+            self.undone += 1
+            return
 
     def step(self) -> None:
-        """Add, remove, rewind, or change something else."""
+        """Add, remove, merge, undo, rewind, or change something else."""
         choice = self.rng.random()
-        if choice < 0.45 or len(self.live) < 2:
+        if choice < 0.4 or len(self.live) < 2:
             self._add()
-        elif choice < 0.75:
+        elif choice < 0.55:
             count = int(self.rng.integers(1, max(2, len(self.live) // 2)))
             gone = self.rng.choice(self.live, count, replace=False).tolist()
             self.lake.remove(gone)
-            self.live = [i for i in self.live if i not in gone]
-        elif choice < 0.9:
+            self._end(gone)
+        elif choice < 0.67:
+            self._merge()
+        elif choice < 0.8:
+            self._undo()
+        elif choice < 0.92:
             lsn = int(self.rng.choice(list(self.seen)))
             self.db.rewind(mldb.Lsn(lsn))
-            self.live = list(self.seen[lsn])
+            rows, alive = self.kept[lsn]
+            self.rows, self.alive = list(rows), list(alive)
         else:
             self.db["something"] = np.arange(3)
         self.note()
@@ -134,6 +186,8 @@ def test_states_that_are_grown_are_states_made_anew(
             db.close()
             db = history.db = mldb.open(store_path, durability="os", segment_bytes=1 << 16)
             history.lake = db.lake()
+    assert len(history.merges) > 2
+    assert history.undone > 1
     stats = db.stats()["lakes"]
     assert (stats["loaded"] > 0) is saved
     for lsn, live in history.seen.items():
@@ -165,7 +219,7 @@ def test_a_fold_that_was_interrupted_anywhere_goes_on(
     """Ctrl-C between any two changes of a column leaves nothing that is believed."""
     with mldb.open(store_path, durability="os") as db:
         history = History(db, rng)
-        for _ in range(12):
+        while not (history.merges and history.undone and len(history.seen) > 12):
             history.step()
         plain, left = Growing.append, [0]
 

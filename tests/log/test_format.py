@@ -65,6 +65,7 @@ from tests.support.format_events import (
     check_block,
     check_events,
     check_layouts,
+    check_parts,
     check_spaces,
     check_tags,
 )
@@ -486,7 +487,7 @@ def check_reserved(rows: list[Row]) -> None:
     reserved = {
         int(row["kind"]) for row in document().tables[5, "kind"] if row["state"] == "reserved"
     }
-    assert reserved == {32, 33, 34, 35, 36}
+    assert reserved == {34, 35, 36}
     assert "event kinds " + ", ".join(map(str, sorted(reserved))) in what
     zero = next(row for row in document().tables[2, "offset"] if row["field"] == "(zero)")
     end = int(zero["offset"]) + int(zero["bytes"]) - 1
@@ -541,6 +542,7 @@ CHECKS: dict[tuple[int, str], Callable[[list[Row]], None]] = {
     (5, "layout"): check_layouts,
     (5, "tag"): check_tags,
     (5, "column"): check_block,
+    (5, "part"): check_parts,
     (6, "place"): check_places,
     (6, "field"): check_fields,
     (6, "column"): check_columns,

@@ -6,7 +6,7 @@ import re
 import struct
 
 from mldb import keys
-from mldb.history import kinds, splats
+from mldb.history import kinds, merged, splats
 from mldb.log import format as fmt
 from mldb.state import skeleton as state_skeleton
 from mldb.tensors import descriptor
@@ -47,7 +47,7 @@ def check_spaces(rows: list[Row]) -> None:
     assert keys.reverse_key(b"s", b"k", b"t") == said["REVERSE"] + b"t\0k\0s"
 
 
-_BLOCK_TYPES = {"<f4": "f32", "<f8": "f64", "<u8": "u64"}
+_BLOCK_TYPES = {"<f4": "f32", "<f8": "f64", "<u8": "u64", "<u4": "u32"}
 
 
 def check_block(rows: list[Row]) -> None:
@@ -57,6 +57,15 @@ def check_block(rows: list[Row]) -> None:
     assert [row["type"] for row in rows] == types
     assert all(c.offset % splats.COLUMN_ALIGN == 0 for c in columns)
     assert splats.ID_MAX == 2**48 - 1
+
+
+def check_parts(rows: list[Row]) -> None:
+    """The columns behind the block of a merge."""
+    info = merged.MergeInfo(None, 0, 0, is_whole=False)
+    types = [_BLOCK_TYPES[part.dtype] for part in info.parts]
+    assert [row["part"] for row in rows] == [part.name for part in info.parts]
+    assert [row["type"] for row in rows] == types
+    assert all(part.offset % splats.COLUMN_ALIGN == 0 for part in info.parts)
 
 
 def check_layouts(rows: list[Row]) -> None:

@@ -34,11 +34,12 @@ REWOUND: Final = 28 | _MUST
 LAKE_CREATED: Final = 29 | _MUST
 SPLATS_ADDED: Final = 30 | _MUST
 SPLATS_DELETED: Final = 31 | _MUST
-SPLATS_CONSOLIDATED: Final = 32 | _MUST  # reserved
-CONSOLIDATION_UNDONE: Final = 33 | _MUST  # reserved
+SPLATS_CONSOLIDATED: Final = 32 | _MUST
+CONSOLIDATION_UNDONE: Final = 33 | _MUST
 METRICS_LOGGED: Final = 34 | _MUST  # reserved
 BRANCH_SET: Final = 35 | _MUST  # reserved
 BRANCH_DELETED: Final = 36 | _MUST  # reserved
+LAKE_POLICY_SET: Final = 37 | _MUST
 
 _IMPLEMENTED = (
     *(
@@ -51,6 +52,7 @@ _IMPLEMENTED = (
     ),
     *(CHECKPOINT_TAKEN, TAG_SET, TAG_DELETED, PIN_SET, PIN_CLEARED, REWOUND),
     *(LAKE_CREATED, SPLATS_ADDED, SPLATS_DELETED, RETENTION_SET),
+    *(SPLATS_CONSOLIDATED, CONSOLIDATION_UNDONE, LAKE_POLICY_SET),
 )
 KNOWN_KINDS: Final = frozenset(kind & ~_MUST for kind in _IMPLEMENTED)
 """Numbers, without the bit, of the kinds that this version writes and reads."""

@@ -97,6 +97,8 @@ def _moved(rows: Rows, mu: Float32s, known: _Kept) -> Graph:
     graph, chain = known.graph, rows.chain
     if known.size == rows.state.size:
         return graph
+    if chain.ends.has_restored(known.size.removals, rows.state.size.removals):
+        return build_graph(mu, GRAPH_NEIGHBOURS)  # rows came in between, not behind
     old = chain.live(known.size)
     if old is None:
         old = np.arange(chain.stored(known.size))

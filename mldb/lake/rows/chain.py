@@ -1,6 +1,7 @@
 """What was stored of one lake along one lineage, folded once: every state is a beginning of it.
 
-A commit adds a block of rows, or removes ids. The chain holds them as columns that only grow, so
+A commit adds a block of rows, or removes ids, or does both in a merge; or it takes a merge back.
+The chain holds them as columns that only grow, so
 the next commit costs what it changes, and a state as of an earlier commit is two counts: so many
 blocks, and so many removals. A rewind forks: what follows the common beginning is a chain of its
 own. Blocks are mapped when their rows are first asked for.
@@ -14,29 +15,34 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from mldb import keys
-from mldb.arrays import Numbers
+from mldb.arrays import Bools, Numbers
 from mldb.errors import CorruptError, VersionGoneError
-from mldb.history.splats import BlockInfo, RemovalInfo, unpack_splats
+from mldb.history.merged import MergeInfo, UndoInfo, unpack_change
+from mldb.history.splats import BlockInfo, RemovalInfo
 from mldb.lake.rows.block import MappedBlock
+from mldb.lake.rows.ends import TRIPLE, Ends
 from mldb.lake.rows.growing import Growing
 from mldb.lake.rows.ids import IdIndex
+from mldb.lake.rows.parts import merge_part
 from mldb.log.index.address import Entry, Intervals
 from mldb.log.index.lineage import is_visible
 from mldb.log.ownership import OwnedLock
 from mldb.names import check_name
 from mldb.tensors.scope import Scope
 
-LIVE: Final = np.iinfo(np.int32).max  # the removal that a row which is live was ended by
-
 _MAPPED_MAX: Final = 1 << 14  # blocks kept mapped; those held elsewhere stay
 _AT_ONCE: Final = 1 << 12  # blocks that are told together
+_NO_IDS: Final = np.empty(0, np.int64)
+
+SplatEnd = RemovalInfo | MergeInfo | UndoInfo
+"""A change that ends rows."""
 
 BlockShape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of one value of each column of a block."""
 
 
 class Size(NamedTuple):
-    """How much of a chain a state is."""
+    """How much of a chain a state is. A merge counts as a removal, and so does an undone one."""
 
     blocks: int
     removals: int
@@ -69,11 +75,10 @@ class Chain:
         self.shape_of = Growing(np.int32)
         self.shapes: list[BlockShape] = []
         self.shape_from: list[int] = []  # the first block of each shape
-        # Of each removal: its commit, and the rows that ended up to it.
-        self.removal_commits = Growing(np.int64)
-        self.gone = Growing(np.int64)
-        # Of each row: the number of the removal that ended it. Rows behind the last one are live.
-        self.ended = Growing(np.int32)
+        self.ends = Ends()
+        # Of each merge: its commit, the one its key names, and 0; of an undone one the commit that
+        # it took back in place of 0.
+        self.merged = Growing(np.int64)
         self.index = IdIndex()
         self._growing = False  # still set when a change was interrupted
         self._mapped: dict[int, MappedBlock] = {}
@@ -85,7 +90,7 @@ class Chain:
         size = self.size
         return Size(
             _visible(self.commits.first(size.blocks), intervals),
-            _visible(self.removal_commits.first(size.removals), intervals),
+            _visible(self.ends.commits.first(size.removals), intervals),
         )
 
     def at(self, commit: int) -> Size:
@@ -93,13 +98,13 @@ class Chain:
         size = self.size
         return Size(
             int(np.searchsorted(self.commits.first(size.blocks), commit, "right")),
-            int(np.searchsorted(self.removal_commits.first(size.removals), commit, "right")),
+            int(np.searchsorted(self.ends.commits.first(size.removals), commit, "right")),
         )
 
     def last_commit(self, size: Size) -> int:
         """The commit that made a state what it is; 0 for the empty one."""
         block = int(self.commits.first(size.blocks)[-1]) if size.blocks else 0
-        removal = int(self.removal_commits.first(size.removals)[-1]) if size.removals else 0
+        removal = int(self.ends.commits.first(size.removals)[-1]) if size.removals else 0
         return max(block, removal)
 
     def stored(self, size: Size) -> int:
@@ -108,31 +113,28 @@ class Chain:
 
     def live_count(self, size: Size) -> int:
         """Rows that are live in a state."""
-        gone = int(self.gone.first(size.removals)[-1]) if size.removals else 0
-        return self.stored(size) - gone
+        return self.stored(size) - self.ends.count(size.removals)
 
     def live(self, size: Size) -> Numbers | None:
         """The stored rows that are live in a state, ascending; None when all are. O(N)."""
-        stored = self.stored(size)
-        if not size.removals:
-            return None
-        ended = self.ended.first(min(self.ended.count, stored))
-        found = np.flatnonzero(ended >= size.removals)
-        return np.concatenate([found, np.arange(len(ended), stored)])
+        return self.ends.live(size.removals, self.stored(size))
 
-    def are_live(self, rows: Numbers, size: Size) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def are_live(self, rows: Numbers, size: Size) -> Bools:
         """Which of these stored rows are live in a state."""
-        ended = self.ended.first(self.ended.count)
-        inside = (rows >= 0) & (rows < len(ended))
-        found = rows >= 0
-        found[inside] = ended[rows[inside]] >= size.removals
-        return found & (rows < self.stored(size))
+        return self.ends.are_live(rows, size.removals, self.stored(size))
+
+    def merges(self, size: Size) -> Numbers:
+        """The merges of a state, [n, 3]: commit, the commit in its key, and the one taken back."""
+        found = self.merged.first(self.merged.count).reshape(-1, TRIPLE)
+        return found[: int(np.searchsorted(found[:, 0], self.last_commit(size), "right"))]
 
     def shared(self, other: Chain) -> int:
         """How many changes two chains begin with alike."""
         count = 0
-        for name in ("commits", "removal_commits"):
-            mine, theirs = getattr(self, name), getattr(other, name)
+        for mine, theirs in (
+            (self.commits, other.commits),
+            (self.ends.commits, other.ends.commits),
+        ):
             least = min(mine.count, theirs.count)
             differ = np.flatnonzero(mine.first(least) != theirs.first(least))
             count += int(differ[0]) if len(differ) else least
@@ -146,14 +148,11 @@ class Chain:
         for name in ("heads", "commits", "stops", "shape_of"):
             column: Growing = getattr(self, name)
             setattr(other, name, Growing(column.first(0).dtype, column.first(size.blocks)))
-        for name in ("removal_commits", "gone"):
-            column = getattr(self, name)
-            setattr(other, name, Growing(np.int64, column.first(size.removals)))
         other.shape_from = [block for block in self.shape_from if block < size.blocks]
         other.shapes = self.shapes[: len(other.shape_from)]
         stored = self.stored(size)
-        ended = self.ended.first(min(self.ended.count, stored))
-        other.ended = Growing(np.int32, np.where(ended < size.removals, ended, LIVE))
+        other.ends = self.ends.fork(size.removals, stored)
+        other.merged = Growing(np.int64, self.merges(size).reshape(-1))
         other._take_ids(self.index, stored)
         other.size = size
         return other
@@ -183,7 +182,7 @@ class Chain:
             try:
                 if len(key) != len(start) or _head_of(key) >= entry.commit_lsn:
                     raise ValueError("a key that names no commit before its own")
-                part = unpack_splats(entry.attr, entry.length)
+                part = unpack_change(entry.attr, entry.length)
             except (ValueError, TypeError) as error:
                 self._add_blocks(scope, blocks)
                 raise damaged(scope, entry, self.name, error) from None
@@ -192,29 +191,31 @@ class Chain:
             if len(blocks) >= _AT_ONCE or not isinstance(part, BlockInfo):
                 self._add_blocks(scope, blocks)
                 blocks = []
-            if isinstance(part, RemovalInfo):
-                self._remove(scope, key, entry, part)
+            if not isinstance(part, BlockInfo):
+                self._end_rows(scope, key, entry, part)
         self._add_blocks(scope, blocks)
         self._growing = False
 
     def _forget_half(self) -> None:
         """Undo what an interrupt left of a change that was not told."""
-        blocks, removals = self.size
+        blocks = self.size.blocks
         for column in (self.heads, self.commits, self.stops, self.shape_of):
             column.cut(blocks)
-        for column in (self.removal_commits, self.gone):
-            column.cut(removals)
+        self.ends.forget(self.size.removals)
+        self.merged.cut(TRIPLE * len(self.merges(self.size)))
         while self.shape_from and self.shape_from[-1] >= blocks:
             self.shape_from.pop()
         del self.shapes[len(self.shape_from) :]
         for number in [number for number in list(self._mapped) if number >= blocks]:
             self._mapped.pop(number, None)
-        ended = self.ended.first(self.ended.count)
-        ended[ended >= removals] = LIVE
 
     def _add_blocks(self, scope: Scope, blocks: list[tuple[bytes, Entry, BlockInfo]]) -> None:
-        if not blocks:
-            return
+        if blocks:
+            self._append_blocks(scope, blocks)
+            self.size = Size(self.size.blocks + len(blocks), self.size.removals)
+
+    def _append_blocks(self, scope: Scope, blocks: list[tuple[bytes, Entry, BlockInfo]]) -> None:
+        """Have what is known of blocks at the end; whoever calls tells that they are there."""
         first, start = self.size.blocks, self.stored(self.size)
         if len(self._mapped) + len(blocks) > _MAPPED_MAX:
             self._mapped = {}
@@ -228,7 +229,6 @@ class Chain:
         low = max(len(blocks) - _MAPPED_MAX, 0)
         for place, before in enumerate(starts[low:].tolist(), low):
             self._mapped[first + place] = MappedBlock(scope, *blocks[place], before, self.name)
-        self.size = Size(first + len(blocks), self.size.removals)
 
     def _shape(self, info: BlockInfo, block: int) -> int:
         shape = tuple((c.name, c.dtype, c.shape) for c in info.columns)
@@ -237,20 +237,32 @@ class Chain:
             self.shape_from.append(block)
         return self.shapes.index(shape)
 
-    def _remove(self, scope: Scope, key: bytes, entry: Entry, info: RemovalInfo) -> None:
-        door = scope.source.door
-        data = door.version(scope.view, key, entry, entry.length, self.name)
-        ids = np.frombuffer(data, "<u8").astype(np.int64)
+    def _end_rows(self, scope: Scope, key: bytes, entry: Entry, change: SplatEnd) -> None:
+        """Take in a change that ends rows: a removal, a merge with the block it made, an undo."""
+        ids, back, made = _NO_IDS, _NO_IDS, 0
+        merge: tuple[int, int, int] | None = None
+        if isinstance(change, MergeInfo):
+            ids = merge_part(scope, key, entry, change, "sources", self.name)
+            merge = entry.commit_lsn, _head_of(key), 0
+        else:
+            door = scope.source.door
+            data = door.version(scope.view, key, entry, entry.length, self.name)
+            ids = np.frombuffer(data, "<u8").astype(np.int64)
+            if isinstance(change, UndoInfo):
+                ids, back = ids[: change.ended], ids[change.ended :]
+                merge = entry.commit_lsn, _head_of(key), change.target
         number, stored = self.size.removals, self.stored(self.size)
         self.learn_ids(scope)
-        rows = self.index.newest(ids, stored)
+        rows, restored = self.index.newest(ids, stored), self.index.newest(back, stored)
         rows = np.unique(rows[self.are_live(rows, self.size)])
-        self.ended.append(np.full(stored - self.ended.count, LIVE, np.int32))
-        before = int(self.gone.first(number)[-1]) if number else 0
-        self.ended.first(stored)[rows] = number
-        self.removal_commits.append([entry.commit_lsn])
-        self.gone.append([before + len(rows)])
-        self.size = Size(self.size.blocks, number + 1)
+        restored = np.unique(restored[(restored >= 0) & ~self.are_live(restored, self.size)])
+        self.ends.add(entry.commit_lsn, number, stored, rows, restored)
+        if merge is not None:
+            self.merged.append(merge)
+        if isinstance(change, MergeInfo) and change.block is not None:
+            self._append_blocks(scope, [(key, entry, change.block)])
+            made = 1
+        self.size = Size(self.size.blocks + made, number + 1)
 
     def learn_ids(self, scope: Scope) -> None:
         """Have the ids of all rows in the index; the caller holds ``lock``. Raises CorruptError."""
@@ -292,7 +304,8 @@ class Chain:
                 "were being read. Hold a snapshot (lake.at) to keep what you read."
             )
         try:
-            info = unpack_splats(entry.attr, entry.length)
+            change = unpack_change(entry.attr, entry.length)
+            info = change.block if isinstance(change, MergeInfo) else change
             if not isinstance(info, BlockInfo) or info.rows != self._rows(number):
                 raise ValueError("it is not the block that was read before")
         except (ValueError, TypeError) as error:
@@ -313,9 +326,8 @@ class Chain:
     @property
     def nbytes(self) -> int:
         """Bytes of its columns and ids; a mapped block holds about a KiB more."""
-        names = ("heads", "commits", "stops", "shape_of", "removal_commits", "gone", "ended")
-        columns: list[Growing] = [getattr(self, name) for name in names]
-        return self.index.nbytes + sum(column.nbytes for column in columns)
+        columns = (self.heads, self.commits, self.stops, self.shape_of, self.merged)
+        return self.index.nbytes + self.ends.nbytes + sum(column.nbytes for column in columns)
 
     @property
     def changes(self) -> int:

@@ -14,15 +14,16 @@ import numpy.typing as npt
 
 from mldb.arrays import Numbers
 from mldb.history.splats import BLOCK_ROWS_MAX, USER_COLUMNS_MAX
-from mldb.lake.rows.chain import LIVE, BlockShape, Chain, Size
+from mldb.lake.rows.chain import BlockShape, Chain, Size
+from mldb.lake.rows.ends import LIVE, TRIPLE
 from mldb.log.hints import load_hint_bytes, save_hint
 from mldb.log.index.address import CommitRow
 from mldb.tensors.scope import Scope
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _IDS_BYTES_MAX: Final = 64 << 20  # beyond, ids are read from the blocks when they are asked for
 _SHAPES_MAX: Final = 1 << 12
-_FIELDS: Final = 9
+_FIELDS: Final = 11
 
 
 def chain_hint_name(lake_id: bytes) -> str:
@@ -37,7 +38,10 @@ def save_chain(scope: Scope, chain: Chain) -> None:
     if row is None:
         return
     stored = chain.stored(size)
-    ended = chain.ended.first(min(chain.ended.count, stored))
+    restored = chain.ends.triples()
+    restored = restored[restored[:, 2] < size.removals]
+    merges = chain.merges(size)
+    ended = chain.ends.ended.first(min(chain.ends.ended.count, stored))
     dead = np.flatnonzero(ended < size.removals)
     runs = _runs(chain.index.in_order(stored)) if chain.index.count >= stored else _NO_RUNS
     if runs.nbytes > _IDS_BYTES_MAX:
@@ -47,16 +51,18 @@ def save_chain(scope: Scope, chain: Chain) -> None:
         chain.commits.first(size.blocks),
         chain.stops.first(size.blocks),
         chain.shape_of.first(size.blocks).astype(np.int64),
-        chain.removal_commits.first(size.removals),
-        chain.gone.first(size.removals),
+        chain.ends.commits.first(size.removals),
+        chain.ends.gone.first(size.removals),
         dead,
         ended[dead].astype(np.int64),
+        restored.reshape(-1),
+        merges.reshape(-1),
         runs.reshape(-1),
     ]
     value = [
         _VERSION,
         chain.lake_id,
-        *(size.blocks, size.removals, len(dead), len(runs)),
+        *(size.blocks, size.removals, len(dead), len(runs), len(restored), len(merges)),
         _token(row),
         chain.columns(size),
         chain.shape_from[: len(chain.columns(size))],
@@ -88,16 +94,18 @@ def _chain(
 ) -> Chain | None:
     if not isinstance(value, list) or len(value) != _FIELDS or value[:2] != [_VERSION, lake_id]:
         return None
-    blocks, removals, dead, runs = counts = value[2:6]
-    token, shapes, shape_from = value[6:]
+    blocks, removals, dead, runs, back, merged = counts = value[2:8]
+    token, shapes, shape_from = value[8:]
     if any(type(count) is not int or not 0 <= count < 1 << 40 for count in counts):
         return None
-    lengths = [blocks] * 4 + [removals] * 2 + [dead] * 2 + [2 * runs]
+    triples = [TRIPLE * back, TRIPLE * merged]
+    lengths = [blocks] * 4 + [removals] * 2 + [dead] * 2 + triples + [2 * runs]
     data = np.frombuffer(payload, "<i8").astype(np.int64)
     if len(data) != sum(lengths) or not blocks:
         return None
-    heads, commits, stops, shape_of, removal_commits, gone, rows, ended, flat = np.split(
-        data, np.cumsum(lengths)[:-1]
+    parts = np.split(data, np.cumsum(lengths)[:-1])
+    heads, commits, stops, shape_of, removal_commits, gone, rows, ended, restored, merges, flat = (
+        parts
     )
     chain = Chain(name, lake_id)
     chain.shapes, chain.shape_from = _shapes(shapes), list(map(int, shape_from))
@@ -114,7 +122,9 @@ def _chain(
         and _ascend(rows, 0)
         and (not dead or int(rows[-1]) < int(stops[-1]))
         and bool((ended >= 0).all() and (ended < removals).all())
-        and bool((gone >= 0).all() and (np.diff(gone) >= 0).all())
+        and bool((gone >= 0).all())
+        and _are_restored(restored.reshape(-1, TRIPLE), int(stops[-1]), removals)
+        and _are_merges(merges.reshape(-1, TRIPLE), removal_commits)
         and (not removals or int(gone[-1]) == dead)
     )
     if not sound:
@@ -122,13 +132,13 @@ def _chain(
     ids = _expanded(flat.reshape(-1, 2), int(stops[-1])) if runs else None
     for column, values in (
         *((chain.heads, heads), (chain.commits, commits), (chain.stops, stops)),
-        *((chain.shape_of, shape_of), (chain.removal_commits, removal_commits)),
-        *((chain.gone, gone),),
+        *((chain.shape_of, shape_of), (chain.ends.commits, removal_commits)),
+        *((chain.ends.gone, gone), (chain.ends.restored, restored), (chain.merged, merges)),
     ):
         column.append(values)
     if removals:
-        chain.ended.append(np.full(int(stops[-1]), LIVE, np.int32))
-        chain.ended.first(chain.ended.count)[rows] = ended
+        chain.ends.ended.append(np.full(int(stops[-1]), LIVE, np.int32))
+        chain.ends.ended.first(chain.ends.ended.count)[rows] = ended
     if ids is not None:
         chain.index.add(ids)
     chain.size = Size(blocks, removals)
@@ -152,6 +162,19 @@ def _shapes(stored: Any) -> list[BlockShape]:
 
 def _ascend(values: Numbers, least: int) -> bool:
     return not len(values) or bool(values[0] >= least and (np.diff(values) > 0).all())
+
+
+def _are_restored(triples: Numbers, stored: int, removals: int) -> bool:
+    row, ended, by = triples.T
+    inside = bool(((row >= 0) & (row < stored) & (ended >= 0) & (by < removals)).all())
+    return inside and bool((ended < by).all() and (np.diff(by) >= 0).all())
+
+
+def _are_merges(triples: Numbers, removal_commits: Numbers) -> bool:
+    commit, head, target = triples.T
+    if not bool(((head >= 0) & (head < commit) & (target >= 0) & (target < commit)).all()):
+        return False
+    return _ascend(commit, 1) and bool(np.isin(commit, removal_commits).all())
 
 
 _NO_RUNS: Final = np.empty((0, 2), np.int64)

@@ -217,6 +217,10 @@ class Rows:
             return slice(int(found[0]), int(found[-1]) + 1)
         return found
 
+    def stored_numbers(self, rows: Numbers) -> Numbers:
+        """Return the stored numbers of live rows: what stays as it is when others end."""
+        return rows if self._live is None else np.asarray(self._live[rows])
+
     def _gather_run(self, name: str, rows: slice, out: npt.NDArray[Any]) -> None:
         done = 0
         number = int(np.searchsorted(self._stops, rows.start, "right"))
@@ -295,6 +299,10 @@ class Rows:
         chain = self._indexed()
         rows = chain.index.newest(ids, self.state.stored)
         return np.where(chain.are_live(rows, self._size_in(chain)), rows, -1)
+
+    def newest_of(self, ids: npt.NDArray[np.int64]) -> Numbers:
+        """Return the stored number of the newest row of every id, live or not; -1 for none."""
+        return self._indexed().index.newest(ids, self.state.stored)
 
     def _size_in(self, chain: Chain) -> Any:
         return self._size if chain is self.chain else chain.size

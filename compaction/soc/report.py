@@ -1,0 +1,75 @@
+"""What a consolidation did, as its caller is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mldb.compaction.soc.avalanches import AvalancheStats
+
+ConsolidationMethod = Literal["sweep", "sandpile"]
+"""The batch, or stress that arrivals drive."""
+
+
+class PastCapWarning(UserWarning):
+    """To keep as few splats as were asked for, rows further apart than the cap were merged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsolidationReport:
+    """One run of a consolidation. Immutable.
+
+    lsn:            the commit that stored it, an ``Lsn``; None when nothing was stored: nothing was
+                    to merge, or *plan_only*. ``lake.undo(report)`` takes it back.
+    lake, method:   which lake, and "sweep" or "sandpile".
+    rows_before, rows_after: live rows that the run saw, and what is left of them.
+    sources, merged: rows that went into merges, and the splats they became.
+    mass:           sum of alpha, the same before and after.
+    min_cos:        the cap that was asked for; ``level`` the one that the last merges had, wider
+                    only where a number of splats was asked for.
+    min_cos_certified: the least certificate of the splats made: no member of any lies further from
+                    its mean, members of earlier runs included. 1 when nothing merged.
+    min_cos_true:   the least cosine of a source with the splat it became, as stored.
+    displacement:   the largest distance |mu_i - mu| of a source to its splat. At one bandwidth
+                    kappa the energy of the lake moves by at most kappa times this, anywhere: see
+                    :meth:`energy_bound`.
+    topplings, passes: sites that were looked at for a merge or toppled; searches for neighbours.
+    arrivals:       rows whose grains drove a sandpile, 0 for a sweep; ``avalanches`` their
+                    statistics, None for a sweep.
+    is_relaxed:     whether the pile came to rest within its budget; the rest topples in the next
+                    run.
+    seconds, search_seconds: all of the run, and its searches for neighbours.
+    """
+
+    lsn: Any
+    lake: str
+    method: ConsolidationMethod
+    rows_before: int
+    rows_after: int
+    sources: int
+    merged: int
+    mass: float
+    min_cos: float
+    level: float
+    min_cos_certified: float
+    min_cos_true: float
+    displacement: float
+    topplings: int
+    passes: int
+    arrivals: int
+    avalanches: AvalancheStats | None
+    is_relaxed: bool
+    seconds: float
+    search_seconds: float
+
+    @property
+    def kept(self) -> float:
+        """The share of rows that is left; 1 for no rows."""
+        return self.rows_after / self.rows_before if self.rows_before else 1.0
+
+    def energy_bound(self, kappa: float = 1.0) -> float:
+        """Return the most that the energy of unit-height kernels of one *kappa* moved, in nats.
+
+        Exponents kappa mu.x move by at most kappa |mu_i - mu|, and a log-sum-exp by no more.
+        """
+        return kappa * self.displacement
