@@ -1,8 +1,11 @@
 """Which versions are cold, and on what each of them is to build. Pure, NumPy.
 
-A cold version is encoded as the difference to the version of its key before it, which stays as it
-is or was encoded before it: every base is older than what builds on it. So bases and versions form
-a forest; its depth is bounded by a *keyframe* wherever the chain would grow too long.
+A cold version is encoded as the difference to an older version of its key, which stays as it is or
+was encoded before it. So bases and versions form a forest. Its depth is bounded, and so that few
+versions are *keyframes*, which build on none, version number ``p`` since a keyframe builds on
+number ``p & (p - 1)``, as the nodes of a Fenwick tree do (Fenwick 1994): with a depth of 4 there is
+one keyframe for 31 versions, half of the others build on the one just before them, and a quarter on
+the one before that.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ CHAIN: Final = 4
 
 SizeOf: TypeAlias = "Callable[[bytes, bytes], int | None]"
 """From key and attr to the decoded size in bytes; None for what is stored raw for ever."""
+
+
+_BUILT: Final = (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA, fmt.ENCODING_PATCH)
+"""What has its bytes, or some of them, from another version."""
 
 
 class ColdVersion(NamedTuple):
@@ -54,30 +61,40 @@ def forest(
     before is left out. O(rows).
     """
     tried = table.flags & (fmt.ENTRY_TOMBSTONE | fmt.ENTRY_SETTLED) != 0
-    own = ~np.isin(table.encoding, (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA))
+    own = ~np.isin(table.encoding, _BUILT)
     wanted = stays & cold & own & ~tried & (table.length > 0)
     rows = np.flatnonzero(stays & (table.length > 0) | (table.base_row != NO_ROW) & stays)
     rows = rows[np.argsort(table.commit[rows], kind="stable")]
     leaders = _leaders(table, rows, wanted)
     depth: dict[int, int] = {}
-    newest: dict[int, int] = {}  # by key: the version before, as a row that has bytes
+    trails: dict[int, list[int]] = {}  # by key: its versions since the keyframe, as rows with bytes
     found: list[ColdVersion] = []
     key, attr = table.key, table.attr_number
     for row in rows.tolist():
-        owner, own_key = _with_bytes(table, row), int(key[row])
+        if table.encoding[row] == fmt.ENCODING_PATCH:
+            continue  # its bytes are those of others, laid over
+        owner, trail = _with_bytes(table, row), trails.setdefault(int(key[row]), [])
         leader = leaders.get(row, row)
         if leader != row:
             depth[row] = depth[leader]
         elif owner == row:
             depth[row] = _stored_depth(table, row, depth, chain)
             if wanted[row] and size_of(table.key_of(row), table.attr_of(row)):
-                base = newest.get(own_key, NO_ROW)
+                base = _base_in(trail)
                 fits = base != NO_ROW and attr[base] == attr[row] and depth[base] < chain
                 found.append(ColdVersion(row, base if fits else NO_ROW))
                 depth[row] = depth[base] + 1 if fits else 0
         if owner in depth:
-            newest[own_key] = owner
+            if not depth[owner]:
+                trail.clear()
+            trail.append(owner)
     return found
+
+
+def _base_in(trail: list[int]) -> int:
+    """What the next version of a key builds on; NO_ROW where there is none before it."""
+    place = len(trail)
+    return trail[place & (place - 1)] if place else NO_ROW
 
 
 def _leaders(table: VersionTable, rows: Numbers, wanted: Bools) -> dict[int, int]:

@@ -36,7 +36,7 @@ class VersionTable:
     Every column is int64 with one value for each row but for ``digest`` and the lists of keys.
     ``frame_bytes`` is what the row's frame takes in its file, ``first`` is true for the first row
     of each frame, ``shared`` for bytes that an earlier row of the same frame has as well.
-    ``base_row`` is the row that a reference or delta names, NO_ROW where there is none.
+    ``base_row`` is the row that a reference, delta or patch names, NO_ROW where there is none.
     """
 
     keys: list[bytes]
@@ -138,14 +138,14 @@ def make_table(sources: Sequence[TableSource]) -> VersionTable:
         np.array([end for _, end, _ in sources], np.int64),
         np.array([len(own["commit_lsn"]) for own, _, _ in sources], np.int64),
     )
-    named = np.flatnonzero(
-        np.isin(table.encoding, (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA))
-        & (columns["base"] > 0)
-    )
+    named = np.flatnonzero(np.isin(table.encoding, _BUILT) & (columns["base"] > 0))
     owner = _joined(owners)[order]
     table.base_row[named] = table.find(owner[named], columns["base"][named])
     return table
 
+
+_BUILT: Final = (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA, fmt.ENCODING_PATCH)
+"""What has its bytes, or some of them, from another version."""
 
 _COLUMNS: Final = (
     *("key", "commit", "segment", "frame", "offset", "length", "flags", "encoding", "base"),

@@ -108,7 +108,9 @@ def _stage(found: Found, patch: Patch) -> None:
     entry = found.entry
     key, held = holder(found.scope, entry, found.name)
     owner = b"" if key is None or key == found.key else key
-    found.staging.put_patch(found.key, PatchedVersion(held.commit_lsn, owner, entry.attr), patch)
+    found.staging.note_seen(found.key)
+    below = PatchedVersion(held.commit_lsn, owner, entry.attr)
+    found.staging.patches.put(found.key, below, patch)
 
 
 def _stage_whole(found: Found, patch: Patch) -> None:

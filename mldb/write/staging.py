@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator
 
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
-from mldb.history.kinds.patches import PatchedVersion
 from mldb.history.kinds.tensors import metadata_set, tensor_compressed, tensor_stored
 from mldb.log import format as fmt
 from mldb.log.batch import Placed, place
 from mldb.log.checksum import checks_and_digest, digest128
 from mldb.log.frame import Draft, Record
 from mldb.log.fs.protocol import Buffer
-from mldb.log.patch import Patch
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
 from mldb.tensors.encoding import decode_bytes
@@ -295,10 +293,9 @@ class Staging:
             self._changes.pop(change.key, None)
             self._changes[change.key] = change
 
-    def put_patch(self, key: bytes, below: PatchedVersion, patch: Patch) -> None:
-        """Stage rows of a tensor of which nothing else is staged."""
+    def note_seen(self, key: bytes) -> None:
+        """Note that something is staged of a key; rows of it are put into ``patches``."""
         self._seen.add(key)
-        self.patches.put(key, below, patch)
 
     def add_record(self, record: Record) -> None:
         """Stage a complete record."""
@@ -329,9 +326,7 @@ class Staging:
             draft, buffers = Draft._make(reference.draft), reference.prepared.buffers
             return Staged(draft.attr, buffers, False, digest=draft.digest)
         patched = self.patches.get(key)
-        if patched is not None:
-            return Staged(patched[0].attr, None, False, patch=patched[1])
-        return None
+        return None if patched is None else Staged(patched[0].attr, None, False, patch=patched[1])
 
     def staged_bytes(self, staged: Staged) -> bytes:
         """Return the bytes of a staged tensor; a spilled one is read back from its pending file."""
@@ -371,10 +366,10 @@ class Staging:
         """Return the records not yet in the pending segment; called once."""
         if self._outdated:
             self._spill_again()
-        records = [pack.record() for pack in self._packs if pack.drafts]
-        records += {id(record): record for record in self._large.values()}.values()
-        records += self.patches.records()
-        return records + records_of(self._changes.values()) + self._extra
+        packs = [pack.record() for pack in self._packs if pack.drafts]
+        large = {id(record): record for record in self._large.values()}.values()
+        changes = records_of(self._changes.values())
+        return [*packs, *large, *self.patches.records(), *changes, *self._extra]
 
     def _spill_again(self) -> None:
         """Move what is left of the spilled records to another pending segment.

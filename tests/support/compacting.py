@@ -1,4 +1,4 @@
-"""What the tests of compaction share: everything a commit shows, policies by hand, made-up deltas."""
+"""What tests of compaction share: all that a commit shows, policies by hand, made-up deltas."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mldb.compaction.plan import Group
 from mldb.compaction.report import CompactionReport
 from mldb.compaction.retention import Retention
 from mldb.compaction.table import VersionTable
+from mldb.compaction.zstd import zstd_module
 from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds import TENSOR_STORED
 from mldb.log import format as fmt
@@ -89,7 +90,7 @@ def store_shown(db: mldb.MLDatabase) -> dict[str, Any]:
         "pins": db.pins(),
         "retention": db.retention.get(),
         "head": (db.lsn, db.epoch),
-        "commits": [row[:5] + (row.id,) for row in commits_of(db)],
+        "commits": [(*row[:5], row.id) for row in commits_of(db)],
     }
 
 
@@ -221,7 +222,7 @@ def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int
     if base is not None:
         packed = _xor(data, base).rstrip(b"\0") + b"x"
         return (fmt.ENCODING_DELTA, packed) if len(packed) < len(data) else None
-    packed = encoding._zstd().compress(bytes(data))
+    packed = zstd_module().compress(bytes(data))
     return (encoding.ENCODING_ZSTD, b"\1" + packed) if len(packed) + 1 < len(data) else None
 
 

@@ -37,7 +37,7 @@ class StressTold:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Planned:
+class PlannedMerges:
     """What a run on *rows* would do. ``stress`` is None for a sweep.
 
     ``run`` are the settings that are stored with it.
@@ -61,7 +61,7 @@ class Planned:
         )
 
 
-def plan_run(rows: Rows, settings: ConsolidationPolicy, target_keep: float | None) -> Planned:
+def plan_run(rows: Rows, settings: ConsolidationPolicy, target_keep: float | None) -> PlannedMerges:
     """Run the method of *settings* on a state. Raises InvalidValueError, CorruptError."""
     if settings.method == "sandpile":
         return _plan_sandpile(rows, settings)
@@ -76,7 +76,9 @@ def plan_run(rows: Rows, settings: ConsolidationPolicy, target_keep: float | Non
         search=lake_search,
     )
     run = _run(rows, settings, ("min_cos", "k", "seed"))
-    return Planned(rows, splats, merges, run | {"target_keep": target_keep, "level": merges.level})
+    return PlannedMerges(
+        rows, splats, merges, run | {"target_keep": target_keep, "level": merges.level}
+    )
 
 
 def splat_rows(rows: Rows) -> SplatRows:
@@ -106,7 +108,7 @@ def _run(rows: Rows, settings: ConsolidationPolicy, names: tuple[str, ...]) -> d
     return {"method": settings.method, **chosen, "seen": rows.state.version}
 
 
-def _plan_sandpile(rows: Rows, settings: ConsolidationPolicy) -> Planned:
+def _plan_sandpile(rows: Rows, settings: ConsolidationPolicy) -> PlannedMerges:
     started = perf_counter()
     splats, before = splat_rows(rows), told_stress(rows)
     arrivals = arrivals_since(rows, before.seen)
@@ -136,7 +138,7 @@ def _plan_sandpile(rows: Rows, settings: ConsolidationPolicy) -> Planned:
     told = told[np.argsort(splats.ids[told])]
     first = merges.sources[merges.starts[:-1]]
     run = _run(rows, settings, ("min_cos", "k", "seed", "p", "random_links", "budget"))
-    return Planned(
+    return PlannedMerges(
         rows,
         splats,
         _timed(merges, searched),

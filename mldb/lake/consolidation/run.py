@@ -13,7 +13,7 @@ from mldb.history.kinds.changes import records_of
 from mldb.history.kinds.lakes import lake_policy_set
 from mldb.history.merged import unpack_policy
 from mldb.lake import projection
-from mldb.lake.consolidation.plan import Planned, plan_run
+from mldb.lake.consolidation.plan import PlannedMerges, plan_run
 from mldb.lake.consolidation.settings import ConsolidationPolicy, policy_of
 from mldb.lake.consolidation.store import store_merges
 from mldb.lake.consolidation.told import arrivals_since, told_merges, told_stress
@@ -49,16 +49,16 @@ def run_consolidation(
         planned = plan_run(rows, settings, target_keep)
         _warn_past_cap(planned, settings)
         if plan_only or not planned.changes:
-            return report_of(planned, None)
+            return consolidation_report(planned, None)
         try:
-            return report_of(planned, store_merges(host, planned, epoch))
+            return consolidation_report(planned, store_merges(host, planned, epoch))
         except ConflictError:
             if retries < 1:
                 raise
             retries -= 1
 
 
-def _warn_past_cap(planned: Planned, settings: ConsolidationPolicy) -> None:
+def _warn_past_cap(planned: PlannedMerges, settings: ConsolidationPolicy) -> None:
     certified = planned.merges.made.splats.min_cos
     if len(certified) and certified.min() < np.float32(settings.min_cos):
         warnings.warn(
@@ -71,7 +71,7 @@ def _warn_past_cap(planned: Planned, settings: ConsolidationPolicy) -> None:
         )
 
 
-def report_of(planned: Planned, lsn: Lsn | None) -> ConsolidationReport:
+def consolidation_report(planned: PlannedMerges, lsn: Lsn | None) -> ConsolidationReport:
     """What is told of a run that was stored as *lsn*, or not."""
     merges, made = planned.merges, planned.merges.made
     cosine = float(made.cosines.min()) if len(merges) else 1.0

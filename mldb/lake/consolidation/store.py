@@ -14,7 +14,7 @@ from mldb.history.kinds.lakes import splats_consolidated
 from mldb.history.merged import MergeInfo
 from mldb.history.splats import ID_MAX, BlockInfo, LakeInfo, lay_out
 from mldb.lake import projection
-from mldb.lake.consolidation.plan import Planned, StressTold
+from mldb.lake.consolidation.plan import PlannedMerges, StressTold
 from mldb.lake.host import Host, head_scope
 from mldb.lake.rows.live import Rows, rows_in
 from mldb.log.frame import Record, hash_record
@@ -30,7 +30,7 @@ _NO_STRESS: Final = StressTold(*(np.empty(0, np.int64),) * 3, is_whole=False)
 _Column = npt.NDArray[Any]
 
 
-def store_merges(host: Host, planned: Planned, epoch: int | None) -> Lsn:
+def store_merges(host: Host, planned: PlannedMerges, epoch: int | None) -> Lsn:
     """Store what a run merges as one commit, beside whatever was committed since it was planned.
 
     Rows that were added since stay as they are. Raises ConflictError when a source ended since, or
@@ -45,7 +45,7 @@ class _Storing:
     First ids and the key are decided under the commit lock, where the sources are looked at again.
     """
 
-    def __init__(self, host: Host, planned: Planned) -> None:
+    def __init__(self, host: Host, planned: PlannedMerges) -> None:
         self._host, self._planned = host, planned
         self._rows = planned.rows
         self._name = check_name(self._rows.name)
@@ -136,7 +136,7 @@ def require_unchanged(host: Host, rows: Rows, view: View, sources: Numbers) -> L
     return found[0]
 
 
-def _block(planned: Planned) -> tuple[BlockInfo | None, list[_Column]]:
+def _block(planned: PlannedMerges) -> tuple[BlockInfo | None, list[_Column]]:
     """The block of the splats made, and its columns in their order."""
     made, rows = planned.merges.made, planned.rows
     count = len(planned.merges)
