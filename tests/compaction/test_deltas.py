@@ -51,7 +51,7 @@ def test_what_was_encoded_comes_back_byte_for_byte(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
-@pytest.mark.parametrize("count", [1, 1000, (1 << 16) - 1, (1 << 16) + 1, 3 << 16])
+@pytest.mark.parametrize("count", [1, 1000, (1 << 17) - 1, (1 << 17) + 1, 3 << 17])
 def test_every_width_and_chunk_wraps_around_and_comes_back(
     rng: np.random.Generator, width: int, count: int
 ) -> None:
@@ -112,23 +112,32 @@ def test_lengths_that_differ_are_refused() -> None:
         encode_delta(memoryview(bytes(4)), memoryview(bytes(8)), 4)
 
 
+def chunk(frame: bytes, header: bytes = HEADER.pack(1, 4, 7, 16)) -> bytes:
+    """A delta of one chunk."""
+    return header + len(frame).to_bytes(4, "little") + frame
+
+
 def damaged() -> dict[str, bytes]:
     zstd = zstd_module()
-    good = HEADER.pack(1, 4, 7, 16)
     planes = zstd.compress(bytes(4000))
+    good = chunk(planes)
     return {
         "nothing": b"",
         "half a header": good[:3],
-        "method": HEADER.pack(3, 4, 7, 16) + planes,
-        "width": HEADER.pack(1, 3, 7, 16) + planes,
-        "width of no number": HEADER.pack(1, 0, 0, 16) + planes,
-        "bias": HEADER.pack(1, 4, 32, 16) + planes,
-        "chunk": HEADER.pack(1, 4, 7, 64) + planes,
-        "no planes": good,
-        "no zstd": good + b"abc" * 9,
-        "a bomb": good + zstd.compress(bytes(1 << 28)),
-        "too short": good + zstd.compress(bytes(3996)),
-        "cut": good + planes[:-3],
+        "method": chunk(planes, HEADER.pack(3, 4, 7, 16)),
+        "width": chunk(planes, HEADER.pack(1, 3, 7, 16)),
+        "width of no number": chunk(planes, HEADER.pack(1, 0, 0, 16)),
+        "bias": chunk(planes, HEADER.pack(1, 4, 32, 16)),
+        "chunk": chunk(planes, HEADER.pack(1, 4, 7, 64)),
+        "chunks of one": chunk(planes, HEADER.pack(1, 4, 7, 0)),
+        "no lengths": good[:4],
+        "a length too much": good[:4] + b"\xff" * 4 + planes,
+        "no zstd": chunk(b"abc" * 9),
+        "a bomb": chunk(zstd.compress(bytes(1 << 28))),
+        "too short": chunk(zstd.compress(bytes(3996))),
+        "cut": chunk(planes[:-3]),
+        "two frames": chunk(planes + planes),
+        "more behind": good + b"x",
     }
 
 
@@ -139,7 +148,7 @@ def test_damage_is_a_typed_error_and_takes_no_memory(kind: str) -> None:
 
 
 def test_a_base_whose_length_is_no_multiple_of_the_width_is_refused() -> None:
-    stored = HEADER.pack(1, 4, 7, 16) + zstd_module().compress(bytes(4001))
+    stored = chunk(zstd_module().compress(bytes(4001)))
     with pytest.raises(DeltaError, match="its header"):
         decode_delta(memoryview(stored), memoryview(bytes(4001)))
 
