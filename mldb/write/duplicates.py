@@ -27,7 +27,7 @@ FROM_BYTES: Final = 64 << 10
 """Tensors from this size on are looked up, unless the option says another. A look that finds
 nothing took 6 to 8 us: of a put that waits for no disk a fifth at 16 KiB, a seventh here, of a
 durable one less than a hundredth."""
-CHECKPOINT_FROM_BYTES: Final = 1 << 10
+CHECKPOINT_FROM_BYTES: Final = 512
 """The same in a checkpoint, for the newest version of the same name and for what else is in it:
 names come again there, and most of them are small."""
 OFF: Final = fmt.PAYLOAD_BYTES_MAX + 1
