@@ -57,12 +57,9 @@ class Duplicates:
     """
 
     def __init__(self, deduplicate: bool | int, door: Door, head: Callable[[], View]) -> None:
-        self.least = OFF if deduplicate is False else FROM_BYTES
-        if not isinstance(deduplicate, bool):
-            self.least = deduplicate
-        self.least_in_checkpoints = (
-            OFF if deduplicate is False else min(self.least, CHECKPOINT_FROM_BYTES)
-        )
+        self.least, self.least_in_checkpoints = FROM_BYTES, CHECKPOINT_FROM_BYTES
+        if deduplicate is not True:
+            self.least = self.least_in_checkpoints = OFF if deduplicate is False else deduplicate
         self.head = head
         self._door = door
         self._digests = Digests()
