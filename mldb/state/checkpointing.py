@@ -106,8 +106,9 @@ def stage(job: CheckpointJob, staging: Staging) -> None:
     aliases: dict[str, list[bytes]] = {}
     for alias, holder in job.aliases.items():
         aliases.setdefault(holder, []).append(check_name(alias))
-    for name, prepared in job.tensors.items():
-        staging.put_tensor(check_name(name), prepared, tuple(aliases.get(name, ())))
+    hashed = staging.hash_ahead(list(job.tensors.values()))
+    for (name, prepared), known in zip(job.tensors.items(), hashed, strict=True):
+        staging.put_tensor(check_name(name), prepared, tuple(aliases.get(name, ())), known)
 
 
 def checkpoint_of(job: CheckpointJob, row: CommitRow, stall_ms: float) -> Checkpoint:

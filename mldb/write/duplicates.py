@@ -27,7 +27,7 @@ FROM_BYTES: Final = 64 << 10
 """Tensors from this size on are looked up, unless the option says another. A look that finds
 nothing took 6 to 8 us: of a put that waits for no disk a fifth at 16 KiB, a seventh here, of a
 durable one less than a hundredth."""
-CHECKPOINT_FROM_BYTES: Final = 1 << 10
+CHECKPOINT_FROM_BYTES: Final = 512
 """The same in a checkpoint, for the newest version of the same name and for what else is in it:
 names come again there, and most of them are small."""
 OFF: Final = fmt.PAYLOAD_BYTES_MAX + 1
@@ -57,12 +57,9 @@ class Duplicates:
     """
 
     def __init__(self, deduplicate: bool | int, door: Door, head: Callable[[], View]) -> None:
-        self.least = OFF if deduplicate is False else FROM_BYTES
-        if not isinstance(deduplicate, bool):
-            self.least = deduplicate
-        self.least_in_checkpoints = (
-            OFF if deduplicate is False else min(self.least, CHECKPOINT_FROM_BYTES)
-        )
+        self.least, self.least_in_checkpoints = FROM_BYTES, CHECKPOINT_FROM_BYTES
+        if deduplicate is not True:
+            self.least = self.least_in_checkpoints = OFF if deduplicate is False else deduplicate
         self.head = head
         self._door = door
         self._digests = Digests()

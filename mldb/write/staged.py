@@ -9,6 +9,9 @@ from mldb.log.batch import Placed
 from mldb.log.frame import Draft, DraftFields, Record
 from mldb.log.fs.protocol import Buffer
 from mldb.log.patch import Patch
+from mldb.log.pending import PendingSegment
+from mldb.tensors.codec import unpack_descriptor
+from mldb.tensors.encoding import decode_bytes
 
 
 class Staged(NamedTuple):
@@ -25,6 +28,22 @@ class Staged(NamedTuple):
     digest: bytes = b""
     patch: Patch | None = None
     """Rows that change; the others are those of the version that was read. ``data`` is None."""
+
+
+def staged_parts(staged: Staged, pending: PendingSegment | None) -> tuple[Buffer, ...]:
+    """The decoded bytes of a staged tensor, copied only where they have to be.
+
+    Those of a spilled one are read from *pending*.
+    """
+    parts = staged.data or ()
+    if staged.placed is not None and pending is not None:
+        start, length = staged.placed.payload, staged.placed.record.payload_length
+        parts = (pending.file.map(start + length)[start:],)
+    if staged.encoding == fmt.ENCODING_RAW:
+        return parts
+    size = unpack_descriptor(staged.attr).nbytes
+    data = memoryview(b"".join(parts))
+    return (decode_bytes(data, staged.encoding, size, "pending", 0, "staged"),)
 
 
 def drafts_like(draft: DraftFields, added: list[bytes], attr: bytes) -> dict[bytes, DraftFields]:

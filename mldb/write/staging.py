@@ -7,7 +7,7 @@ a few frames and a read verifies one block. Larger ones get a frame of their own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
@@ -16,15 +16,14 @@ from mldb.log import format as fmt
 from mldb.log.batch import Placed, place
 from mldb.log.checksum import checks_and_digest, digest128
 from mldb.log.frame import Draft, Record
-from mldb.log.fs.protocol import Buffer
 from mldb.log.pending import PendingSegment
-from mldb.tensors.codec import Prepared, pack_metadata, unpack_descriptor
-from mldb.tensors.encoding import decode_bytes
+from mldb.tensors.codec import Prepared, pack_metadata
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Owner, have_equal_bytes
+from mldb.write.hashing import Hashed, hash_large
 from mldb.write.packs import PACK_BELOW, PACK_ENTRIES, Pack
 from mldb.write.references import References
-from mldb.write.staged import Staged, draft_of, drafts_like, with_names
+from mldb.write.staged import Staged, draft_of, drafts_like, staged_parts, with_names
 from mldb.write.staged_patches import StagedPatches
 
 OpenPending = Callable[[], PendingSegment]
@@ -79,8 +78,17 @@ class Staging:
 
     # --- staging ----------------------------------------------------------------------------------
 
-    def put_tensor(self, name: bytes, prepared: Prepared, aliases: tuple[bytes, ...] = ()) -> None:
-        """Stage a tensor under a checked name, and under aliases of the same bytes."""
+    def put_tensor(
+        self,
+        name: bytes,
+        prepared: Prepared,
+        aliases: tuple[bytes, ...] = (),
+        hashed: Hashed | None = None,
+    ) -> None:
+        """Stage a tensor under a checked name, and under aliases of the same bytes.
+
+        *hashed* is what :meth:`hash_ahead` said of it.
+        """
         key = keys.TENSORS + name
         nbytes = prepared.nbytes
         if not aliases and nbytes < self._pack_unasked_below and key not in self._seen:
@@ -98,7 +106,16 @@ class Staging:
         if nbytes < PACK_BELOW:
             self._put_small(names, prepared)
         else:
-            self._put_large(names, prepared)
+            self._put_large(names, prepared, hashed)
+
+    def hash_ahead(self, tensors: Sequence[Prepared]) -> list[Hashed | None]:
+        """Hash the large ones of tensors that will be put; None for what is left to each call.
+
+        Where nothing is looked up they are hashed while they are written.
+        """
+        if self._fix or self._least == OFF:
+            return [None] * len(tensors)
+        return hash_large(tensors)
 
     def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
         pack = self._open_pack(prepared.nbytes, len(names))
@@ -110,11 +127,13 @@ class Staging:
         pack.keep(added, prepared.attr, len(part), digest)
         self._where.update(dict.fromkeys(added, pack))
 
-    def _put_large(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
+    def _put_large(
+        self, names: tuple[bytes, ...], prepared: Prepared, hashed: Hashed | None
+    ) -> None:
         fixed, copies = self._fixed(prepared)
-        hashed = record = None
+        record = None
         if prepared.nbytes >= self._least:
-            hashed = checks_and_digest(fixed.buffers, fmt.BLOCK_LOG2)
+            hashed = hashed or checks_and_digest(fixed.buffers, fmt.BLOCK_LOG2)
             if self._is_here(names, prepared, fixed.buffers, hashed[1]):
                 self._give(copies)
                 return
@@ -198,7 +217,7 @@ class Staging:
         staged = self.read(holder)
         if staged is None or staged.digest != digest:
             return False  # it was overwritten since
-        if not have_equal_bytes(buffers, self._parts_of(staged)):
+        if not have_equal_bytes(buffers, staged_parts(staged, self.pending)):
             return False
         added = [keys.TENSORS + item for item in names]
         reference = self.references.get(holder)
@@ -232,15 +251,6 @@ class Staging:
             return False
         self._spilled.update(dict.fromkeys(added, placed))
         return True
-
-    def _parts_of(self, staged: Staged) -> tuple[Buffer, ...]:
-        """The decoded bytes of a staged tensor, copied only where they have to be."""
-        if staged.encoding == fmt.ENCODING_RAW and staged.data is not None:
-            return staged.data
-        if staged.encoding == fmt.ENCODING_RAW and staged.placed and self.pending:
-            start, length = staged.placed.payload, staged.placed.record.payload_length
-            return (self.pending.file.map(start + length)[start:],)
-        return (self.staged_bytes(staged),)
 
     def _give(self, copies: list[memoryview]) -> None:
         for part in copies:
@@ -330,16 +340,7 @@ class Staging:
 
     def staged_bytes(self, staged: Staged) -> bytes:
         """Return the bytes of a staged tensor; a spilled one is read back from its pending file."""
-        if staged.placed is not None and self.pending is not None:
-            length = staged.placed.record.payload_length
-            data = self.pending.file.pread(length, staged.placed.payload)
-        else:
-            data = b"".join(staged.data or ())
-        if staged.encoding == fmt.ENCODING_RAW:
-            return data
-        size = unpack_descriptor(staged.attr).nbytes
-        view = decode_bytes(memoryview(data), staged.encoding, size, "pending", 0, "staged")
-        return bytes(view)
+        return b"".join(staged_parts(staged, self.pending))
 
     def keys(self, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yield (key, exists) for every staged key with this prefix, unordered."""

@@ -378,34 +378,30 @@ def test_an_owner_that_is_damaged_is_no_owner(store_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deduplicate", "counts", "checkpoint"),
+    ("deduplicate", "least", "in_checkpoints"),
     [
-        (True, [FROM_BYTES // 8], [CHECKPOINT_FROM_BYTES // 8, FROM_BYTES // 8]),
-        (False, [], []),
-        (800, [100, CHECKPOINT_FROM_BYTES // 8, FROM_BYTES // 8], None),
+        (True, FROM_BYTES // 8, CHECKPOINT_FROM_BYTES // 8),
+        (False, None, None),
+        (800, 100, 100),
     ],
 )
 def test_the_option_says_from_which_size_on_tensors_are_looked_up(
-    deduplicate: bool | int, counts: list[int], checkpoint: list[int] | None
+    deduplicate: bool | int, least: int | None, in_checkpoints: int | None
 ) -> None:
-    tried = (99, 100, CHECKPOINT_FROM_BYTES // 8, FROM_BYTES // 8 - 1, FROM_BYTES // 8)
+    tried = (63, 64, 99, 100, FROM_BYTES // 8 - 1, FROM_BYTES // 8)
     every = {f"{count}": values(count, count) for count in tried}
     with store_in(deduplicate=deduplicate) as db:
         for _ in range(2):
             for name, value in every.items():
                 db[name] = value
-        assert [int(name) for name in every if owner_of(db, name)] == [
-            count for count in tried if count in counts or (counts and count > min(counts))
-        ]
+        expected = [count for count in tried if least is not None and count >= least]
+        assert [int(name) for name in every if owner_of(db, name)] == expected
         stats = db.stats()["deduplication"]
-        assert (stats["from_bytes"] is None) == (deduplicate is False)
-        assert stats["same_name"] == len(
-            [count for count in tried if counts and count >= counts[0]]
-        )
+        assert stats["same_name"] == len(expected)
+        assert stats["from_bytes"] == (None if least is None else 8 * least)
         for epoch in range(2):
             db.checkpoint(every, epoch=epoch)
-        least = (counts if checkpoint is None else checkpoint)[:1]
-        expected = [count for count in tried if least and count >= least[0]]
+        expected = [count for count in tried if in_checkpoints and count >= in_checkpoints]
         assert [int(name) for name in every if owner_of(db, name)] == expected
 
 
