@@ -195,9 +195,9 @@ def _grouped(
 
 def bytes_after(table: VersionTable, live: Numbers, groups: Sequence[Group]) -> int:
     """What all segments take once the groups are rewritten, about."""
-    sizes = table.sizes.copy()
+    left = int(table.sizes.sum())
     for start, count in groups:
-        sizes[start : start + count] = np.minimum(
-            live[start : start + count], sizes[start : start + count]
-        )
-    return int(sizes.sum())
+        own = slice(start, start + count)
+        taken = int(live[own].sum()) - (count - 1) * _SEGMENT_BYTES
+        left += min(taken - int(table.sizes[own].sum()), 0)
+    return left

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 import mldb
 from mldb.compaction import plan as plan_module
-from mldb.compaction.retention import Retention
-from mldb.log import format as fmt
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.compacting import (
     commits_of,
@@ -36,7 +34,7 @@ NAMES = ("a", "b", "c")
 SECOND = timedelta(seconds=1)
 OPTIONS: dict[str, Any] = {"segment_entries": 6, "durability": "os"}
 
-policies = st.builds(
+policies: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     last=st.none() | st.integers(1, 3),
     every=st.none() | st.integers(1, 4),
@@ -147,10 +145,11 @@ class Run:
                 assert "max_bytes" in str(error)
                 assert versions_of(db) == old
                 return
-            if before.retention.get().max_bytes:
+            limit = before.retention.get().max_bytes
+            if limit is not None:
                 expected &= set(kept_of(db))
                 assert expected >= self._fixed(before)
-                assert report.bytes_after <= before.retention.get().max_bytes
+                assert report.bytes_after <= limit
             assert kept_of(db) == sorted(expected), report
             needed = needed_by_hand(before, sorted(expected))
             assert store_shown(db) == store_shown(before)

@@ -1,4 +1,4 @@
-"""Crashes while a store is compacted: it opens, with all that was promised and nothing half done."""
+"""Crashes while a store is compacted: it opens with all that was promised, nothing half done."""
 
 from __future__ import annotations
 

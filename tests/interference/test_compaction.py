@@ -24,7 +24,13 @@ TROUBLES: dict[str, Trouble] = {
 
 
 def meet(
-    tally: Tally, relation: Relation, first: str, second: str, trouble: Trouble, step: int, seed: int
+    tally: Tally,
+    relation: Relation,
+    first: str,
+    second: str,
+    trouble: Trouble,
+    step: int,
+    seed: int,
 ) -> None:
     base = BASES[seed % len(BASES)]
     schedule = Schedule(relation, first, second, 0, trouble, base)

@@ -1,4 +1,4 @@
-"""What the tests of compaction share: everything a commit shows, policies by hand, made-up deltas."""
+"""What the tests of compaction share: all that a commit shows, policies by hand, deltas."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def store_shown(db: mldb.MLDatabase) -> dict[str, Any]:
         "pins": db.pins(),
         "retention": db.retention.get(),
         "head": (db.lsn, db.epoch),
-        "commits": [row[:5] + (row.id,) for row in commits_of(db)],
+        "commits": [(*row[:5], row.id) for row in commits_of(db)],
     }
 
 
