@@ -54,6 +54,8 @@ class CompactionPlan:
     stays: Bools = field(repr=False)
     cold: Sequence[ColdVersion] = field(repr=False)
     groups: tuple[Group, ...]
+    group_bytes: tuple[int, ...]
+    """What the new segment of each group takes, about, and at most where nothing grows."""
     policy: Retention
     kept: Kept | None
     pruned: Numbers = field(repr=False)
@@ -63,8 +65,13 @@ class CompactionPlan:
     """How many there were."""
     commits: int
     commits_kept: int
-    bytes_after: int
-    """What the segments take afterwards, about."""
+
+    @property
+    def bytes_after(self) -> int:
+        """What the segments take afterwards, about."""
+        sizes = self.table.sizes
+        gone = sum(int(sizes[start : start + count].sum()) for start, count in self.groups)
+        return int(sizes.sum()) - gone + sum(self.group_bytes)
 
     def rows_of(self, group: Group) -> Numbers:
         """The rows that stay of the segments of a group."""
@@ -193,11 +200,11 @@ def _grouped(
     return tuple(groups)
 
 
-def bytes_after(table: VersionTable, live: Numbers, groups: Sequence[Group]) -> int:
-    """What all segments take once the groups are rewritten, about."""
-    left = int(table.sizes.sum())
+def bytes_of_groups(table: VersionTable, live: Numbers, groups: Sequence[Group]) -> tuple[int, ...]:
+    """What each group takes once it is rewritten, about."""
+    found: list[int] = []
     for start, count in groups:
         own = slice(start, start + count)
         taken = int(live[own].sum()) - (count - 1) * _SEGMENT_BYTES
-        left += min(taken - int(table.sizes[own].sum()), 0)
-    return left
+        found.append(min(taken, int(table.sizes[own].sum())))
+    return tuple(found)

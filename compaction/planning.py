@@ -11,7 +11,7 @@ from mldb.arrays import Bools, Numbers
 from mldb.compaction.cold import cold_rows, forest
 from mldb.compaction.plan import (
     CompactionPlan,
-    bytes_after,
+    bytes_of_groups,
     choose_groups,
     fixed_bytes,
     live_bytes,
@@ -138,6 +138,7 @@ def _plan(
         stays,
         [item for item in recode if inside[table.segment[item.row]]],
         groups,
+        bytes_of_groups(table, live, groups),
         policy,
         ranges,
         np.setdiff1d(before, kept),
@@ -145,7 +146,6 @@ def _plan(
         len(view.jumps),
         len(timeline.lsn),
         len(kept),
-        bytes_after(table, live, groups),
     )
 
 

@@ -29,7 +29,7 @@ from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
-from mldb.log.lock import LOCK, CommitLock
+from mldb.log.lock import CommitLock
 from mldb.log.manifest import Manifest, refuse_to_write
 from mldb.log.opening import find_store, open_state
 from mldb.log.orphans import refuse_lost_manifest
@@ -46,7 +46,6 @@ __all__ = ["FOLDERS", "Log", "Still", "StoredBatch"]
 
 _NO_EXTRA: Mapping[str, object] = {}
 _LOOKS = 8
-_PAUSE_SECONDS = 0.002
 
 
 class Still(NamedTuple):
@@ -262,19 +261,14 @@ class Log:
         Who announced may have read the registrations before this one was written. It holds the
         commit lock until its manifest is there.
         """
-        if self._lock is not None:
-            if not self._lock.is_inside():
-                with contextlib.suppress(LockedError), self._lock.hold():
-                    return
-            return
-        with contextlib.suppress(MldbError):  # who may not write cannot register either
-            lock = self.fs.lock(LOCK)
-            try:
-                for _ in range(int(self.options.lock_timeout / _PAUSE_SECONDS) + 1):
-                    if lock.try_acquire():
-                        break
-                    self.fs.pause(_PAUSE_SECONDS)
-            finally:
+        lock = self._lock or CommitLock(self.fs, self.options.lock_timeout)
+        try:
+            if not lock.is_inside():
+                # Who may not write cannot register either; who waits too long goes on without.
+                with contextlib.suppress(MldbError), lock.hold():
+                    pass
+        finally:
+            if lock is not self._lock:
                 lock.close()
 
     def batches(self, view: View, low: int, high: int) -> Iterator[StoredBatch]:
