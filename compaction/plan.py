@@ -27,7 +27,7 @@ SMALL_SHARE: Final = 0.25
 """A segment is small below this share of a full one."""
 MERGED_MIN: Final = 4
 """So many small ones side by side are merged."""
-GROUP_ROWS_MAX: Final = 1 << 18
+GROUP_ROWS_MAX: Final = 1 << 17
 _ROW_BYTES: Final = 100
 """What a version takes in a footer, about."""
 _COMMIT_BYTES: Final = 72
@@ -111,6 +111,11 @@ def row_bytes(table: VersionTable) -> Numbers:
 def fixed_bytes(table: VersionTable) -> Numbers:
     """What each segment takes whatever stays of it: its commits, above all."""
     return table.commits * _COMMIT_BYTES + _SEGMENT_BYTES
+
+
+def footer_bytes(versions: int, commits: int) -> int:
+    """What a footer takes, about."""
+    return versions * _ROW_BYTES + commits * _COMMIT_BYTES + _SEGMENT_BYTES
 
 
 def live_bytes(table: VersionTable, stays: Bools, weights: Numbers) -> Numbers:

@@ -112,7 +112,8 @@ def timeline(epochs: list[int], jumps: tuple[tuple[int, int], ...] = ()) -> Time
 
 def kept(policy: Retention, when: Timeline, roots: Roots = NO_ROOTS, **more: Any) -> list[int]:
     given = {"now": len(when.lsn) * DAY, "already": None, "lowest": fmt.LSN_MAX, **more}
-    return (kept_commits(policy, when, roots, **given) // 10).tolist()
+    found: list[int] = (kept_commits(policy, when, roots, **given) // 10).tolist()
+    return found
 
 
 def test_each_rule_keeps_what_it_says_and_the_head_always_stays() -> None:

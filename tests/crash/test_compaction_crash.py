@@ -166,7 +166,7 @@ def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _unlinked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is replaced goes before the manifest is there."""
-    install = compactor.install
+    install = compactor.__dict__["install"]
 
     def early(log: Any, rules: Any, plan: Any, gone: Any = (), new: Any = None) -> Any:
         for part in gone:
