@@ -11,7 +11,7 @@ from mldb.compaction.table import VersionTable
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
-from mldb.log.compacted import check_compacted
+from mldb.log.compacted import check_compacted, entries_of
 from mldb.log.directory.units import Units
 from mldb.log.door import Door
 from mldb.log.fs.protocol import FileSystem
@@ -69,9 +69,9 @@ def check_new(
             "Nothing was changed."
         )
     door = door_of(lambda: planned)
-    found = ((key, entry) for key in index.keys(b"") for entry in index.versions(key))
+    found = entries_of(index).items()
     hashed: tuple[int, int, bytes] = (-1, -1, b"")
-    for row, (key, entry) in zip(rows.tolist(), found, strict=True):
+    for row, ((key, _), entry) in zip(rows.tolist(), found, strict=True):
         if key != table.key_of(row) or not _says_the_same(table, row, entry):
             raise _differs(new, key, entry, "is described in another way")
         if entry.encoding == fmt.ENCODING_REFERENCE:

@@ -63,6 +63,8 @@ def forest(
     tried = table.flags & (fmt.ENTRY_TOMBSTONE | fmt.ENTRY_SETTLED) != 0
     own = ~np.isin(table.encoding, _BUILT)
     wanted = stays & cold & own & ~tried & (table.length > 0)
+    if not wanted.any():
+        return []
     rows = np.flatnonzero(stays & (table.length > 0) | (table.base_row != NO_ROW) & stays)
     rows = rows[np.argsort(table.commit[rows], kind="stable")]
     leaders = _leaders(table, rows, wanted)

@@ -121,16 +121,13 @@ def _current_plan(log: Log, rules: EventRules, cold: ColdAge) -> Planned:
 def _carry_out(log: Log, rules: EventRules, planned: Planned, work: Work, note: Pause) -> None:
     """Rewrite and install one group after another. Raises StalePlanError."""
     plan = planned.plan
-    work.to_write = work.written + sum(
-        planned.parts[place].info.length
-        for group in plan.groups
-        for place in range(group.start, group.start + group.segments)
-    )
+    work.to_write = work.written + sum(plan.group_bytes)
     if not plan.groups:
         if len(plan.pruned):
             install(log, rules, plan)
         return
-    for group in plan.groups:
+    for group, size in zip(plan.groups, plan.group_bytes, strict=True):
+        _refuse_full(log, size)
         _compact_group(log, rules, planned, group, work, note)
 
 
@@ -140,7 +137,6 @@ def _compact_group(
     plan = planned.plan
     gone = planned.parts[group.start : group.start + group.segments]
     rows = plan.rows_of(group)
-    _refuse_full(log, sum(part.info.length for part in gone))
     low, high = gone[0].info.first_lsn, gone[-1].info.last_lsn
     view = log.head()
     new = write_group(

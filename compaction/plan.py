@@ -27,7 +27,7 @@ SMALL_SHARE: Final = 0.25
 """A segment is small below this share of a full one."""
 MERGED_MIN: Final = 4
 """So many small ones side by side are merged."""
-GROUP_ROWS_MAX: Final = 1 << 18
+GROUP_ROWS_MAX: Final = 1 << 17
 _ROW_BYTES: Final = 100
 """What a version takes in a footer, about."""
 _COMMIT_BYTES: Final = 72
@@ -54,6 +54,8 @@ class CompactionPlan:
     stays: Bools = field(repr=False)
     cold: Sequence[ColdVersion] = field(repr=False)
     groups: tuple[Group, ...]
+    group_bytes: tuple[int, ...]
+    """What the new segment of each group takes, about, and at most where nothing grows."""
     policy: Retention
     kept: Kept | None
     pruned: Numbers = field(repr=False)
@@ -63,8 +65,13 @@ class CompactionPlan:
     """How many there were."""
     commits: int
     commits_kept: int
-    bytes_after: int
-    """What the segments take afterwards, about."""
+
+    @property
+    def bytes_after(self) -> int:
+        """What the segments take afterwards, about."""
+        sizes = self.table.sizes
+        gone = sum(int(sizes[start : start + count].sum()) for start, count in self.groups)
+        return int(sizes.sum()) - gone + sum(self.group_bytes)
 
     def rows_of(self, group: Group) -> Numbers:
         """The rows that stay of the segments of a group."""
@@ -104,6 +111,11 @@ def row_bytes(table: VersionTable) -> Numbers:
 def fixed_bytes(table: VersionTable) -> Numbers:
     """What each segment takes whatever stays of it: its commits, above all."""
     return table.commits * _COMMIT_BYTES + _SEGMENT_BYTES
+
+
+def footer_bytes(versions: int, commits: int) -> int:
+    """What a footer takes, about."""
+    return versions * _ROW_BYTES + commits * _COMMIT_BYTES + _SEGMENT_BYTES
 
 
 def live_bytes(table: VersionTable, stays: Bools, weights: Numbers) -> Numbers:
@@ -193,11 +205,11 @@ def _grouped(
     return tuple(groups)
 
 
-def bytes_after(table: VersionTable, live: Numbers, groups: Sequence[Group]) -> int:
-    """What all segments take once the groups are rewritten, about."""
-    sizes = table.sizes.copy()
+def bytes_of_groups(table: VersionTable, live: Numbers, groups: Sequence[Group]) -> tuple[int, ...]:
+    """What each group takes once it is rewritten, about."""
+    found: list[int] = []
     for start, count in groups:
-        sizes[start : start + count] = np.minimum(
-            live[start : start + count], sizes[start : start + count]
-        )
-    return int(sizes.sum())
+        own = slice(start, start + count)
+        taken = int(live[own].sum()) - (count - 1) * _SEGMENT_BYTES
+        found.append(min(taken, int(table.sizes[own].sum())))
+    return tuple(found)

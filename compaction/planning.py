@@ -11,9 +11,10 @@ from mldb.arrays import Bools, Numbers
 from mldb.compaction.cold import cold_rows, forest
 from mldb.compaction.plan import (
     CompactionPlan,
-    bytes_after,
+    bytes_of_groups,
     choose_groups,
     fixed_bytes,
+    footer_bytes,
     live_bytes,
     row_bytes,
 )
@@ -53,6 +54,8 @@ class Planned:
     plan: CompactionPlan
     parts: tuple[SealedPart, ...]
     has_active: bool
+    footer: int
+    """What the table counts as the footer that the active segment does not have yet."""
 
     @property
     def wants_active(self) -> bool:
@@ -71,13 +74,15 @@ def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) 
     _, active, view = log.still()
     parts = tuple(view.sealed)
     sources = [TableSource(_columns_of(part), _end_of(part), part.info.length) for part in parts]
-    has_active = with_active and active.has_commits()
+    has_active, footer = with_active and active.has_commits(), 0
     if has_active:
         columns = finish(column_steps(active, view.commit.lsn, None, rows=0))
-        sources.append(TableSource(columns, active.cursor.offset, active.cursor.offset))
+        end = active.cursor.offset
+        footer = footer_bytes(len(columns["row_commit"]), len(columns["commit_lsn"]))
+        sources.append(TableSource(columns, end, end + footer))
     with collection_paused():
         plan = _plan(log, rules, view, sources, cold, has_active)
-    return Planned(plan, parts, has_active)
+    return Planned(plan, parts, has_active, footer)
 
 
 def _columns_of(part: SealedPart) -> Columns:
@@ -138,6 +143,7 @@ def _plan(
         stays,
         [item for item in recode if inside[table.segment[item.row]]],
         groups,
+        bytes_of_groups(table, live, groups),
         policy,
         ranges,
         np.setdiff1d(before, kept),
@@ -145,7 +151,6 @@ def _plan(
         len(view.jumps),
         len(timeline.lsn),
         len(kept),
-        bytes_after(table, live, groups),
     )
 
 

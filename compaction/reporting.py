@@ -43,8 +43,8 @@ def report_of(
     size, segments = stats["bytes"], stats["segments"]
     after, left, recoded = size, segments, (len(plan.cold), _cold_bytes(plan))
     if work is None:
-        known = int(plan.table.sizes.sum())
-        after = size - known + plan.bytes_after if plan.groups else size
+        after += plan.bytes_after - int(plan.table.sizes.sum())
+        after += planned.footer * planned.wants_active
         left = segments - sum(group.segments - 1 for group in plan.groups)
         left += planned.wants_active  # the log goes on in another
     else:

@@ -7,6 +7,7 @@ a footer says where they lie. Here is what does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from mldb.log.active import chain_start
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.checksum import digest128
 from mldb.log.frame import DamagedFrame, Frame, check_body, decode_header
+from mldb.log.index.address import Entry
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.scan import frame_entries
 from mldb.log.segment import Segment
@@ -47,6 +49,23 @@ class FramesOfCommits:
         return offsets
 
 
+def entries_of(index: MappedIndex) -> dict[tuple[bytes, int], Entry]:
+    """Return every version of an index by key and commit, in the order of its rows.
+
+    Column by column, some 0.5 KB each. Raises CorruptError when keys and rows do not fit.
+    """
+    starts = index.reader.whole("key_row").tolist()
+    keys = list(index.keys(b""))
+    if len(starts) != len(keys) + 1 or starts[-1] != index.entry_count():
+        raise CorruptError("the index contradicts itself", file=index.reader.file)
+    found: dict[tuple[bytes, int], Entry] = {}
+    entries = index.entries(range(index.entry_count()))
+    for key, (low, high) in zip(keys, pairwise(starts), strict=True):
+        for entry in entries[low:high]:
+            found[key, entry.commit_lsn] = entry
+    return found
+
+
 def compacted_chain(store_id: bytes, segment_id: bytes, heads: Sequence[bytes]) -> bytes:
     """The digest of a compacted segment: of the 56-byte headers of its frames, as they stand."""
     return digest128(b"".join((chain_start(store_id, segment_id), *heads)))
@@ -69,11 +88,12 @@ def check_compacted(
     damaged frame it goes on at the next one that the index knows.
     """
     known = np.zeros(0, "<u8") if index is None else np.unique(index.reader.whole("row_frame"))
+    stored = None if index is None else entries_of(index)
     offset, rows, sound = fmt.FILE_HEADER_SIZE, 0, True
     heads: list[bytes] = []
     while offset < len(data):
         try:
-            frame, count = _check_frame(segment, data, offset, index)
+            frame, count = _check_frame(segment, data, offset, index, stored)
         except (DamagedFrame, MldbError) as error:
             sound = False
             yield Damage(
@@ -96,7 +116,11 @@ def check_compacted(
 
 
 def _check_frame(
-    segment: Segment, data: memoryview, offset: int, index: MappedIndex | None
+    segment: Segment,
+    data: memoryview,
+    offset: int,
+    index: MappedIndex | None,
+    stored: dict[tuple[bytes, int], Entry] | None,
 ) -> tuple[Frame, int]:
     """Check one frame and its payload; return it and how many versions it holds."""
     frame = decode_header(data, offset, segment.seed, len(data))
@@ -107,7 +131,7 @@ def _check_frame(
     commit = frame.header.commit_lsn
     entries = frame_entries(frame, body, commit, segment.id)
     for key, entry in entries:
-        if index is not None and index.newest(key, ((commit, commit),)) != entry:
+        if stored is not None and stored.get((key, commit)) != entry:
             raise CorruptError(
                 f"the index says something else of {key!r:.80} at commit {commit}",
                 file=segment.name,

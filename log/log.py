@@ -23,26 +23,20 @@ from mldb.errors import (
 )
 from mldb.log.active import Active
 from mldb.log.batches import StoredBatch, read_batches
-from mldb.log.birth import FOLDERS, create_store, restore_folders
+from mldb.log.birth import FOLDERS, restore_folders
 from mldb.log.directory.maker import Maker
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
-from mldb.log.lock import LOCK, CommitLock
-from mldb.log.manifest import (
-    Manifest,
-    manifest_numbers,
-    newest_announced,
-    refuse_to_write,
-)
-from mldb.log.newest import load_newest, open_announced
+from mldb.log.lock import CommitLock
+from mldb.log.manifest import Manifest, refuse_to_write
+from mldb.log.opening import find_store, open_state
 from mldb.log.orphans import refuse_lost_manifest
 from mldb.log.pending import PendingSegment
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
 from mldb.log.sealed import SealedPart
-from mldb.log.segment import SegmentGoneError
 from mldb.log.sequencer import Decide, Sequencer
 from mldb.log.state import LogState
 from mldb.log.view import View
@@ -52,7 +46,6 @@ __all__ = ["FOLDERS", "Log", "Still", "StoredBatch"]
 
 _NO_EXTRA: Mapping[str, object] = {}
 _LOOKS = 8
-_PAUSE_SECONDS = 0.002
 
 
 class Still(NamedTuple):
@@ -92,41 +85,28 @@ class Log:
         self._maker: Maker | None = None
         writable = options.mode == "rw"
         distrusted: list[str] = []
-        announced = open_announced(fs, writable=writable)
-        manifest = None if announced is None else newest_announced(fs, announced.size())
-        born = False
-        if manifest is None:
-            names = fs.list("")
-            numbers = manifest_numbers(names)
-            if not numbers:
-                born = create_store(fs, names, options.lock_timeout, writable=writable)
-                announced = announced or open_announced(fs, writable=writable)
-            manifest = load_newest(fs, distrusted, numbers)
+        manifest, announced, born = find_store(fs, options, distrusted)
         if writable:
             refuse_to_write(fs, manifest)
             restore_folders(fs)
             self._lock = CommitLock(fs, options.lock_timeout)
             if announced is None:
                 self._lock.make_file()
-        slot = None if self._lock is None else self._lock.slot
-        while True:
-            try:
-                self._state = LogState(
-                    fs,
-                    manifest,
-                    verify=options.verify,
-                    writable=writable,
-                    known=known,
-                    max_mapped=options.max_mapped,
-                    announced=announced,
-                    lock_slot=slot,
-                )
-                break
-            except SegmentGoneError:  # sealed and compacted since the manifest was read
-                newer = load_newest(fs, distrusted)
-                if newer.number <= manifest.number:
-                    raise
-                manifest = newer
+        self._state = open_state(
+            fs,
+            manifest,
+            distrusted,
+            lambda found: LogState(
+                fs,
+                found,
+                verify=options.verify,
+                writable=writable,
+                known=known,
+                max_mapped=options.max_mapped,
+                announced=announced,
+                lock_slot=None if self._lock is None else self._lock.slot,
+            ),
+        )
         self._state.distrusted[:0] = distrusted
         self.registration = Registration(fs, manifest.store_id)
         try:
@@ -281,19 +261,14 @@ class Log:
         Who announced may have read the registrations before this one was written. It holds the
         commit lock until its manifest is there.
         """
-        if self._lock is not None:
-            if not self._lock.is_inside():
-                with contextlib.suppress(LockedError), self._lock.hold():
-                    return
-            return
-        with contextlib.suppress(MldbError):  # who may not write cannot register either
-            lock = self.fs.lock(LOCK)
-            try:
-                for _ in range(int(self.options.lock_timeout / _PAUSE_SECONDS) + 1):
-                    if lock.try_acquire():
-                        break
-                    self.fs.pause(_PAUSE_SECONDS)
-            finally:
+        lock = self._lock or CommitLock(self.fs, self.options.lock_timeout)
+        try:
+            if not lock.is_inside():
+                # Who may not write cannot register either; who waits too long goes on without.
+                with contextlib.suppress(MldbError), lock.hold():
+                    pass
+        finally:
+            if lock is not self._lock:
                 lock.close()
 
     def batches(self, view: View, low: int, high: int) -> Iterator[StoredBatch]:

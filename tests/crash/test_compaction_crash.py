@@ -1,18 +1,21 @@
-"""Crashes while a store is compacted: it opens, with all that was promised, nothing half done."""
+"""Crashes while a store is compacted: it opens with all that was promised, nothing half done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import mldb
+from mldb.compaction import compactor
 from mldb.compaction import plan as plan_module
 from mldb.log.fs.crash_states import Model as Persistence
 from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.log.segment import SEGMENTS
+from mldb.log.fs.memory_disk import MemoryFile
+from mldb.log.segment import SEGMENTS, segment_name
 from tests.support.compacting import kept_of, made_up_deltas
 from tests.support.crashes import (
     PERSISTENCE,
@@ -145,3 +148,60 @@ def _compare(db: mldb.MLDatabase, model: Model, kept: list[int], what: str) -> N
         if place is not None:
             have = content_of(db, mldb.Lsn(lsn))
             assert have == model.commits[place].content, f"{what}: commit {lsn}"
+
+
+# --- steps left out -------------------------------------------------------------------------------
+
+
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new segment is not synced before the manifest names it."""
+    sync = MemoryFile.sync
+
+    def skip(self: MemoryFile) -> None:
+        if not (self.name.startswith("pending/") and self.name.endswith(".seg")):
+            sync(self)
+
+    monkeypatch.setattr(MemoryFile, "sync", skip)
+
+
+def _unlinked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is replaced goes before the manifest is there."""
+    install = compactor.__dict__["install"]
+
+    def early(log: Any, rules: Any, plan: Any, gone: Any = (), new: Any = None) -> Any:
+        for part in gone:
+            log.fs.unlink(segment_name(part.info.id))
+        return install(log, rules, plan, gone, new)
+
+    monkeypatch.setattr(compactor, "install", early)
+
+
+def _without_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of the new segment is not made durable before the manifest."""
+    sync_dir = MemoryFileSystem.sync_dir
+
+    def skip(self: MemoryFileSystem, folder: str) -> None:
+        if folder != SEGMENTS:
+            sync_dir(self, folder)
+
+    monkeypatch.setattr(MemoryFileSystem, "sync_dir", skip)
+
+
+@pytest.mark.parametrize("mutant", [_unsynced, _unlinked_first, _without_folder])
+def test_a_step_that_is_left_out_is_found(
+    mutant: Callable[[pytest.MonkeyPatch], None], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact = mldb.MLDatabase.compact
+
+    def mutated(self: mldb.MLDatabase, **options: Any) -> Any:
+        with monkeypatch.context() as inner:
+            mutant(inner)
+            return compact(self, **options)
+
+    with monkeypatch.context() as outer:
+        outer.setattr(mldb.MLDatabase, "compact", mutated)
+        run = recorded(prune=False, durability="commit")
+    assert any(
+        violation_in(run, persistence, seed=seed, limit=150, since=run.created)
+        for persistence in PERSISTENCE
+    )

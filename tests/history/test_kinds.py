@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb import keys
-from mldb.errors import CorruptError
+from mldb.compaction.retention import Retention
+from mldb.errors import CorruptError, FormatVersionError
 from mldb.history import kinds, splats
 from mldb.history.events import EVENT_KINDS
-from mldb.history.kinds import lakes, relationships, tensors, timeline
+from mldb.history.kinds import lakes, relationships, retention, tensors, timeline
 from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.checkpoints import CheckpointInfo, checkpoint_taken, unpack_checkpoint
 from mldb.history.splats import BlockInfo, LakeInfo
 from mldb.log import format as fmt
-from mldb.log.frame import Draft, Record, encode_body, unpack
+from mldb.log.frame import Draft, Record, encode_body, pack, unpack
 from mldb.log.index.address import Lsn, to_time
 from mldb.names import check_name
 from mldb.tensors.codec import pack_metadata, prepare
@@ -137,6 +138,28 @@ def test_pins_and_rewinds_are_read_as_they_were_built(lsn: int) -> None:
     assert read([timeline.rewound(lsn)]) == [(kinds.REWOUND, (lsn,))]
     for found in (*read(records_of([timeline.pin_set(lsn)])), *read([timeline.rewound(lsn)])):
         assert type(found[1][0]) is Lsn
+
+
+SPANS = st.none() | st.timedeltas(timedelta(microseconds=1), timedelta(days=9999))
+
+
+@given(st.none() | st.integers(1, 9), st.none() | st.integers(1, 9), SPANS, SPANS)
+def test_a_retention_is_read_as_it_was_built(
+    last: int | None, every: int | None, within: timedelta | None, abandoned: timedelta | None
+) -> None:
+    policy = Retention(last=last, every=every, within=within, abandoned=abandoned)
+    assert read(records_of([retention.retention_set(policy)])) == [(kinds.RETENTION_SET, (policy,))]
+    assert retention.retention_set(policy).key == keys.RETENTION
+    longer = pack([*unpack(retention.pack_retention(policy)), "more"])
+    assert retention.unpack_retention(longer) == policy
+
+
+def test_a_retention_that_says_nothing_sensible_is_corrupt_and_a_newer_one_is_refused() -> None:
+    for attr in (b"", b"\xc1", b"\x90", b"\x91\x01", pack([1, 0, None, None, None, None, None])):
+        with pytest.raises(CorruptError, match="retention"):
+            retention.unpack_retention(attr)
+    with pytest.raises(FormatVersionError, match=r"version 2.*Nothing was dropped"):
+        retention.unpack_retention(pack([2, None]))
 
 
 @given(NAMES, st.none() | st.integers(0, 9), METADATA)

@@ -40,7 +40,7 @@ def meet(
 @pytest.mark.slow
 @pytest.mark.parametrize("relation", ["process", "thread"])
 @pytest.mark.parametrize(
-    "step", [23, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
+    "step", [41, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
 )
 def test_others_come_in_while_a_store_is_compacted(
     relation: Relation, step: int, seed: int
@@ -53,7 +53,7 @@ def test_others_come_in_while_a_store_is_compacted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("relation", ["process", "thread", "handler"])
+@pytest.mark.parametrize("relation", ["process", "thread"])
 @pytest.mark.parametrize(
     "step", [29, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
 )
@@ -66,12 +66,23 @@ def test_a_compaction_comes_in_at_other_calls(relation: Relation, step: int, see
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "step", [499, pytest.param(7, marks=pytest.mark.large)], ids=["some", "every"]
+)
+def test_a_handler_compacts_in_the_middle_of_a_call(step: int, seed: int) -> None:
+    tally = Tally()
+    for number, first in enumerate(("commit", "snapshot", "seal")):
+        meet(tally, "handler", first, "compact", CALM, step, seed + number)
+    tally.report("compact in a handler", seed, Counter())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize(
-    "step", [31, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
+    "step", [97, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
 )
 def test_something_fails_while_a_store_is_compacted(trouble: str, step: int, seed: int) -> None:
     tally = Tally()
-    for number, second in enumerate(("commit", "snapshot", "seal", "close")):
+    for number, second in enumerate(("commit", "snapshot")):
         meet(tally, "process", "compact", second, TROUBLES[trouble], step, seed + number)
     tally.report(f"compact, {trouble}", seed, Counter())

@@ -462,7 +462,7 @@ def test_a_manifest_installed_between_reading_and_looking_is_not_missed(
         store(writer, b"\x01b", bytes(400))
         return manifest
 
-    monkeypatch.setattr("mldb.log.log.load_newest", late)
+    monkeypatch.setattr("mldb.log.opening.load_newest", late)
     reader = open_log(fs, "r")
     assert content(reader) == content(writer)
     assert reader.head().number == writer.head().number

@@ -1,4 +1,4 @@
-"""What tests of compaction share: all that a commit shows, policies by hand, made-up deltas."""
+"""What the tests of compaction share: all that a commit shows, policies by hand, deltas."""
 
 from __future__ import annotations
 
