@@ -1,1 +1,1 @@
-"""Reserved for compaction of the log: retention, plan, rewrite, install. None of it exists yet."""
+"""Compaction: ``soc`` merges splats. Of the log (retention, plan, rewrite, install): reserved."""

@@ -67,7 +67,7 @@ def test_merges_are_those_of_the_plain_rules(
     assert merges.kept == len(set(expected))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.6, 0.9, 0.97]), st.integers(1, 12))
 def test_what_a_run_conserves_and_certifies(seed: int, min_cos: float, k: int) -> None:
     rng = np.random.default_rng(seed)
