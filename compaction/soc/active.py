@@ -26,6 +26,7 @@ other rows of the base nearest to each, as ``mldb.sphere.neighbours.nearest`` do
 NONE: Final = -1
 SLACK: Final = 2e-6
 """Radians that a plan stays below the cap, for rounded means and sums of their angles."""
+_FLOAT32_STEPS: Final = 2e-7  # of a cosine: certificates are rounded down to float32
 _COSINE_SLACK: Final = 1e-5  # of float32 cosines that leave out what cannot merge
 _CHUNK: Final = 1 << 14
 
@@ -41,7 +42,7 @@ def largest_angle(min_cos: float) -> float:
         raise InvalidValueError(
             f"min_cos={min_cos} is not from 0 up to, not with, 1; 0.9999 merges equal rows alone"
         )
-    return max(float(np.arccos(min_cos)) - SLACK, SLACK)
+    return max(float(np.arccos(min(min_cos + _FLOAT32_STEPS, 1.0))) - SLACK, SLACK)
 
 
 class ActiveSplats:

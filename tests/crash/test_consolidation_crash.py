@@ -90,7 +90,7 @@ def test_every_crash_leaves_whole_merges(
     states = consolidated(fs, rng, durability)
     promised = durability == "commit" or persistence == "process"
     found = set()
-    for disk in crash_states(fs, model=persistence, seed=seed, limit=90):
+    for disk in crash_states(fs, model=persistence, seed=seed, limit=60):
         least = max((int(str(mark)) for mark in disk.marks), default=0) if promised else 0
         with mldb.MLDatabase.on(disk, durability=durability) as db:
             lake = db.lake(dim=DIM)
@@ -165,6 +165,6 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(what: str, rng: np.random.G
         if not interrupt.place:
             assert wanted
             break
-        number += 5
+        number += 8
     assert number > 100, "hardly anything was interrupted"
     assert outcomes == {True, False}

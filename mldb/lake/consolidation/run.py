@@ -21,6 +21,7 @@ from mldb.lake.host import Host
 from mldb.lake.rows.chain import damaged
 from mldb.lake.rows.live import Rows, rows_in
 from mldb.log.index.address import Lsn
+from mldb.log.readers import Hold
 from mldb.names import check_name
 from mldb.tensors.scope import Scope
 
@@ -46,16 +47,20 @@ def run_consolidation(
                 f"lake {name!r} lies in {rows.state.info.geometry!r} space; rows are merged by "
                 "their cosines, in lakes of geometry 'sphere'. Nothing was changed."
             )
-        planned = plan_run(rows, settings, target_keep)
-        _warn_past_cap(planned, settings)
-        if plan_only or not planned.changes:
-            return consolidation_report(planned, None)
+        held = Hold(rows.log.registration, rows.lsn)  # a compactor leaves what is being read
         try:
-            return consolidation_report(planned, store_merges(host, planned, epoch))
+            planned = plan_run(rows, settings, target_keep)
+            if target_keep is not None:
+                _warn_past_cap(planned, settings)
+            stores = planned.changes and not plan_only
+            lsn = store_merges(host, planned, epoch) if stores else None
+            return consolidation_report(planned, lsn)
         except ConflictError:
             if retries < 1:
                 raise
             retries -= 1
+        finally:
+            held.release()
 
 
 def _warn_past_cap(planned: PlannedMerges, settings: ConsolidationPolicy) -> None:
