@@ -17,7 +17,7 @@ import weakref
 from contextlib import suppress
 from typing import Any, Final
 
-from mldb.compaction.gate import Request, Wish, wishes
+from mldb.compaction.gate import StandingWish, Wish, wishes
 from mldb.compaction.status import WorkerStatus, has_worker, load_status
 from mldb.compaction.worker import WorkerOrder
 from mldb.errors import MldbError
@@ -70,7 +70,7 @@ class BackgroundCompaction:
         self._process = CURRENT[0]
         self._turn = OwnedLock("the background compaction of this handle")
         self._worker: Companion | None = None
-        self._pause: Request | None = None
+        self._pause: StandingWish | None = None
         self._due_at = self._options.compaction_gain_bytes
         self._due_since = 0  # the manifest that was current then
         self._not_before = 0.0
@@ -260,7 +260,7 @@ class BackgroundCompaction:
     def pause(self) -> None:
         """Let no worker of any process go on with this store. Raises StorageIOError."""
         if self._pause is None:
-            self._pause = Request(self._log.fs, "pause")
+            self._pause = StandingWish(self._log.fs, "pause")
 
     def resume(self) -> None:
         """Take this handle's pause back."""
@@ -268,7 +268,7 @@ class BackgroundCompaction:
         if pause is not None:
             pause.withdraw()
 
-    def giving_way(self) -> Request | None:
+    def giving_way(self) -> StandingWish | None:
         """Have the worker of any process end, and wait for that some seconds, for who compacts.
 
         No other does until the request is withdrawn. None where there is none, or none can be made.
@@ -277,7 +277,7 @@ class BackgroundCompaction:
         request = None
         with suppress(MldbError):
             if isinstance(fs, OsFileSystem) and has_worker(fs):
-                request = Request(fs, "stop")
+                request = StandingWish(fs, "stop")
                 deadline = time.monotonic() + GIVE_WAY_SECONDS
                 while has_worker(fs) and time.monotonic() < deadline:
                     fs.pause(_LOOK_SECONDS)

@@ -29,7 +29,7 @@ class WorkerStopped(Exception):
     """The worker was asked to end, or has nobody left to work for. Internal to a worker."""
 
 
-class Request:
+class StandingWish:
     """A wish that stands until :meth:`withdraw`, or until this process ends. Any thread, once."""
 
     def __init__(self, fs: FileSystem, wish: Wish) -> None:

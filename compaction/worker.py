@@ -106,9 +106,17 @@ class Bench:
         self.fs = fs
         self.order = order
         self.gate = Gate(fs, order.rate, is_alone, self._tell_pause)
-        before = load_status(fs)
-        self.status = WorkerStatus(
-            CURRENT[0].pid, fs.time_ns(), returned=0 if before is None else before.returned
+        # What those before it found and did stays until it is known better.
+        known = load_status(fs) or WorkerStatus(0, 0)
+        self.status = replace(
+            known,
+            pid=CURRENT[0].pid,
+            started=fs.time_ns(),
+            state="looking",
+            job="",
+            done=0,
+            total=0,
+            error="",
         )
         self._told = float("-inf")
 
