@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from mldb.compaction.gate import StandingWish, Wish, wishes
-from mldb.compaction.status import WorkerStatus, has_worker, load_status
+from mldb.compaction.status import WORKER_LOCK, WorkerStatus, has_worker, load_status
 from mldb.compaction.worker import WorkerOrder
 from mldb.errors import MldbError
 from mldb.log.aside import Aside
@@ -30,6 +30,8 @@ from mldb.log.log import Log
 from mldb.log.ownership import OwnedLock
 
 CORES_MIN: Final = 2
+EACH_SECONDS: Final = 60.0
+"""From one start to the next it takes at least so long."""
 AGAIN_SECONDS: Final = 600.0
 """After a worker that failed, none starts for so long."""
 OUTDATED_NS: Final = 24 * 3600 * 10**9
@@ -147,6 +149,7 @@ class BackgroundCompaction:
         if self._size() < max(self._due_at, least) or has_worker(fs):
             return
         self._worker = self._started()
+        self._not_before = time.monotonic() + EACH_SECONDS
         self._due_at = size_due(None, now, least, share)
         self._due_since = 0
 
@@ -223,23 +226,20 @@ class BackgroundCompaction:
         self._not_before = time.monotonic() + AGAIN_SECONDS
 
     def stats(self) -> dict[str, Any]:
-        """What ``db.stats()["compaction"]`` says. Sizes in bytes."""
-        own = self._worker
+        """What ``db.stats()["compaction"]`` says. Sizes in bytes; None is what cannot be told."""
         guard = self._turn.try_hold()
         if guard is not None:
             with guard:
-                own = self._worker if self._is_running() else None
-        fs = self._log.fs
+                self._is_running()
+        fs, own = self._log.fs, self._worker
+        is_at_work = self._is_at_work()
         status = load_status(fs) or WorkerStatus(0, 0)
-        wished: set[Wish] = set()
-        is_at_work = own is not None
-        if self._options.mode == "rw" and isinstance(fs, OsFileSystem):
-            with suppress(MldbError):
-                wished = wishes(fs)
-                is_at_work = is_at_work or (status.pid > 0 and has_worker(fs))
         error = self._error or status.error
-        if not (is_at_work or error) and status.state not in ("ended", "failed") and status.pid:
+        if is_at_work is False and not error and status.is_unfinished and not self._is_at_work():
             error = f"process {status.pid} ended in the middle of its work"
+        wished: set[Wish] = set()
+        with suppress(MldbError):
+            wished = set() if is_at_work is None else wishes(fs)
         return {
             "setting": self._options.background_compaction,
             "not_started_because": self.why_not(),
@@ -254,6 +254,17 @@ class BackgroundCompaction:
             "last_reports": {name: dict(found) for name, found in status.reports.items()},
             "last_error": error,
         }
+
+    def _is_at_work(self) -> bool | None:
+        """Whether a worker of any process is; a reader takes no lock, and does not know."""
+        if self._options.mode == "r" or not isinstance(self._log.fs, OsFileSystem):
+            return None if self._options.mode == "r" else False
+        try:
+            # Where none ever was there is no lock, and none is made.
+            known = self._log.fs.exists(WORKER_LOCK)
+            return self._worker is not None or (known and has_worker(self._log.fs))
+        except MldbError:
+            return None
 
     # --- pausing and ending -----------------------------------------------------------------------
 

@@ -20,7 +20,9 @@ from mldb.log.lone import discard
 
 Wish: TypeAlias = Literal["pause", "stop"]
 
-_PREFIX: Final = "worker-"
+WISHES: Final = "worker-"
+"""How the names of their files begin; kind and a unique part follow."""
+WISH_KINDS: Final[tuple[Wish, ...]] = ("pause", "stop")
 _LOOK_SECONDS: Final = 0.1
 _SLICE_SECONDS: Final = 0.05
 
@@ -37,7 +39,7 @@ class StandingWish:
         self._fs = fs
         self._lock: KernelLock | None = None
         while self._lock is None:
-            self._name = f"{HINTS}/{_PREFIX}{wish}-{os.urandom(8).hex()}"
+            self._name = f"{HINTS}/{WISHES}{wish}-{os.urandom(16).hex()}"
             lock = fs.lock(self._name)
             if lock.try_acquire() and fs.exists(self._name):
                 self._lock = lock
@@ -57,9 +59,8 @@ class StandingWish:
 def wishes(fs: FileSystem) -> set[Wish]:
     """What living processes ask of the worker; the files of dead ones are removed."""
     found: set[Wish] = set()
-    kinds: tuple[Wish, ...] = ("pause", "stop")
     for base in fs.list(HINTS):
-        kind = next((kind for kind in kinds if base.startswith(f"{_PREFIX}{kind}-")), None)
+        kind = next((kind for kind in WISH_KINDS if base.startswith(f"{WISHES}{kind}-")), None)
         if kind is None or kind in found:
             continue
         lock = fs.lock(f"{HINTS}/{base}")

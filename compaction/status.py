@@ -41,6 +41,11 @@ class WorkerStatus:
     """What this worker and those before it gave back, as far as their status was not lost."""
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the worker did not say that it has ended."""
+        return self.pid > 0 and self.state not in ("ended", "failed")
+
     def save(self, fs: FileSystem) -> None:
         """Save it where the disk lets it; one that cannot be saved changes nothing."""
         value = asdict(self)

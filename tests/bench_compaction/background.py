@@ -38,7 +38,7 @@ _OPTIONS: dict[str, Any] = {
 class Amounts:
     """What is measured; ``asked``: the bounds are meant for these sizes."""
 
-    epochs: int = 40
+    epochs: int = 24
     tensors: int = 8
     tensor_bytes: int = 8 << 20
     rounds: int = 6

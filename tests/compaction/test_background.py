@@ -175,6 +175,36 @@ def test_a_pause_holds_the_worker_and_ends_with_its_handle(store_path: Path) -> 
         assert not [name for name in os.listdir(store_path / "hints") if "pause" in name]
 
 
+def test_a_reader_cannot_tell_whether_one_runs_and_does_not_call_it_dead(
+    store_path: Path,
+) -> None:
+    with paused(filled(store_path)), mldb.open(store_path, mode="r") as reader:
+        found = compaction(reader)
+        assert found["running"] is None
+        assert found["last_error"] == ""
+
+
+def test_one_that_died_in_the_middle_is_told_to_every_process(store_path: Path) -> None:
+    with paused(filled(store_path)) as db, mldb.open(store_path, **EAGER) as other:
+        pid = start(db)
+        assert compaction(other)["pid"] == pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not compaction(other)["running"])
+        assert compaction(other)["last_error"] == f"process {pid} ended in the middle of its work"
+
+
+def test_workers_do_not_start_one_after_another(store_path: Path) -> None:
+    with mldb.open(filled(store_path), **{**EAGER, "compaction_gain_share": 0.0}) as db:
+        start(db)
+        until(lambda: not compaction(db)["running"])
+        for epoch in range(EPOCHS, EPOCHS + 8):
+            db.store_tensor("weight", value_of(epoch), epoch=epoch)
+        db._compaction.look()
+        assert db._compaction._worker is None
+        db.retention.set(last=1)  # what is wanted anew is looked at anew
+        assert db._compaction._worker is not None
+
+
 def test_who_compacts_is_given_way(store_path: Path) -> None:
     with paused(filled(store_path)) as db:
         report = db.compact()
@@ -256,6 +286,7 @@ def test_a_killed_worker_is_told_of_and_the_next_one_goes_on(
     store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(background, "EACH_SECONDS", 0.0)
     with paused(filled(store_path)) as db:
         os.kill(start(db), signal.SIGKILL)
         until(lambda: not compaction(db)["running"])

@@ -32,7 +32,8 @@ def wish_files(fs: OsFileSystem) -> list[str]:
 
 def test_a_wish_stands_until_it_is_withdrawn(fs: OsFileSystem) -> None:
     assert wishes(fs) == set()
-    one, two, stop = (StandingWish(fs, wish) for wish in ("pause", "pause", "stop"))  # type: ignore[arg-type]
+    one, two = StandingWish(fs, "pause"), StandingWish(fs, "pause")
+    stop = StandingWish(fs, "stop")
     assert wishes(fs) == {"pause", "stop"}
     one.withdraw()
     stop.withdraw()
@@ -129,9 +130,12 @@ def test_it_ends_the_worker(fs: OsFileSystem, how: str) -> None:
 def test_looking_is_rare(fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     listed = OsFileSystem.list
-    monkeypatch.setattr(
-        OsFileSystem, "list", lambda self, folder: (looks.append(1), listed(self, folder))[1]
-    )
+
+    def counted(self: OsFileSystem, folder: str) -> list[str]:
+        looks.append(1)
+        return listed(self, folder)
+
+    monkeypatch.setattr(OsFileSystem, "list", counted)
     gate = gate_of(fs)
     began = time.monotonic()
     for _ in range(2000):
