@@ -41,9 +41,9 @@ class Amounts:
     epochs: int = 24
     tensors: int = 8
     tensor_bytes: int = 8 << 20
-    rounds: int = 6
-    commits: int = 300
-    steps: int = 150
+    rounds: int = 15
+    commits: int = 120
+    steps: int = 60
     asked: bool = True
 
 
@@ -96,6 +96,7 @@ class Beside:
     def __init__(self, path: Path) -> None:
         self.db = mldb.open(path, **_OPTIONS)
         self._fs = OsFileSystem(path)
+        self._pid = 0
         self.written = 0
 
     def begin(self) -> None:
@@ -111,6 +112,12 @@ class Beside:
         os.sync()  # what it wrote is not to be paid for by the other side
         return there
 
+    def used(self) -> float:
+        """The seconds of a core that the worker has used so far."""
+        with open(f"/proc/{self._pid}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _until(self, state: str) -> bool:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
@@ -120,19 +127,27 @@ class Beside:
                 return False
             status = load_status(self._fs)
             if status is not None and (status.pid, status.state) == (found["pid"], state):
-                self.written = status.done
+                self.written, self._pid = status.done, status.pid
                 return True
             time.sleep(0.02)
         raise TimeoutError(f"the worker was not {state} in time")
 
 
-def in_turns(
-    path: Path, amounts: Amounts, act: Callable[[Beside], list[float]]
-) -> tuple[list[float], list[float], float]:
-    """Return the seconds of each act beside the worker and beside a paused one, and its MB/s."""
+@dataclass
+class Spent:
+    """Seconds of each act beside the worker and beside a paused one, and what that one did."""
+
+    beside: list[float]
+    alone: list[float]
+    core_share: float
+    written_rate: float
+
+
+def in_turns(path: Path, amounts: Amounts, act: Callable[[Beside], list[float]]) -> Spent:
+    """Act beside the worker and beside a paused one, in turns."""
     beside = Beside(path)
     spent: dict[bool, list[float]] = {True: [], False: []}
-    working = 0.0
+    lasted = used = 0.0
     with beside.db:
         act(beside)  # warm
         beside.begin()
@@ -141,12 +156,13 @@ def in_turns(
             for on in (True, False) if number % 2 else (False, True):
                 if not beside.switch(on=on):
                     break
-                started = time.perf_counter()
-                found = act(beside)
-                working += on * (time.perf_counter() - started)
-                spent[on] += found
-        rate = (beside.written - before) / working / 1e6 if working else 0.0
-    return spent[True], spent[False], rate
+                started, began = time.perf_counter(), beside.used()
+                spent[on] += act(beside)
+                lasted += on * (time.perf_counter() - started)
+                used += on * (beside.used() - began)
+        lasted = lasted or 1.0
+        written = (beside.written - before) / lasted / 1e6
+        return Spent(spent[True], spent[False], used / lasted, written)
 
 
 def commits(amounts: Amounts) -> Callable[[Beside], list[float]]:
@@ -198,49 +214,27 @@ def disturbance(amounts: Amounts) -> list[Row]:
         ):
             with fresh_folder() as root:
                 make_store(root / "store", amounts, cold=cold)
-                beside, alone, rate = in_turns(root / "store", amounts, act)
-            if beside and alone:
-                found += _ratios(figure, what, beside, alone, rate, is_tail, amounts)
+                spent = in_turns(root / "store", amounts, act)
+            if spent.beside and spent.alone:
+                found += _ratios(f"{figure} while a worker {what}", spent, is_tail, amounts)
     return found
 
 
-def _ratios(
-    figure: str,
-    what: str,
-    beside: list[float],
-    alone: list[float],
-    rate: float,
-    is_tail: bool,
-    amounts: Amounts,
-) -> list[Row]:
-    name = f"{figure} while a worker {what}"
+def _ratios(name: str, spent: Spent, is_tail: bool, amounts: Amounts) -> list[Row]:
+    both = spent.beside, spent.alone
     middle, tail = (
-        [float(np.percentile(spent, share)) * 1e3 for spent in (beside, alone)]
-        for share in (50, 99)
+        [float(np.percentile(side, share)) * 1e3 for side in both] for share in (50, 99)
     )
-    told = [
+    mean = [float(np.mean(side)) * 1e3 for side in both]
+    kind, pair, must, aim = ("p99", tail, 3.0, 1.5) if is_tail else ("mean", mean, 1.1, None)
+    figure = f"{name}: {kind}, {pair[0]:.2f} ms beside it, {pair[1]:.2f} without"
+    count = len(spent.beside)
+    return [
+        at_most(figure, _over(pair), "x of without", must, aim, asked=amounts.asked),
         Row(f"  p50: {middle[0]:.2f} ms beside it, {middle[1]:.2f} without", _over(middle), "x"),
-        Row(f"  what it wrote meanwhile, {len(beside)} + {len(alone)} samples", rate, "MB/s"),
+        Row(f"  what it used meanwhile, {count} samples each", spent.core_share, "of a core"),
+        Row("  what it wrote meanwhile", spent.written_rate, "MB/s"),
     ]
-    if is_tail:
-        first = at_most(
-            f"{name}: p99, {tail[0]:.2f} ms beside it, {tail[1]:.2f} without",
-            _over(tail),
-            "x of without",
-            3.0,
-            1.5,
-            asked=amounts.asked,
-        )
-    else:
-        mean = [float(np.mean(spent)) * 1e3 for spent in (beside, alone)]
-        first = at_most(
-            f"{name}: mean, {mean[0]:.2f} ms beside it, {mean[1]:.2f} without",
-            _over(mean),
-            "x of without",
-            1.1,
-            asked=amounts.asked,
-        )
-    return [first, *told]
 
 
 def _over(pair: list[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from mldb.compaction.status import STATUS, WorkerStatus, load_status
 from mldb.compaction.worker import Job, JobReport, WorkerOrder, run_worker
 from mldb.log.fs.child import Companion
 from mldb.log.fs.posix import OsFileSystem
+from mldb.log.fs.protocol import translate
 from mldb.log.hints import save_hint
 from mldb.worker import JOBS, WorkerDatabase
 from tests.support.workers import (
@@ -241,6 +244,30 @@ def test_a_full_disk_is_told_and_who_trains_goes_on(
         with mldb.open(store_path, mode="r") as second:  # every process is told
             assert "StorageFullError" in compaction(second)["last_error"]
         assert not os.listdir(store_path / "pending")
+
+
+class ReadOnlyFolder(OsFileSystem):
+    """A folder on a file system that is mounted for reading."""
+
+    def lock(self, name: str) -> NoReturn:
+        """As the real one does."""
+        raise translate(OSError(errno.EROFS, "read-only"), "open", self.root, name, writing=True)
+
+
+def test_where_nothing_can_be_written_it_says_so_and_changes_nothing(
+    store_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = order_for(filled(store_path))
+    before = sorted(path for path in store_path.rglob("*"))
+
+    def never() -> NoReturn:
+        raise AssertionError("it is not opened")
+
+    fs = ReadOnlyFolder(store_path)
+    jobs: tuple[Job[WorkerDatabase], ...] = JOBS
+    assert run_worker(fs, order, jobs, never, lambda: False) == 1
+    assert "ReadOnlyError: open failed with EROFS" in capsys.readouterr().err
+    assert sorted(path for path in store_path.rglob("*")) == before
 
 
 # --- another store, none, another version ---------------------------------------------------------
