@@ -12,7 +12,7 @@ from typing import Final
 
 from mldb.compaction.check import check_new, planned_view
 from mldb.compaction.cold import ColdVersion
-from mldb.compaction.frames import StoredForm
+from mldb.compaction.frames import Recode, StoredForm
 from mldb.compaction.install import StalePlanError, install, sweep
 from mldb.compaction.plan import Group
 from mldb.compaction.planning import Planned, make_plan
@@ -209,3 +209,8 @@ def _how(log: Log, rules: EventRules, note: Pause) -> Rewriting:
         recode,
         note,
     )
+
+
+def trial_of(log: Log, rules: EventRules) -> Recode:
+    """Return what encodes a cold version as :func:`compact` would; it stores nothing."""
+    return _how(log, rules, lambda written: None).recode

@@ -10,9 +10,20 @@ from __future__ import annotations
 import _thread
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 _T = TypeVar("_T")
+
+Promptly: TypeAlias = "Callable[[Callable[[], None]], None]"
+"""Makes a call that others wait for, and returns when it has ended; raises what it raises.
+
+Where a thread runs behind everybody else, another one makes the call.
+"""
+
+
+def at_once(call: Callable[[], None]) -> None:
+    """Make the call here."""
+    call()
 
 
 class Aside(Generic[_T]):

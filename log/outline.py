@@ -28,6 +28,12 @@ def change_outline(sequencer: Sequencer, decide: DecideOutline) -> Manifest | No
     StoreMovedError, StorageFullError, StorageIOError. After a failed fsync the handle writes no
     more, and the manifest may be there all the same.
     """
+    installed: list[Manifest] = []
+    sequencer.promptly(lambda: installed.extend(_change(sequencer, decide)))
+    return installed[0] if installed else None
+
+
+def _change(sequencer: Sequencer, decide: DecideOutline) -> tuple[Manifest, ...]:
     state = sequencer.state
     guard = sequencer.lock.hold()
     try:
@@ -36,9 +42,9 @@ def change_outline(sequencer: Sequencer, decide: DecideOutline) -> Manifest | No
         refuse_to_write(state.fs, state.manifest)
         wanted = decide(state)
         if wanted is None:
-            return None
+            return ()
         sequencer.sealer.install(wanted)
-        return state.manifest
+        return (state.manifest,)
     except MldbError as error:
         if not sequencer.syncing.note(error):
             raise
@@ -53,6 +59,12 @@ def seal_active(sequencer: Sequencer) -> bool:
 
     Raises as :func:`change_outline` does.
     """
+    sealed: list[bool] = []
+    sequencer.promptly(lambda: sealed.append(_seal(sequencer)))
+    return sealed[0]
+
+
+def _seal(sequencer: Sequencer) -> bool:
     state = sequencer.state
     guard = sequencer.lock.hold()
     try:

@@ -16,6 +16,7 @@ from typing import Final
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
+from mldb.log.aside import Promptly, at_once
 from mldb.log.batch import (
     OVERLAP_BYTES,
     BatchStart,
@@ -77,6 +78,7 @@ class Sequencer:
         self._sealer = Sealer(state, metadata_of, registration.ensure)
         self.syncing = Syncing(state, lock, registration, self._sealer)
         self.saver = HintSaver(state, lock, self.syncing, registration.ensure, metadata_of)
+        self.promptly: Promptly = at_once  # makes the calls that change the outline
         self._changed = False  # a seal was asked for: a clean close has a mark to record
         self._began = began  # LSNs below the floor cannot have been given out; the commit lock
 

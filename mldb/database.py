@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from mldb import keys
 from mldb.closing import Closing
@@ -72,7 +72,7 @@ class MLDatabase(
         super().__init__(OsFileSystem(root), chosen, _metadata_columns)
 
     @classmethod
-    def on(cls, fs: FileSystem, **options: Any) -> MLDatabase:
+    def on(cls, fs: FileSystem, **options: Any) -> Self:
         """Open the store in any FileSystem: one in memory, or one that injects faults."""
         database = cls.__new__(cls)
         super(MLDatabase, database).__init__(fs, Options(**options), _metadata_columns)
@@ -182,7 +182,10 @@ class MLDatabase(
 
         Every tuned or adaptive default is among them with its value and its counters.
         ``reclaimable`` are the bytes of sealed segments that :meth:`compact` would give back under
-        the retention that is set, None when that cannot be met.
+        the retention that is set, None when that cannot be met. ``compaction`` tells of the worker
+        in the background: ``running``, ``paused``, ``pid``, how far it is, ``expected_bytes`` that
+        a pass would give back besides as it found, ``returned_bytes``, ``last_reports``,
+        ``last_error``, and why none starts here.
         """
         self._guard()
         source, border, cache = self._source, self._source.border, self._source.cache
@@ -207,6 +210,7 @@ class MLDatabase(
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
             "reclaimable": self._reclaimable(),
+            "compaction": self._compaction.stats(),
         }
 
     def sync(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mldb.errors import InvalidValueError
+from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.integers import integer, settle_numbers
 
 Mode = Literal["r", "rw"]
@@ -20,6 +20,8 @@ _CHOICES = {
     "verify": ("first", "always", "never"),
     "compression": (None, "zstd"),
     "arrays": ("shared", "private"),
+    "background_compaction": (False, True, "auto"),
+    "compaction_drops": (False, True),
 }
 
 
@@ -55,6 +57,15 @@ class Options:
     max_mapped:          how many sealed segments stay mapped; each mapping holds a descriptor.
     pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one
                          waits. Each holds one buffer of the state's size.
+    background_compaction: "auto": a process beside this one compacts now and then, at idle
+                         priority, where two cores are allowed, the disk is local, and a pass gives
+                         back compaction_gain_bytes and compaction_gain_share. True: whatever the
+                         machine is. False: only :meth:`~mldb.MLDatabase.compact` does.
+    compaction_drops:    whether it also drops what the retention lets go; otherwise it loses
+                         nothing, whatever the retention is.
+    compaction_rate:     how many bytes it writes in a second at most.
+    compaction_gain_bytes, compaction_gain_share: what a pass gives back at least: bytes, and the
+                         share of the store.
     exit_timeout:        how long the end of the process waits for them; None waits until they are
                          stored. One that is lost is told on stderr, and the exit status is 70.
     """
@@ -74,6 +85,11 @@ class Options:
     lake_cache_bytes: int = 256 << 20
     max_mapped: int = 256
     pending_checkpoints: int = 1
+    background_compaction: bool | Literal["auto"] = "auto"
+    compaction_drops: bool = False
+    compaction_rate: int = 64 << 20
+    compaction_gain_bytes: int = 1 << 30
+    compaction_gain_share: float = 0.3
     exit_timeout: float | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +107,7 @@ class Options:
             "spill_bytes",
             "max_mapped",
             "pending_checkpoints",
+            "compaction_rate",
         ):
             _positive(name, getattr(self, name))
         if not isinstance(self.deduplicate, bool):
@@ -99,6 +116,8 @@ class Options:
             _positive("map_bytes", self.map_bytes, least=0)
         _positive("cache_bytes", self.cache_bytes, least=0)
         _positive("lake_cache_bytes", self.lake_cache_bytes, least=0)
+        _positive("compaction_gain_bytes", self.compaction_gain_bytes, least=0)
+        _share("compaction_gain_share", self.compaction_gain_share)
         _seconds("lock_timeout", self.lock_timeout)
         if self.exit_timeout is not None:
             _seconds("exit_timeout", self.exit_timeout)
@@ -112,3 +131,10 @@ def _positive(name: str, value: object, least: int = 1) -> None:
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise InvalidValueError(f"{name}={value!r} is not a number of seconds")
+
+
+def _share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTypeError(f"{name} is a {type(value).__name__}, not a number from 0 to 1")
+    if not 0 <= value <= 1:  # NaN is not
+        raise InvalidValueError(f"{name}={value!r} is not a number from 0 to 1")

@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("mldb.write", "mldb.write.*", "mldb.state.*"),
         *("mldb.lake", "mldb.lake.*", "mldb.query", "mldb.query.*"),
     ),
-    ("mldb.database", "mldb.lake.m2m"),
+    ("mldb.database", "mldb.lake.m2m", "mldb.worker"),
     ("mldb",),
     ("mldb.adapters", "mldb.adapters.*", "mldb.tools", "mldb.tools.*"),
 )

@@ -13,8 +13,11 @@ import mldb
 from mldb.log import format as fmt
 from mldb.options import Options
 
-SIZES = ("segment_bytes", "segment_entries", "spill_bytes", "max_mapped", "pending_checkpoints")
-BYTES = ("map_bytes", "cache_bytes", "lake_cache_bytes")
+SIZES = (
+    *("segment_bytes", "segment_entries", "spill_bytes", "max_mapped", "pending_checkpoints"),
+    "compaction_rate",
+)
+BYTES = ("map_bytes", "cache_bytes", "lake_cache_bytes", "compaction_gain_bytes")
 SECONDS = ("lock_timeout", "exit_timeout")
 WRONG: list[tuple[str, Any, type[mldb.MldbError]]] = [
     ("mode", "w", mldb.InvalidValueError),
@@ -28,6 +31,14 @@ WRONG: list[tuple[str, Any, type[mldb.MldbError]]] = [
     *((name, True, mldb.InvalidTypeError) for name in (*SIZES, *BYTES)),
     *((name, "1", mldb.InvalidTypeError) for name in (*SIZES, *BYTES)),
     ("cache_bytes", None, mldb.InvalidTypeError),
+    ("compaction_gain_bytes", None, mldb.InvalidTypeError),
+    *(
+        ("compaction_gain_share", value, mldb.InvalidValueError)
+        for value in (-0.1, 1.1, float("nan"), float("inf"))
+    ),
+    *(("compaction_gain_share", value, mldb.InvalidTypeError) for value in (None, "0.3", True)),
+    *(("background_compaction", value, mldb.InvalidValueError) for value in (None, "on", 2)),
+    *(("compaction_drops", value, mldb.InvalidValueError) for value in (None, "auto", 2)),
     *(
         (name, value, mldb.InvalidValueError)
         for name in SECONDS

@@ -41,6 +41,8 @@ class Directory:
         """Called when a part is no more: the units are to be found again."""
         self.on_need: Callable[[], None] = lambda: None
         """Called when parts are due, or one is no more; it does not wait."""
+        self.on_seal: Callable[[], None] = lambda: None
+        """Called when this handle sealed a segment; the commit lock is held, it does not wait."""
         self._seals = 0
         self._known: dict[bytes, Part] = {}
         self._bad: set[bytes] = set()
@@ -58,6 +60,7 @@ class Directory:
         if self._seals >= DUE:
             self._seals = 0
             self.on_need()
+        self.on_seal()
 
     def find(self, sealed: Sequence[SealedPart]) -> list[Unit]:
         """Return the units over these segments, in log order: parts, and segments in none."""

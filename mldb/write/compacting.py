@@ -75,6 +75,7 @@ class RetentionSetting:
         handle = self._handle
         handle._settle_background()
         handle._commit(records_of([retention_set(chosen)]), None)
+        handle._compaction.look_anew()
         return chosen
 
     def history(self) -> list[tuple[Lsn, Retention]]:
@@ -112,9 +113,10 @@ class CompactionVerbs(Handle):
         *plan_only* tells what would be done and changes nothing. *progress* is called with the
         bytes written and those to be written. Segments are rewritten some at a time, each of them
         in one step: whatever ends this call, what was done stays and nothing is half done. Raises
-        LockedError when another compaction is at work, ConflictError, InvalidValueError for a
-        retention that cannot be met, StorageFullError, StorageIOError, CorruptError, ReadOnlyError;
-        nothing is dropped then that was not dropped before.
+        LockedError when another compaction is at work (a worker in the background gives way),
+        ConflictError, InvalidValueError for a retention that cannot be met, StorageFullError,
+        StorageIOError, CorruptError, ReadOnlyError; nothing is dropped then that was not dropped
+        before.
         """
         from mldb.compaction import compactor
 
@@ -125,8 +127,29 @@ class CompactionVerbs(Handle):
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError
         self._settle_background()
         began = time.monotonic()
-        report = compactor.compact(self._log, rules, age, progress=progress or _silent)
+        request = self._compaction.giving_way()
+        try:
+            report = compactor.compact(self._log, rules, age, progress=progress or _silent)
+        finally:
+            if request is not None:
+                request.withdraw()
         return replace(report, seconds=time.monotonic() - began)
+
+    def pause_compaction(self) -> None:
+        """Let no worker go on with the store in the background, of any process, until resumed.
+
+        One at work stops between two writes, and keeps what it has done. :meth:`compact` is not
+        affected. It ends with :meth:`resume_compaction`, with this handle, or with the process.
+        Harmless twice. Raises StorageIOError, ReadOnlyError.
+        """
+        self._guard()
+        self._log.sequencer  # noqa: B018 - raises ReadOnlyError
+        self._compaction.pause()
+
+    def resume_compaction(self) -> None:
+        """Take the pause of this handle back; harmless when there is none."""
+        self._guard()
+        self._compaction.resume()
 
     def _reclaimable(self) -> int | None:
         """Bytes of sealed segments that retention would give back; None when it cannot be met.

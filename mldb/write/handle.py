@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mldb.compaction.background import BackgroundCompaction
 from mldb.errors import ClosedError
 from mldb.history import kinds
 from mldb.history.as_of import AsOf, resolve_scope
@@ -68,6 +69,7 @@ class Handle(StateSurface):
         self._duplicates = Duplicates(options.deduplicate, self._source.door, self._state.head)
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
         self._epochs = EpochRule()
+        self._compaction = BackgroundCompaction(self._log)
         self._found_reclaimable: tuple[tuple[int, Any], int] | None = None
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
@@ -115,6 +117,7 @@ class Handle(StateSurface):
 
         What others hold of lakes stays readable.
         """
+        self._compaction.close()
         try:
             for known in self._lake_states.values():
                 view = self._state.view
@@ -253,6 +256,8 @@ class Handle(StateSurface):
                     staging, records + more, job.epoch, check, interrupted=job.interrupted
                 )
 
-            return commit_planned(job, self._log.head, commit)
+            row = commit_planned(job, self._log.head, commit)
         finally:
             staging.discard()
+        self._compaction.look()
+        return row

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from mldb import keys
 from mldb.compaction import deltas
 from mldb.compaction.compactor import COMPACTION_LOCK
+from mldb.compaction.gate import WISH_KINDS, WISHES
+from mldb.compaction.status import STATUS, WORKER_LOCK
 from mldb.errors import FormatVersionError
 from mldb.history import splats
 from mldb.log import active, hints, lock, lone, manifest, manifest_codec, readers
@@ -261,6 +263,9 @@ def check_folder(rows: list[Row]) -> None:
         f"{HINTS}/{CATALOG}": str(fmt.FILE_HINT),
         MAKER_LOCK: "-",
         COMPACTION_LOCK: "-",
+        f"{HINTS}/{STATUS}": str(fmt.FILE_HINT),
+        WORKER_LOCK: "-",
+        **dict.fromkeys((f"{HINTS}/{WISHES}{kind}-{unique}" for kind in WISH_KINDS), "-"),
         **dict.fromkeys(lakes, str(fmt.FILE_HINT)),
         LOST + "/": str(fmt.FILE_LOST),
     }

@@ -1,0 +1,75 @@
+"""What a pass would give back, found without making it: what goes, and a trial of what is encoded.
+
+A plan counts cold versions as they are, since nobody knows what an encoding saves before it was
+made. So some of them are encoded, spread over the whole store, and the others are taken to save the
+same share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from mldb.compaction.compactor import trial_of
+from mldb.compaction.planning import Planned, make_plan
+from mldb.compaction.rules import ColdAge, EventRules
+from mldb.compaction.table import VersionTable
+from mldb.errors import MldbError
+from mldb.log.log import Log
+
+_TRIALS: Final = 24
+_TRIAL_BYTES: Final = 256 << 20
+
+
+class Gain(NamedTuple):
+    """What the segments take, the active one included, and what a pass would give back of it."""
+
+    size: int
+    returned: int
+
+    def is_worth(self, least: int, share: float) -> bool:
+        """Whether that is so many bytes and such a share of all."""
+        return self.returned > 0 and self.returned >= max(least, share * self.size)
+
+
+def expected_gain(
+    log: Log, rules: EventRules, cold: ColdAge, step: Callable[[], None] = lambda: None
+) -> Gain:
+    """Plan a pass and try what it would encode; changes nothing. *step* is called between trials.
+
+    Raises as ``make_plan`` does.
+    """
+    planned = make_plan(log, rules, cold, with_active=True)
+    table = planned.plan.table
+    known = int(table.sizes.sum())
+    dropped = known - planned.plan.bytes_after if planned.plan.groups else 0
+    cold_bytes = sum(int(table.length[item.row]) for item in planned.plan.cold)
+    saved = int(cold_bytes * _share_saved(log, rules, planned, table, step)) if cold_bytes else 0
+    return Gain(known, max(dropped, 0) + saved)
+
+
+def _share_saved(
+    log: Log, rules: EventRules, planned: Planned, table: VersionTable, step: Callable[[], None]
+) -> float:
+    """The share of the bytes of some cold versions that encoding them saves."""
+    cold = planned.plan.cold
+    recode = trial_of(log, rules)
+    before = after = 0
+    # Taken at regular steps of the bytes, so that a large version counts for what it takes.
+    ends = np.cumsum([int(table.length[item.row]) for item in cold])
+    marks = (np.arange(_TRIALS) + 0.5) * (int(ends[-1]) / _TRIALS)
+    for place in np.unique(np.searchsorted(ends, marks)).tolist():
+        step()
+        item = cold[place]
+        length = int(table.length[item.row])
+        try:
+            form = recode(table, item)
+        except MldbError:  # damaged, or replaced meanwhile: the pass itself tells
+            continue
+        before += length
+        after += length if form is None else len(form.data)
+        if before >= _TRIAL_BYTES:
+            break
+    return (before - after) / before if before else 0.0
