@@ -56,8 +56,9 @@ class WorkerDatabase(MLDatabase):
         if not order.drops:
             rules = replace(rules, policy=lambda view: Retention())
         gain = expected_gain(self._log, rules, _COLD, bench.gate)
+        size = int(self._log.stats()["bytes"])  # without the footer that the newest segment lacks
         bench.say(
-            looked=bench.fs.time_ns(), size=gain.size, expected=gain.returned, left=gain.returned
+            looked=bench.fs.time_ns(), size=size, expected=gain.returned, left=gain.returned
         )
         if not gain.is_worth(order.gain_bytes, order.gain_share):
             return None
