@@ -152,6 +152,9 @@ class Stage:
         first = OPERATIONS[schedule.first]
         second = OPERATIONS.get(schedule.second, Operation(Actor.open))
         options = dict(OPTIONS)
+        if schedule.relation == "fork":
+            # A look for duplicates maps what is read later, and leaves fewer places for a fork.
+            options["deduplicate"] = False
         if rules.impatient:
             options["lock_timeout"] = 0.0
         shared = schedule.relation != "process"
