@@ -31,6 +31,7 @@ from mldb.log.aside import Promptly
 from mldb.log.fs.child import detach, parent_pid
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.priority import go_first
+from mldb.log.index.address import CommitRow
 from mldb.write.compacting import COLD_AGE
 
 _CACHE_BYTES: Final = 64 << 20
@@ -57,9 +58,7 @@ class WorkerDatabase(MLDatabase):
             rules = replace(rules, policy=lambda view: Retention())
         gain = expected_gain(self._log, rules, _COLD, bench.gate)
         size = int(self._log.stats()["bytes"])  # without the footer that the newest segment lacks
-        bench.say(
-            looked=bench.fs.time_ns(), size=size, expected=gain.returned, left=gain.returned
-        )
+        bench.say(looked=bench.fs.time_ns(), size=size, expected=gain.returned, left=gain.returned)
         if not gain.is_worth(order.gain_bytes, order.gain_share):
             return None
         began = time.monotonic()
@@ -73,8 +72,28 @@ class WorkerDatabase(MLDatabase):
         bench.say(size=report.bytes_after, left=0)
         return JobReport(max(report.bytes_returned, 0), _plain(report))
 
+    def consolidate_behind(self, bench: Bench) -> JobReport | None:
+        """Consolidate the lakes whose stored policy asks for it."""
+        merged: dict[str, Any] = {}
+        for name in self.lakes():
+            bench.gate()
+            report = self.lake(name).run_policy()
+            if report is not None:
+                merged[name] = {"rows_before": report.rows_before, "rows_after": report.rows_after}
+        return JobReport(0, merged) if merged else None
 
-JOBS: Final = (Job("compaction", WorkerDatabase.compact_behind),)
+    def _commit(self, *arguments: Any, **options: Any) -> CommitRow:
+        """Commit by the thread that does not wait for a free core: others wait for its lock."""
+        made: list[CommitRow] = []
+        commit = super()._commit
+        self._log.sequencer.promptly(lambda: made.append(commit(*arguments, **options)))
+        return made[0]
+
+
+JOBS: Final = (
+    Job("compaction", WorkerDatabase.compact_behind),
+    Job("consolidation", WorkerDatabase.consolidate_behind),
+)
 """What a worker does, in this order."""
 
 

@@ -166,7 +166,7 @@ def test_the_jobs_are_done_in_turn_and_told_of(store_path: Path) -> None:
     status = load_status(fs)
     assert status is not None
     assert (status.reports, status.returned) == ({"first": {"merged": 3}}, 5)
-    assert [job.name for job in JOBS] == ["compaction"]
+    assert [job.name for job in JOBS] == ["compaction", "consolidation"]
 
 
 # --- how it ends ----------------------------------------------------------------------------------
@@ -370,3 +370,32 @@ def test_a_status_is_read_as_it_was_saved_and_what_is_unheard_of_is_left_out(
     assert load_status(fs) == replace(status, error="x" * 2000)
     save_hint(fs, STATUS, {"pid": 7, "started": 8, "of a later version": 1})
     assert load_status(fs) == WorkerStatus(7, 8)
+
+
+# --- lakes that ask for it ------------------------------------------------------------------------
+
+
+def test_a_lake_whose_policy_asks_is_consolidated_and_another_is_left_alone(
+    store_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((20, 16)).repeat(20, axis=0)
+    rows += 1e-3 * rng.standard_normal(rows.shape)
+    with mldb.open(store_path, **QUIET) as db:
+        for name in ("asks", "quiet"):
+            db.lake(name, dim=16).add_splats(rows)
+        db.lake("asks").policy = mldb.ConsolidationPolicy(method="sweep", after_rows=10)
+        before = db.lsn
+    worker = run_one(order_for(store_path))
+    assert status_of(worker) == 0, worker.said()
+    with mldb.open(store_path, mode="r") as db:
+        assert len(db.lake("asks")) == 20
+        assert len(db.lake("quiet")) == 400
+        assert len(db.lake("asks").at(before)) == 400
+        reports = compaction(db)["last_reports"]
+        assert reports["consolidation"]["asks"] == {"rows_before": 400, "rows_after": 20}
+        assert db.verify().ok
+    worker = run_one(order_for(store_path))  # nothing is due
+    assert status_of(worker) == 0, worker.said()
+    with mldb.open(store_path, mode="r") as db:
+        assert len(db.lake("asks")) == 20
