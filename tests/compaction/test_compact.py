@@ -27,6 +27,7 @@ from tests.support.compacting import (
     versions_of,
     view_of,
 )
+from tests.support.directories import made_at_once
 from tests.support.files import contents_of
 from tests.support.segments import segment_names
 
@@ -164,6 +165,23 @@ def test_a_version_that_others_refer_to_outlives_its_own_commit() -> None:
         compact_all(db)
         assert (b"\x01owner", entry.commit_lsn) not in versions_of(db)
         assert db.verify().ok
+
+
+def test_the_directory_fits_what_is_left_and_no_old_part_stays() -> None:
+    fs = MemoryFileSystem()
+    with made_at_once() as parts:
+        db = filled(fs, 60, size=10, segment_entries=6, segment_bytes=1 << 20)
+        assert db["b"][0] == 59
+        assert parts
+        assert db.stats()["directory"]["parts"]
+        before = [name for name in fs.list("hints") if name.startswith("directory-")]
+        assert before
+        db.compact()
+        left = [name for name in fs.list("hints") if name.startswith("directory-")]
+        assert not set(before) & set(left)
+        assert db.stats()["segments"] < 5
+        assert [db.query_tensor("b", as_of=epoch)[0] for epoch in range(60)] == list(range(60))
+        assert db.stats()["directory"]["distrusted"] == 0
 
 
 def test_progress_is_told_up_to_the_end() -> None:
