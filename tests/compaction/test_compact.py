@@ -616,6 +616,23 @@ def test_a_pruned_commit_names_its_neighbours_and_never_another_value() -> None:
             db.at(4)
 
 
+def test_the_checkpoint_that_a_kept_commit_sees_stays_whole() -> None:
+    """Its state is read at its own commit, which no rule names."""
+    with mldb.MLDatabase.on(MemoryFileSystem(), durability="os") as db:
+        for epoch in range(4):
+            db.checkpoint({"w": np.full(5, epoch)}, epoch=epoch, name=f"c{epoch}")
+            db.store_tensor("other", np.arange(epoch), epoch=epoch)
+            db.store_tensor("w", np.full(5, -1), epoch=epoch)
+        db.retention.set(last=1, checkpoints=0)
+        compact_all(db)
+        assert len(kept_of(db)) == 2
+        assert db.state_dict()["w"].tolist() == [3] * 5
+        assert db["w"].tolist() == [-1] * 5
+        assert [item.name for item in db.checkpoints()] == ["c0", "c1", "c2", "c3"]
+        with pytest.raises(mldb.VersionGoneError, match="pruned"):
+            db.state_dict(as_of="c1")
+
+
 def test_stats_tell_what_would_come_back() -> None:
     with filled(MemoryFileSystem(), 12) as db:
         assert db.stats()["reclaimable"] == 0
