@@ -419,6 +419,27 @@ def test_what_killed_compactions_left_is_swept_by_the_next() -> None:
     assert not fs.list("pending")
 
 
+def test_a_segment_that_was_named_before_anything_was_announced_is_swept_too() -> None:
+    """Killed between the two; a file of somebody else's in the folder is not touched."""
+    fs = MemoryFileSystem()
+    with filled(fs) as db:
+        before = contents_of(fs)
+        compact_all(db)
+        after = contents_of(fs)
+    (new,) = [name for name in after if name in segment_names(fs)[:-1]]
+    state = MemoryFileSystem()
+    for folder in ("segments", "pending", "readers", "hints", "lost+found"):
+        state.mkdir(folder)
+    for name, data in {**before, new: after[new], "segments/notes.seg": b"mine"}.items():
+        if not name.startswith(("readers/", "pending/")):
+            state.open(name, "create").pwritev([data], 0)
+    with mldb.MLDatabase.on(state, durability="os") as db:
+        assert new in files_of(state)
+        db.compact(cold="none")
+        assert files_of(state) == sorted([*segment_names(state), "segments/notes.seg"])
+        assert db.verify().ok
+
+
 @pytest.mark.parametrize("cut", ["frame", "payload", "footer", "order"])
 def test_damage_in_a_compacted_segment_is_found_and_named(cut: str) -> None:
     fs = MemoryFileSystem()
