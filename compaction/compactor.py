@@ -78,6 +78,8 @@ def compact(
         for _ in range(PLANS_MAX):
             try:
                 _carry_out(log, rules, planned, work, note)
+                if work.groups:
+                    log.tidy_directory()
                 return report_of(log, rules, first, work, before)
             except (StalePlanError, SegmentGoneError) as error:
                 stale = error

@@ -28,7 +28,7 @@ from mldb.log.index.memory import MemoryIndex
 from mldb.log.log import Log
 from mldb.log.lone import discard
 from mldb.log.manifest import Kept, Manifest, SegmentInfo, manifest_name
-from mldb.log.orphans import orphans
+from mldb.log.orphans import is_needed, orphans
 from mldb.log.outline import change_outline
 from mldb.log.readers import lowest_needed, sweep_dead
 from mldb.log.sealed import SealedPart
@@ -220,8 +220,11 @@ def sweep(log: Log) -> None:
     def decide(state: LogState) -> None:
         fs, manifest = state.fs, state.manifest
         for orphan in orphans(fs, manifest):
-            is_own = orphan.name == segment_name(orphan.id)
-            if orphan.kind and is_own and orphan.published <= manifest.number:
+            if not orphan.kind or orphan.name != segment_name(orphan.id):
+                continue  # nothing that this mldb wrote under this name
+            # Nobody is about to publish anything: the commit lock is held.
+            is_copy = orphan.kind == fmt.FILE_COMPACTED and not is_needed(fs, manifest, orphan)
+            if is_copy or orphan.published <= manifest.number:
                 discard(fs, orphan.name)
                 discard(fs, orphan.name.replace(".seg", ".idx"))
         sweep_dead(fs, log.registration.name, log.sequencer.syncing.logged)

@@ -300,6 +300,11 @@ class Log:
         """Store records as one batch; see Sequencer.commit."""
         return self.sequencer.commit(records, decide, pending, extra)
 
+    def tidy_directory(self) -> None:
+        """Have the directory fit the segments that there are, after some were replaced."""
+        if self._maker is not None:
+            self._maker.make()
+
     def pending_segment(self) -> PendingSegment:
         """Start a pending segment for a large batch."""
         self.sequencer  # noqa: B018 - raises ReadOnlyError

@@ -15,7 +15,7 @@ from typing import Final
 
 from mldb.errors import MldbError
 from mldb.log.active import HINTS
-from mldb.log.directory.catalog import CATALOG, remove_others, save_catalog
+from mldb.log.directory.catalog import CATALOG, load_catalog, remove_others, save_catalog
 from mldb.log.directory.directory import Directory
 from mldb.log.directory.merge import MergeInput, merge_indexes
 from mldb.log.directory.part import Part, PartInfo, digest_of, encode_part
@@ -113,6 +113,7 @@ class Maker:
             try:
                 if not lock.try_acquire():
                     return 0
+                self._drop_stale()
                 while self._make_one(fanout):
                     made += 1
             finally:
@@ -123,6 +124,18 @@ class Maker:
             directory.failed += 1
             _log.info("no part of the directory was made: %s", error)
         return made
+
+    def _drop_stale(self) -> None:
+        """Remove the parts over segments that were compacted: no manifest will fit them again."""
+        directory, fs = self._directory, self._directory.files.fs
+        known = load_catalog(fs)
+        if not known:
+            return
+        fitting = [unit.info for unit in directory.find(self._sealed()) if isinstance(unit, Part)]
+        if len(fitting) < len(known):
+            save_catalog(fs, self._owner(), fitting)
+            self._made()
+            remove_others(fs, fitting)
 
     def _make_one(self, fanout: int) -> bool:
         directory, files = self._directory, self._directory.files

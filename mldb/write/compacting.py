@@ -6,23 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from mldb import keys
-from mldb.compaction.report import CompactionReport
-from mldb.compaction.retention import Retention
-from mldb.compaction.rules import ColdAge, EventRules
 from mldb.errors import InvalidTypeError, InvalidValueError, MldbError
 from mldb.history.as_of import AsOf
 from mldb.history.kinds.changes import records_of
-from mldb.history.kinds.retention import retention_set
-from mldb.history.retention import (
-    is_store_wide,
-    kind_of_rest,
-    retention_history,
-    retention_of,
-    roots_of,
-)
 from mldb.log.door import Door
 from mldb.log.index.address import Lsn
 from mldb.log.view import View
@@ -31,6 +20,11 @@ from mldb.tensors.codec import unpack_descriptor
 from mldb.tensors.cold import encode_cold
 from mldb.tensors.encoding import decode_bytes
 from mldb.write.handle import Handle
+
+if TYPE_CHECKING:  # a process that only trains needs none of it
+    from mldb.compaction.report import CompactionReport
+    from mldb.compaction.retention import Retention
+    from mldb.compaction.rules import ColdAge, EventRules
 
 Cold: TypeAlias = "timedelta | Literal['all', 'none'] | None"
 """What is encoded anew: older than this, everything, nothing; None: older than COLD_AGE."""
@@ -52,6 +46,8 @@ class RetentionSetting:
 
     def get(self, *, as_of: AsOf = None) -> Retention:
         """Return the policy in force now, or at the commit that *as_of* means."""
+        from mldb.history.retention import retention_of
+
         scope = self._handle._scope(as_of)
         return retention_of(scope.view, None if as_of is None else scope.commit.lsn)
 
@@ -62,6 +58,9 @@ class RetentionSetting:
         Nothing is dropped by this call. Raises InvalidValueError and InvalidTypeError for rules
         that cannot be meant; then nothing is set.
         """
+        from mldb.compaction.retention import Retention
+        from mldb.history.kinds.retention import retention_set
+
         if policy is not None and rules:
             raise InvalidValueError("set() takes a Retention or rules by name, not both")
         if policy is not None and not isinstance(policy, Retention):
@@ -80,6 +79,8 @@ class RetentionSetting:
 
     def history(self) -> list[tuple[Lsn, Retention]]:
         """Return the policies that were set, with the commits that did, oldest first."""
+        from mldb.history.retention import retention_history
+
         return retention_history(self._handle._scope().view)
 
     def __repr__(self) -> str:
@@ -156,6 +157,8 @@ class CompactionVerbs(Handle):
 
         Found anew when a segment was sealed or replaced, or the retention set.
         """
+        from mldb.history.retention import retention_of
+
         view = self._scope().view
         try:
             policy = retention_of(view)
@@ -174,6 +177,9 @@ class CompactionVerbs(Handle):
             return None
 
     def _event_rules(self) -> EventRules:
+        from mldb.compaction.rules import EventRules
+        from mldb.history.retention import is_store_wide, kind_of_rest, retention_of, roots_of
+
         return EventRules(
             policy=retention_of,
             roots=roots_of,

@@ -77,8 +77,9 @@ class TimelineVerbs(Handle):
     def events(self, start: AsOf = None, stop: AsOf = None) -> Iterator[Event]:
         """Yield the events from commit *start* to commit *stop*, both included, in log order.
 
-        They are those of every lineage; ``Rewound`` events say where the lineage jumps. The range
-        is fixed at the call. Raises CorruptError.
+        They are those of every lineage; ``Rewound`` events say where the lineage jumps. Of a commit
+        that retention pruned they are those whose versions others still need. The range is fixed at
+        the call. Raises CorruptError, VersionGoneError when *start* or *stop* was pruned.
         """
         scope = self._scope()
         low = 1 if start is None else resolve(scope.view, scope.intervals, start).lsn

@@ -27,6 +27,7 @@ from tests.support.compacting import (
     versions_of,
     view_of,
 )
+from tests.support.directories import made_at_once
 from tests.support.files import contents_of
 from tests.support.segments import segment_names
 
@@ -164,6 +165,23 @@ def test_a_version_that_others_refer_to_outlives_its_own_commit() -> None:
         compact_all(db)
         assert (b"\x01owner", entry.commit_lsn) not in versions_of(db)
         assert db.verify().ok
+
+
+def test_the_directory_fits_what_is_left_and_no_old_part_stays() -> None:
+    fs = MemoryFileSystem()
+    with made_at_once() as parts:
+        db = filled(fs, 60, size=10, segment_entries=6, segment_bytes=1 << 20)
+        assert db["b"][0] == 59
+        assert parts
+        assert db.stats()["directory"]["parts"]
+        before = [name for name in fs.list("hints") if name.startswith("directory-")]
+        assert before
+        db.compact()
+        left = [name for name in fs.list("hints") if name.startswith("directory-")]
+        assert not set(before) & set(left)
+        assert db.stats()["segments"] < 5
+        assert [db.query_tensor("b", as_of=epoch)[0] for epoch in range(60)] == list(range(60))
+        assert db.stats()["directory"]["distrusted"] == 0
 
 
 def test_progress_is_told_up_to_the_end() -> None:
@@ -400,6 +418,27 @@ def test_what_killed_compactions_left_is_swept_by_the_next() -> None:
     assert not fs.list("pending")
 
 
+def test_a_segment_that_was_named_before_anything_was_announced_is_swept_too() -> None:
+    """Killed between the two; a file of somebody else's in the folder is not touched."""
+    fs = MemoryFileSystem()
+    with filled(fs) as db:
+        before = contents_of(fs)
+        compact_all(db)
+        after = contents_of(fs)
+    (new,) = [name for name in after if name in segment_names(fs)[:-1]]
+    state = MemoryFileSystem()
+    for folder in ("segments", "pending", "readers", "hints", "lost+found"):
+        state.mkdir(folder)
+    for name, data in {**before, new: after[new], "segments/notes.seg": b"mine"}.items():
+        if not name.startswith(("readers/", "pending/")):
+            state.open(name, "create").pwritev([data], 0)
+    with mldb.MLDatabase.on(state, durability="os") as db:
+        assert new in files_of(state)
+        db.compact(cold="none")
+        assert files_of(state) == sorted([*segment_names(state), "segments/notes.seg"])
+        assert db.verify().ok
+
+
 @pytest.mark.parametrize("cut", ["frame", "payload", "footer", "order"])
 def test_damage_in_a_compacted_segment_is_found_and_named(cut: str) -> None:
     fs = MemoryFileSystem()
@@ -595,6 +634,23 @@ def test_a_pruned_commit_names_its_neighbours_and_never_another_value() -> None:
             db.rewind(4)
         with pytest.raises(mldb.VersionGoneError):
             db.at(4)
+
+
+def test_the_checkpoint_that_a_kept_commit_sees_stays_whole() -> None:
+    """Its state is read at its own commit, which no rule names."""
+    with mldb.MLDatabase.on(MemoryFileSystem(), durability="os") as db:
+        for epoch in range(4):
+            db.checkpoint({"w": np.full(5, epoch)}, epoch=epoch, name=f"c{epoch}")
+            db.store_tensor("other", np.arange(epoch), epoch=epoch)
+            db.store_tensor("w", np.full(5, -1), epoch=epoch)
+        db.retention.set(last=1, checkpoints=0)
+        compact_all(db)
+        assert len(kept_of(db)) == 2
+        assert db.state_dict()["w"].tolist() == [3] * 5
+        assert db["w"].tolist() == [-1] * 5
+        assert [item.name for item in db.checkpoints()] == ["c0", "c1", "c2", "c3"]
+        with pytest.raises(mldb.VersionGoneError, match="pruned"):
+            db.state_dict(as_of="c1")
 
 
 def test_stats_tell_what_would_come_back() -> None:

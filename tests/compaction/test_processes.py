@@ -15,7 +15,6 @@ import mldb
 from tests.support.compacting import compact_all, kept_of
 from tests.support.processes import Child, Line
 
-SECONDS = 4.0
 OPTIONS: dict[str, Any] = {"segment_bytes": 60_000, "map_bytes": 256, "durability": "os"}
 
 
@@ -76,8 +75,11 @@ def read(path: Path, seed: int, line: Line) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "seconds", [4.0, pytest.param(45.0, marks=pytest.mark.large)], ids=["short", "long"]
+)
 def test_readers_keep_what_they_hold_while_a_compactor_loops_and_prunes(
-    store_path: Path, seed: int
+    store_path: Path, seconds: float, seed: int
 ) -> None:
     with mldb.open(store_path, **OPTIONS) as db:
         with db.transaction(1) as txn:
@@ -90,7 +92,7 @@ def test_readers_keep_what_they_hold_while_a_compactor_loops_and_prunes(
             Child(partial(read, store_path, seed + 1)) as second,
         ):
             begun, passes, dropped = time.monotonic(), 0, 0
-            while time.monotonic() - begun < SECONDS:
+            while time.monotonic() - begun < seconds:
                 report = compact_all(db) if passes % 3 == 0 else db.compact(cold="none")
                 passes += 1
                 dropped += report.versions_dropped

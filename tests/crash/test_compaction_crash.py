@@ -29,7 +29,7 @@ from tests.support.crashes import (
 from tests.support.model import Model, Verbs, content_of
 from tests.support.segments import segment_names
 
-LEAST = 100
+LEAST = 60
 
 pytestmark = [pytest.mark.usefixtures("repeatable"), pytest.mark.slow]
 
@@ -72,29 +72,40 @@ def recorded(*, prune: bool, durability: str) -> Recorder:
     return run
 
 
+LIMITS = pytest.mark.parametrize(
+    "limit", [70, pytest.param(1500, marks=pytest.mark.large)], ids=["some", "many"]
+)
+
+
+@LIMITS
 @pytest.mark.parametrize("durability", ["commit", "os"])
 def test_a_crash_in_a_lossless_compaction_loses_nothing_of_any_commit(
-    durability: str, seed: int
+    durability: str, limit: int, seed: int
 ) -> None:
     run = recorded(prune=False, durability=durability)
     seen: set[Seen] = set()
     for persistence in PERSISTENCE:
-        wrong = violation_in(run, persistence, seed=seed, limit=110, since=run.created, seen=seen)
+        wrong = violation_in(run, persistence, seed=seed, limit=limit, since=run.created, seen=seen)
         assert not wrong, wrong
     distinct = len({digest for digest, *_ in seen})
     print(f"{durability}: {distinct} distinct disks, {len(seen)} checks")
     assert distinct >= LEAST
 
 
+@LIMITS
 @pytest.mark.parametrize("persistence", PERSISTENCE)
 def test_a_crash_in_a_compaction_that_prunes_leaves_what_retention_keeps(
-    persistence: Persistence, seed: int
+    persistence: Persistence, limit: int, seed: int
 ) -> None:
     run = recorded(prune=True, durability="commit")
     seen: set[bytes] = set()
     pruned = 0
     for state in crash_states(
-        run.fs, at=range(run.created, run.operations() + 1), model=persistence, seed=seed, limit=110
+        run.fs,
+        at=range(run.created, run.operations() + 1),
+        model=persistence,
+        seed=seed,
+        limit=limit,
     ):
         digest = disk_digest(state)
         if digest not in seen:

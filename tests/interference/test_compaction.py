@@ -40,7 +40,7 @@ def meet(
 @pytest.mark.slow
 @pytest.mark.parametrize("relation", ["process", "thread"])
 @pytest.mark.parametrize(
-    "step", [41, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
+    "step", [67, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
 )
 def test_others_come_in_while_a_store_is_compacted(
     relation: Relation, step: int, seed: int
