@@ -26,10 +26,6 @@ SizeOf: TypeAlias = "Callable[[bytes, bytes], int | None]"
 """From key and attr to the decoded size in bytes; None for what is stored raw for ever."""
 
 
-_BUILT: Final = (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA, fmt.ENCODING_PATCH)
-"""What has its bytes, or some of them, from another version."""
-
-
 class ColdVersion(NamedTuple):
     """A version that is to be encoded anew, and the row that it may build on, or NO_ROW."""
 
@@ -61,7 +57,7 @@ def forest(
     before is left out. O(rows).
     """
     tried = table.flags & (fmt.ENTRY_TOMBSTONE | fmt.ENTRY_SETTLED) != 0
-    own = ~np.isin(table.encoding, _BUILT)
+    own = ~np.isin(table.encoding, fmt.BUILT_ENCODINGS)
     wanted = stays & cold & own & ~tried & (table.length > 0)
     if not wanted.any():
         return []

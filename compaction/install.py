@@ -36,8 +36,6 @@ from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
 from mldb.log.view import View
 
-_NAMING = (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA)
-
 
 class StalePlanError(Exception):
     """Something came since the plan that it would break. Internal: a new plan is made."""
@@ -171,7 +169,9 @@ def check_since(plan: CompactionPlan, rules: EventRules, view: View, active: Act
         return
     numbers = {key: number for number, key in enumerate(plan.table.keys)}
     for key, entry in _since(view, active, plan.head):
-        if entry.encoding in _NAMING and _goes(plan, numbers, entry.owner or key, entry.base):
+        if entry.encoding in fmt.BUILT_ENCODINGS and _goes(
+            plan, numbers, entry.owner or key, entry.base
+        ):
             raise StalePlanError("a version that was to go was referred to")
 
 
@@ -202,7 +202,8 @@ def _mapped_since(index: MappedIndex, lsn: int) -> Iterator[tuple[bytes, Entry]]
     if index.last_lsn <= lsn:
         return
     reader = index.reader
-    found = (reader.whole("row_commit") > lsn) & np.isin(reader.whole("row_encoding"), _NAMING)
+    is_built = np.isin(reader.whole("row_encoding"), fmt.BUILT_ENCODINGS)
+    found = (reader.whole("row_commit") > lsn) & is_built
     rows = np.flatnonzero(found)
     numbers = np.searchsorted(reader.whole("key_row"), rows, "right") - 1
     entries = index.entries(rows.tolist())

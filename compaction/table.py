@@ -138,14 +138,11 @@ def make_table(sources: Sequence[TableSource]) -> VersionTable:
         np.array([end for _, end, _ in sources], np.int64),
         np.array([len(own["commit_lsn"]) for own, _, _ in sources], np.int64),
     )
-    named = np.flatnonzero(np.isin(table.encoding, _BUILT) & (columns["base"] > 0))
+    named = np.flatnonzero(np.isin(table.encoding, fmt.BUILT_ENCODINGS) & (columns["base"] > 0))
     owner = _joined(owners)[order]
     table.base_row[named] = table.find(owner[named], columns["base"][named])
     return table
 
-
-_BUILT: Final = (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA, fmt.ENCODING_PATCH)
-"""What has its bytes, or some of them, from another version."""
 
 _COLUMNS: Final = (
     *("key", "commit", "segment", "frame", "offset", "length", "flags", "encoding", "base"),

@@ -74,6 +74,8 @@ ENCODING_RAW: Final = 0
 ENCODING_REFERENCE: Final = 2  # 1 is zstd, which the log need not know
 ENCODING_DELTA: Final = 3
 ENCODING_PATCH: Final = 4
+BUILT_ENCODINGS: Final = (ENCODING_REFERENCE, ENCODING_DELTA, ENCODING_PATCH)
+"""Of what has its bytes, or some of them, from another version."""
 ENCODING_MAX: Final = 255
 
 # --- sizes and limits -----------------------------------------------------------------------------
