@@ -139,5 +139,5 @@ def _dependents_in(part: IndexPart) -> Iterator[tuple[bytes, Entry]]:
         return
     for key, versions in part.dump()[0].items():
         for entry in versions:
-            if entry.base:
+            if entry.encoding in fmt.BUILT_ENCODINGS:
                 yield key, entry

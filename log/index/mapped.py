@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import CorruptError
+from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.format import DIGEST_SIZE
 from mldb.log.index.address import CommitRow, Entry, Intervals
@@ -290,7 +291,7 @@ class MappedIndex(MappedCommits):
 
     def rows_with_base(self) -> npt.NDArray[np.int64]:
         """Return the rows of versions that have their bytes from another one, ascending."""
-        return np.flatnonzero(self._reader.whole("row_base") > 0)
+        return np.flatnonzero(np.isin(self._reader.whole("row_encoding"), fmt.BUILT_ENCODINGS))
 
     def digests(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """Return the first halves of the digests of these rows, as numbers; copied."""

@@ -157,7 +157,13 @@ def test_an_interrupted_commit_is_there_as_a_whole_or_not_at_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("act", [store_one, store_both], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(store_one, id="one"),
+        pytest.param(store_both, id="two", marks=pytest.mark.large),
+    ],
+)
 def test_a_failed_sync_that_is_interrupted_is_not_forgotten(act: Act) -> None:
     """The kernel tells a failure once. Whatever cuts off its handling, nothing is acknowledged.
 

@@ -82,8 +82,15 @@ def test_every_crash_leaves_whole_additions(
     assert checked >= 100
 
 
-@pytest.mark.parametrize("rows", [3, 60], ids=["in memory", "written ahead"])
-@pytest.mark.parametrize("durability", ["commit", "os"])
+@pytest.mark.parametrize(
+    ("durability", "rows"),
+    [
+        pytest.param("commit", 3, id="commit-in memory"),
+        pytest.param("os", 60, id="os-written ahead", marks=pytest.mark.large),
+        pytest.param("commit", 60, id="commit-written ahead"),
+        pytest.param("os", 3, id="os-in memory", marks=pytest.mark.large),
+    ],
+)
 def test_a_killed_first_addition_leaves_no_lake(
     rows: int, durability: str, seed: int, rng: np.random.Generator
 ) -> None:

@@ -160,8 +160,18 @@ MUTANTS = (
 )
 
 
+LONG = {"children_write"}
+"""These fork a process as large as all tests have made it, hundreds of times."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(mutant, marks=pytest.mark.large if str(mutant) in LONG else (), id=str(mutant))
+        for mutant in MUTANTS
+    ],
+)
 def test_a_step_left_out_is_found(
     mutant: Mutant, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
