@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mldb.compaction.planes import join_planes, split_planes
 from mldb.compaction.zstd import zstd_module
 
 _FAST: Final = 1
@@ -42,7 +43,6 @@ _WORTH: Final = 0.95
 _LENGTH: Final = np.dtype("<u4")
 _TYPES: Final = {width: np.dtype(f"<u{width}") for width in WIDTHS}
 
-_Bytes = npt.NDArray[np.uint8]
 _Words = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -131,7 +131,7 @@ def _frames(stored: memoryview, count: int) -> Iterator[memoryview]:
         start += length
 
 
-def _decompressed(frame: memoryview, size: int) -> _Bytes:
+def _decompressed(frame: memoryview, size: int) -> bytes:
     """The planes of one chunk, of *size* bytes, however much the frame would give."""
     zstd = zstd_module()
     try:
@@ -141,7 +141,7 @@ def _decompressed(frame: memoryview, size: int) -> _Bytes:
         raise DeltaError(str(error)) from None
     if len(plain) != size or not decompressor.eof or decompressor.unused_data:
         raise DeltaError(f"a chunk of {size} bytes gives {len(plain)} or more")
-    return np.frombuffer(plain, np.uint8)
+    return plain
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -186,21 +186,17 @@ def _sampled(words: _Words) -> _Words:
 
 def _planes(words: _Words, other: _Words, method: Method) -> memoryview:
     """The differences of a chunk as planes."""
-    width = words.dtype.itemsize
     if method.kind == SUBTRACT:
         part = words - other
         part += words.dtype.type(1 << method.bias_log2)
     else:
         part = words ^ other
-    return np.ascontiguousarray(part.view(np.uint8).reshape(-1, width).T).reshape(-1).data
+    return split_planes(part, words.dtype.itemsize)
 
 
-def _join(planes: _Bytes, other: _Words, method: Method, made: _Words) -> None:
+def _join(planes: bytes, other: _Words, method: Method, made: _Words) -> None:
     """Make the words of a chunk whose differences to *other* these planes are."""
-    width = other.dtype.itemsize
-    columns, table = made.view(np.uint8).reshape(-1, width), planes.reshape(width, -1)
-    for place in range(width):
-        columns[:, place] = table[place]
+    join_planes(planes, other.dtype.itemsize, made)
     if method.kind == SUBTRACT:
         np.subtract(made, other.dtype.type(1 << method.bias_log2), out=made)
         np.add(made, other, out=made)

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from mldb.compaction.deltas import DeltaError, decode_delta
+from mldb.compaction.planes import join_planes, split_planes
 from mldb.compaction.zstd import zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
@@ -23,16 +24,14 @@ from mldb.log.fs.protocol import Buffer
 
 ENCODING_ZSTD: Final = fmt.ENCODING_RAW + 1
 LEVEL: Final = 1
-_JOINED: Final = 1 << 14
 
 
 def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
     """Return the encoded form of a payload, or None when it would not be at least 5 % smaller."""
-    data = np.frombuffer(b"".join(buffers), dtype=np.uint8)
-    itemsize = itemsize if 1 < itemsize <= 16 and data.nbytes % itemsize == 0 else 1
-    planes = data.reshape(-1, itemsize).T if itemsize > 1 else data
-    packed: bytes = zstd_module().compress(np.ascontiguousarray(planes).tobytes(), LEVEL)
-    if len(packed) + 1 > 0.95 * data.nbytes:
+    data = b"".join(buffers)
+    itemsize = itemsize if 1 < itemsize <= 16 and len(data) % itemsize == 0 else 1
+    packed: bytes = zstd_module().compress(split_planes(data, itemsize), LEVEL)
+    if len(packed) + 1 > 0.95 * len(data):
         return None
     return bytes([itemsize]) + packed
 
@@ -73,12 +72,9 @@ def decode_bytes(
         raise _damaged(key, file, offset, error) from None
     if itemsize == 1:
         return memoryview(plain)
-    planes = np.frombuffer(plain, dtype=np.uint8).reshape(itemsize, -1)
-    made = np.empty((planes.shape[1], itemsize), np.uint8)
-    for start in range(0, len(made), _JOINED):  # so many stay in the cache
-        for place in range(itemsize):
-            made[start : start + _JOINED, place] = planes[place, start : start + _JOINED]
-    return made.reshape(-1).data.toreadonly()
+    made = np.empty(size, np.uint8)
+    join_planes(plain, itemsize, made)
+    return made.data.toreadonly()
 
 
 def _damaged(key: str, file: str, offset: int, error: Exception) -> CorruptError:
