@@ -141,17 +141,21 @@ class BackgroundCompaction:
         fs, options = self._log.fs, self._options
         if self._is_running() or self._closed or self.why_not():
             return
-        status, now = load_status(fs), fs.time_ns()
-        least, share = options.compaction_gain_bytes, options.compaction_gain_share
-        anew = self._due_at == 0
-        self._due_at = 0 if anew else size_due(status, now, least, share)
+        least = options.compaction_gain_bytes
+        if self._due_at:  # else it is to be found anew
+            self._due_at = self._size_due(load_status(fs))
         self._outdated_at = time.monotonic() + OUTDATED_NS / 1e9
         if self._size() < max(self._due_at, least) or has_worker(fs):
             return
         self._worker = self._started()
         self._not_before = time.monotonic() + EACH_SECONDS
-        self._due_at = size_due(None, now, least, share)
+        self._due_at = self._size_due(None)
         self._due_since = 0
+
+    def _size_due(self, status: WorkerStatus | None) -> int:
+        options = self._options
+        least, share = options.compaction_gain_bytes, options.compaction_gain_share
+        return size_due(status, self._log.fs.time_ns(), least, share)
 
     def _started(self) -> Companion:
         log, options = self._log, self._options
@@ -211,14 +215,7 @@ class BackgroundCompaction:
         else:
             self._error = ""
             self._due_since = 0
-            found = load_status(self._log.fs)
-            options = self._options
-            self._due_at = size_due(
-                found,
-                self._log.fs.time_ns(),
-                options.compaction_gain_bytes,
-                options.compaction_gain_share,
-            )
+            self._due_at = self._size_due(load_status(self._log.fs))
         return False
 
     def _note_failure(self, text: str) -> None:

@@ -63,15 +63,15 @@ def check_new(
     index = part.index
     assert isinstance(index, MappedIndex)
     data = part.segment.view(new.info.length)[: new.info.index_offset]
-    for damage in check_compacted(part.segment, data, index, new.info.chain):
+    found = entries_of(index)
+    for damage in check_compacted(part.segment, data, index, new.info.chain, found):
         raise CorruptError(
             f"the segment that was to take the place of others is damaged: {damage.message}. "
             "Nothing was changed."
         )
     door = door_of(lambda: planned)
-    found = entries_of(index).items()
     hashed: tuple[int, int, bytes] = (-1, -1, b"")
-    for row, ((key, _), entry) in zip(rows.tolist(), found, strict=True):
+    for row, ((key, _), entry) in zip(rows.tolist(), found.items(), strict=True):
         if key != table.key_of(row) or not _says_the_same(table, row, entry):
             raise _differs(new, key, entry, "is described in another way")
         if entry.encoding == fmt.ENCODING_REFERENCE:

@@ -6,7 +6,7 @@ groups before it done, and nothing of the one it was at. There is one at a time 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -128,13 +128,20 @@ def _carry_out(log: Log, rules: EventRules, planned: Planned, work: Work, note: 
         if len(plan.pruned):
             install(log, rules, plan)
         return
+    cold = {item.row: item for item in plan.cold}
     for group, size in zip(plan.groups, plan.group_bytes, strict=True):
         _refuse_full(log, size)
-        _compact_group(log, rules, planned, group, work, note)
+        _compact_group(log, rules, planned, group, cold, work, note)
 
 
 def _compact_group(
-    log: Log, rules: EventRules, planned: Planned, group: Group, work: Work, note: Pause
+    log: Log,
+    rules: EventRules,
+    planned: Planned,
+    group: Group,
+    cold: Mapping[int, ColdVersion],
+    work: Work,
+    note: Pause,
 ) -> None:
     plan = planned.plan
     gone = planned.parts[group.start : group.start + group.segments]
@@ -147,7 +154,7 @@ def _compact_group(
         gone,
         group.start,
         rows,
-        plan.cold_in(rows),
+        cold,
         [jump for jump in view.jumps.up_to(high) if jump[0] >= low],
         before=planned.parts[group.start - 1].until if group.start else 0,
         published=log.state.next_number,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -10,6 +10,7 @@ from mldb.compaction.cold import ColdVersion
 from mldb.compaction.table import VersionTable
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
+from mldb.log.blocks import payload_checks
 from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import (
     DamagedFrame,
@@ -65,7 +66,7 @@ def copy_frame(
     offset: int,
     table: VersionTable,
     rows: Sequence[int],
-    cold: dict[int, ColdVersion],
+    cold: Mapping[int, ColdVersion],
     kind_of: KindOf,
     recode: Recode,
 ) -> FrameCopy:
@@ -113,7 +114,7 @@ def _new_forms(
     left: Sequence[Draft],
     by_key: dict[bytes, int],
     table: VersionTable,
-    cold: dict[int, ColdVersion],
+    cold: Mapping[int, ColdVersion],
     recode: Recode,
 ) -> _Forms:
     """The new form of what is cold, by its place in the payload; None where none pays."""
@@ -144,9 +145,7 @@ def _stored_payload(segment: Segment, frame: Frame) -> tuple[bytes, list[Buffer]
         return b"", []
     start, stop = frame.payload_offset, frame.payload_offset + header.payload_length
     data = segment.view(stop)
-    count = fmt.block_count(header.payload_length, header.block_log2)
-    checks = bytes(data[frame.checks_offset : frame.checks_offset + 8 * count])
-    return checks, [data[start:stop]]
+    return payload_checks(data, frame), [data[start:stop]]
 
 
 def _rebuilt(

@@ -16,7 +16,7 @@ import numpy as np
 from mldb.compaction.plan import CompactionPlan
 from mldb.compaction.rewrite import NewSegment
 from mldb.compaction.rules import EventRules
-from mldb.compaction.table import NO_ROW, VersionTable
+from mldb.compaction.table import NO_ROW
 from mldb.errors import StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import Active
@@ -162,25 +162,18 @@ def check_since(plan: CompactionPlan, rules: EventRules, view: View, active: Act
     if rules.policy(view) != plan.policy:
         raise StalePlanError("the retention was changed")
     named = [*rules.roots(view).always, *(target for _, target in view.jumps[plan.jumps :])]
-    pruned = set(plan.pruned.tolist())
-    if any(lsn in pruned and is_left(lsn, view.kept) for lsn in named):
+    going = np.intersect1d(np.array(named, np.int64), plan.pruned).tolist()
+    if any(is_left(lsn, view.kept) for lsn in going):
         raise StalePlanError("a commit that was to go was tagged, pinned or rewound to")
     if view.commit.lsn == plan.head:
         return
-    numbers = {key: number for number, key in enumerate(plan.table.keys)}
     for key, entry in _since(view, active, plan.head):
-        if entry.encoding in fmt.BUILT_ENCODINGS and _goes(
-            plan, numbers, entry.owner or key, entry.base
-        ):
+        if entry.encoding in fmt.BUILT_ENCODINGS and _goes(plan, entry.owner or key, entry.base):
             raise StalePlanError("a version that was to go was referred to")
 
 
-def _goes(plan: CompactionPlan, numbers: dict[bytes, int], owner: bytes, base: int) -> bool:
-    table: VersionTable = plan.table
-    number = numbers.get(owner)
-    if number is None:
-        return False
-    (row,) = table.find(np.array([number]), np.array([base])).tolist()
+def _goes(plan: CompactionPlan, owner: bytes, base: int) -> bool:
+    row = plan.table.row_of(owner, base)
     return row != NO_ROW and not plan.stays[row]
 
 
@@ -202,9 +195,8 @@ def _mapped_since(index: MappedIndex, lsn: int) -> Iterator[tuple[bytes, Entry]]
     if index.last_lsn <= lsn:
         return
     reader = index.reader
-    is_built = np.isin(reader.whole("row_encoding"), fmt.BUILT_ENCODINGS)
-    found = (reader.whole("row_commit") > lsn) & is_built
-    rows = np.flatnonzero(found)
+    rows = index.rows_with_base()
+    rows = rows[reader.whole("row_commit")[rows] > lsn]
     numbers = np.searchsorted(reader.whole("key_row"), rows, "right") - 1
     entries = index.entries(rows.tolist())
     yield from (

@@ -79,11 +79,6 @@ class CompactionPlan:
         inside = (segment >= group.start) & (segment < group.start + group.segments)
         return np.flatnonzero(inside & self.stays)
 
-    def cold_in(self, rows: Numbers) -> dict[int, ColdVersion]:
-        """Which of these rows are to be encoded anew."""
-        inside = set(rows.tolist())
-        return {item.row: item for item in self.cold if item.row in inside}
-
 
 def row_bytes(table: VersionTable) -> Numbers:
     """What each version takes of the segments: its bytes, and a share of its frame and footer.

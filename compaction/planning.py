@@ -23,6 +23,7 @@ from mldb.compaction.retention import (
     Roots,
     Timeline,
     kept_commits,
+    left_of,
     ranges_of,
     within_bytes,
 )
@@ -39,7 +40,6 @@ from mldb.log.index.steps import finish
 from mldb.log.log import Log
 from mldb.log.readers import lowest_needed
 from mldb.log.sealed import SealedPart
-from mldb.log.segment import SegmentGoneError
 from mldb.log.view import View
 
 _HOT_CHECKPOINTS = 3
@@ -88,10 +88,7 @@ def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) 
 def _columns_of(part: SealedPart) -> Columns:
     """The columns of a footer, copied: a store has thousands, and each mapping a descriptor."""
     was_mapped = part.mapped_bytes > 0
-    index = part.index
-    if not isinstance(index, MappedIndex):
-        raise SegmentGoneError("it was replaced", file=part.segment.name)
-    columns = MappedIndex(index.reader.copied()).columns()
+    columns = MappedIndex(part.own_index().reader.copied()).columns()
     if not was_mapped:
         part.release()
     return columns
@@ -135,9 +132,6 @@ def _plan(
     for start, count in groups:
         inside[start : start + count] = True
     ranges = ranges_of(kept, timeline.lsn) if view.kept or len(kept) < len(timeline.lsn) else None
-    before = kept_commits(
-        Retention(), timeline, roots, now=now, already=view.kept, lowest=fmt.LSN_MAX
-    )
     return CompactionPlan(
         table,
         stays,
@@ -146,7 +140,7 @@ def _plan(
         bytes_of_groups(table, live, groups),
         policy,
         ranges,
-        np.setdiff1d(before, kept),
+        left_of(np.setdiff1d(timeline.lsn, kept), view.kept),
         view.commit.lsn,
         len(view.jumps),
         len(timeline.lsn),

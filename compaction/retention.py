@@ -122,10 +122,14 @@ def kept_commits(
     stays |= ~lineage & _young(timeline, policy.abandoned, now)
     stays |= np.isin(timeline.lsn, _as_numbers(_named(policy, roots)))
     stays |= timeline.lsn >= min(lowest, int(timeline.lsn[-1]))
-    if already:
-        lsns = timeline.lsn.tolist()
-        stays &= np.fromiter((is_left(lsn, already) for lsn in lsns), np.bool_, len(lsns))
-    return timeline.lsn[stays]
+    return left_of(timeline.lsn[stays], already)
+
+
+def left_of(lsns: Numbers, kept: Kept | None) -> Numbers:
+    """Return those of these commits that retention left so far."""
+    if not kept:
+        return lsns
+    return lsns[[is_left(lsn, kept) for lsn in lsns.tolist()]]
 
 
 def on_lineage(timeline: Timeline) -> Bools:

@@ -8,7 +8,7 @@ was damaged stays damaged, and no payload is decoded. The file is written in ``p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ from mldb.compaction.cold import ColdVersion
 from mldb.compaction.frames import FrameCopy, KindOf, Recode, copy_frame
 from mldb.compaction.table import VersionTable
 from mldb.log import format as fmt
+from mldb.log.blocks import payload_checks
 from mldb.log.compacted import ROW_LSN, compacted_chain
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import Frame, check_body, decode_header, encode_head, make_entries
@@ -27,11 +28,9 @@ from mldb.log.index.address import CommitRow, Entry
 from mldb.log.index.columns import COMPACTED_COLUMNS, MetadataOf, build_columns, image_of
 from mldb.log.index.footer import encode_index
 from mldb.log.index.lineage import Jump
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.lone import PENDING, discard
 from mldb.log.manifest import SegmentInfo
 from mldb.log.sealed import SealedPart
-from mldb.log.segment import SegmentGoneError
 
 _WRITE_BYTES: Final = 8 << 20
 _WRITE_PARTS: Final = 1 << 9
@@ -114,7 +113,7 @@ def write_group(
     parts: Sequence[SealedPart],
     start: int,
     rows: Numbers,
-    cold: dict[int, ColdVersion],
+    cold: Mapping[int, ColdVersion],
     jumps: Sequence[Jump],
     *,
     before: int,
@@ -122,9 +121,10 @@ def write_group(
 ) -> NewSegment:
     """Write the segment that takes the place of *parts*; *start* is the number of the first one.
 
-    *rows* are those that stay. *jumps* are those of the commits of these parts, *before* is the
-    last commit in front of them, *published* the manifest that is probably next. Raises
-    CorruptError, StorageFullError, StorageIOError, SegmentGoneError; then nothing is left.
+    *rows* are those that stay, *cold* what of the whole table is to be encoded anew. *jumps* are
+    those of the commits of these parts, *before* is the last commit in front of them, *published*
+    the manifest that is probably next. Raises CorruptError, StorageFullError, StorageIOError,
+    SegmentGoneError; then nothing is left.
     """
     segment_id, created = os.urandom(len(fmt.NO_ID)), how.fs.time_ns()
     name = f"{PENDING}/{how.owner}-{segment_id.hex()}.seg"
@@ -175,10 +175,7 @@ def _frames_in_order(table: VersionTable, rows: Numbers) -> Iterator[tuple[int, 
 
 def _put_unkeyed(out: _Out, part: SealedPart) -> None:
     """Copy the frames of a segment that are not keyed, and note its commits with their places."""
-    index = part.index
-    if not isinstance(index, MappedIndex):
-        raise SegmentGoneError("it was replaced", file=part.segment.name)
-    segment = part.segment
+    index, segment = part.own_index(), part.segment
     data = segment.view(part.info.length)
     batches = part.info.kind == fmt.FILE_SEGMENT
     for row in list(index.commits(1, fmt.LSN_MAX)):
@@ -196,13 +193,8 @@ def _put_as_it_is(out: _Out, data: memoryview, frame: Frame) -> None:
     body = check_body(data, frame)
     header = frame.header
     payload = data[frame.payload_offset : frame.payload_offset + header.payload_length]
-    checks = bytes(data[frame.checks_offset : _checks_end(frame)])
+    checks = payload_checks(data, frame)
     _put(out, FrameCopy(header, header.kind, body, checks, [payload], header.payload_length))
-
-
-def _checks_end(frame: Frame) -> int:
-    header = frame.header
-    return frame.checks_offset + 8 * fmt.block_count(header.payload_length, header.block_log2)
 
 
 def _put_keyed(out: _Out, found: FrameCopy) -> None:

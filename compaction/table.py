@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -34,12 +35,13 @@ class VersionTable:
     """All versions, by key and then by commit; a row is known by its number.
 
     Every column is int64 with one value for each row but for ``digest`` and the lists of keys.
-    ``frame_bytes`` is what the row's frame takes in its file, ``first`` is true for the first row
-    of each frame, ``shared`` for bytes that an earlier row of the same frame has as well.
+    ``frame_bytes`` is what the row's frame takes in its file, ``shared`` is true for bytes that an
+    earlier row of the same frame has as well.
     ``base_row`` is the row that a reference, delta or patch names, NO_ROW where there is none.
     """
 
     keys: list[bytes]
+    """Ascending."""
     key: Numbers
     commit: Numbers
     segment: Numbers
@@ -53,12 +55,9 @@ class VersionTable:
     digest: npt.NDArray[Any]
     base_row: Numbers
     frame_bytes: Numbers
-    first: Bools
     shared: Bools
     sizes: Numbers
     """Bytes of each segment."""
-    ends: Numbers
-    """Where the frames of each segment end: what follows is its footer."""
     commits: Numbers
     """How many commits each segment has."""
 
@@ -78,6 +77,13 @@ class VersionTable:
         found = np.fromiter(map(test, self.keys), np.bool_, len(self.keys))
         mask: Bools = found[self.key]
         return mask
+
+    def row_of(self, key: bytes, commit: int) -> int:
+        """Return the row of one version, NO_ROW where there is none: O(log versions)."""
+        number = bisect_left(self.keys, key)
+        if number == len(self.keys) or self.keys[number] != key:
+            return NO_ROW
+        return int(self.find(np.array([number]), np.array([commit]))[0])
 
     def find(self, key: Numbers, commit: Numbers) -> Numbers:
         """Return the rows of these versions, NO_ROW where there is none."""
@@ -116,7 +122,6 @@ def make_table(sources: Sequence[TableSource]) -> VersionTable:
     columns = {name: _joined(found) for name, found in parts.items()}
     order = np.lexsort((columns["commit"], columns["key"]))
     columns = {name: values[order] for name, values in columns.items()}
-    first, shared = _frames(columns)
     table = VersionTable(
         keys,
         columns["key"],
@@ -132,10 +137,8 @@ def make_table(sources: Sequence[TableSource]) -> VersionTable:
         np.concatenate(digests)[order],
         np.full(len(order), NO_ROW, np.int64),
         columns["bytes"],
-        first,
-        shared,
+        _shared(columns),
         np.array([size for _, _, size in sources], np.int64),
-        np.array([end for _, end, _ in sources], np.int64),
         np.array([len(own["commit_lsn"]) for own, _, _ in sources], np.int64),
     )
     named = np.flatnonzero(np.isin(table.encoding, fmt.BUILT_ENCODINGS) & (columns["base"] > 0))
@@ -180,20 +183,14 @@ def _frame_bytes(own: Columns, end: int) -> Numbers:
     return following - frames
 
 
-def _frames(columns: dict[str, Numbers]) -> tuple[Bools, Bools]:
-    """Which rows are the first of their frame, and which share their bytes with one before."""
-    names = ("length", "offset", "frame", "segment")
-    order = np.lexsort([columns[name] for name in names])
-    of_frame = np.stack([columns["segment"][order], columns["frame"][order]])
-    of_bytes = np.concatenate(
-        [of_frame, np.stack([columns["offset"][order], columns["length"][order]])]
-    )
-    first = np.ones(len(order), np.bool_)
+def _shared(columns: dict[str, Numbers]) -> Bools:
+    """Which rows share their bytes with one before them."""
+    places = [columns[name] for name in ("length", "offset", "frame", "segment")]
+    order = np.lexsort(places)
+    of_bytes = np.stack(places)[:, order]
     shared = np.zeros(len(order), np.bool_)
-    if len(order) > 1:
-        first[order[1:]] = (of_frame[:, 1:] != of_frame[:, :-1]).any(axis=0)
-        shared[order[1:]] = (of_bytes[:, 1:] == of_bytes[:, :-1]).all(axis=0)
-    return first, shared & (columns["length"] > 0)
+    shared[order[1:]] = (of_bytes[:, 1:] == of_bytes[:, :-1]).all(axis=0)
+    return shared & (columns["length"] > 0)
 
 
 def _search(keys: Numbers, commits: Numbers, key: Numbers, commit: Numbers) -> Numbers:

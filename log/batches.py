@@ -9,7 +9,6 @@ from mldb.log import format as fmt
 from mldb.log.compacted import FramesOfCommits
 from mldb.log.frame import Frame
 from mldb.log.index.address import CommitRow
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.view import View
 
@@ -53,10 +52,7 @@ def _frames_of(
     for each in (view, head()) if segment_id not in view.segments else (view,):
         for part in each.between(row.lsn, row.lsn):
             if part.info.id == segment_id and part.info.kind == fmt.FILE_COMPACTED:
-                index = part.index
-                if not isinstance(index, MappedIndex):
-                    raise SegmentGoneError("it was replaced", file=part.segment.name)
-                return FramesOfCommits(index)
+                return FramesOfCommits(part.own_index())
     return None
 
 

@@ -6,8 +6,7 @@ a footer says where they lie. Here is what does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -54,16 +53,8 @@ def entries_of(index: MappedIndex) -> dict[tuple[bytes, int], Entry]:
 
     Column by column, some 0.5 KB each. Raises CorruptError when keys and rows do not fit.
     """
-    starts = index.reader.whole("key_row").tolist()
-    keys = list(index.keys(b""))
-    if len(starts) != len(keys) + 1 or starts[-1] != index.entry_count():
-        raise CorruptError("the index contradicts itself", file=index.reader.file)
-    found: dict[tuple[bytes, int], Entry] = {}
-    entries = index.entries(range(index.entry_count()))
-    for key, (low, high) in zip(keys, pairwise(starts), strict=True):
-        for entry in entries[low:high]:
-            found[key, entry.commit_lsn] = entry
-    return found
+    entries, _ = index.dump()
+    return {(key, entry.commit_lsn): entry for key, own in entries.items() for entry in own}
 
 
 def compacted_chain(store_id: bytes, segment_id: bytes, heads: Sequence[bytes]) -> bytes:
@@ -80,15 +71,21 @@ class Damage(NamedTuple):
 
 
 def check_compacted(
-    segment: Segment, data: memoryview, index: MappedIndex | None, chain: bytes
+    segment: Segment,
+    data: memoryview,
+    index: MappedIndex | None,
+    chain: bytes,
+    stored: Mapping[tuple[bytes, int], Entry] | None = None,
 ) -> Iterator[Damage]:
     """Yield what is damaged in a compacted segment; *data* ends where its footer starts.
 
-    Every frame is read, every block, and compared with the *index*, where that is sound. Behind a
-    damaged frame it goes on at the next one that the index knows.
+    Every frame is read, every block, and compared with the *index*, where that is sound; *stored*
+    is what :func:`entries_of` says of it, for who has that already. Behind a damaged frame it goes
+    on at the next one that the index knows.
     """
     known = np.zeros(0, "<u8") if index is None else np.unique(index.reader.whole("row_frame"))
-    stored = None if index is None else entries_of(index)
+    if stored is None and index is not None:
+        stored = entries_of(index)
     offset, rows, sound = fmt.FILE_HEADER_SIZE, 0, True
     heads: list[bytes] = []
     while offset < len(data):
@@ -120,7 +117,7 @@ def _check_frame(
     data: memoryview,
     offset: int,
     index: MappedIndex | None,
-    stored: dict[tuple[bytes, int], Entry] | None,
+    stored: Mapping[tuple[bytes, int], Entry] | None,
 ) -> tuple[Frame, int]:
     """Check one frame and its payload; return it and how many versions it holds."""
     frame = decode_header(data, offset, segment.seed, len(data))

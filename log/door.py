@@ -77,10 +77,7 @@ class Door:
         """
         if entry.encoding != fmt.ENCODING_REFERENCE:
             return key, entry
-        owner, found = self._base(view, key, entry, name)
-        if found.digest != entry.digest:
-            raise self._wrong_base(entry, name, "has other bytes")
-        return owner, found
+        return self._base(view, key, entry, name)
 
     def version(
         self,
@@ -313,10 +310,9 @@ class Door:
         """Return key and entry of the version that this one names: its owner, or its base."""
         owner = entry.owner or (self._key_of(name) if key is None else key)
         found = view.version_at(owner, entry.base)
-        if found is None:
-            raise self._wrong_base(entry, name, "is not there")
-        if found.flags & fmt.ENTRY_TOMBSTONE or found.encoding == fmt.ENCODING_REFERENCE:
-            raise self._wrong_base(entry, name, "has no bytes of its own")
+        fault = base_fault(entry, found)
+        if found is None or fault:
+            raise self._wrong_base(entry, name, fault)
         return owner, found
 
     def _base_bytes(
@@ -360,6 +356,17 @@ class Door:
             f"the version of {name!r} that commit {entry.commit_lsn} stored was pruned while it "
             "was being read. Hold a snapshot (db.at) to keep what you read, or pin the commit."
         )
+
+
+def base_fault(entry: Entry, base: Entry | None) -> str:
+    """Return what is wrong with the version that an entry names as its owner or base, or ""."""
+    if base is None:
+        return "is not there"
+    if base.flags & fmt.ENTRY_TOMBSTONE or base.encoding == fmt.ENCODING_REFERENCE:
+        return "has no bytes of its own"
+    if entry.encoding == fmt.ENCODING_REFERENCE and base.digest != entry.digest:
+        return "has other bytes"
+    return ""
 
 
 def _patch(entry: Entry, data: memoryview, size: int, name: str) -> Patch:

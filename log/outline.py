@@ -7,12 +7,14 @@ the commit lock, on the newest head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from mldb.errors import MldbError
 from mldb.log.manifest import Manifest, refuse_to_write
 from mldb.log.sequencer import Sequencer
 from mldb.log.state import LogState
+
+_T = TypeVar("_T")
 
 DecideOutline: TypeAlias = "Callable[[LogState], Manifest | None]"
 """Called under the commit lock, behind a look at the files; returns what is to be installed.
@@ -28,30 +30,16 @@ def change_outline(sequencer: Sequencer, decide: DecideOutline) -> Manifest | No
     StoreMovedError, StorageFullError, StorageIOError. After a failed fsync the handle writes no
     more, and the manifest may be there all the same.
     """
-    installed: list[Manifest] = []
-    sequencer.promptly(lambda: installed.extend(_change(sequencer, decide)))
-    return installed[0] if installed else None
 
-
-def _change(sequencer: Sequencer, decide: DecideOutline) -> tuple[Manifest, ...]:
-    state = sequencer.state
-    guard = sequencer.lock.hold()
-    try:
-        state.begin_writing(guard.key)
-        sequencer.catch_up()
+    def change(state: LogState) -> Manifest | None:
         refuse_to_write(state.fs, state.manifest)
         wanted = decide(state)
         if wanted is None:
-            return ()
+            return None
         sequencer.sealer.install(wanted)
-        return (state.manifest,)
-    except MldbError as error:
-        if not sequencer.syncing.note(error):
-            raise
-        raise sequencer.syncing.retire(error, publishing=True) from error
-    finally:
-        state.end_writing()
-        guard.free()
+        return state.manifest
+
+    return _locked(sequencer, change, publishing=True)
 
 
 def seal_active(sequencer: Sequencer) -> bool:
@@ -59,25 +47,34 @@ def seal_active(sequencer: Sequencer) -> bool:
 
     Raises as :func:`change_outline` does.
     """
-    sealed: list[bool] = []
-    sequencer.promptly(lambda: sealed.append(_seal(sequencer)))
-    return sealed[0]
+
+    def seal(state: LogState) -> bool:
+        if not state.active.has_commits():
+            return False
+        sequencer.seal_now()
+        return True
+
+    return _locked(sequencer, seal, publishing=False)
 
 
-def _seal(sequencer: Sequencer) -> bool:
+def _locked(sequencer: Sequencer, act: Callable[[LogState], _T], *, publishing: bool) -> _T:
+    """Return what *act* returns, called under the commit lock on the newest head."""
+    results: list[_T] = []
+    sequencer.promptly(lambda: results.append(_act(sequencer, act, publishing=publishing)))
+    return results[0]
+
+
+def _act(sequencer: Sequencer, act: Callable[[LogState], _T], *, publishing: bool) -> _T:
     state = sequencer.state
     guard = sequencer.lock.hold()
     try:
         state.begin_writing(guard.key)
         sequencer.catch_up()
-        if not state.active.has_commits():
-            return False
-        sequencer.seal_now()
-        return True
+        return act(state)
     except MldbError as error:
         if not sequencer.syncing.note(error):
             raise
-        raise sequencer.syncing.retire(error, publishing=False) from error
+        raise sequencer.syncing.retire(error, publishing=publishing) from error
     finally:
         state.end_writing()
         guard.free()

@@ -74,6 +74,13 @@ class SealedPart:
             self._index = index
         return index
 
+    def own_index(self) -> MappedIndex:
+        """The mapped index, for who reads this very file. Raises SegmentGoneError."""
+        index = self.index
+        if not isinstance(index, MappedIndex):
+            raise SegmentGoneError("it was replaced", file=self.segment.name)
+        return index
+
     def _open(self) -> MappedIndex:
         info = self.info
         source = self.segment

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
+from mldb.log.door import base_fault
 from mldb.log.index.address import Entry
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import IndexPart
@@ -104,19 +105,9 @@ def _all_unowned(view: View) -> Iterator[Unowned]:
         except MldbError as error:
             yield Unowned(key, entry, f"cannot be looked up: {error}")
             continue
-        what = _fault(entry, known[at])
+        what = base_fault(entry, known[at])
         if what:
             yield Unowned(key, entry, what)
-
-
-def _fault(entry: Entry, owner: Entry | None) -> str:
-    if owner is None:
-        return "is not there"
-    if owner.flags & fmt.ENTRY_TOMBSTONE or owner.encoding == fmt.ENCODING_REFERENCE:
-        return "has no bytes of its own"
-    if entry.encoding == fmt.ENCODING_REFERENCE and owner.digest != entry.digest:
-        return "has other bytes"
-    return ""
 
 
 def _dependents(view: View) -> Iterator[tuple[bytes, Entry]]:

@@ -309,9 +309,9 @@ class MappedIndex(MappedCommits):
         keys = list(self.keys(b""))
         if len(starts) != len(keys) + 1 or starts[-1] != self.entry_count():
             raise CorruptError("the index contradicts itself", file=self._reader.file)
+        found = self.entries(range(self.entry_count()))
         entries = {
-            key: [self._entry(row) for row in range(low, high)]
-            for key, (low, high) in zip(keys, pairwise(starts), strict=True)
+            key: found[low:high] for key, (low, high) in zip(keys, pairwise(starts), strict=True)
         }
         return entries, list(self.commits(1, self.last_lsn))
 

@@ -85,7 +85,10 @@ def test_a_table_finds_every_version_and_what_it_names(history: History, pieces:
     stored = {
         (key, entry.commit_lsn): entry for entries in history.entries for key, entry in entries
     }
+    assert table.row_of(b"\xff none", 1) == NO_ROW
     for row in range(len(table)):
+        assert table.row_of(table.key_of(row), int(table.commit[row])) == row
+        assert table.row_of(table.key_of(row), fmt.LSN_MAX) == NO_ROW
         entry = stored[table.key_of(row), int(table.commit[row])]
         assert table.attr_of(row) == entry.attr
         named = entry.encoding in (fmt.ENCODING_REFERENCE, fmt.ENCODING_DELTA) and entry.base > 0
