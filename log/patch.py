@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Numbers
 from mldb.log.fs.protocol import Buffer
 
 PATCH_HEADER: Final = struct.Struct("<BB6xQQ8x")
@@ -20,8 +21,6 @@ PATCH_VERSION: Final = 1
 _ALIGN: Final = 64
 _NARROW: Final = 4  # bytes of a row number that is below 2^32
 _WIDE: Final = 8
-
-RowNumbers = npt.NDArray[np.int64]
 
 
 class PatchError(ValueError):
@@ -31,7 +30,7 @@ class PatchError(ValueError):
 class Patch(NamedTuple):
     """Rows that are set: ``rows`` ascend, each once; ``values`` are *row_bytes* for each."""
 
-    rows: RowNumbers
+    rows: Numbers
     values: npt.NDArray[np.uint8]
     row_bytes: int
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mldb.arrays import Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.log.patch import Patch, RowNumbers
+from mldb.log.patch import Patch
 from mldb.tensors.casting import cast, is_plain
 from mldb.tensors.codec import Descriptor, prepare_named, view_numpy
 from mldb.tensors.dtypes import dtype_of
@@ -36,7 +37,7 @@ def check_patchable(name: str, what: Descriptor) -> None:
         )
 
 
-def row_numbers(name: str, rows: Any, count: int) -> RowNumbers:
+def row_numbers(name: str, rows: Any, count: int) -> Numbers:
     """Return *rows* of a tensor that has *count*, int64 [n], as given.
 
     Taken are an int, a slice, a range, and integers in a list, a NumPy array or a torch tensor.
@@ -105,7 +106,7 @@ def set_rows(name: str, what: Descriptor, rows: Any, values: Any) -> Patch:
     return make_patch(what, numbers, array)
 
 
-def make_patch(what: Descriptor, numbers: RowNumbers, values: _Array) -> Patch:
+def make_patch(what: Descriptor, numbers: Numbers, values: _Array) -> Patch:
     """Return a patch of rows in any order, each once, and their values; memory of its own."""
     order = np.argsort(numbers, kind="stable")
     row_bytes = what.nbytes // what.shape[0]
@@ -116,7 +117,7 @@ def make_patch(what: Descriptor, numbers: RowNumbers, values: _Array) -> Patch:
 # --- addition -------------------------------------------------------------------------------------
 
 
-def touched_rows(name: str, what: Descriptor, delta: Any) -> tuple[RowNumbers, _Array]:
+def touched_rows(name: str, what: Descriptor, delta: Any) -> tuple[Numbers, _Array]:
     """Return which rows *delta* changes, ascending, and its values for them, dense.
 
     *delta*: an array or a sparse matrix of the tensor's shape. Entries of a sparse one that stand

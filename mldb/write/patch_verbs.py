@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb import keys
+from mldb.arrays import Numbers
 from mldb.errors import InvalidTypeError, TensorNotFoundError
 from mldb.history.kinds.patches import PatchedVersion
 from mldb.log.index.address import Entry
-from mldb.log.patch import Patch, RowNumbers, apply_patch
+from mldb.log.patch import Patch, apply_patch
 from mldb.names import check_name
 from mldb.tensors.codec import (
     Descriptor,
@@ -65,7 +66,7 @@ class Found(NamedTuple):
             apply_patch(staged.patch, data)
         return data
 
-    def rows(self, numbers: RowNumbers) -> npt.NDArray[Any]:
+    def rows(self, numbers: Numbers) -> npt.NDArray[Any]:
         """Some of its rows; where they are in the log, only they are read."""
         what = self.what
         if self.staged is None:
