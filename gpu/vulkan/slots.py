@@ -7,7 +7,7 @@ twice, and the recorded commands copy between the two; the results are the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -199,33 +199,42 @@ class Arena:
         What the shader names has to be bound, also where this batch does not look at it. A closed
         table must not stay bound: lavapipe follows the pointer.
         """
+        ffi = self.context.api.ffi
+        slot.row_texels = self.inputs.texels(slot.offsets[ROWS], self.sizes[ROWS])
+        bound: dict[int, Any] = {
+            ROWS: ffi.new("VkBufferView[]", [slot.row_texels]),
+            TABLE: ffi.new("VkBufferView[]", [slot.row_texels] * WINDOWS),
+        }
         for region in (*UNIFORM, *STORAGE):
             buffer = self.inputs if region in INPUTS else self.outputs
-            info = self.context.api.VkDescriptorBufferInfo(
-                buffer=buffer.handle,
-                offset=slot.offsets[region],
-                range=self.sizes[region],
-            )
-            self._write(slot, region, pBufferInfo=[info])
-        slot.row_texels = self.inputs.texels(slot.offsets[ROWS], self.sizes[ROWS])
-        self.bind_texels(slot, ROWS, [slot.row_texels])
-        self.bind_texels(slot, TABLE, [slot.row_texels] * WINDOWS)
+            place = (buffer.handle, slot.offsets[region], self.sizes[region])
+            bound[region] = ffi.new("VkDescriptorBufferInfo[]", [place])
+        self._write(slot, bound)
 
     def bind_texels(self, slot: Slot, binding: int, views: list[Any]) -> None:
         """Point a texel binding of a slot at views; the slot must not be in use."""
-        self._write(slot, binding, descriptorCount=len(views), pTexelBufferView=views)
+        self._write(slot, {binding: self.context.api.ffi.new("VkBufferView[]", views)})
 
-    def _write(self, slot: Slot, binding: int, **what: Any) -> None:
-        """Update one binding of a slot's descriptor set."""
+    def _write(self, slot: Slot, bound: Mapping[int, Any]) -> None:
+        """Point bindings of a slot's descriptor set at views, or at ranges of buffers.
+
+        The structures are those of C, for every pass makes a ring: by keyword they take a
+        millisecond.
+        """
         api = self.context.api
-        fields = {"descriptorCount": 1, **what}
-        write = api.VkWriteDescriptorSet(
-            dstSet=slot.descriptors,
-            dstBinding=binding,
-            descriptorType=descriptor_type(api, binding),
-            **fields,
-        )
-        api.vkUpdateDescriptorSets(self.context.device, 1, [write], 0, None)
+        writes = api.ffi.new("VkWriteDescriptorSet[]", len(bound))
+        for number, (binding, places) in enumerate(bound.items()):
+            write = writes[number]
+            write.sType = api.VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET
+            write.dstSet = slot.descriptors
+            write.dstBinding = binding
+            write.descriptorType = descriptor_type(api, binding)
+            write.descriptorCount = len(places)
+            if binding in TEXELS:
+                write.pTexelBufferView = places
+            else:
+                write.pBufferInfo = places
+        api.lib.vkUpdateDescriptorSets(self.context.device, len(bound), writes, 0, api.ffi.NULL)
 
     def close(self) -> None:
         """Free everything; the device must be idle."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -21,18 +19,12 @@ from mldb.log.fs.memory import MemoryFileSystem
 from tests.crash.test_interrupts import Interrupt
 from tests.support.splats import planted
 
+pytestmark = pytest.mark.usefixtures("repeatable")
+
 DIM = 12
 FIELDS = ("mu", "norm", "kappa", "alpha", "min_cos")
 State = dict[int, bytes]
 """A lake: all columns of its rows by id."""
-
-
-@pytest.fixture(autouse=True)
-def _repeatable(
-    seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
-    caplog.set_level(logging.ERROR, "mldb")
 
 
 def state_of(lake: Any) -> State:

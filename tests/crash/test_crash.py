@@ -7,8 +7,6 @@ byte. The second half leaves steps out and shows that this finds it.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -51,20 +49,10 @@ from tests.support.crashes import (
 )
 from tests.support.model import Change, Model, Verbs
 
+pytestmark = pytest.mark.usefixtures("repeatable")
+
 Durability = Literal["commit", "os"]
 SPILL = 66_000  # a little above the size from which a tensor is not packed with others
-
-
-@pytest.fixture(autouse=True)
-def _repeatable(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Store ids and temporary names are random; here they follow the seed, as the states do."""
-    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Recovery warns; thousands of warnings would hide the failure that matters."""
-    caplog.set_level(logging.ERROR, "mldb")
 
 
 # --- workloads ------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -15,18 +13,16 @@ from mldb.log.fs.crash_states import Model as Persistence
 from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
 
+pytestmark = pytest.mark.usefixtures("repeatable")
+
 DIM = 24
 State = dict[int, bytes]
 """A lake: the bytes of its rows by id."""
 
 
 @pytest.fixture(autouse=True)
-def _repeatable(
-    seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
+def _ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addition, "_IN_MEMORY", 4000)  # so that some blocks are written ahead
-    caplog.set_level(logging.ERROR, "mldb")
 
 
 def state_of(lake: Any) -> State:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -12,15 +10,9 @@ import pytest
 from tests.support.crashes import PERSISTENCE, Recorder, Seen, violation_in
 from tests.support.model import Change, Verbs
 
+pytestmark = pytest.mark.usefixtures("repeatable")
+
 COUNT = 90
-
-
-@pytest.fixture(autouse=True)
-def _repeatable(
-    seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, "urandom", np.random.default_rng(seed).bytes)
-    caplog.set_level(logging.ERROR, "mldb")
 
 
 def frozen(number: int) -> Change:

@@ -312,7 +312,8 @@ class M2MDataLake(IterableDataset[Any]):
         here = self._state(Position(0))
         position = check_state(state, here, self._orders(), any_order=self._auto)
         source = self._source.moved_to(state["lsn"])
-        check_stream(source.rows(), self.options)
+        if source is not self._source:
+            check_stream(source.rows(), self.options)
         self._check_reach(source, position)
         if source is not self._source or state["order"] != self.options.order:
             self._source, self._here, self._newest = source, None, None
