@@ -19,8 +19,9 @@ from mldb.compaction.retention import Retention
 from mldb.compaction.table import VersionTable
 from mldb.log.manifest import Kept
 
-GAIN_SHARE: Final = 0.1
-"""A segment is rewritten when so much of it goes: what stays takes at most 1 / 0.9 of its bytes."""
+GAIN_SHARE: Final = 0.08
+"""A segment is rewritten when so much of it goes. One that is left alone takes below 1.09 x what
+stays of it; with what else a store takes that is below the 1.1 x that is promised."""
 COLD_SHARE: Final = 0.3
 """Or when so much of it is to be encoded anew."""
 SMALL_SHARE: Final = 0.25

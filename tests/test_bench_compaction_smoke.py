@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.bench_compaction import dedupe, runner
+from tests.bench_compaction import dedupe, retention, runner
 from tests.bench_compaction.row import Row, at_least, at_most
 
 TINY = dedupe.Sizes(16, 2, 3, 3, 1 << 20, 1, 80, asked=False)
@@ -38,6 +39,24 @@ def test_a_section_that_is_not_there_yet_is_left_out(
     with pytest.raises(SystemExit):
         runner.main(["--only", "not_written_yet"])
     assert "unknown sections: not_written_yet" in capsys.readouterr().err
+
+
+def test_every_section_that_is_named_is_run() -> None:
+    """One was named after no module: it was left out, and never measured by ``make``."""
+    assert runner.parse([]).only == [*runner.SECTIONS]
+    for name in runner.SECTIONS:
+        assert callable(importlib.import_module(f"tests.bench_compaction.{name}").rows)
+
+
+def test_the_disk_with_what_stays_is_measured_with_a_pin_and_without() -> None:
+    bound, of_all, pinned, of_all_pinned = retention.returned(
+        retention.Amounts(TINY, 12, asked=False)
+    )
+    assert "with the 4 that stay" in bound.figure  # 0, and 9 to 11
+    assert "with the 5 that stay" in pinned.figure
+    assert (bound.must, bound.met) == ("<= 1.1", None)
+    assert bound.value > 0.9 < pinned.value
+    assert 0 < of_all.value < of_all_pinned.value < 1
 
 
 def test_a_bound_is_judged_where_it_is_asked() -> None:

@@ -76,12 +76,15 @@ def row_numbers(name: str, rows: Any, count: int) -> Numbers:
 
 
 def given_array(name: str, values: Any) -> _Array:
-    """Return dense *values* of any kind that can be stored as an array. Raises InvalidTypeError."""
+    """Return dense *values* of any kind that can be stored as an array, which may be their memory.
+
+    Raises InvalidTypeError.
+    """
     prepared = prepare_named(name, values)
     what = prepared.descriptor
     if what.layout != "dense":
         raise InvalidTypeError(f"the values for {name!r} are sparse ({what.layout}). {_NOTHING}")
-    return view_numpy(Descriptor(what.dtype, what.shape), b"".join(prepared.buffers))
+    return view_numpy(Descriptor(what.dtype, what.shape), prepared.buffers[0])
 
 
 def set_rows(name: str, what: Descriptor, rows: Any, values: Any) -> Patch:
@@ -110,7 +113,7 @@ def make_patch(what: Descriptor, numbers: Numbers, values: _Array) -> Patch:
     """Return a patch of rows in any order, each once, and their values; memory of its own."""
     order = np.argsort(numbers, kind="stable")
     row_bytes = what.nbytes // what.shape[0]
-    data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     return Patch(numbers[order], data.reshape(len(numbers), row_bytes)[order], row_bytes)
 
 

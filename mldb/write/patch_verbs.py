@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +32,8 @@ PATCH_ROWS_MOST: Final = 0.5
 """From this share of the rows on a sum is stored whole: a patch of it would save little."""
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """A tensor as a transaction sees it: what is staged of it, or else its version in the base."""
 
     staging: Staging
@@ -38,17 +41,17 @@ class Found(NamedTuple):
     name: str
     staged: Staged | None
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         """Its key."""
         return keys.TENSORS + check_name(self.name)
 
-    @property
+    @cached_property
     def entry(self) -> Entry:
         """Its version in the base. Raises TensorNotFoundError."""
         return self.scope.tensor_entry(self.name)
 
-    @property
+    @cached_property
     def what(self) -> Descriptor:
         """What its bytes are. Raises TensorNotFoundError."""
         staged = self.staged

@@ -62,7 +62,6 @@ class Staging:
         self._outdated = False  # an entry of a spilled record was dropped; its place does not fit
         self._where: dict[bytes, Pack] = {}
         self._changes: dict[bytes, KeyChange] = {}
-        self._extra: list[Record] = []
         self._least = OFF if duplicates is None else least
         self._pack_unasked_below = min(PACK_BELOW, self._least)
         self._digests: dict[bytes, bytes] = {}  # of what was looked up: to the first key with it
@@ -74,7 +73,7 @@ class Staging:
     def __bool__(self) -> bool:
         """Whether anything is staged."""
         stored = self._where or self._large or self._spilled
-        return bool(stored or self.references or self.patches or self._changes or self._extra)
+        return bool(stored or self.references or self.patches or self._changes)
 
     # --- staging ----------------------------------------------------------------------------------
 
@@ -307,10 +306,6 @@ class Staging:
         """Note that something is staged of a key; rows of it are put into ``patches``."""
         self._seen.add(key)
 
-    def add_record(self, record: Record) -> None:
-        """Stage a complete record."""
-        self._extra.append(record)
-
     # --- reading back -----------------------------------------------------------------------------
 
     def read(self, key: bytes) -> Staged | None:
@@ -370,7 +365,7 @@ class Staging:
         packs = [pack.record() for pack in self._packs if pack.drafts]
         large = {id(record): record for record in self._large.values()}.values()
         changes = records_of(self._changes.values())
-        return [*packs, *large, *self.patches.records(), *changes, *self._extra]
+        return [*packs, *large, *self.patches.records(), *changes]
 
     def _spill_again(self) -> None:
         """Move what is left of the spilled records to another pending segment.

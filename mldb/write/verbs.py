@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from mldb import keys
 from mldb.errors import ConflictError, InvalidValueError
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
 from mldb.integers import integer
-from mldb.log.frame import hash_record
+from mldb.log.frame import Record, hash_record
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
@@ -89,22 +88,19 @@ class WriteVerbs(Handle):
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)
-        if prepared.nbytes >= self._duplicates.least:
-            return self._store_looked_up(key, prepared, packed, epoch)
         record = small_tensor_stored(key, prepared) if packed is None else None
         if record is None:
             record = tensor_stored(key, prepared, metadata=packed)
+        if prepared.nbytes >= self._duplicates.least:
+            return self._store_looked_up(record, prepared, packed, epoch)
         return Lsn(self._commit([record], epoch).lsn)
 
     def _store_looked_up(
-        self, name: bytes, prepared: Prepared, packed: bytes | None, epoch: int | None
+        self, record: Record, prepared: Prepared, packed: bytes | None, epoch: int | None
     ) -> Lsn:
         """Store a tensor, or a reference to the version that has its bytes already."""
-        record = small_tensor_stored(name, prepared) if packed is None else None
-        if record is None:
-            record = tensor_stored(name, prepared, metadata=packed)
-            hash_record(record)
-        key, digest = keys.TENSORS + name, record.drafts[0][5]
+        hash_record(record)
+        key, *_, digest = record.drafts[0][:6]
         view = self._state.head()
         owner = self._duplicates.find(view, key, prepared.buffers, prepared.nbytes, digest)
         if owner is not None:

@@ -20,8 +20,8 @@ import numpy as np
 import mldb
 from mldb.compaction.status import load_status
 from mldb.log.fs.posix import OsFileSystem
+from tests.bench.sections import fresh_folder
 from tests.bench_compaction.row import Row, at_least, at_most
-from tests.bench_compaction.runner import fresh_folder
 
 NOISE = np.float32(1e-3)
 _MONTH_NS = 30 * 24 * 3600 * 10**9

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mldb
+from tests.bench.sections import fresh_folder
 from tests.bench_compaction.dedupe import FULL as MODEL
 from tests.bench_compaction.dedupe import QUICK as SMALL_MODEL
 from tests.bench_compaction.dedupe import Sizes as ModelSizes
 from tests.bench_compaction.dedupe import frozen_names, model
 from tests.bench_compaction.row import Row, at_least, at_most
-from tests.bench_compaction.runner import bytes_in, fresh_folder
+from tests.bench_compaction.runner import bytes_in
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 

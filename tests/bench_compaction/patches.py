@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mldb
+from tests.bench.sections import fresh_folder
 from tests.bench_compaction.row import Row, at_least, at_most
-from tests.bench_compaction.runner import bytes_in, fresh_folder
+from tests.bench_compaction.runner import bytes_in
 
 ROWS = 64
 DIM = 256

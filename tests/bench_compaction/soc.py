@@ -1,11 +1,7 @@
-"""Consolidation: planted duplicates, time against the search for neighbours, value on digits.
-
-``python -m tests.bench_compaction.soc [--quick]`` runs this section alone.
-"""
+"""Consolidation: planted duplicates, time against the search for neighbours, value on digits."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import runpy
 import time
@@ -22,9 +18,8 @@ from mldb.compaction.soc.rows import plain_rows
 from mldb.compaction.soc.sweep import exact_search, sweep_rows
 from mldb.sphere import vmf
 from mldb.sphere.neighbours import Neighbours
-from tests.bench_growth.measure import fresh_folder
-from tests.bench_growth.row import Row
-from tests.bench_growth.runner import render
+from tests.bench.sections import fresh_folder
+from tests.bench_compaction.row import Row, at_least, at_most
 from tests.support.splats import planted
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "lake_value.py"
@@ -50,9 +45,9 @@ def duplicates(seeds: int) -> Iterator[Row]:
         groups = np.split(of[merges.sources], merges.starts[1:-1])
         pure = np.mean([len(set(group.tolist())) == 1 for group in groups])
         name = f"planted duplicates, seed {seed}"
-        yield Row(f"{name}: splats of 1,000", len(mu), merges.kept, "", "1000 .. 1010",
-                  1000 <= merges.kept <= 1010)  # fmt: skip
-        yield Row(f"{name}: of one original", len(mu), float(pure), "share", "1", pure == 1)
+        bounds, are_met = "1000 .. 1010", 1000 <= merges.kept <= 1010
+        yield Row(f"{name}: splats of 1,000", merges.kept, "", bounds, met=are_met)
+        yield at_least(f"{name}: of one original", float(pure), "share", 1, asked=True)
 
 
 def rows_of(mu: Float32s, **columns: Any) -> Any:
@@ -87,16 +82,15 @@ def scale(count: int) -> list[Row]:
     merges = sweep_rows(rows_of(mu), min_cos=0.97, search=search)
     took = time.perf_counter() - started
     one, all_searches = search.seconds[0], sum(search.seconds)
-    name = "batch of 640 dimensions"
+    name = f"batch of {len(mu):,} x 640"
+    over = f"{name}: time over that of"
     return [
-        Row(f"{name}: time over that of one k-NN", len(mu), took / one, "times",
-            f"<= {KNN_TIMES:g}", took / one <= KNN_TIMES),
-        Row(f"{name}: time over that of its searches", len(mu), took / all_searches, "times", "",
-            None),
-        Row(f"{name}: one k-NN of all rows", len(mu), one, "s", "", None),
-        Row(f"{name}: all", len(mu), took, "s", "", None),
-        Row(f"{name}: kept", len(mu), merges.kept / len(mu), "share", "", None),
-    ]  # fmt: skip
+        at_most(f"{over} one k-NN", took / one, "times", KNN_TIMES, asked=True),
+        Row(f"{over} its searches", took / all_searches, "times"),
+        Row(f"{name}: one k-NN of all rows", one, "s"),
+        Row(f"{name}: all", took, "s"),
+        Row(f"{name}: kept", merges.kept / len(mu), "share"),
+    ]
 
 
 # --- value on digits ------------------------------------------------------------------------------
@@ -120,8 +114,8 @@ def digits(seeds: int) -> Iterator[Row]:
     ):
         mean = float(difference.mean())
         error = float(difference.std(ddof=1) / len(difference) ** 0.5)
-        yield Row(f"digits, {what} (± {error:.1f})", seeds, mean, "points", f">= {least:g}",
-                  mean >= least)  # fmt: skip
+        figure = f"digits, {what} (± {error:.1f}, {seeds} seeds)"
+        yield at_least(figure, mean, "points", least, asked=True)
 
 
 def digit_scores(seed: int, *, to_end: bool = True) -> tuple[Scores, Scores, Scores]:
@@ -152,15 +146,3 @@ def trained(example: dict[str, Any], lake: mldb.Lake, test: Any, seed: int, to_e
         model = train(itertools.islice(batches, seen // BATCH), lake, seed, True)
         found.append(example["accuracy"](model, test))
     return Scores(*found)
-
-
-def main() -> None:
-    """Run the section and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench_compaction.soc")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the sizes, two seeds")
-    found = rows(parser.parse_args().quick)
-    print(render(found))
-
-
-if __name__ == "__main__":
-    main()

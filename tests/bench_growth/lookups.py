@@ -21,7 +21,8 @@ import numpy as np
 import mldb
 from mldb.log.directory.merge import MergeInput, merge_indexes
 from mldb.log.index.mapped import MappedIndex
-from tests.bench_growth.measure import at_most, fresh_folder, median_seconds, seconds, unbounded
+from tests.bench.sections import fresh_folder
+from tests.bench_growth.measure import at_most, median_seconds, seconds, unbounded
 from tests.bench_growth.row import Row
 
 FULL = (20, 200, 2_000)

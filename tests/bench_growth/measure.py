@@ -1,27 +1,12 @@
-"""Folders to grow stores in, and medians of what a call takes."""
+"""Medians of what a call takes, and rows of them."""
 
 from __future__ import annotations
 
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
-from tests.bench.runner import default_folder
 from tests.bench_growth.row import Row
-
-
-@contextmanager
-def fresh_folder() -> Iterator[Path]:
-    """A new folder on a disk, removed at the end; the store belongs in a folder inside it."""
-    root = Path(tempfile.mkdtemp(prefix="mldb-bench-growth-", dir=default_folder()))
-    try:
-        yield root
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def seconds(call: Callable[[], object]) -> float:

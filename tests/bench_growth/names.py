@@ -18,9 +18,9 @@ import numpy as np
 import mldb
 from mldb.log.view import View
 from mldb.write.rules import ReadCheck
+from tests.bench.sections import fresh_folder
 from tests.bench_growth.measure import (
     at_most,
-    fresh_folder,
     median_seconds,
     seconds,
     unbounded,

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import json
 import math
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
 
-from tests.bench.runner import MEMORY_FILESYSTEMS, default_folder, machine
+from tests.bench import sections
 from tests.bench_growth.row import Row
 
 SECTIONS = ("names", "lookups", "active", "lineage", "lakes")
-_PACKAGES = ("numpy", "msgpack", "sortedcontainers")
+_PACKAGE = "tests.bench_growth"
+_LIBRARIES = ("numpy", "msgpack", "sortedcontainers")
 
 
 def present() -> list[str]:
     """The sections that this checkout has."""
-    return [name for name in SECTIONS if importlib.util.find_spec(f"tests.bench_growth.{name}")]
+    return sections.present(_PACKAGE, SECTIONS)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench_growth", description=__doc__)
-    parser.add_argument("--only", default="", help=f"comma list of {', '.join(present())}")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the sizes or less")
-    parser.add_argument("--json", type=Path, help="write every row here")
-    options = parser.parse_args(arguments)
-    options.only = [name.lower() for name in options.only.split(",") if name] or present()
-    unknown = set(options.only) - set(present())
-    if unknown:
-        parser.error(f"unknown sections: {', '.join(sorted(unknown))}")
-    return options
+    return sections.parse(_PACKAGE, present(), __doc__, arguments)
 
 
 def slope_of(rows: Sequence[Row]) -> float | None:
@@ -74,28 +60,9 @@ def render(rows: Sequence[Row]) -> str:
         must = next((row.must for row in own if row.must), "")
         shown = "-" if slope is None else f"{slope:+.2f}"
         lines.append((f"{figure} [{own[0].unit}]", values, shown, must, verdict(own)))
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return sections.table(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the sections; return 0 when every measurement could be made, met or not."""
-    options = parse(arguments)
-    about = machine(default_folder(), "quick" if options.quick else "full", 1, _PACKAGES)
-    print("; ".join(f"{key} {value}" for key, value in about.items()), flush=True)
-    if about["filesystem"] in MEMORY_FILESYSTEMS:
-        print(f"warning: {about['filesystem']} makes fsync free")
-    rows: dict[str, list[Row]] = {}
-    for name in options.only:
-        section: Callable[[bool], list[Row]]
-        section = importlib.import_module(f"tests.bench_growth.{name}").rows
-        rows[name] = section(options.quick)
-        print(f"\n{name}\n{render(rows[name])}", flush=True)
-    if options.json is not None:
-        found = {name: [asdict(row) for row in section_rows] for name, section_rows in rows.items()}
-        options.json.write_text(json.dumps({"machine": about, "sections": found}, indent=1))
-        print(f"\nrows written to {options.json}", file=sys.stderr)
-    return 0
+    return sections.run(_PACKAGE, parse(arguments), _LIBRARIES, render)

@@ -100,6 +100,19 @@ def test_the_disk_holds_little_more_than_what_retention_keeps() -> None:
     )
 
 
+def test_a_segment_with_an_eleventh_to_drop_is_rewritten() -> None:
+    """It was left alone, as all below a tenth were: the disk held over 1.1 x of what stays."""
+    fs = MemoryFileSystem()
+    db = filled(fs, 19, size=20_000, segment_bytes=64 << 20)
+    db.retention.set(every=2)
+    db.pin(3)
+    db.compact()
+    assert db.stats()["bytes"] > 11 * 160_000
+    db.unpin(3)
+    db.compact()
+    assert db.stats()["bytes"] <= 1.1 * 10 * 160_000
+
+
 def test_small_segments_are_merged_and_what_is_merged_is_left_alone() -> None:
     fs = MemoryFileSystem()
     db = filled(fs, 40, size=10, segment_entries=6, segment_bytes=1 << 20)

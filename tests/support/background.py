@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import mldb
+from mldb.compaction.status import load_status
 from mldb.compaction.worker import WorkerOrder
 from mldb.log.fs.child import Companion
 
@@ -85,8 +87,6 @@ def paused(path: Path) -> mldb.MLDatabase:
 
 def state_of(db: mldb.MLDatabase) -> str:
     """What the worker said last that it does."""
-    from mldb.compaction.status import load_status
-
     status = load_status(db._log.fs)
     return "" if status is None else status.state
 
@@ -101,8 +101,6 @@ def order_for(path: Path, **changes: Any) -> WorkerOrder:
 
 def run_one(order: WorkerOrder, command: Sequence[str] = ("-m", "mldb.worker")) -> Companion:
     """Start a worker by hand."""
-    import sys
-
     environment = {"PYTHONPATH": ":".join(map(os.path.abspath, sys.path))}
     return Companion([sys.executable, "-P", *command, order.text()], environment)
 

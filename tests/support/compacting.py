@@ -19,8 +19,9 @@ from mldb.compaction.table import VersionTable
 from mldb.compaction.zstd import zstd_module
 from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds import TENSOR_STORED
+from mldb.history.kinds.tensors import tensor_referring
 from mldb.log import format as fmt
-from mldb.log.frame import Draft, Record
+from mldb.log.frame import Record
 from mldb.log.index.address import CommitRow, Entry
 from mldb.log.index.lineage import is_visible
 from mldb.log.view import View
@@ -102,17 +103,7 @@ def events_at(db: mldb.MLDatabase, lsn: int) -> list[Any]:
 def refer(db: mldb.MLDatabase, name: str, owner: str, entry: Entry) -> int:
     """Store *name* as a reference to a version of *owner*; return the commit."""
     key, own = keys.TENSORS + name.encode(), keys.TENSORS + owner.encode()
-    draft = Draft(
-        key,
-        0,
-        fmt.ENCODING_REFERENCE,
-        0,
-        0,
-        entry.digest,
-        entry.commit_lsn,
-        entry.attr,
-        b"" if key == own else own,
-    )
+    draft = tensor_referring(key, entry.attr, own, entry.commit_lsn, entry.digest)
     record = Record(TENSOR_STORED, [draft])
     return db._log.commit([record], lambda view: (view.commit.epoch, view.commit)).lsn
 
