@@ -148,7 +148,10 @@ class StateSurface(ReadSurface):
             raise MissingError(f"{error} The checkpoint has {listed(saved)}.") from None
 
     def checkpoints(self, *, as_of: AsOf = None) -> list[Checkpoint]:
-        """Return the checkpoints of this lineage, oldest first; the newest of each name."""
+        """Return the checkpoints of this lineage, oldest first; the newest of each name.
+
+        One whose commit retention dropped is listed as well; to load it raises VersionGoneError.
+        """
         return checkpoints.checkpoints_in(self._scope(as_of))
 
 
