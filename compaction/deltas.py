@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.compaction.planes import join_planes, split_planes
-from mldb.compaction.zstd import zstd_module
+from mldb.compaction.zstd import compress_planes, zstd_module
 
 _FAST: Final = 1
 _DENSE: Final = 5
@@ -81,7 +81,7 @@ def encode_delta(data: memoryview, base: memoryview, width: int) -> bytes | None
     frames: list[bytes] = []
     for start in range(0, len(words), step):
         planes = _planes(words[start : start + step], other[start : start + step], method)
-        frames.append(_compressed(planes, method))
+        frames.append(_compressed(planes, width, method))
     lengths = np.array([len(frame) for frame in frames], _LENGTH).tobytes()
     head = HEADER.pack(method.kind, width, method.bias_log2, CHUNK_LOG2) + lengths
     size = len(head) + sum(map(len, frames))
@@ -160,17 +160,15 @@ def _choose(words: _Words, other: _Words) -> Method | None:
 
 def _size(words: _Words, other: _Words, method: Method) -> int:
     """The compressed bytes of a sample."""
-    return len(_compressed(_planes(words, other, method), method))
+    return len(_compressed(_planes(words, other, method), words.dtype.itemsize, method))
 
 
-def _compressed(planes: memoryview, method: Method) -> bytes:
-    zstd = zstd_module()
-    names = zstd.CompressionParameter
+def _compressed(planes: memoryview, width: int, method: Method) -> bytes:
+    names = zstd_module().CompressionParameter
     options = {names.compression_level: _DENSE}
     if not method.is_dense:
         options = {names.compression_level: _FAST, names.min_match: _MATCH}
-    packed: bytes = zstd.compress(planes, options=options)
-    return packed
+    return compress_planes(planes, width, options)
 
 
 def _sampled(words: _Words) -> _Words:

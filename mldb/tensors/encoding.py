@@ -17,7 +17,7 @@ import numpy as np
 
 from mldb.compaction.deltas import DeltaError, decode_delta
 from mldb.compaction.planes import join_planes, split_planes
-from mldb.compaction.zstd import zstd_module
+from mldb.compaction.zstd import compress_planes, zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import Buffer
@@ -30,7 +30,8 @@ def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
     """Return the encoded form of a payload, or None when it would not be at least 5 % smaller."""
     data = b"".join(buffers)
     itemsize = itemsize if 1 < itemsize <= 16 and len(data) % itemsize == 0 else 1
-    packed: bytes = zstd_module().compress(split_planes(data, itemsize), LEVEL)
+    level = {zstd_module().CompressionParameter.compression_level: LEVEL}
+    packed = compress_planes(split_planes(data, itemsize), itemsize, level)
     if len(packed) + 1 > 0.95 * len(data):
         return None
     return bytes([itemsize]) + packed
