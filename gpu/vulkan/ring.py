@@ -113,7 +113,12 @@ class Ring:
         if self._sets is None:
             self._sets = SlotSets(self.context, self.pipelines, form.slots)
         self._arena = Arena(
-            self._sets, sizes, form.slots, direct=form.direct, exported=form.exported
+            self._sets,
+            sizes,
+            form.slots,
+            direct=form.direct,
+            fitted=not form.fixed,
+            exported=form.exported,
         )
 
     def reserve_or_shrink(self, needed: Sizes) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mldb.errors import GpuUnavailableError, LimitError
 from mldb.gpu.vulkan.context import Context
+from mldb.gpu.vulkan.fresh import take_pages
 from mldb.gpu.vulkan.instance import MEMORY_FD
 from mldb.gpu.vulkan.memory import DeviceBuffer, MemoryPlace, aligned, allocate
 from mldb.gpu.vulkan.pipeline import (
@@ -75,14 +76,24 @@ class Slot:
 class Arena:
     """The buffers behind all slots. A slot is bound to its part when it is first asked for.
 
-    Raises DeviceMemoryError, LimitError. ``exported`` makes the memory of the ends exportable.
+    Raises DeviceMemoryError, LimitError. ``fitted``: the sizes are those of a batch, and not the
+    most that one may have. ``exported`` makes the memory of the ends exportable.
     """
 
     def __init__(
-        self, sets: SlotSets, sizes: Sizes, slots: int, *, direct: bool, exported: bool = False
+        self,
+        sets: SlotSets,
+        sizes: Sizes,
+        slots: int,
+        *,
+        direct: bool,
+        fitted: bool,
+        exported: bool = False,
     ) -> None:
         self.context, self.sets, self.sizes = sets.context, sets, sizes
         self.direct, self.exported = direct, exported
+        # A driver of the CPU takes the memory from the system; of that we take what will be used.
+        self._takes_pages = direct and fitted and self.context.info.kind == "cpu"
         self._buffers: list[DeviceBuffer] = []
         self.slots: list[Slot] = []
         """Those that were asked for, in order."""
@@ -100,6 +111,9 @@ class Arena:
         if number == len(self.slots):
             made = self._slot(number)
             self._bind(made)
+            if self._takes_pages:
+                take_pages(made.rows)
+                take_pages(made.ends)
             self.slots.append(made)
         return self.slots[number]
 
