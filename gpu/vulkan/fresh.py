@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +23,7 @@ def take_pages(memory: npt.NDArray[Any]) -> None:
     call = _madvise()
     if call is None or not memory.nbytes:
         return
-    start = memory.ctypes.data & -mmap.PAGESIZE
+    start = memory.ctypes.data & -os.sysconf("SC_PAGE_SIZE")
     call(start, memory.ctypes.data + memory.nbytes - start, _POPULATE_WRITE)
 
 
