@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -20,21 +19,23 @@ def take_pages(memory: npt.NDArray[Any]) -> None:
     For memory that is going to be written as a whole; what is in it stays. A hint: where the system
     does not know it, or has no pages, nothing happens and writing does what it always does.
     """
-    call = _madvise()
+    call, page = _madvise()
     if call is None or not memory.nbytes:
         return
-    start = memory.ctypes.data & -os.sysconf("SC_PAGE_SIZE")
+    start = memory.ctypes.data & -page
     call(start, memory.ctypes.data + memory.nbytes - start, _POPULATE_WRITE)
 
 
 @cache
-def _madvise() -> Callable[[int, int, int], int] | None:
+def _madvise() -> tuple[Callable[[int, int, int], int] | None, int]:
+    """The call, where there is one, and the size of a page."""
     if sys.platform != "linux":
-        return None
+        return None, 1
     try:
-        call = ctypes.CDLL(None).madvise
+        library = ctypes.CDLL(None)
+        call, page = library.madvise, int(library.getpagesize())
     except (OSError, AttributeError):
-        return None
+        return None, 1
     call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     call.restype = ctypes.c_int
-    return call
+    return call, page
