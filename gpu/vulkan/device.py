@@ -54,8 +54,9 @@ class VulkanDevice:
     started.
 
     Its own memory is that of the ring, as large as the batches that come (the formula is in
-    ``mldb.gpu.vulkan.sizes``) and given back by ``rest``, and of tables that were not imported. It
-    starts no thread. What else a process has is the driver's. lavapipe takes 50 MiB of memory once
+    ``mldb.gpu.vulkan.sizes``) and given back by ``rest``, and of tables that were not imported. Its
+    pipelines, descriptor sets and command buffers stay: kilobytes, whatever the batches. It starts
+    no thread. What else a process has is the driver's. lavapipe takes 50 MiB of memory once
     it is asked for its devices, 25 MiB with the first that is opened, and 8 MiB with each further
     one; of address space some 300 MiB each, for stacks and for arenas of malloc that stay empty.
     Each open device has 2 n + 2 threads (llvmpipe-0 and on, and such as bear the program's name), n

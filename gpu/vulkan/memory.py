@@ -85,12 +85,11 @@ class DeviceBuffer:
         Reading texels is what lavapipe is fast at: a storage buffer is read lane by lane there.
         """
         api = self.context.api
-        info = api.VkBufferViewCreateInfo(
-            buffer=self.handle,
-            format=api.VK_FORMAT_R32G32B32A32_SFLOAT,
-            offset=offset,
-            range=self.size - offset if size is None else size,
-        )
+        info = api.ffi.new("VkBufferViewCreateInfo*")
+        info.sType = api.VK_STRUCTURE_TYPE_BUFFER_VIEW_CREATE_INFO
+        info.buffer, info.offset = self.handle, offset
+        info.format = api.VK_FORMAT_R32G32B32A32_SFLOAT
+        info.range = self.size - offset if size is None else size
         with vk_errors.translated(api, "view a buffer", device=self.context.info.label):
             self._texels.append(api.vkCreateBufferView(self.context.device, info, None))
         return self._texels[-1]
@@ -201,7 +200,11 @@ def _create_buffer(context: Context, size: int, exported: bool) -> Any:
     if exported:
         kind = api.VK_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD_BIT
         external = api.VkExternalMemoryBufferCreateInfo(handleTypes=kind)
-    info = api.VkBufferCreateInfo(pNext=external, size=size, usage=usage)
+    # The structures of a ring's memory are those of C: by keyword they take longer than the memory.
+    info = api.ffi.new("VkBufferCreateInfo*")
+    info.sType = api.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO
+    info.pNext = _address(api, external)
+    info.size, info.usage = size, usage
     return api.vkCreateBuffer(context.device, info, None)
 
 
@@ -215,8 +218,16 @@ def _export_info(api: Any, buffer: Any) -> Any:
 
 def _allocate_memory(context: Context, size: int, index: int, chained: Any) -> Any:
     api = context.api
-    info = api.VkMemoryAllocateInfo(pNext=chained, allocationSize=size, memoryTypeIndex=index)
+    info = api.ffi.new("VkMemoryAllocateInfo*")
+    info.sType = api.VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO
+    info.pNext = _address(api, chained)
+    info.allocationSize, info.memoryTypeIndex = size, index
     return api.vkAllocateMemory(context.device, info, None)
+
+
+def _address(api: Any, structure: Any) -> Any:
+    """Where a structure is, or nowhere for None. Who asks keeps it."""
+    return api.ffi.NULL if structure is None else api.ffi.addressof(structure)
 
 
 def import_host(context: Context, array: Bytes) -> DeviceBuffer | None:

@@ -51,23 +51,17 @@ def record_batch(arena: Arena, pipelines: Pipelines, slot: Slot, shape: Shape) -
         arena.bind_texels(slot, TABLE, views)
         slot.table = shape.table
     pipeline = pipelines.get(shape.variant)
-    api.vkBeginCommandBuffer(commands, api.VkCommandBufferBeginInfo())
+    api.vkBeginCommandBuffer(commands, arena.sets.begin)
     if not arena.direct:
         _record_upload(arena, slot, shape)
-    api.vkCmdBindPipeline(commands, api.VK_PIPELINE_BIND_POINT_COMPUTE, pipeline)
-    api.vkCmdBindDescriptorSets(
-        commands,
-        api.VK_PIPELINE_BIND_POINT_COMPUTE,
-        pipelines.layout,
-        0,
-        1,
-        [slot.descriptors],
-        0,
-        None,
-    )
+    # Straight to the driver: every pass records its slots anew.
+    lib, ffi, compute = api.lib, api.ffi, api.VK_PIPELINE_BIND_POINT_COMPUTE
+    lib.vkCmdBindPipeline(commands, compute, pipeline)
+    sets = ffi.new("VkDescriptorSet[1]", [slot.descriptors])
+    lib.vkCmdBindDescriptorSets(commands, compute, pipelines.layout, 0, 1, sets, 0, ffi.NULL)
     groups = -(-shape.rows // pipelines.subgroups)
     wide = min(groups, context.info.limits.groups)
-    api.vkCmdDispatch(commands, wide, -(-groups // wide), 1)
+    lib.vkCmdDispatch(commands, wide, -(-groups // wide), 1)
     if arena.direct:
         _barrier(context, commands, "SHADER_WRITE", "HOST_READ", "COMPUTE_SHADER", "HOST")
     else:
@@ -127,8 +121,11 @@ def _barrier(
     after_mask = 0
     for name in after.split("|"):
         after_mask |= getattr(api, f"VK_ACCESS_{name}_BIT")
-    barrier = api.VkMemoryBarrier(
-        srcAccessMask=getattr(api, f"VK_ACCESS_{before}_BIT"), dstAccessMask=after_mask
-    )
+    ffi = api.ffi
+    barrier = ffi.new("VkMemoryBarrier*")
+    barrier.sType = api.VK_STRUCTURE_TYPE_MEMORY_BARRIER
+    barrier.srcAccessMask = getattr(api, f"VK_ACCESS_{before}_BIT")
+    barrier.dstAccessMask = after_mask
     stages = [getattr(api, f"VK_PIPELINE_STAGE_{name}_BIT") for name in (stage, next_stage)]
-    api.vkCmdPipelineBarrier(commands, *stages, 0, 1, [barrier], 0, None, 0, None)
+    none = ffi.NULL
+    api.lib.vkCmdPipelineBarrier(commands, *stages, 0, 1, barrier, 0, none, 0, none)

@@ -17,6 +17,7 @@ from mldb.gpu.vulkan import errors as vk_errors
 from mldb.gpu.vulkan.context import Context
 from mldb.gpu.vulkan.pipeline import ENDS, Pipelines
 from mldb.gpu.vulkan.recording import Shape, record_batch, record_readback
+from mldb.gpu.vulkan.sets import SlotSets
 from mldb.gpu.vulkan.sizes import RingForm, Sizes, holds, larger
 from mldb.gpu.vulkan.slots import Arena, Slot
 from mldb.gpu.vulkan.timeline import TimelineSemaphore, can_export
@@ -30,7 +31,7 @@ class Ring:
     """The slots of a device in turn. A single thread at a time.
 
     Its memory is made by ``reserve``, as large as the batches that come (``mldb.gpu.vulkan.sizes``
-    has the formula), and given back by ``rest``.
+    has the formula), and given back by ``rest``; the sets and commands of its slots stay.
 
     Waiting and submitting raise DeviceLostError or DeviceTimeoutError; after either the device is
     dead, and every later call raises the same error.
@@ -39,6 +40,7 @@ class Ring:
     def __init__(self, context: Context, pipelines: Pipelines, form: RingForm) -> None:
         self.context, self.pipelines, self.form = context, pipelines, form
         self._arena: Arena | None = None
+        self._sets: SlotSets | None = None  # from the first batch on; slots only get fewer
         self.timeout_s = TIMEOUT_S
         self.batches = 0
         self.recordings = 0
@@ -108,12 +110,14 @@ class Ring:
         sizes = larger(needed, None if had is None else had.sizes)
         self._give_back()
         form = self.form
+        if self._sets is None:
+            self._sets = SlotSets(self.context, self.pipelines, form.slots)
         self._arena = Arena(
-            self.context,
-            self.pipelines,
+            self._sets,
             sizes,
             form.slots,
             direct=form.direct,
+            fitted=not form.fixed,
             exported=form.exported,
         )
 
@@ -178,7 +182,7 @@ class Ring:
         Where its rows were lent, the shader waits for who reads them, not the host.
         """
         self.context.check()
-        slot = self.arena.slots[self._next]
+        slot = self.arena.slot(self._next)
         for stream in list(slot.readers):
             slot.readers[stream]()  # stays if this fails: the rows may still be read
             del slot.readers[stream]
@@ -186,7 +190,7 @@ class Ring:
             owner, slot.owner = slot.owner, None
             owner.release(slot)
         self.wait(slot.batch)
-        self._next = (self._next + 1) % len(self.arena.slots)
+        self._next = (self._next + 1) % self.form.slots
         return slot
 
     def submit(self, slot: Slot, shape: Shape) -> int:
@@ -221,9 +225,9 @@ class Ring:
 
     def fetch(self, slot: Slot, end_bytes: int) -> None:
         """Bring to the host what a batch left on the device, and wait for it."""
-        api, commands = self.context.api, self.arena.spare
+        api, commands = self.context.api, self.arena.sets.spare
         with vk_errors.translated(api, "record commands", device=self.context.info.label):
-            api.vkBeginCommandBuffer(commands, api.VkCommandBufferBeginInfo())
+            api.vkBeginCommandBuffer(commands, self.arena.sets.begin)
             record_readback(self.arena, slot, commands, {ENDS: end_bytes})
             api.vkEndCommandBuffer(commands)
         self.fetches += 1
@@ -288,6 +292,8 @@ class Ring:
             return
         self.ready.close()
         self.freed.close()
+        if self._sets is not None:
+            self._sets.close()
         if self._arena is not None:
             self._arena.close()
 

@@ -7,7 +7,7 @@ twice, and the recorded commands copy between the two; the results are the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mldb.errors import GpuUnavailableError, LimitError
 from mldb.gpu.vulkan.context import Context
+from mldb.gpu.vulkan.fresh import take_pages
 from mldb.gpu.vulkan.instance import MEMORY_FD
 from mldb.gpu.vulkan.memory import DeviceBuffer, MemoryPlace, aligned, allocate
 from mldb.gpu.vulkan.pipeline import (
@@ -30,9 +31,8 @@ from mldb.gpu.vulkan.pipeline import (
     TEXELS,
     UNIFORM,
     WINDOWS,
-    Pipelines,
-    descriptor_type,
 )
+from mldb.gpu.vulkan.sets import SlotSets
 from mldb.gpu.vulkan.sizes import Capacity, Sizes
 
 SLOTS_OPTION: Final = "batch_rows or slots"
@@ -74,37 +74,48 @@ class Slot:
 
 
 class Arena:
-    """The buffers behind all slots, and the pools of their descriptor sets and command buffers.
+    """The buffers behind all slots. A slot is bound to its part when it is first asked for.
 
-    Raises DeviceMemoryError, LimitError. ``exported`` makes the memory of the ends exportable.
+    Raises DeviceMemoryError, LimitError. ``fitted``: the sizes are those of a batch, and not the
+    most that one may have. ``exported`` makes the memory of the ends exportable.
     """
 
     def __init__(
         self,
-        context: Context,
-        pipelines: Pipelines,
+        sets: SlotSets,
         sizes: Sizes,
         slots: int,
         *,
         direct: bool,
+        fitted: bool,
         exported: bool = False,
     ) -> None:
-        self.context, self.sizes = context, sizes
+        self.context, self.sets, self.sizes = sets.context, sets, sizes
         self.direct, self.exported = direct, exported
+        # A driver of the CPU takes the memory from the system; of that we take what will be used.
+        self._takes_pages = direct and fitted and self.context.info.kind == "cpu"
         self._buffers: list[DeviceBuffer] = []
-        self._pools: list[tuple[Any, Any]] = []
         self.slots: list[Slot] = []
+        """Those that were asked for, in order."""
         try:
             self._allocate(slots, exported)
-            self.pool = self._command_pool()
-            descriptors = self._descriptor_sets(pipelines, slots)
-            *commands, self.spare = self._command_buffers(slots + 1)
-            self.slots = [self._slot(i, descriptors[i], commands[i]) for i in range(slots)]
-            for slot in self.slots:
-                self._write_descriptors(slot)
         except BaseException:
             self.close()
             raise
+
+    def slot(self, number: int) -> Slot:
+        """Return a slot; a new one is the next after those there are. Raises GpuUnavailableError.
+
+        A pass that hands out its first batch has waited for one slot, and not for all.
+        """
+        if number == len(self.slots):
+            made = self._slot(number)
+            self._bind(made)
+            if self._takes_pages:
+                take_pages(made.rows)
+                take_pages(made.ends)
+            self.slots.append(made)
+        return self.slots[number]
 
     def _allocate(self, slots: int, exported: bool) -> None:
         """Make the buffers; ``inputs`` and ``outputs`` are what the shader uses."""
@@ -133,7 +144,7 @@ class Arena:
         """The bytes of all its memory, on the host and on the device."""
         return sum(buffer.allocated for buffer in self._buffers)
 
-    def _slot(self, number: int, descriptors: Any, commands: Any) -> Slot:
+    def _slot(self, number: int) -> Slot:
         offsets: dict[int, int] = {}
         for group in (INPUTS, OUTPUTS):
             position = number * self._stride(group)
@@ -156,44 +167,11 @@ class Arena:
             extra=part(inputs, EXTRA).view(np.uint32),
             ends=part(outputs, ENDS).view(np.float32),
             accepted=part(outputs, ACCEPTED).view(np.int32),
-            descriptors=descriptors,
-            commands=commands,
+            descriptors=self.sets.descriptors[number],
+            commands=self.sets.commands[number],
         )
 
-    def _command_pool(self) -> Any:
-        api, device = self.context.api, self.context.device
-        flags = api.VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT
-        info = api.VkCommandPoolCreateInfo(flags=flags, queueFamilyIndex=self.context.family)
-        pool = api.vkCreateCommandPool(device, info, None)
-        self._pools.append((api.vkDestroyCommandPool, pool))
-        return pool
-
-    def _command_buffers(self, count: int) -> Any:
-        api = self.context.api
-        info = api.VkCommandBufferAllocateInfo(
-            commandPool=self.pool,
-            level=api.VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-            commandBufferCount=count,
-        )
-        return api.vkAllocateCommandBuffers(self.context.device, info)
-
-    def _descriptor_sets(self, pipelines: Pipelines, count: int) -> Any:
-        api, device = self.context.api, self.context.device
-        sizes = [
-            api.VkDescriptorPoolSize(
-                type=descriptor_type(api, binding),
-                descriptorCount=count * (WINDOWS if binding == TABLE else 1),
-            )
-            for binding in (*UNIFORM, *STORAGE, *TEXELS)
-        ]
-        info = api.VkDescriptorPoolCreateInfo(maxSets=count, pPoolSizes=sizes)
-        pool = api.vkCreateDescriptorPool(device, info, None)
-        self._pools.append((api.vkDestroyDescriptorPool, pool))
-        layouts = [pipelines.set_layout] * count
-        ask = api.VkDescriptorSetAllocateInfo(descriptorPool=pool, pSetLayouts=layouts)
-        return api.vkAllocateDescriptorSets(device, ask)
-
-    def _write_descriptors(self, slot: Slot) -> None:
+    def _bind(self, slot: Slot) -> None:
         """Point a slot's set at its regions, and its table at the rows.
 
         What the shader names has to be bound, also where this batch does not look at it. A closed
@@ -209,40 +187,17 @@ class Arena:
             buffer = self.inputs if region in INPUTS else self.outputs
             place = (buffer.handle, slot.offsets[region], self.sizes[region])
             bound[region] = ffi.new("VkDescriptorBufferInfo[]", [place])
-        self._write(slot, bound)
+        self.sets.write(slot.descriptors, bound)
 
     def bind_texels(self, slot: Slot, binding: int, views: list[Any]) -> None:
         """Point a texel binding of a slot at views; the slot must not be in use."""
-        self._write(slot, {binding: self.context.api.ffi.new("VkBufferView[]", views)})
-
-    def _write(self, slot: Slot, bound: Mapping[int, Any]) -> None:
-        """Point bindings of a slot's descriptor set at views, or at ranges of buffers.
-
-        The structures are those of C, for every pass makes a ring: by keyword they take a
-        millisecond.
-        """
-        api = self.context.api
-        writes = api.ffi.new("VkWriteDescriptorSet[]", len(bound))
-        for number, (binding, places) in enumerate(bound.items()):
-            write = writes[number]
-            write.sType = api.VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET
-            write.dstSet = slot.descriptors
-            write.dstBinding = binding
-            write.descriptorType = descriptor_type(api, binding)
-            write.descriptorCount = len(places)
-            if binding in TEXELS:
-                write.pTexelBufferView = places
-            else:
-                write.pBufferInfo = places
-        api.lib.vkUpdateDescriptorSets(self.context.device, len(bound), writes, 0, api.ffi.NULL)
+        places = self.context.api.ffi.new("VkBufferView[]", views)
+        self.sets.write(slot.descriptors, {binding: places})
 
     def close(self) -> None:
         """Free everything; the device must be idle."""
         # The slots' views would keep the memory alive.
         self.slots = []
-        for destroy, pool in reversed(self._pools):
-            destroy(self.context.device, pool, None)
-        self._pools.clear()
         for buffer in reversed(self._buffers):
             buffer.close()
         self._buffers.clear()

@@ -139,6 +139,41 @@ def test_batches_are_let_go_when_no_thread_can_be_had(monkeypatch: pytest.Monkey
     assert list(batches) == []
 
 
+def test_ctrl_c_while_the_thread_starts_leaves_none_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first batch is asked for before: it may be made, and then the thread ends."""
+    let_go: list[str] = []
+    made: list[int] = []
+
+    def make() -> Iterator[int]:
+        try:
+            for number in range(5):
+                made.append(number)
+                yield number
+        finally:
+            let_go.append("gone")
+
+    real = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        real(thread)
+        raise KeyboardInterrupt
+
+    for _ in range(50):
+        batches = prefetch(make(), 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)
+        assert threads() == 0
+        assert made in ([], [0])
+        assert let_go == ["gone"]
+        assert list(batches) == []
+        made.clear()
+        let_go.clear()
+
+
 def test_another_thread_may_close_while_the_first_batch_is_made() -> None:
     entered, leave = threading.Event(), threading.Event()
     let_go: list[str] = []

@@ -128,6 +128,22 @@ def test_a_column_that_a_block_lacks_is_missing_whatever_the_others_say(
         lake.get(fields=["c"])
 
 
+def test_every_state_has_the_columns_of_its_own_blocks(
+    db: mldb.MLDatabase, rng: np.random.Generator
+) -> None:
+    """What was found of the state asked for last is kept, for states of one history."""
+    forms: list[tuple[str, tuple[int, ...]] | None] = []
+    commits = []
+    for dtype, want in (("i4", "<i4"), ("i4", "<i4"), ("i8", "<i8"), ("f4", None)):
+        lake = added(db, rng, np.ones(ROWS, dtype))
+        commits.append(db.lsn)
+        forms.append(None if want is None else (want, ()))
+    for _ in range(3):
+        for number in rng.permutation(len(commits)):
+            rows = lake.at(commits[number]).rows()
+            assert rows.columns.get("c") == forms[number]
+
+
 def test_the_schema_of_a_lake() -> None:
     assert schema_of([]) == ({}, {})
     labelled: list[list[tuple[str, str, tuple[int, ...]]]]

@@ -24,6 +24,7 @@ from mldb.lake.rows.ends import TRIPLE, Ends
 from mldb.lake.rows.growing import Growing
 from mldb.lake.rows.ids import IdIndex
 from mldb.lake.rows.parts import merge_part
+from mldb.lake.rows.schema import Schema, schema_of
 from mldb.log.index.address import Entry, Intervals
 from mldb.log.index.lineage import is_visible
 from mldb.log.ownership import OwnedLock
@@ -75,6 +76,7 @@ class Chain:
         self.shape_of = Growing(np.int32)
         self.shapes: list[BlockShape] = []
         self.shape_from: list[int] = []  # the first block of each shape
+        self._schema = 0, schema_of(())  # of so many shapes: of the state that was asked for last
         self.ends = Ends()
         # Of each merge: its commit, the one its key names, and 0; of an undone one the commit that
         # it took back in place of 0.
@@ -322,6 +324,13 @@ class Chain:
         """The shapes of the blocks of a state, in the order in which they came."""
         seen = zip(self.shapes, self.shape_from, strict=False)
         return [shape for shape, block in seen if block < size.blocks]
+
+    def schema(self, size: Size) -> Schema:
+        """What the columns of a state are; not to be changed. Every stream begins by asking."""
+        shapes, kept = self.columns(size), self._schema
+        if kept[0] != len(shapes):  # as many are the same ones, for there are only more
+            kept = self._schema = len(shapes), schema_of(shapes)
+        return kept[1]
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from mldb.lake.rows.block import MappedBlock, Selection
 from mldb.lake.rows.chain import Chain
 from mldb.lake.rows.mosaic import Mosaic
 from mldb.lake.rows.row_numbers import checked_rows
-from mldb.lake.rows.schema import ColumnForm, Schema, schema_of
+from mldb.lake.rows.schema import ColumnForm, Schema
 from mldb.lake.states import LakeStates
 from mldb.log.log import Log
 from mldb.tensors.scope import Scope
@@ -148,7 +148,7 @@ class Rows:
 
     @cached_property
     def _schema(self) -> Schema:
-        return schema_of(self.chain.columns(self._size))
+        return self.chain.schema(self._size)
 
     def require_column(self, name: str) -> ColumnForm:
         """Return the dtype and shape of a column.

@@ -85,8 +85,10 @@ class Ahead(Generic[_T]):
                 return item
             self._thread.start()
         else:
+            # The first alone: making more would compete with handing it over. Asked for before the
+            # thread starts, which would else wait once more; an end that comes first is seen first.
+            self._room.put(True)
             self._thread.start()
-            self._room.put(True)  # the first alone: making more would compete with handing it over
             item = self._ready.get()
         self._has_begun = True
         for _ in range(self._room_at_start - 1):

@@ -142,6 +142,47 @@ def test_at_rest_a_device_has_no_memory_of_its_own(rng: np.random.Generator) -> 
         device.isotropic(x, keys, 0.8)
 
 
+def test_a_slot_is_bound_when_it_is_first_used(rng: np.random.Generator) -> None:
+    """The first batch of a pass waited until all slots were ready."""
+    with opened() as device:
+        bound = []
+        for _ in range(SLOTS + 2):
+            work(device, rng, 16, 32)
+            bound.append(len(device._ring.arena.slots))
+        assert bound == [1, 2, 3, 3, 3]
+
+
+def test_after_a_rest_only_memory_is_made_anew(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pass made pools, descriptor sets and command buffers, in more time than its batch."""
+    x, keys = unit_rows(rng, 64, 64), keys_of(rng, 64)
+    batch = batch_of(rng, rows=40, dim=64, neighbours=5)
+    with opened(slots=SLOTS) as device:
+        want = device.isotropic(x, keys, 0.8).result().x.tobytes()
+        api, made = device._context.api, []
+        for name in ("vkCreateCommandPool", "vkCreateDescriptorPool", "vkAllocateMemory"):
+            real = getattr(api, name)
+
+            def counted(*given: Any, name: str = name, real: Any = real) -> Any:
+                made.append(name)
+                return real(*given)
+
+            monkeypatch.setattr(api, name, counted)
+        for _ in range(3):
+            table = device.load(batch.rows)
+            energy = MixtureEnergy(table, batch.index, batch.kappas, batch.log_weight)
+            device.langevin(batch.x, batch.keys, energy, Dynamics(2, 1e-3)).result()
+            table.close()  # its views are gone, and the sets that named them stay
+            device.rest()
+            made.clear()
+            for _ in range(2 * SLOTS):
+                assert device.isotropic(x, keys, 0.8).result().x.tobytes() == want
+            assert set(made) == {"vkAllocateMemory"}
+            assert len(made) == (2 if device.stats()["direct"] else 4)
+            device.rest()
+
+
 def test_a_ring_of_a_given_size_stays(rng: np.random.Generator) -> None:
     gc.collect()
     before = allocated_bytes()
