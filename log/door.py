@@ -7,7 +7,7 @@ newest view.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -212,6 +212,23 @@ class Door:
             return False
         segment = view.segments.get(entry.segment)
         return segment is not None and segment.is_verified(entry, low, high)
+
+    def seen(self, view: View, entry: Entry) -> memoryview | None:
+        """Return the bytes of a raw holder where they are mapped, not verified; or None."""
+        segment = view.segments.get(entry.segment)
+        return None if segment is None else segment.mapped(entry)
+
+    def unread(self, view: View, entry: Entry, piece: int) -> Iterable[memoryview] | None:
+        """Return the bytes of a raw holder that lies in an active segment, not verified; or None.
+
+        All of them where they are mapped, else *piece* bytes at a time. For who compares them with
+        bytes of the same digest, which tells more than the checksums do.
+        """
+        segment = view.segments.get(entry.segment)
+        if segment is None or not segment.grows or entry.encoding != fmt.ENCODING_RAW:
+            return None
+        data = segment.mapped(entry)
+        return segment.pieces(entry, piece) if data is None else (data,)
 
     @staticmethod
     def has_parts(entry: Entry) -> bool:
