@@ -14,14 +14,16 @@ difference; a sample decides. Layout: FORMAT.md section 4.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.compaction.planes import join_planes, split_planes
-from mldb.compaction.zstd import compress_planes, zstd_module
+from mldb.compaction.planes import split_planes, spread_plane
+from mldb.compaction.zstd import FrameReader, UnpackError, compress_planes, zstd_module
 
 _FAST: Final = 1
 _DENSE: Final = 5
@@ -47,7 +49,12 @@ _Words = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class DeltaError(ValueError):
-    """Stored bytes are no delta to this base. Whoever knows the file says where."""
+    """Stored bytes are no delta to this base. Whoever knows the file says where.
+
+    ``number``: which delta of a chain they are of.
+    """
+
+    number: int = 0
 
 
 class Method(NamedTuple):
@@ -91,57 +98,129 @@ def encode_delta(data: memoryview, base: memoryview, width: int) -> bytes | None
 def decode_delta(stored: memoryview, base: memoryview) -> memoryview:
     """Return the bytes that :func:`encode_delta` was given, read-only and as long as *base*.
 
-    Holds little more than what it returns, however much *stored* would give, unless chunks are as
-    large as they may be. Raises DeltaError for bytes that are no delta to a base of this length.
+    Holds little more than what it returns, however much *stored* would give. Raises DeltaError for
+    bytes that are no delta to a base of this length.
     """
-    size = len(base)
+    made = np.empty(len(base), np.uint8)
+    decode_deltas([stored], len(base), base, made.data)
+    return made.data.toreadonly()
+
+
+def decode_deltas(
+    stored: Sequence[memoryview],
+    size: int,
+    base: memoryview,
+    made: memoryview,
+    start: int = 0,
+) -> None:
+    """Put bytes *start* to start + len(made) of the last of these deltas into *made*.
+
+    Each delta builds on the one before it, the first on *base*: the same bytes of a version of
+    *size* bytes, which may be *made* itself. *start* and what is not the end of the version are
+    multiples of 8. Chunk by chunk goes through all deltas, so that it stays in the cache. Holds a
+    few chunks beside. Raises DeltaError, whose ``number`` says which of them is damaged.
+    """
+    deltas = []
+    for number, data in enumerate(stored):
+        with _numbered(number):
+            deltas.append(_Delta(data, size))
+    step = max(delta.step for delta in deltas)
+    stop = start + len(made)
+    low = start
+    while low < stop:
+        high = min((low // step + 1) * step, stop)
+        target = made[low - start : high - start]
+        below = base[low - start : high - start]
+        for number, delta in enumerate(deltas):
+            with _numbered(number):
+                delta.fold(low, below, target)
+            below = target
+        low = high
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Say which delta of a chain is damaged."""
     try:
-        kind, width, bias_log2, chunk_log2 = HEADER.unpack_from(stored)
-    except struct.error as error:
-        raise DeltaError(str(error)) from None
-    if (
-        kind not in (SUBTRACT, XOR)
-        or width not in WIDTHS
-        or size % width
-        or bias_log2 >= 8 * width
-        or chunk_log2 > CHUNK_LOG2_MAX
-    ):
-        raise DeltaError(f"its header {kind}, {width}, {bias_log2}, {chunk_log2} is none")
-    other, step = np.frombuffer(base, _TYPES[width]), 1 << chunk_log2
-    made = np.empty(len(other), other.dtype)
-    method = Method(kind, bias_log2)
-    at = 0
-    for frame in _frames(stored, -(-len(other) // step)):
-        stop = min(at + step, len(other))
-        _join(_decompressed(frame, (stop - at) * width), other[at:stop], method, made[at:stop])
-        at = stop
-    return made.data.cast("B").toreadonly()
+        yield
+    except DeltaError as error:
+        error.number = number
+        raise
 
 
-def _frames(stored: memoryview, count: int) -> Iterator[memoryview]:
-    """Yield the compressed chunks, *count* of them."""
+class _Delta:
+    """A delta to a base of *size* bytes; ``step`` is how many of them a chunk has. One thread."""
+
+    __slots__ = ("_bias", "_frames", "_kind", "_size", "_type", "_words", "step")
+
+    def __init__(self, stored: memoryview, size: int) -> None:
+        """Check the header and the lengths of the chunks. Raises DeltaError."""
+        try:
+            kind, width, bias_log2, chunk_log2 = HEADER.unpack_from(stored)
+        except struct.error as error:
+            raise DeltaError(str(error)) from None
+        if (
+            kind not in (SUBTRACT, XOR)
+            or width not in WIDTHS
+            or size % width
+            or bias_log2 >= 8 * width
+            or chunk_log2 > CHUNK_LOG2_MAX
+        ):
+            raise DeltaError(f"its header {kind}, {width}, {bias_log2}, {chunk_log2} is none")
+        self._kind, self._type, self._size = kind, _TYPES[width], size
+        self._bias = self._type.type(1 << bias_log2)
+        self.step = width << chunk_log2
+        self._frames = _frames(stored, -(-size // self.step))
+        self._words: _Words = np.empty(0, self._type)
+
+    def fold(self, low: int, base: memoryview, made: memoryview) -> None:
+        """Put bytes *low* and following of the version into *made*, those of *base* being below."""
+        step, done = self.step, 0
+        while done < len(made):
+            number = (low + done) // step
+            skipped = low + done - number * step
+            count = min(step - skipped, len(made) - done)
+            words = self._chunk(number)[skipped // self._type.itemsize :]
+            self._fold(words, base[done : done + count], made[done : done + count])
+            done += count
+
+    def _fold(self, words: _Words, base: memoryview, made: memoryview) -> None:
+        target = np.frombuffer(made, self._type)
+        below, words = np.frombuffer(base, self._type), words[: len(target)]
+        if self._kind == SUBTRACT:
+            np.subtract(words, self._bias, out=words)
+            np.add(below, words, out=target)
+        else:
+            np.bitwise_xor(below, words, out=target)
+
+    def _chunk(self, number: int) -> _Words:
+        """The differences of a chunk, in memory that is used again for the next one."""
+        width = self._type.itemsize
+        size = min(self.step, self._size - number * self.step)
+        count = size // width
+        if len(self._words) < count:
+            self._words = np.empty(count, self._type)
+        words = self._words[:count]
+        reader = FrameReader(self._frames[number])
+        try:
+            for place in range(width):
+                spread_plane(reader.take(count), place, width, 0, words)
+            reader.finish()
+        except UnpackError as error:
+            raise DeltaError(f"a chunk of {size} bytes: {error}") from None
+        return words
+
+
+def _frames(stored: memoryview, count: int) -> list[memoryview]:
+    """The compressed chunks, *count* of them."""
     start = HEADER.size + count * _LENGTH.itemsize
     if len(stored) < start:
         raise DeltaError(f"{len(stored)} bytes have no lengths of {count} chunks")
     lengths = np.frombuffer(stored, _LENGTH, count, HEADER.size).tolist()
     if start + sum(lengths) != len(stored):
         raise DeltaError(f"{count} chunks end at {start + sum(lengths)} of {len(stored)} bytes")
-    for length in lengths:
-        yield stored[start : start + length]
-        start += length
-
-
-def _decompressed(frame: memoryview, size: int) -> bytes:
-    """The planes of one chunk, of *size* bytes, however much the frame would give."""
-    zstd = zstd_module()
-    try:
-        decompressor = zstd.ZstdDecompressor()
-        plain: bytes = decompressor.decompress(frame, max_length=size + 1)
-    except (zstd.ZstdError, ValueError, EOFError) as error:
-        raise DeltaError(str(error)) from None
-    if len(plain) != size or not decompressor.eof or decompressor.unused_data:
-        raise DeltaError(f"a chunk of {size} bytes gives {len(plain)} or more")
-    return plain
+    ends = list(accumulate(lengths, initial=start))
+    return [stored[low:high] for low, high in pairwise(ends)]
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -190,13 +269,3 @@ def _planes(words: _Words, other: _Words, method: Method) -> memoryview:
     else:
         part = words ^ other
     return split_planes(part, words.dtype.itemsize)
-
-
-def _join(planes: bytes, other: _Words, method: Method, made: _Words) -> None:
-    """Make the words of a chunk whose differences to *other* these planes are."""
-    join_planes(planes, other.dtype.itemsize, made)
-    if method.kind == SUBTRACT:
-        np.subtract(made, other.dtype.type(1 << method.bias_log2), out=made)
-        np.add(made, other, out=made)
-    else:
-        np.bitwise_xor(made, other, out=made)

@@ -6,15 +6,12 @@ compressed: a byte shuffle, as in HDF5 and Blosc.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 _Bytes = npt.NDArray[np.uint8]
-
-_AT_ONCE: Final = 1 << 14
-"""Elements that are joined at once: so many stay in the cache while their bytes come together."""
 
 
 def split_planes(data: Any, width: int) -> memoryview:
@@ -23,11 +20,11 @@ def split_planes(data: Any, width: int) -> memoryview:
     return np.ascontiguousarray(table.T).reshape(-1).data
 
 
-def join_planes(planes: Any, width: int, made: Any) -> None:
-    """Put the elements whose planes these are into *made*, writable and as many bytes."""
-    table: _Bytes = np.frombuffer(planes, np.uint8).reshape(width, -1)
+def spread_plane(part: bytes | memoryview, place: int, width: int, start: int, made: Any) -> None:
+    """Put bytes of plane number *place*, those from element *start* on, into *made*, writable.
+
+    *made* has all bytes of the elements, *width* each. Planes can be put where they belong as they
+    come, so that none is held until the last one is there.
+    """
     elements: _Bytes = np.frombuffer(made, np.uint8).reshape(-1, width)
-    for start in range(0, len(elements), _AT_ONCE):
-        stop = start + _AT_ONCE
-        for place in range(width):
-            elements[start:stop, place] = table[place, start:stop]
+    elements[start : start + len(part), place] = np.frombuffer(part, np.uint8)

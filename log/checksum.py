@@ -32,6 +32,24 @@ def checks_and_digest(buffers: Sequence[Buffer], block_log2: int) -> tuple[bytes
     return hashed.finish()
 
 
+def block_checks(buffers: Sequence[Buffer], block_log2: int) -> bytes:
+    """Return the block checksums of a payload alone; see :func:`checks_and_digest`."""
+    if len(buffers) == 1:
+        data, size = memoryview(buffers[0]), 1 << block_log2
+        return b"".join([block_check(data[at : at + size]) for at in range(0, len(data), size)])
+    return checks_and_digest(buffers, block_log2)[0]
+
+
+def whole_digest(buffers: Sequence[Buffer]) -> bytes:
+    """Return the digest of a payload alone, the concatenation of *buffers*."""
+    if len(buffers) == 1:
+        return xxh3_128_digest(buffers[0])
+    whole = xxh3_128()
+    for buffer in buffers:
+        whole.update(buffer)
+    return whole.digest()
+
+
 class PayloadHash:
     """The block checksums and the digest of a payload that comes in pieces. One thread.
 

@@ -7,37 +7,23 @@ newest view.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import CorruptError, VersionGoneError
+from mldb.errors import VersionGoneError
 from mldb.log import format as fmt
+from mldb.log.chain import DEPTH_MAX, Cache, Decode, patch_of, wrong_base
+from mldb.log.delta_reads import DeltaReads
 from mldb.log.index.address import Entry
-from mldb.log.patch import Patch, PatchError, apply_patch, decode_patch
+from mldb.log.patch import apply_patch
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
 from mldb.log.view import View
 from mldb.options import Verify
 
 _T = TypeVar("_T")
-
-Decode = Callable[[memoryview, int, int, str, int, str, memoryview | None], memoryview]
-"""From stored bytes, their encoding, the decoded size, file, offset and name for errors, the base.
-
-The base is the decoded bytes of the version that a delta builds on, None for other encodings.
-"""
-
-DEPTH_MAX: Final = 64
-"""Versions that a delta may build on, one on another. No writer makes as many."""
-
-
-class Cache(Protocol):
-    """Where decoded bytes are kept. Any thread."""
-
-    def get(self, key: object, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
-        """Return the value of *key*, made with *decode* when it is absent."""
 
 
 class Door:
@@ -52,7 +38,7 @@ class Door:
     out bytes does so by itself.
     """
 
-    __slots__ = ("_cache", "_decode", "_head", "_key_of", "verify")
+    __slots__ = ("_cache", "_deltas", "_head", "_key_of", "verify")
 
     def __init__(
         self,
@@ -65,8 +51,8 @@ class Door:
         self.verify = verify
         self._key_of = key_of
         self._head = head
-        self._decode = decode
         self._cache = cache
+        self._deltas = DeltaReads(self, decode, cache)
 
     def holder(
         self, view: View, key: bytes | None, entry: Entry, name: str
@@ -77,7 +63,7 @@ class Door:
         """
         if entry.encoding != fmt.ENCODING_REFERENCE:
             return key, entry
-        return self._base(view, key, entry, name)
+        return self.base_of(view, key, entry, name)
 
     def version(
         self,
@@ -94,22 +80,19 @@ class Door:
         """
         if entry.encoding == fmt.ENCODING_REFERENCE:
             key, entry = self.holder(view, key, entry, name)
-        view, entry, data = self._opened(view, key, entry, name)
+        view, entry, data = self.opened(view, key, entry, name)
         if entry.encoding == fmt.ENCODING_RAW:
             return data
 
         def make() -> memoryview:
             if entry.encoding == fmt.ENCODING_PATCH:
                 return self._patched(view, key, entry, data, size, (0, size), name).toreadonly()
-            base = None
-            if entry.encoding == fmt.ENCODING_DELTA:
-                base = self._base_bytes(view, key, entry, size, name, depth)
-            file, at = segment_name(entry.segment), entry.offset
-            return self._decode(data, entry.encoding, size, file, at, name, base)
+            span = 0, size
+            return self._deltas.decode(view, key, entry, data, size, span, name, depth)
 
         return self._cache.get((entry.segment, entry.offset), size, make)
 
-    def _opened(
+    def opened(
         self, view: View, key: bytes | None, entry: Entry, name: str
     ) -> tuple[View, Entry, memoryview]:
         """Return the stored bytes of a holder, with its entry as it lies now and the view of it."""
@@ -118,7 +101,7 @@ class Door:
             return view, entry, segment.payload(entry, 0, entry.length, self.verify, name)
         except SegmentGoneError as error:
             return self._elsewhere(
-                error, key, entry, name, lambda new, at: self._opened(new, key, at, name)
+                error, key, entry, name, lambda new, at: self.opened(new, key, at, name)
             )
 
     def part(
@@ -129,6 +112,8 @@ class Door:
             key, entry = self.holder(view, key, entry, name)
         if entry.encoding == fmt.ENCODING_PATCH:
             return self._patched_part(view, key, entry, size, (low, high), name).toreadonly()
+        if entry.encoding == fmt.ENCODING_DELTA:
+            return self._deltas.part(view, key, entry, size, (low, high), name)
         if entry.encoding != fmt.ENCODING_RAW:
             return self.version(view, key, entry, size, name)[low:high]
         try:
@@ -228,10 +213,33 @@ class Door:
         segment = view.segments.get(entry.segment)
         return segment is not None and segment.is_verified(entry, low, high)
 
+    def seen(self, view: View, entry: Entry) -> memoryview | None:
+        """Return the bytes of a raw holder where they are mapped, not verified; or None."""
+        segment = view.segments.get(entry.segment)
+        return None if segment is None else segment.mapped(entry)
+
+    def unread(self, view: View, entry: Entry, piece: int) -> Iterable[memoryview] | None:
+        """Return the bytes of a raw holder that lies in an active segment, not verified; or None.
+
+        All of them where they are mapped, else *piece* bytes at a time. For who compares them with
+        bytes of the same digest, which tells more than the checksums do.
+        """
+        segment = view.segments.get(entry.segment)
+        if segment is None or not segment.grows or entry.encoding != fmt.ENCODING_RAW:
+            return None
+        data = segment.mapped(entry)
+        return segment.pieces(entry, piece) if data is None else (data,)
+
     @staticmethod
     def has_parts(entry: Entry) -> bool:
         """Whether a part of a holder costs no more than itself, and the patches on it."""
         return entry.encoding in (fmt.ENCODING_RAW, fmt.ENCODING_PATCH)
+
+    @staticmethod
+    def has_pieces(entry: Entry) -> bool:
+        """Whether a part of a holder costs less than all of it: itself, or the pieces it is in."""
+        parts = (fmt.ENCODING_RAW, fmt.ENCODING_PATCH, fmt.ENCODING_DELTA)
+        return entry.encoding in parts
 
     @staticmethod
     def is_own(entry: Entry) -> bool:
@@ -267,7 +275,7 @@ class Door:
         name: str,
     ) -> memoryview:
         """Return bytes of a patched version as writable memory of the caller's own."""
-        view, entry, data = self._opened(view, key, entry, name)
+        view, entry, data = self.opened(view, key, entry, name)
         if entry.encoding != fmt.ENCODING_PATCH:  # it was replaced meanwhile
             low, high = span
             return memoryview(self.private(view, key, entry, size, name, low=low, high=high))
@@ -284,58 +292,38 @@ class Door:
         name: str,
     ) -> memoryview:
         """Return bytes of a version: those of the whole one below, with the patches laid over."""
-        patches = [_patch(entry, data, size, name)]
+        patches = [patch_of(entry, data, size, name)]
         while True:
-            key, below = self._base(view, key, entry, name)
+            key, below = self.base_of(view, key, entry, name)
             if below.commit_lsn >= entry.commit_lsn:
-                raise self._wrong_base(entry, name, "is not older, so that it builds on itself")
+                raise wrong_base(entry, name, "is not older, so that it builds on itself")
             entry = below
             if entry.encoding != fmt.ENCODING_PATCH:
                 break
-            view, entry, data = self._opened(view, key, entry, name)
+            view, entry, data = self.opened(view, key, entry, name)
             if entry.encoding != fmt.ENCODING_PATCH:
                 break
-            patches.append(_patch(entry, data, size, name))
+            patches.append(patch_of(entry, data, size, name))
         row = patches[0].row_bytes
         first, stop = span[0] // row, -(-span[1] // row)
         low, high = first * row, stop * row
         target = memoryview(self.private(view, key, entry, size, name, low=low, high=high))
         if len(target) != high - low or any(patch.row_bytes != row for patch in patches):
-            raise self._wrong_base(entry, name, "has rows of another length")
+            raise wrong_base(entry, name, "has rows of another length")
         for patch in reversed(patches):
             apply_patch(patch, target, first)
         return target[span[0] - low : span[1] - low]
 
-    def _base(self, view: View, key: bytes | None, entry: Entry, name: str) -> tuple[bytes, Entry]:
+    def base_of(
+        self, view: View, key: bytes | None, entry: Entry, name: str
+    ) -> tuple[bytes, Entry]:
         """Return key and entry of the version that this one names: its owner, or its base."""
         owner = entry.owner or (self._key_of(name) if key is None else key)
         found = view.version_at(owner, entry.base)
         fault = base_fault(entry, found)
         if found is None or fault:
-            raise self._wrong_base(entry, name, fault)
+            raise wrong_base(entry, name, fault)
         return owner, found
-
-    def _base_bytes(
-        self, view: View, key: bytes | None, entry: Entry, size: int, name: str, depth: int
-    ) -> memoryview:
-        """Return the decoded bytes of the version that a delta builds on."""
-        if not depth:
-            raise self._wrong_base(entry, name, f"builds on {DEPTH_MAX} others, or on itself")
-        owner, found = self._base(view, key, entry, name)
-        data = self.version(view, owner, found, size, name, depth - 1)
-        if len(data) != size:
-            raise self._wrong_base(entry, name, f"has {len(data)} bytes, and not {size}")
-        return data
-
-    @staticmethod
-    def _wrong_base(entry: Entry, name: str, what: str) -> CorruptError:
-        return CorruptError(
-            f"the version of {name!r} that commit {entry.commit_lsn} stored has its bytes from one "
-            f"of commit {entry.base}, which {what}. Other names and versions stay readable.",
-            file=segment_name(entry.segment),
-            offset=entry.frame,
-            key=name,
-        )
 
     def _elsewhere(
         self,
@@ -367,16 +355,3 @@ def base_fault(entry: Entry, base: Entry | None) -> str:
     if entry.encoding == fmt.ENCODING_REFERENCE and base.digest != entry.digest:
         return "has other bytes"
     return ""
-
-
-def _patch(entry: Entry, data: memoryview, size: int, name: str) -> Patch:
-    try:
-        return decode_patch(data, size)
-    except PatchError as error:
-        raise CorruptError(
-            f"the patch of {name!r} that commit {entry.commit_lsn} stored is none: {error}. Other "
-            "names and versions stay readable.",
-            file=segment_name(entry.segment),
-            offset=entry.offset,
-            key=name,
-        ) from None

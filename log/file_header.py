@@ -6,6 +6,7 @@ from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.frame import DamagedFrame
+from mldb.log.fs.protocol import FileSystem
 
 
 def encode_file_header(
@@ -72,3 +73,18 @@ def decode_file_header(data: bytes, name: str) -> fmt.FileHeader:
     if header.version == 0 or header.kind == 0:
         raise DamagedFrame("format version 0 and file kind 0 are never valid")
     return header
+
+
+def header_of(fs: FileSystem, name: str) -> fmt.FileHeader | None:
+    """The header of a file, None when it is damaged or no file of mldb.
+
+    Raises StorageIOError, and FormatVersionError for a file of a newer mldb.
+    """
+    file = fs.open(name, "r")
+    try:
+        data = file.pread(fmt.FILE_HEADER_SIZE, 0)
+        return decode_file_header(data, name) if data.startswith(fmt.FILE_MAGIC) else None
+    except DamagedFrame:
+        return None
+    finally:
+        file.close()

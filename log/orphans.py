@@ -16,10 +16,11 @@ from typing import Final
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start
+from mldb.log.file_header import header_of
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.manifest import Manifest
 from mldb.log.scan import Cursor, scan
-from mldb.log.segment import SEGMENTS, header_of, segment_name
+from mldb.log.segment import SEGMENTS, segment_name
 
 _SUFFIX: Final = ".seg"
 

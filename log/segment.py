@@ -9,7 +9,7 @@ room for a mapping.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -268,6 +268,27 @@ class Segment:
             self._note(entry.frame, blocks, verify)
         return data[start:stop]
 
+    def mapped(self, entry: Entry) -> memoryview | None:
+        """Return the stored bytes of one version where they are mapped, not verified; or None."""
+        data = self._cover(entry.offset + entry.length)
+        return None if data is None else data[entry.offset : entry.offset + entry.length]
+
+    def pieces(self, entry: Entry, size: int) -> Iterator[memoryview]:
+        """Yield the stored bytes of one version, *size* at a time, read and not verified.
+
+        What a piece takes is used again for the next one. Raises CorruptError, SegmentGoneError.
+        """
+        file = self._open()
+        try:
+            at, stop = entry.offset, entry.offset + entry.length
+            while at < stop:
+                data = file.pread(min(size, stop - at), at)
+                self._check_size(at + len(data), min(at + size, stop))
+                yield memoryview(data)
+                at += len(data)
+        finally:
+            file.close()
+
     def _read_payload(
         self, entry: Entry, start: int, stop: int, verify: Verify, key: str | None
     ) -> memoryview:
@@ -372,18 +393,3 @@ class Segment:
 
 def _head_end(frame: Frame) -> int:
     return frame.payload_offset if frame.header.payload_length else frame.end
-
-
-def header_of(fs: FileSystem, name: str) -> fmt.FileHeader | None:
-    """The header of a file, None when it is damaged or no file of mldb.
-
-    Raises StorageIOError, and FormatVersionError for a file of a newer mldb.
-    """
-    file = fs.open(name, "r")
-    try:
-        data = file.pread(fmt.FILE_HEADER_SIZE, 0)
-        return decode_file_header(data, name) if data.startswith(fmt.FILE_MAGIC) else None
-    except DamagedFrame:
-        return None
-    finally:
-        file.close()

@@ -60,9 +60,13 @@ class ByteCache:
             self.hits += 1
             return (found[0],)
 
+    def keeps(self, nbytes: int) -> bool:
+        """Whether a value of as many bytes would be kept."""
+        return nbytes <= self.limit_bytes
+
     def put(self, key: Hashable, value: Any, nbytes: int) -> None:
         """Keep *value*, unless it is larger than the limit."""
-        if nbytes > self.limit_bytes:
+        if not self.keeps(nbytes):
             return
         guard = self._lock.hold_unless_inside()
         if guard is not None:

@@ -15,15 +15,20 @@ from typing import Final
 
 import numpy as np
 
-from mldb.compaction.deltas import DeltaError, decode_delta
-from mldb.compaction.planes import join_planes, split_planes
-from mldb.compaction.zstd import compress_planes, zstd_module
+from mldb.compaction.deltas import DeltaError, decode_deltas
+from mldb.compaction.planes import split_planes, spread_plane
+from mldb.compaction.zstd import FrameReader, UnpackError, compress_planes, zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
+from mldb.log.chain import Stored
 from mldb.log.fs.protocol import Buffer
 
 ENCODING_ZSTD: Final = fmt.ENCODING_RAW + 1
 LEVEL: Final = 1
+_UNPACKED: Final = 128 << 10
+"""Bytes of a plane that are unpacked at once."""
+_RATIO_LOG2: Final = 15
+"""A block of zstd takes 4 bytes or more and gives 2^17 or fewer."""
 
 
 def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
@@ -46,43 +51,78 @@ def decode_bytes(
     key: str,
     base: memoryview | None = None,
 ) -> memoryview:
-    """Return the *size* decoded bytes, read-only; those of a delta are built on *base*.
+    """Return the *size* decoded bytes of one version, as :func:`decode_stored` does."""
+    return decode_stored([Stored(data, encoding, file, offset)], size, key, base)
 
-    Holds up to three times *size* meanwhile, however much the encoded bytes would give. Raises
-    CorruptError for bytes that do not give exactly *size*, FormatVersionError for an encoding of a
-    newer mldb.
+
+def decode_stored(
+    chain: Sequence[Stored],
+    size: int,
+    key: str,
+    base: memoryview | None = None,
+    start: int = 0,
+) -> memoryview:
+    """Return the decoded bytes of the last version of a chain, read-only.
+
+    Each one builds on the one before it, the first on *base* if that is given. Of *size* bytes are
+    returned those from *start* on that *base* has, all where there is none. Nothing else of their
+    size is held meanwhile, however much the encoded bytes would give. Raises CorruptError for bytes
+    that do not give exactly *size*, FormatVersionError for an encoding of a newer mldb.
     """
-    if encoding == fmt.ENCODING_DELTA and base is not None:
+    if base is None:
+        first, *chain = chain
+        made = _unpacked(first, size, key)
+        base = made
+    else:
+        made = np.empty(len(base), np.uint8).data
+    for item in chain:
+        if item.encoding != fmt.ENCODING_DELTA:
+            raise _unknown(item, key)
+    if chain:
         try:
-            return decode_delta(data, base)
+            decode_deltas([item.data for item in chain], size, base, made, start)
         except DeltaError as error:
-            raise _damaged(key, file, offset, error) from None
-    if encoding != ENCODING_ZSTD:
-        raise FormatVersionError(
-            f"{key!r} is stored in encoding {encoding}, which this mldb does not know; use a newer "
-            f"mldb. Other names and versions stay readable. [file {file}, offset {offset}]"
-        )
-    zstd = zstd_module()
+            raise _damaged(key, chain[error.number], error) from None
+    return made.toreadonly()
+
+
+def _unpacked(stored: Stored, size: int, key: str) -> memoryview:
+    """The decoded bytes of a version that builds on none, in writable memory of their own.
+
+    The planes come out of the frame one after another; each part goes to its place at once.
+    """
+    if stored.encoding != ENCODING_ZSTD:
+        raise _unknown(stored, key)
+    data = stored.data
     try:
-        itemsize = data[0]
-        decompressor = zstd.ZstdDecompressor()
-        plain: bytes = decompressor.decompress(bytes(data[1:]), max_length=size + 1)
-        if len(plain) != size or not decompressor.eof or not itemsize or size % itemsize:
-            raise ValueError(f"{len(plain)} bytes or more came out, {size} are declared")
-    except (zstd.ZstdError, ValueError, IndexError, EOFError) as error:
-        raise _damaged(key, file, offset, error) from None
-    if itemsize == 1:
-        return memoryview(plain)
-    made = np.empty(size, np.uint8)
-    join_planes(plain, itemsize, made)
-    return made.data.toreadonly()
+        width = data[0]
+        if not width or size % width or size > len(data) << _RATIO_LOG2:
+            raise UnpackError(f"{size} bytes are declared, of elements of {width}")
+        made, count = np.empty(size, np.uint8), size // width
+        reader = FrameReader(data[1:])
+        for place in range(width):
+            for at in range(0, count, _UNPACKED):
+                part = reader.take(min(_UNPACKED, count - at))
+                spread_plane(part, place, width, at, made)
+        reader.finish()
+    except (UnpackError, IndexError) as error:
+        raise _damaged(key, stored, error) from None
+    return made.data
 
 
-def _damaged(key: str, file: str, offset: int, error: Exception) -> CorruptError:
+def _unknown(stored: Stored, key: str) -> FormatVersionError:
+    return FormatVersionError(
+        f"{key!r} is stored in encoding {stored.encoding}, which this mldb does not know; use a "
+        "newer mldb. Other names and versions stay readable. "
+        f"[file {stored.file}, offset {stored.offset}]"
+    )
+
+
+def _damaged(key: str, stored: Stored, error: Exception) -> CorruptError:
     return CorruptError(
         f"the encoded payload of {key!r} cannot be unpacked: {error}. Other names and versions "
         "stay readable.",
-        file=file,
-        offset=offset,
+        file=stored.file,
+        offset=stored.offset,
         key=key,
     )

@@ -55,7 +55,7 @@ class TensorHandle:
                 key=name,
             )
         # Bytes of one step of the first axis, when a slice of it may be read in place; otherwise 0.
-        sliceable = what.layout == "dense" and what.nbytes and scope.source.door.has_parts(held)
+        sliceable = what.layout == "dense" and what.nbytes and scope.source.door.has_pieces(held)
         self._row_bytes = what.nbytes // what.shape[0] if sliceable and what.shape else 0
         self._dtype = dtype_of(what.dtype)
 
@@ -149,7 +149,7 @@ class TensorHandle:
         if type(key) is slice and self._row_bytes and (key.step is None or key.step == 1):
             return self._rows(key)
         part = None
-        if self._scope.source.door.has_parts(self._held):
+        if self._scope.source.door.has_pieces(self._held):
             part = slice_bytes(self._descriptor, key)
         if part is None:
             return index_array(self.numpy(), key)

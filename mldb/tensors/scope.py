@@ -24,7 +24,7 @@ from mldb.names import check_name
 from mldb.tensors.border import SIZES, MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
-from mldb.tensors.encoding import decode_bytes
+from mldb.tensors.encoding import decode_stored
 
 _NEAR: Final = 64
 """Names of each side, in each of a few parts, among which a similar one is looked for."""
@@ -56,7 +56,7 @@ class Source:
 
     def __init__(self, log: Log, border: MapBorder, cache: ByteCache) -> None:
         self.log = log
-        self.door = Door(log.head, log.options.verify, decode_bytes, cache, _tensor_key)
+        self.door = Door(log.head, log.options.verify, decode_stored, cache, _tensor_key)
         self.border = border
         self.cache = cache
         self.counts = KeyCounts()

@@ -2,8 +2,9 @@
 
 A candidate is a version with the same digest: the newest one of the same name, or any other by the
 digests that ``mldb.log.digests`` knows. It counts once its bytes were read, as any read verifies
-them, and compared. All of this is outside the commit lock; under it the owner is confirmed
-(``mldb.write.references``).
+them, and compared. What was stored since the first look and lies in an active segment is compared
+unverified first: equal to bytes of its digest, it is what was stored a moment ago. All of this is
+outside the commit lock; under it the owner is confirmed (``mldb.write.references``).
 """
 
 from __future__ import annotations
@@ -34,18 +35,22 @@ OFF: Final = fmt.PAYLOAD_BYTES_MAX + 1
 _TRIES: Final = 4
 _CHUNK: Final = 128 << 10
 _COPIED_MAX: Final = 32 << 10
+_PROBED: Final = 256
+_PIECE: Final = 64 << 10
+"""Bytes that are read at once of what is in no mapping: memory of that size is used again."""
 
 
 class Owner(NamedTuple):
-    """A version with bytes of its own, and these: decoded, verified, alive while they are held.
+    """A version with bytes of its own, and these: decoded, compared, alive while they are held.
 
-    ``is_raw``: they are a view of the log, which takes no memory.
+    ``is_raw``: they are a view of the log, which takes no memory. ``data`` is None where they were
+    read piece by piece.
     """
 
     key: bytes
     lsn: int
     digest: bytes
-    data: memoryview
+    data: memoryview | None
     is_raw: bool
 
 
@@ -63,8 +68,9 @@ class Duplicates:
         self.head = head
         self._door = door
         self._digests = Digests()
+        self._since = fmt.LSN_MAX  # the newest commit when it was first looked for something
         self.looked_up = 0
-        """Tensors that were hashed to be looked up."""
+        """Tensors that were looked up."""
         self.same_name = 0
         """Of these: the newest version of the name had the bytes."""
         self.by_digest = 0
@@ -89,11 +95,44 @@ class Duplicates:
         self.in_batch += 1
         self.bytes_saved += nbytes
 
+    def find_unchanged(
+        self, view: View, key: bytes, buffers: Sequence[Buffer], nbytes: int
+    ) -> Owner | None:
+        """Return the owner of these bytes when the newest version of *key* has them; or None.
+
+        For bytes that are not hashed yet: equal to verified bytes, they have their digest. A look
+        at a few of them tells mostly that they are others.
+        """
+        door = self._door
+        if nbytes < self.least or len(buffers) != 1 or door.verify == "never":
+            return None
+        try:
+            newest = view.newest(key, view.intervals)
+            if newest is None or newest.flags & fmt.ENTRY_TOMBSTONE:
+                return None
+            at, held = door.holder(view, key, newest, keys.shown(key))
+            if held.length != nbytes or not door.is_raw(held):
+                return None
+            seen = door.seen(view, held)
+            if seen is None or not _may_be_equal(buffers[0], seen):
+                return None
+            if not have_equal_bytes(buffers, (seen,)):
+                return None
+            data = door.version(view, at, held, nbytes, keys.shown(key))
+        except MldbError:  # whoever looks by the digest counts it
+            return None
+        assert at is not None
+        self.looked_up += 1
+        self.same_name += 1
+        self.bytes_saved += nbytes
+        return Owner(at, held.commit_lsn, held.digest, data, True)
+
     def find(
         self, view: View, key: bytes, buffers: Sequence[Buffer], nbytes: int, digest: bytes
     ) -> Owner | None:
         """Return the owner of these bytes, which are about to be stored under *key*; or None."""
         self.looked_up += 1
+        self._since = min(self._since, view.commit.lsn)
         try:
             newest = view.newest(key, view.intervals)
             if newest is not None and newest.digest == digest:
@@ -134,6 +173,11 @@ class Duplicates:
             if unpack_descriptor(held.attr).nbytes != nbytes:
                 self.unequal += 1
                 return None
+            is_recent = held.commit_lsn > self._since
+            recent = door.unread(view, held, _PIECE) if is_recent else None
+            if recent is not None and have_equal_bytes(buffers, recent):
+                data = recent[0] if isinstance(recent, tuple) else None
+                return Owner(key, held.commit_lsn, held.digest, data, True)
             data = door.version(view, key, held, nbytes, name)
         except MldbError:
             self.unreadable += 1
@@ -170,28 +214,32 @@ def is_owner(entry: Entry | None, digest: bytes) -> bool:
     )
 
 
-def have_equal_bytes(one: Sequence[Buffer], other: Sequence[Buffer]) -> bool:
+def _may_be_equal(one: Buffer, other: memoryview) -> bool:
+    """Whether some bytes in the middle are equal: the first ones are often those of padding."""
+    low = len(other) // 2
+    return bytes(one[low : low + _PROBED]) == bytes(other[low : low + _PROBED])
+
+
+def have_equal_bytes(one: Sequence[Buffer], other: Iterable[Buffer]) -> bool:
     """Whether two sequences of buffers hold the same bytes.
 
     Compared in pieces that stay in the cache, eight bytes at a time: some 10 GB/s. Small ones are
     copied, which takes less time than to begin with the pieces.
     """
-    if len(one) == len(other) == 1:
-        first, second = memoryview(one[0]), memoryview(other[0])
-        return len(first) == len(second) and _are_equal(first, second)
-    left, right = _last_first(one), _last_first(other)
-    while left and right:
-        first, second = left.pop(), right.pop()
-        size = min(len(first), len(second))
-        if not _are_equal(first[:size], second[:size]):
-            return False
-        left += [first[size:]] if len(first) > size else []
-        right += [second[size:]] if len(second) > size else []
-    return not left and not right
-
-
-def _last_first(buffers: Sequence[Buffer]) -> list[memoryview]:
-    return [memoryview(part) for part in reversed(buffers) if len(part)]
+    left = [memoryview(part) for part in reversed(one) if len(part)]
+    for buffer in other:
+        second = memoryview(buffer)
+        while second:
+            if not left:
+                return False
+            first = left.pop()
+            size = min(len(first), len(second))
+            if not _are_equal(first[:size], second[:size]):
+                return False
+            if len(first) > size:
+                left.append(first[size:])
+            second = second[size:]
+    return not left
 
 
 def _are_equal(first: memoryview, second: memoryview) -> bool:

@@ -1,4 +1,4 @@
-"""Hashing what is about to be looked up: large tensors of a batch, in two threads."""
+"""Hashing what is about to be looked up; large tensors of a batch in two threads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,28 @@ from typing import TypeAlias
 from mldb.log import format as fmt
 from mldb.log.aside import Aside
 from mldb.log.batch import OVERLAP_BYTES
-from mldb.log.checksum import checks_and_digest
+from mldb.log.checksum import block_checks, checks_and_digest, whole_digest
+from mldb.log.fs.protocol import Buffer
 from mldb.tensors.codec import Prepared
 
 Hashed: TypeAlias = tuple[bytes, bytes]
 """Block checksums and digest of a tensor."""
+
+
+def hash_to_look(buffers: Sequence[Buffer], nbytes: int) -> tuple[bytes | None, bytes]:
+    """Return block checksums and digest of what is looked up; None for checksums that can wait.
+
+    They can for one block, which is in the cache when they are made: what is found needs none.
+    """
+    if nbytes <= 1 << fmt.BLOCK_LOG2:
+        return None, whole_digest(buffers)
+    return checks_and_digest(buffers, fmt.BLOCK_LOG2)
+
+
+def hashed_to_store(hashed: tuple[bytes | None, bytes], buffers: Sequence[Buffer]) -> Hashed:
+    """Return what :func:`hash_to_look` said with the checksums of what was not found."""
+    checks, digest = hashed
+    return block_checks(buffers, fmt.BLOCK_LOG2) if checks is None else checks, digest
 
 
 def hash_large(tensors: Sequence[Prepared]) -> list[Hashed | None]:

@@ -75,6 +75,14 @@ class References:
             view = self._view = duplicates.head()
         return duplicates.find(view, key, buffers, nbytes, digest)
 
+    def find_unchanged(self, key: bytes, buffers: Sequence[Buffer], nbytes: int) -> Owner | None:
+        """Return who has these bytes, if that is the newest version of *key*; not hashed yet."""
+        duplicates, view = self._duplicates, self._view
+        assert duplicates is not None
+        if view is None:
+            view = self._view = duplicates.head()
+        return duplicates.find_unchanged(view, key, buffers, nbytes)
+
     def note_shared(self, nbytes: int) -> None:
         """Count a tensor whose bytes another one of the batch has."""
         assert self._duplicates is not None

@@ -10,7 +10,7 @@ from mldb.log.frame import Draft, DraftFields, Record
 from mldb.log.fs.protocol import Buffer
 from mldb.log.patch import Patch
 from mldb.log.pending import PendingSegment
-from mldb.tensors.codec import unpack_descriptor
+from mldb.tensors.codec import Prepared, unpack_descriptor
 from mldb.tensors.encoding import decode_bytes
 
 
@@ -28,6 +28,14 @@ class Staged(NamedTuple):
     digest: bytes = b""
     patch: Patch | None = None
     """Rows that change; the others are those of the version that was read. ``data`` is None."""
+
+
+class Asked(NamedTuple):
+    """A tensor that is looked up, under names of the same bytes; ``buffers`` do not change now."""
+
+    names: tuple[bytes, ...]
+    prepared: Prepared
+    buffers: tuple[memoryview, ...]
 
 
 def staged_parts(staged: Staged, pending: PendingSegment | None) -> tuple[Buffer, ...]:

@@ -12,18 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.tensors import metadata_set, tensor_compressed, tensor_stored
-from mldb.log import format as fmt
 from mldb.log.batch import Placed, place
-from mldb.log.checksum import checks_and_digest, digest128
+from mldb.log.checksum import digest128
 from mldb.log.frame import Draft, Record
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Owner, have_equal_bytes
-from mldb.write.hashing import Hashed, hash_large
+from mldb.write.hashing import Hashed, hash_large, hash_to_look, hashed_to_store
 from mldb.write.packs import PACK_BELOW, PACK_ENTRIES, Pack
 from mldb.write.references import References
-from mldb.write.staged import Staged, draft_of, drafts_like, staged_parts, with_names
+from mldb.write.staged import Asked, Staged, draft_of, drafts_like, staged_parts, with_names
 from mldb.write.staged_patches import StagedPatches
 
 OpenPending = Callable[[], PendingSegment]
@@ -119,8 +118,8 @@ class Staging:
     def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
         pack = self._open_pack(prepared.nbytes, len(names))
         part = pack.write(prepared)
-        digest = digest128(part)
-        if prepared.nbytes >= self._least and self._is_here(names, prepared, (part,), digest):
+        asked, digest = Asked(names, prepared, (part,)), digest128(part)
+        if prepared.nbytes >= self._least and self._is_here(asked, digest):
             return
         added = [keys.TENSORS + item for item in names]
         pack.keep(added, prepared.attr, len(part), digest)
@@ -132,8 +131,8 @@ class Staging:
         fixed, copies = self._fixed(prepared)
         record = None
         if prepared.nbytes >= self._least:
-            hashed = hashed or checks_and_digest(fixed.buffers, fmt.BLOCK_LOG2)
-            if self._is_here(names, prepared, fixed.buffers, hashed[1]):
+            hashed = self._looked_up(Asked(names, prepared, fixed.buffers), hashed)
+            if hashed is None:
                 self._give(copies)
                 return
         if self._compression is not None:
@@ -164,59 +163,64 @@ class Staging:
 
     # --- bytes that are there already -------------------------------------------------------------
 
-    def _is_here(
-        self,
-        names: tuple[bytes, ...],
-        prepared: Prepared,
-        buffers: tuple[memoryview, ...],
-        digest: bytes,
-    ) -> bool:
-        """Stage these names without bytes where the batch or the store has them already.
+    def _looked_up(self, asked: Asked, hashed: Hashed | None) -> Hashed | None:
+        """Return what a large tensor is hashed to; None where it is staged without bytes."""
+        names, prepared, buffers = asked
+        if hashed is None:
+            key = keys.TENSORS + names[0]
+            owner = self.references.find_unchanged(key, buffers, prepared.nbytes)
+            if owner is not None and self._refer(asked, owner):
+                self._digests.setdefault(owner.digest, key)
+                return None
+        looked = hashed or hash_to_look(buffers, prepared.nbytes)
+        return None if self._is_here(asked, looked[1]) else hashed_to_store(looked, buffers)
 
-        The bytes are compared as they are in *buffers*, which may be used for others afterwards.
+    def _is_here(self, asked: Asked, digest: bytes) -> bool:
+        """Stage names without bytes where the batch or the store has them already.
+
+        The bytes are compared as they are in the buffers, which may be used for others afterwards.
         """
-        key = keys.TENSORS + names[0]
+        key, nbytes = keys.TENSORS + asked.names[0], asked.prepared.nbytes
         holder = self._digests.get(digest)
-        if holder is not None and self._share(holder, names, prepared.attr, buffers, digest):
-            self.references.note_shared(prepared.nbytes)
+        if holder is not None and self._share(holder, asked, digest):
+            self.references.note_shared(nbytes)
             return True
         self._digests[digest] = key
-        owner = self.references.find(key, buffers, prepared.nbytes, digest)
-        if owner is None:
-            return False
-        kept = self._kept(prepared, owner)
+        owner = self.references.find(key, asked.buffers, nbytes, digest)
+        return owner is not None and self._refer(asked, owner)
+
+    def _refer(self, asked: Asked, owner: Owner) -> bool:
+        """Stage references of these names; False where keeping the bytes takes too much."""
+        kept = self._kept(asked, owner)
         if kept is None:
             return False
-        for item in names:
+        for item in asked.names:
             self.references.add(keys.TENSORS + item, kept, owner)
         return True
 
-    def _kept(self, prepared: Prepared, owner: Owner) -> Prepared | None:
+    def _kept(self, asked: Asked, owner: Owner) -> Prepared | None:
         """Return what can be stored after all should the owner go; None where that takes too much.
 
-        What the caller may change meanwhile cannot.
+        What the caller may change meanwhile cannot, nor can the buffers, which hold the same.
         """
+        prepared, data = asked.prepared, owner.data
         if not self._fix or prepared.owned:
             return prepared
-        if not owner.is_raw:
+        if data is None or not owner.is_raw:
             self._copied += prepared.nbytes
             if self._copied > self._spill_bytes:
                 return None
-        return prepared._replace(buffers=(owner.data,), owned=True)
+        if data is None:
+            data = memoryview(b"".join(asked.buffers))
+        return prepared._replace(buffers=(data,), owned=True)
 
-    def _share(
-        self,
-        holder: bytes,
-        names: tuple[bytes, ...],
-        attr: bytes,
-        buffers: tuple[memoryview, ...],
-        digest: bytes,
-    ) -> bool:
-        """Let *names* have the bytes that another key of this batch has, if they are the same."""
+    def _share(self, holder: bytes, asked: Asked, digest: bytes) -> bool:
+        """Let names have the bytes that another key of this batch has, if they are the same."""
+        names, attr = asked.names, asked.prepared.attr
         staged = self.read(holder)
         if staged is None or staged.digest != digest:
             return False  # it was overwritten since
-        if not have_equal_bytes(buffers, staged_parts(staged, self.pending)):
+        if not have_equal_bytes(asked.buffers, staged_parts(staged, self.pending)):
             return False
         added = [keys.TENSORS + item for item in names]
         reference = self.references.get(holder)

@@ -10,16 +10,17 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from mldb import keys
 from mldb.errors import ConflictError, InvalidValueError
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
 from mldb.integers import integer
-from mldb.log.frame import Record, hash_record
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.casting import Casting
 from mldb.tensors.codec import Prepared, pack_metadata, prepare_named
 from mldb.write.handle import Handle
+from mldb.write.hashing import hash_to_look, hashed_to_store
 from mldb.write.references import OwnersGone, References
 from mldb.write.rules import check_epoch
 from mldb.write.tensor_writer import TensorWriter
@@ -88,27 +89,31 @@ class WriteVerbs(Handle):
         packed = None if metadata is None else pack_metadata(metadata)
         if prepared.nbytes > self.options.segment_bytes or self.options.compression is not None:
             return self._store_staged(key, prepared, packed, epoch)
+        if prepared.nbytes >= self._duplicates.least:
+            return self._store_looked_up(key, prepared, packed, epoch)
         record = small_tensor_stored(key, prepared) if packed is None else None
         if record is None:
             record = tensor_stored(key, prepared, metadata=packed)
-        if prepared.nbytes >= self._duplicates.least:
-            return self._store_looked_up(record, prepared, packed, epoch)
         return Lsn(self._commit([record], epoch).lsn)
 
     def _store_looked_up(
-        self, record: Record, prepared: Prepared, packed: bytes | None, epoch: int | None
+        self, name: bytes, prepared: Prepared, packed: bytes | None, epoch: int | None
     ) -> Lsn:
         """Store a tensor, or a reference to the version that has its bytes already."""
-        hash_record(record)
-        key, *_, digest = record.drafts[0][:6]
-        view = self._state.head()
-        owner = self._duplicates.find(view, key, prepared.buffers, prepared.nbytes, digest)
+        key, view, duplicates = keys.TENSORS + name, self._state.head(), self._duplicates
+        buffers, nbytes = prepared.buffers, prepared.nbytes
+        owner = duplicates.find_unchanged(view, key, buffers, nbytes)
+        if owner is None:
+            hashed = hash_to_look(buffers, nbytes)
+            owner = duplicates.find(view, key, buffers, nbytes, hashed[1])
         if owner is not None:
             references = References(self._duplicates, view)
             references.add(key, prepared, owner, packed)
             return Lsn(self._commit_referring(references, [], epoch).lsn)
+        ready = hashed_to_store(hashed, buffers)
+        record = tensor_stored(name, prepared, metadata=packed, hashed=ready)
         row = self._commit([record], epoch)
-        self._duplicates.note(((digest, key),), row.lsn)
+        duplicates.note(((ready[1], key),), row.lsn)
         return Lsn(row.lsn)
 
     def _store_staged(

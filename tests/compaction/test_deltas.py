@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.compaction import deltas
-from mldb.compaction.deltas import HEADER, DeltaError, decode_delta, encode_delta
+from mldb.compaction.deltas import HEADER, DeltaError, decode_delta, decode_deltas, encode_delta
 from mldb.compaction.zstd import zstd_module
 
 WIDTHS = st.sampled_from([0, 1, 2, 3, 4, 8, 16])
@@ -168,3 +168,79 @@ def test_any_bytes_are_a_delta_or_a_typed_error(stored: bytes, size: int) -> Non
     except DeltaError:
         return
     assert len(found) == size
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+
+def laid_out(data: memoryview, base: memoryview, width: int, kind: int, chunk_log2: int) -> bytes:
+    """A delta in a layout that the encoder would not choose; the reader takes every one."""
+    words, other = (np.frombuffer(part, f"<u{width}") for part in (data, base))
+    with np.errstate(over="ignore"):
+        change = words - other + words.dtype.type(2) if kind == deltas.SUBTRACT else words ^ other
+    frames = []
+    for low in range(0, len(change), 1 << chunk_log2):
+        part = change[low : low + (1 << chunk_log2)].view(np.uint8).reshape(-1, width)
+        frames.append(zstd_module().compress(part.T.tobytes()))
+    lengths = np.array([len(frame) for frame in frames], "<u4").tobytes()
+    header = HEADER.pack(kind, width, int(kind == deltas.SUBTRACT), chunk_log2)
+    return header + lengths + b"".join(frames)
+
+
+LAYOUTS = [
+    [(4, deltas.SUBTRACT, 10)],
+    [(4, deltas.SUBTRACT, 10), (4, deltas.XOR, 10), (4, deltas.SUBTRACT, 10)],
+    [(8, deltas.XOR, 4), (1, deltas.SUBTRACT, 12), (2, deltas.SUBTRACT, 3), (4, deltas.XOR, 24)],
+]
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=["one", "alike", "each another"])
+def test_a_chain_gives_the_last_version_whatever_the_layout_of_each(
+    rng: np.random.Generator, layouts: list[tuple[int, int, int]]
+) -> None:
+    """Whole, in the memory of the base, and any part of it."""
+    size = 40_008
+    versions = [raw(rng.integers(0, 256, size, dtype=np.uint8)) for _ in range(len(layouts) + 1)]
+    stored = [
+        memoryview(laid_out(after, before, *layout))
+        for before, after, layout in zip(versions[:-1], versions[1:], layouts, strict=True)
+    ]
+    first, last = versions[0], versions[-1]
+    made = bytearray(size)
+    decode_deltas(stored, size, first, memoryview(made))
+    assert made == last
+    own = bytearray(first)
+    decode_deltas(stored, size, memoryview(own), memoryview(own))
+    assert own == last
+    assert len(versions) == 2 or own != versions[1]
+    for low, high in [(0, 8), (4096, 4104), (4088, 12_304), (39_992, size), (16, 16)]:
+        part = bytearray(high - low)
+        decode_deltas(stored, size, first[low:high], memoryview(part), low)
+        assert part == last[low:high]
+
+
+def test_a_part_is_decoded_from_the_chunks_that_it_touches_alone(
+    rng: np.random.Generator,
+) -> None:
+    """Damage in another chunk does not keep it from being read."""
+    before, after = (raw(rng.integers(0, 256, 4 << 12, dtype=np.uint8)) for _ in range(2))
+    stored = bytearray(laid_out(after, before, 4, deltas.XOR, 10))
+    last = int.from_bytes(stored[16:20], "little")
+    stored[-last] ^= 1
+    part = bytearray(4096)
+    decode_deltas([memoryview(stored)], 4 << 12, before[4096:8192], memoryview(part), 4096)
+    assert part == after[4096:8192]
+    with pytest.raises(DeltaError):
+        decode_deltas([memoryview(stored)], 4 << 12, before[12288:], memoryview(part), 12288)
+
+
+def test_the_damaged_delta_of_a_chain_is_told(rng: np.random.Generator) -> None:
+    data = raw(rng.integers(0, 256, 4000, dtype=np.uint8))
+    good = memoryview(laid_out(data, data, 4, deltas.XOR, 10))
+    for bad in (good[:-1], memoryview(b"x"), memoryview(bytes(good[:-9]) + b"\xff" * 9)):
+        for number in range(3):
+            chain = [good] * 3
+            chain[number] = bad
+            with pytest.raises(DeltaError) as caught:
+                decode_deltas(chain, 4000, data, memoryview(bytearray(4000)))
+            assert caught.value.number == number

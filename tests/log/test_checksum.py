@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_128_digest
 
-from mldb.log.checksum import check64, checks_and_digest, digest128
+from mldb.log.checksum import (
+    block_checks,
+    check64,
+    checks_and_digest,
+    digest128,
+    whole_digest,
+)
 
 
 def reference(data: bytes, block_log2: int) -> tuple[bytes, bytes]:
@@ -24,6 +30,7 @@ def test_any_cut_gives_the_reference(data: bytes, cuts: list[int], block_log2: i
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     buffers = [data[low:high] for low, high in itertools.pairwise(edges)]
     assert checks_and_digest(buffers, block_log2) == reference(data, block_log2)
+    assert (block_checks(buffers, block_log2), whole_digest(buffers)) == reference(data, block_log2)
 
 
 @given(st.binary(min_size=1, max_size=200), st.data())

@@ -13,6 +13,7 @@ import pytest
 import mldb
 from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
+from mldb.log.chain import Stored
 from mldb.log.checksum import digest128
 from mldb.log.door import Door
 from mldb.log.frame import Draft, Record
@@ -341,17 +342,13 @@ def refer(
 
 
 def added(
-    data: memoryview,
-    encoding: int,
-    size: int,
-    file: str,
-    offset: int,
-    name: str,
-    base: memoryview | None,
+    chain: list[Stored], size: int, key: str, base: memoryview | None = None, start: int = 0
 ) -> memoryview:
     """A delta for tests: the stored byte is added to every byte of the base."""
-    assert (encoding, base is not None) == (fmt.ENCODING_DELTA, True)
-    return memoryview(bytes((byte + data[0]) & 255 for byte in base or b""))
+    assert base is not None
+    assert {item.encoding for item in chain} == {fmt.ENCODING_DELTA}
+    total = sum(item.data[0] for item in chain)
+    return memoryview(bytes((byte + total) & 255 for byte in base))
 
 
 class _Kept:
@@ -360,6 +357,12 @@ class _Kept:
 
     def get(self, key: object, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
         return self.kept.setdefault(key, decode()) if key not in self.kept else self.kept[key]
+
+    def find(self, key: object) -> tuple[memoryview] | None:
+        return (self.kept[key],) if key in self.kept else None
+
+    def keeps(self, nbytes: int) -> bool:
+        return True
 
 
 def deltas(log: Log) -> Door:
@@ -458,4 +461,54 @@ def test_deltas_in_a_circle_or_on_other_lengths_are_damage(damage: str) -> None:
     assert entry is not None
     with pytest.raises(CorruptError, match="on itself" if damage == "circle" else "99 bytes"):
         deltas(log).version(view, KEYS[1], entry, 100, "x")
+    log.close()
+
+
+class _Bounded(_Kept):
+    """Keeps what is small; tells what was asked for."""
+
+    def keeps(self, nbytes: int) -> bool:
+        return nbytes <= 1 << 20
+
+    def get(self, key: object, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
+        return super().get(key, nbytes, decode) if self.keeps(nbytes) else decode()
+
+
+@pytest.mark.parametrize("cache", [_Kept, _Bounded])
+def test_a_part_of_a_delta_costs_the_pieces_that_it_is_in(cache: type[_Kept]) -> None:
+    """Small parts are decoded by themselves and kept; large ones with the rest, if that is kept."""
+    size, spans = 5 << 20, []
+
+    def decode(
+        chain: list[Stored], size: int, key: str, base: memoryview | None = None, start: int = 0
+    ) -> memoryview:
+        assert base is not None
+        spans.append((start, start + len(base)))
+        return added(chain, size, key, base, start)
+
+    log = open_log(MemoryFileSystem())
+    data = bytes(range(256)) * (size >> 8)
+    lsn = store(log, KEYS[0], data)
+    for _ in range(3):
+        lsn = refer(log, KEYS[0], b"", lsn, b"", 3, b"\x01")
+    view = log.head()
+    entry = view.newest(KEYS[0], view.intervals)
+    assert entry is not None
+    reading = Door(log.head, "first", decode, cache(), str.encode)
+
+    def part(low: int, high: int) -> list[tuple[int, int]]:
+        spans.clear()
+        expected = bytes((low + place + 3) & 255 for place in range(high - low))
+        assert reading.part(view, KEYS[0], entry, size, low, high, "x") == expected
+        return spans
+
+    mega = 1 << 20
+    assert part(mega + 5, mega + 9) == [(mega, 2 * mega)]
+    assert part(mega + 9, mega + 20) == []
+    assert part(2 * mega - 1, 2 * mega + 1) == [(2 * mega, 3 * mega)]
+    assert part(mega, mega) == []
+    assert part(size - 2, size) == [(4 * mega, size)]
+    large = part(mega - 1, 3 * mega + 1)
+    assert large == ([(0, size)] if cache is _Kept else [(0, 4 * mega)])
+    assert part(7, 9) == ([] if cache is _Kept else [(0, mega)])
     log.close()

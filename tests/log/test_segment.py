@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
-from mldb.log.file_header import encode_file_header
+from mldb.log.file_header import encode_file_header, header_of
 from mldb.log.frame import Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.memory_disk import MemoryFile
@@ -20,7 +20,7 @@ from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import File, OpenMode
 from mldb.log.index.address import Entry
 from mldb.log.index.opened import index_source, open_index
-from mldb.log.segment import REMAP_BYTES, Segment, SegmentGoneError, header_of, segment_name
+from mldb.log.segment import REMAP_BYTES, Segment, SegmentGoneError, segment_name
 from mldb.options import Verify
 from tests.support.files import replace_file
 from tests.support.logs import (
@@ -435,6 +435,18 @@ def test_a_sealed_segment_is_mapped_once() -> None:
     segment.unmap()
     segment.payload(STORED[0].entry, 0, 1, "first")
     assert fs.mappings == 2
+
+
+@pytest.mark.parametrize("size", [1, 1000, BLOCK, 1 << 30])
+def test_pieces_are_the_stored_bytes_whatever_is_mapped(size: int) -> None:
+    _, segment = segment_of(LARGE)
+    for stored in STORED:
+        assert b"".join(segment.pieces(stored.entry, size)) == stored.data
+        assert all(len(piece) <= size for piece in segment.pieces(stored.entry, size))
+    fs, cut = segment_of(LARGE)
+    replace_file(fs, NAME, LARGE.data[: STORED[0].entry.offset + 20])
+    with pytest.raises(CorruptError, match="it was cut"):
+        b"".join(cut.pieces(STORED[0].entry, size))
 
 
 # --- what a file says of itself -------------------------------------------------------------------

@@ -21,6 +21,7 @@ from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds import TENSOR_STORED
 from mldb.history.kinds.tensors import tensor_referring
 from mldb.log import format as fmt
+from mldb.log.chain import Stored
 from mldb.log.frame import Record
 from mldb.log.index.address import CommitRow, Entry
 from mldb.log.index.lineage import is_visible
@@ -218,20 +219,19 @@ def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int
 
 
 def _decode(
-    data: memoryview,
-    code: int,
-    size: int,
-    file: str,
-    offset: int,
-    key: str,
-    base: memoryview | None = None,
+    chain: list[Stored], size: int, key: str, base: memoryview | None = None, start: int = 0
 ) -> memoryview:
-    if code != fmt.ENCODING_DELTA:
-        return encoding.decode_bytes(data, code, size, file, offset, key, base)
+    for item in chain:
+        if item.encoding != fmt.ENCODING_DELTA:
+            base = encoding.decode_stored([item], size, key)
+            continue
+        assert base is not None
+        packed = bytes(item.data)
+        assert packed[-1:] == b"x"
+        change = packed[:-1].ljust(size, b"\0")[start : start + len(base)]
+        base = memoryview(_xor(memoryview(change), base))
     assert base is not None
-    packed = bytes(data)
-    assert packed[-1:] == b"x"
-    return memoryview(_xor(memoryview(packed[:-1].ljust(size, b"\0")), base))
+    return base
 
 
 @contextmanager
@@ -239,8 +239,8 @@ def made_up_deltas() -> Iterator[None]:
     """Encode cold versions as XOR against their base."""
     with (
         mock.patch.object(compacting, "_encode", _encode),
-        mock.patch.object(compacting, "decode_bytes", _decode),
-        mock.patch.object(scope, "decode_bytes", _decode),
+        mock.patch.object(compacting, "decode_stored", _decode),
+        mock.patch.object(scope, "decode_stored", _decode),
     ):
         yield
 

@@ -22,6 +22,7 @@ from mldb.log.batch import (
     write_batch,
     write_payloads,
 )
+from mldb.log.chain import Stored
 from mldb.log.door import Door
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, hash_record
@@ -302,17 +303,17 @@ class _NoCache:
     def get(self, key: object, nbytes: int, decode: Callable[[], memoryview]) -> memoryview:
         return decode()
 
+    def find(self, key: object) -> None:
+        return None
+
+    def keeps(self, nbytes: int) -> bool:
+        return False
+
 
 def _no_codec(
-    data: memoryview,
-    encoding: int,
-    size: int,
-    file: str,
-    offset: int,
-    name: str,
-    base: memoryview | None,
+    chain: list[Stored], size: int, key: str, base: memoryview | None = None, start: int = 0
 ) -> memoryview:
-    raise AssertionError(f"{name} is stored in encoding {encoding}")
+    raise AssertionError(f"{key} is stored in encoding {chain[-1].encoding}")
 
 
 def door(log: Log) -> Door:

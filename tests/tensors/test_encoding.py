@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from mldb.compaction.deltas import encode_delta
 from mldb.compaction.zstd import zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
-from mldb.tensors.encoding import ENCODING_ZSTD, decode_bytes, encode_bytes
+from mldb.log.chain import Stored
+from mldb.tensors.encoding import ENCODING_ZSTD, decode_bytes, decode_stored, encode_bytes
 
 
 def decode(data: bytes, size: int, encoding: int = ENCODING_ZSTD) -> memoryview:
@@ -118,3 +120,39 @@ def test_a_delta_is_read_on_its_base_and_damage_of_it_is_named(rng: np.random.Ge
     with pytest.raises(CorruptError, match="'layer/weight' cannot be unpacked") as caught:
         decode_bytes(memoryview(stored)[:-1], fmt.ENCODING_DELTA, 20000, *where, base)
     assert (caught.value.file, caught.value.offset, caught.value.key) == where
+
+
+def test_a_chain_is_decoded_at_once_and_names_what_is_damaged(rng: np.random.Generator) -> None:
+    """A version compressed by itself, and deltas on it: in one go, each error with its own file."""
+    steps = [rng.standard_normal(5000).astype(np.float32)]
+    for _ in range(3):
+        steps.append(steps[-1] + np.float32(1e-4))
+    datas = [step.data.cast("B") for step in steps]
+    forms = [encode_bytes((datas[0],), 4)]
+    forms += [encode_delta(after, before, 4) for before, after in pairwise(datas)]
+    encodings = [ENCODING_ZSTD, *[fmt.ENCODING_DELTA] * 3]
+    chain = [
+        Stored(memoryview(form or b""), encoding, "f", number)
+        for number, (form, encoding) in enumerate(zip(forms, encodings, strict=True))
+    ]
+    found = decode_stored(chain, 20000, "w")
+    assert found.readonly
+    assert found == datas[3]
+    assert decode_stored(chain[1:], 20000, "w", datas[0]) == datas[3]
+    assert decode_stored(chain[1:], 20000, "w", datas[0][800:1600], 800) == datas[3][800:1600]
+    assert steps[0].tobytes() == bytes(datas[0])
+    for number, item in enumerate(chain):
+        bad = [*chain]
+        bad[number] = item._replace(data=item.data[:-1])
+        with pytest.raises(CorruptError, match="'w' cannot be unpacked") as caught:
+            decode_stored(bad, 20000, "w")
+        assert caught.value.offset == number
+        bad[number] = item._replace(encoding=99)
+        with pytest.raises(FormatVersionError, match=rf"encoding 99.*offset {number}"):
+            decode_stored(bad, 20000, "w")
+
+
+def test_a_size_that_no_frame_of_that_length_gives_takes_no_memory() -> None:
+    for size in (1 << 36, 1 << 50):
+        with pytest.raises(CorruptError, match="are declared"):
+            decode(GOOD, size)

@@ -15,7 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
+from mldb.log import checksum
+from mldb.log.checksum import block_check
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.write import hashing
 from mldb.write.duplicates import (
     CHECKPOINT_FROM_BYTES,
     FROM_BYTES,
@@ -355,6 +358,85 @@ def test_equal_digests_of_other_bytes_are_caught_by_the_comparison(
             assert db[name].tolist() == value.tolist(), name
         assert db["x"].tolist() == values(7).tolist()
         assert db["y"].tolist() == values(8).tolist()
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_what_was_written_a_moment_ago_is_found_and_fixed_at_the_call(
+    store_path: Path, is_mapped: bool
+) -> None:
+    """In the active segment, where a mapping reaches it and where it is read piece by piece."""
+    old, new, last = (values(number, 20_000) for number in range(3))
+    with mldb.open(store_path, durability="os") as db:
+        db["old"] = old
+        if not is_mapped:
+            assert db["old"].tolist() == old.tolist()  # a mapping that ends there
+        db["new"] = new
+        db["again"] = new
+        with db.transaction() as txn:
+            data = new.copy()
+            txn["more"] = data
+            data[:] = 0
+            assert txn["more"].tolist() == new.tolist()
+        changed = new.copy()
+        changed[-1] += 1
+        db["other"] = changed
+        db["last"] = last
+        for name in ("again", "more"):
+            assert owner_of(db, name) == ("new", 4)
+            assert db[name].tolist() == new.tolist()
+        assert (owner_of(db, "other"), found(db, "by_digest")) == (None, 2)
+        assert db["other"].tolist() == changed.tolist()
+        assert db.verify().ok
+
+
+def test_the_newest_version_is_compared_before_anything_is_hashed(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen layer costs a comparison; one that changed somewhere is hashed and stored."""
+    value = values(1, 20_000)
+    hashed: list[int] = []
+
+    def digest(buffers: Any) -> bytes:
+        hashed.append(sum(map(len, buffers)))
+        return checksum.whole_digest(buffers)
+
+    monkeypatch.setattr(hashing, "whole_digest", digest)
+    with mldb.open(store_path) as db:
+        db["a"] = value
+        db.checkpoint({"m": value}, epoch=1)
+    with mldb.open(store_path) as db:
+        hashed.clear()
+        db["a"] = value
+        db.checkpoint({"m": value}, epoch=2)
+        with db.transaction() as txn:
+            txn["a"] = value
+        assert hashed == []
+        assert found(db, "same_name") == found(db, "looked_up") == 3
+        for place in (0, 10_000, 19_999):
+            value[place] += 1
+            db["a"] = value
+            assert owner_of(db, "a") is None
+            assert db["a"].tolist() == value.tolist()
+        assert hashed == [160_000] * 3
+        assert db.verify().ok
+
+
+def test_a_newest_version_that_is_damaged_is_no_owner_although_it_compares_equal(
+    store_path: Path,
+) -> None:
+    """Its checksum is what is damaged: nobody can read it, so that nothing refers to it."""
+    value = values(1, 20_000)
+    with mldb.open(store_path) as db:
+        db["a"] = value
+    [segment] = (store_path / "segments").glob("*.seg")
+    data = bytearray(segment.read_bytes())
+    place = data.find(block_check(value.tobytes()))
+    data[place] ^= 1
+    segment.write_bytes(data)
+    with mldb.open(store_path) as db:
+        db["a"] = value
+        assert owner_of(db, "a") is None
+        assert db["a"].tolist() == value.tolist()
 
 
 def test_an_owner_that_is_damaged_is_no_owner(store_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mldb import keys
 from mldb.history.kinds import TENSOR_PATCHED
 from mldb.log import format as fmt
-from mldb.log.checksum import checks_and_digest
+from mldb.log.checksum import block_checks
 from mldb.log.frame import Draft, Record
 from mldb.log.patch import Patch, encode_patch
 from mldb.tensors.codec import unpack_descriptor
@@ -30,7 +30,7 @@ def tensor_patched(key: bytes, below: PatchedVersion, patch: Patch) -> Record:
     """
     payload = encode_patch(patch)
     length = sum(map(len, payload))
-    checks, _ = checks_and_digest(payload, fmt.BLOCK_LOG2)
+    checks = block_checks(payload, fmt.BLOCK_LOG2)
     base, owner, attr = below
     draft = (key, 0, fmt.ENCODING_PATCH, 0, length, b"", base, attr, owner)
     return Record(

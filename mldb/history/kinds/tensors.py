@@ -10,7 +10,13 @@ from mldb.history.kinds import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
 from mldb.history.kinds.changes import KeyChange, attr_draft, portions
 from mldb.log import format as fmt
 from mldb.log.batch import OVERLAP_BYTES
-from mldb.log.checksum import block_check, checks_and_digest, digest128
+from mldb.log.checksum import (
+    block_check,
+    block_checks,
+    checks_and_digest,
+    digest128,
+    whole_digest,
+)
 from mldb.log.frame import TO_BE_HASHED, Draft, DraftFields, Record
 from mldb.log.fs.protocol import Buffer
 from mldb.tensors.codec import (
@@ -107,8 +113,8 @@ def tensor_compressed(
     if packed is None:
         return None
     if digest is None:
-        _, digest = checks_and_digest(prepared.buffers, fmt.BLOCK_LOG2)
-    checks, _ = checks_and_digest((packed,), fmt.BLOCK_LOG2)
+        digest = whole_digest(prepared.buffers)
+    checks = block_checks((packed,), fmt.BLOCK_LOG2)
     length = len(packed)
     key = keys.TENSORS + name
     draft = tensor_draft(key, prepared.attr, 0, length, digest, ENCODING_ZSTD)
