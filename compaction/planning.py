@@ -18,6 +18,7 @@ from mldb.compaction.plan import (
     live_bytes,
     row_bytes,
 )
+from mldb.compaction.reads import rows_read
 from mldb.compaction.retention import (
     Retention,
     Roots,
@@ -28,7 +29,7 @@ from mldb.compaction.retention import (
     within_bytes,
 )
 from mldb.compaction.rules import ColdAge, EventRules
-from mldb.compaction.sight import seen_by
+from mldb.compaction.sight import seen_by, with_bases
 from mldb.compaction.table import TableSource, VersionTable, make_table
 from mldb.log import format as fmt
 from mldb.log.index.footer import column_steps
@@ -115,7 +116,7 @@ def _plan(
     recode = forest(
         table,
         stays,
-        _cold(sight, policy, timeline, roots, stays, cold, now),
+        _cold(sight, rules, timeline, roots, stays, cold, now),
         rules.size_of,
         chain=rules.chain,
     )
@@ -202,7 +203,7 @@ def _kept(
 
 def _cold(
     sight: _Sight,
-    policy: Retention,
+    rules: EventRules,
     timeline: Timeline,
     roots: Roots,
     stays: Bools,
@@ -216,4 +217,5 @@ def _cold(
         return stays
     newest = {int(timeline.lsn[-1]), *roots.always, *roots.checkpoints[-_HOT_CHECKPOINTS:]}
     hot = sight.seen(np.array(sorted(newest), np.int64))
+    hot |= with_bases(sight.table, rows_read(sight.table, rules.reads(), now - age))
     return cold_rows(sight.table, stays, hot, timeline.lsn, timeline.time, now - age)

@@ -205,6 +205,7 @@ class MLDatabase(
                 "misses": cache.misses,
             },
             "counts": source.counts.stats(),
+            "reads": source.reads.stats(),
             "deduplication": self._duplicates.stats(),
             "lakes": self._known_lakes().stats(),
             "pack_below_bytes": PACK_BELOW,

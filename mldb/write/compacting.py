@@ -107,9 +107,11 @@ class CompactionVerbs(Handle):
         """Rewrite segments so that they hold what retention keeps, and give the rest back.
 
         Without a retention nothing is lost: small segments are merged, and *cold* versions encoded
-        anew: those older than a span (by default 7 days) that are neither the newest, tagged,
-        pinned, nor of the last three checkpoints; "all" takes all of them, "none" none. What is
-        read stays what it was, in every process; snapshots that are open keep what they see.
+        anew: those that for a span (by default 7 days) were neither stored, nor the newest, nor
+        read, and are not tagged, pinned, or of the last three checkpoints; "all" takes all of them,
+        "none" none. What reads return stays what it was, in every process; snapshots that are open
+        keep what they see. Reads are known as far as a hint tells of them, to a minute; of the
+        last 65,536 versions read; where it was lost, only age decides.
 
         *plan_only* tells what would be done and changes nothing. *progress* is called with the
         bytes written and those to be written. Segments are rewritten some at a time, each of them
@@ -191,6 +193,7 @@ class CompactionVerbs(Handle):
             shown=keys.shown,
             door_of=_door_of,
             metadata_of=self._metadata_of,
+            reads=self._source.reads.known,
         )
 
 

@@ -118,6 +118,7 @@ class Handle(StateSurface):
         What others hold of lakes stays readable.
         """
         self._compaction.close()
+        self._source.reads.tell()
         try:
             for known in self._lake_states.values():
                 view = self._state.view
@@ -233,7 +234,9 @@ class Handle(StateSurface):
         rule = self._epochs
         decide = rule.join if epoch is None and validate is None else rule.choice(epoch, validate)
         extra = _INTERRUPTED if interrupted or is_forced() else _NO_EXTRA
-        return self._log.sequencer.commit(records, decide, pending, extra)
+        row = self._log.sequencer.commit(records, decide, pending, extra)
+        self._source.reads.tell_if_due()
+        return row
 
     def _settle_background(self) -> None:
         """Wait for checkpoints that are still on their way: commits come in the order of calls.
