@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -43,7 +44,8 @@ from mldb.log.readers import lowest_needed
 from mldb.log.sealed import SealedPart
 from mldb.log.view import View
 
-_HOT_CHECKPOINTS = 3
+HOT_CHECKPOINTS: Final = 3
+"""What the last checkpoints see is not cold."""
 _NEW_SEGMENT_BYTES = 1 << 12
 """Room for an active segment that begins."""
 
@@ -74,7 +76,7 @@ def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) 
     """
     _, active, view = log.still()
     parts = tuple(view.sealed)
-    sources = [TableSource(_columns_of(part), _end_of(part), part.info.length) for part in parts]
+    sources = [TableSource(columns_of(part), _end_of(part), part.info.length) for part in parts]
     has_active, footer = with_active and active.has_commits(), 0
     if has_active:
         columns = finish(column_steps(active, view.commit.lsn, None, rows=0))
@@ -86,8 +88,11 @@ def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) 
     return Planned(plan, parts, has_active, footer)
 
 
-def _columns_of(part: SealedPart) -> Columns:
-    """The columns of a footer, copied: a store has thousands, and each mapping a descriptor."""
+def columns_of(part: SealedPart) -> Columns:
+    """Return the columns of a footer, copied: a store has thousands of mappings, else.
+
+    Raises CorruptError, StorageIOError, SegmentGoneError.
+    """
     was_mapped = part.mapped_bytes > 0
     columns = MappedIndex(part.own_index().reader.copied()).columns()
     if not was_mapped:
@@ -215,7 +220,7 @@ def _cold(
         return np.zeros(len(stays), np.bool_)
     if age == "all":
         return stays
-    newest = {int(timeline.lsn[-1]), *roots.always, *roots.checkpoints[-_HOT_CHECKPOINTS:]}
+    newest = {int(timeline.lsn[-1]), *roots.always, *roots.checkpoints[-HOT_CHECKPOINTS:]}
     hot = sight.seen(np.array(sorted(newest), np.int64))
     hot |= with_bases(sight.table, rows_read(sight.table, rules.reads(), now - age))
     return cold_rows(sight.table, stays, hot, timeline.lsn, timeline.time, now - age)

@@ -8,7 +8,7 @@ is lost.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -77,6 +77,13 @@ def rows_read(table: VersionTable, reads: Reads, since: int) -> Bools:
     told = _mixed(recent["key"], recent["commit"])
     found[rows] = np.isin(_mixed(checks[place], table.commit[rows]), told)
     return found
+
+
+def read_since(reads: Reads, since: int) -> Callable[[bytes, int], bool]:
+    """Return what tells of key and commit whether the version was read behind *since*."""
+    recent = reads[reads["second"] > since // _NS]
+    told = frozenset(zip(recent["key"].tolist(), recent["commit"].tolist(), strict=True))
+    return lambda key, commit: (check64(key), commit) in told
 
 
 def _mixed(key: npt.NDArray[Any], commit: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

@@ -181,13 +181,19 @@ class MLDatabase(
         """Return figures of the store and of this handle.
 
         Every tuned or adaptive default is among them with its value and its counters.
-        ``reclaimable`` are the bytes of sealed segments that :meth:`compact` would give back under
-        the retention that is set, None when that cannot be met. ``compaction`` tells of the worker
-        in the background: ``running``, ``paused``, ``pid``, how far it is, ``expected_bytes`` that
-        a pass would give back besides as it found, ``returned_bytes``, ``last_reports``,
-        ``last_error``, and why none starts here.
+        ``reclaimable`` are the bytes of sealed segments that :meth:`compact` would give back,
+        about; None when the retention cannot be met. ``reclaimable_parts`` are what of it is
+        ``dropped`` by the retention, and what is saved where cold versions are ``encoded``. That is
+        told from a sample: how many bytes were looked at (``marks``), how many of them are cold,
+        what share encoding saves of some of these. Both are found anew when a segment is gone, the
+        retention was changed, the segments grew by a sixteenth, or an hour has passed.
+        ``compaction`` tells of the worker in the background: ``running``, ``paused``, ``pid``, how
+        far it is, ``expected_bytes`` that a pass would give back as it found, ``returned_bytes``,
+        ``last_reports``, ``last_error``, and why none starts here. ``reads`` tells how many
+        versions were noted as read.
         """
         self._guard()
+        reclaimable = self._reclaimable()
         source, border, cache = self._source, self._source.border, self._source.cache
         return {
             **self._log.stats(),
@@ -210,7 +216,8 @@ class MLDatabase(
             "lakes": self._known_lakes().stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
-            "reclaimable": self._reclaimable(),
+            "reclaimable": reclaimable.pop("bytes"),
+            "reclaimable_parts": reclaimable,
             "compaction": self._compaction.stats(),
         }
 

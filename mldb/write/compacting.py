@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from mldb import keys
-from mldb.errors import InvalidTypeError, InvalidValueError, MldbError
+from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.history.as_of import AsOf
 from mldb.history.kinds.changes import records_of
 from mldb.log.door import Door
@@ -154,29 +154,12 @@ class CompactionVerbs(Handle):
         self._guard()
         self._compaction.resume()
 
-    def _reclaimable(self) -> int | None:
-        """Bytes of sealed segments that retention would give back; None when it cannot be met.
-
-        Found anew when a segment was sealed or replaced, or the retention set.
-        """
-        from mldb.history.retention import retention_of
-
-        view = self._scope().view
-        try:
-            policy = retention_of(view)
-            if policy.keeps_all and view.kept is None:
-                return 0
-            known = self._found_reclaimable
-            if known is None or known[0] != (view.number, policy):
-                from mldb.compaction.planning import make_plan
-
-                rules = self._event_rules()
-                plan = make_plan(self._log, rules, "none", with_active=False).plan
-                found = int(plan.table.sizes.sum()) - plan.bytes_after
-                known = self._found_reclaimable = (view.number, policy), max(found, 0)
-            return known[1]
-        except MldbError:
-            return None
+    def _reclaimable(self) -> dict[str, Any]:
+        """What :meth:`compact` would give back of sealed segments; see Reclaimable."""
+        age = COLD_AGE // _MICROSECOND * 1000
+        return self._found_reclaimable.parts(
+            self._log, self._scope().view, self._event_rules(), age
+        )
 
     def _event_rules(self) -> EventRules:
         from mldb.compaction.rules import EventRules

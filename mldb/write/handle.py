@@ -29,6 +29,7 @@ from mldb.tensors.scope import Scope, Source, make_scope
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.preemption import is_forced
+from mldb.write.reclaimable import Reclaimable
 from mldb.write.references import OwnersGone, References
 from mldb.write.rules import EpochRule
 from mldb.write.staging import Staging
@@ -70,7 +71,7 @@ class Handle(StateSurface):
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
         self._epochs = EpochRule()
         self._compaction = BackgroundCompaction(self._log)
-        self._found_reclaimable: tuple[tuple[int, Any], int] | None = None
+        self._found_reclaimable = Reclaimable()
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
         )
