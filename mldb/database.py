@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -25,6 +26,7 @@ from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
 
 if TYPE_CHECKING:
+    from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.host import Host
     from mldb.lake.lake import Lake
     from mldb.log.verify import VerifyReport
@@ -129,8 +131,30 @@ class MLDatabase(
             open_pending=self._log.pending_segment,
             settle=self._settle_background,
             buffers=self._buffers,
+            note_rows=self._watched().note_rows,
             known=self._known_lakes(),
         )
+
+    def _watched(self) -> PolicyWatch:
+        """What has an eye on the policies of lakes; it does not keep this handle alive."""
+        watch = self._policy_watch
+        if watch is None:
+            from mldb.lake.consolidation.watch import PolicyWatch
+
+            handle = weakref.ref(self)
+            compaction = weakref.ref(self._compaction)
+
+            def host() -> Host | None:
+                own = handle()
+                return None if own is None else own._lake_host()
+
+            def look_for(name: str, is_due: Callable[[], bool]) -> None:
+                own = compaction()
+                if own is not None:
+                    own.look_for(name, is_due)
+
+            watch = self._policy_watch = PolicyWatch(host, look_for)
+        return watch
 
     @property
     def recovery(self) -> Recovery:
@@ -214,6 +238,7 @@ class MLDatabase(
             "reads": source.reads.stats(),
             "deduplication": self._duplicates.stats(),
             "lakes": self._known_lakes().stats(),
+            "policies": self._watched().stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
             "reclaimable": reclaimable.pop("bytes"),

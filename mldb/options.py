@@ -60,7 +60,8 @@ class Options:
     background_compaction: "auto": a process beside this one compacts now and then, at idle
                          priority, where two cores are allowed, the disk is local, and a pass gives
                          back compaction_gain_bytes and compaction_gain_share. True: whatever the
-                         machine is. False: only :meth:`~mldb.MLDatabase.compact` does.
+                         machine is. False: only :meth:`~mldb.MLDatabase.compact` does. It also
+                         consolidates lakes whose policy asks for it, started by rows alone.
     compaction_drops:    whether it also drops what the retention lets go; otherwise it loses
                          nothing, whatever the retention is.
     compaction_rate:     how many bytes it writes in a second at most.

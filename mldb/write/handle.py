@@ -35,6 +35,7 @@ from mldb.write.rules import EpochRule
 from mldb.write.staging import Staging
 
 if TYPE_CHECKING:
+    from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.states import LakeStates
 
 _NO_EXTRA: Mapping[str, object] = {}
@@ -69,6 +70,7 @@ class Handle(StateSurface):
         self._buffers = BufferPool()
         self._duplicates = Duplicates(options.deduplicate, self._source.door, self._state.head)
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
+        self._policy_watch: PolicyWatch | None = None  # made with the first lake
         self._epochs = EpochRule()
         self._compaction = BackgroundCompaction(self._log)
         self._found_reclaimable = Reclaimable()
