@@ -37,7 +37,8 @@ from mldb.log.index.address import CommitRow
 from mldb.write.compacting import COLD_AGE
 
 _CACHE_BYTES: Final = 64 << 20
-_RUNS_MAX: Final = 16
+RUNS_EACH: Final = 16
+"""Runs of one lake by one worker."""
 _COLD: Final = COLD_AGE // timedelta(microseconds=1) * 1000
 
 
@@ -80,7 +81,7 @@ class WorkerDatabase(MLDatabase):
         merged: dict[str, Any] = {}
         for name in self.lakes():
             bench.gate()
-            for _ in range(_RUNS_MAX):  # rows go on coming, or a run was cut off by its budget
+            for _ in range(RUNS_EACH):  # rows go on coming, or a run was cut off by its budget
                 try:
                     report = run_policy(self._lake_host(), name, bench.gate)
                 except ConflictError:
