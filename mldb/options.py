@@ -30,7 +30,8 @@ class Options:
     """How a handle behaves. Sizes are bytes, times seconds.
 
     mode:                "rw", or "r", which stores nothing and works on a read-only folder. Where
-                         it can, it registers in ``readers/`` while a snapshot is open.
+                         it can, it registers in ``readers/`` while a snapshot is open, and tells
+                         in a hint which versions but the newest it read.
     durability:          "commit": a commit that returned survives power loss. "os": it survives a
                          killed process; ``sync()`` makes everything before it durable.
     verify:              checksums of what reads touch: "first" time, "always", or "never".
