@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from mldb.compaction.gate import StandingWish, Wish, wishes
 from mldb.compaction.status import WORKER_LOCK, WorkerStatus, has_worker, load_status
-from mldb.compaction.worker import WorkerOrder
+from mldb.compaction.waiting import IsDue, WaitingLakes
+from mldb.compaction.worker import CONSOLIDATION, WorkerOrder
 from mldb.errors import MldbError
 from mldb.log.aside import Aside
 from mldb.log.fs.child import Companion, absolute, plain_environment
@@ -77,6 +78,7 @@ class BackgroundCompaction:
         self._due_since = 0  # the manifest that was current then
         self._not_before = 0.0
         self._outdated_at = float("inf")
+        self._waiting = WaitingLakes()
         self._error = ""
         self._why_not: str | None = None
         self._closed = False
@@ -92,6 +94,8 @@ class BackgroundCompaction:
         """A segment was sealed; the commit lock is held, so that the look is taken aside."""
         if self._is_due():
             Aside(self._try)
+        elif self._may_ask():
+            Aside(self._try_waiting)
 
     def look(self) -> None:
         """Start a worker where one may be worth it. Call it behind a checkpoint, with no lock held.
@@ -101,6 +105,42 @@ class BackgroundCompaction:
         """
         if self._is_due():
             self._try()
+        if self._may_ask():
+            Aside(self._try_waiting)
+
+    def look_for(self, lake: str, is_due: IsDue) -> None:
+        """Start a worker for the policies of lakes where *is_due* says so.
+
+        That is asked in a thread aside, once, when a worker may start. Costs a comparison where it
+        is too early.
+        """
+        if self._is_on and not self._closed and not self.why_not():
+            self._waiting.add(lake, is_due)
+            if self._may_ask():
+                Aside(self._try_waiting)
+
+    def _may_ask(self) -> bool:
+        is_own = not self._closed and self._process is CURRENT[0]
+        return is_own and self._waiting.may_ask(self._not_before)
+
+    def _try_waiting(self) -> None:
+        guard = self._turn.try_hold()
+        if guard is None:
+            return
+        with guard:
+            try:
+                if self._is_running() or not self._may_start():
+                    self._waiting.note_refusal()
+                elif self._waiting.take_due():
+                    self._worker = self._started(CONSOLIDATION)
+                    self._not_before = time.monotonic() + EACH_SECONDS
+            except (MldbError, OSError) as error:
+                self._note_failure(f"{type(error).__name__}: {error}")
+
+    def _may_start(self) -> bool:
+        """Whether there is no worker of any process, and nobody who wants none to go on."""
+        fs = self._log.fs
+        return not self._closed and not has_worker(fs) and not wishes(fs)
 
     def _try(self) -> None:
         guard = self._turn.try_hold()
@@ -157,7 +197,7 @@ class BackgroundCompaction:
         least, share = options.compaction_gain_bytes, options.compaction_gain_share
         return size_due(status, self._log.fs.time_ns(), least, share)
 
-    def _started(self) -> Companion:
+    def _started(self, job: str = "") -> Companion:
         log, options = self._log, self._options
         order = WorkerOrder(
             store=log.fs.root,
@@ -169,6 +209,7 @@ class BackgroundCompaction:
             drops=bool(options.compaction_drops),
             segment_bytes=options.segment_bytes,
             segment_entries=options.segment_entries,
+            job=job,
         )
         environment = plain_environment() | dict.fromkeys(_ONE_THREAD, "1")
         environment["PYTHONPATH"] = ":".join(absolute(sys.path))
@@ -244,6 +285,7 @@ class BackgroundCompaction:
             "paused": "pause" in wished,
             "pid": own.pid if own is not None else status.pid if is_at_work else None,
             "job": status.job if is_at_work else "",
+            "lakes_waiting": len(self._waiting),
             "bytes_written": status.done if is_at_work else 0,
             "bytes_to_write": status.total if is_at_work else 0,
             "expected_bytes": status.left,

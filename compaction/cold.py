@@ -36,15 +36,19 @@ class ColdVersion(NamedTuple):
 def cold_rows(
     table: VersionTable, stays: Bools, hot: Bools, commits: Numbers, times: Numbers, before: int
 ) -> Bools:
-    """Return which rows are cold: not *hot*, and stored by a commit no younger than *before*.
+    """Return which rows are cold: not *hot*, stored and followed by commits up to *before*.
 
-    *commits* and their *times* ascend by LSN; *before* is in nanoseconds.
+    While a version is the newest of its key nobody notes that it is read; so it counts as read
+    until the next one is stored. *commits* and their *times* ascend by LSN; *before* is in
+    nanoseconds.
     """
     if not len(commits):
         return np.zeros(len(table), np.bool_)
     place = np.minimum(np.searchsorted(commits, table.commit), len(commits) - 1)
     old = (commits[place] == table.commit) & (times[place] <= before)
     cold: Bools = stays & ~hot & old
+    same = table.key[1:] == table.key[:-1]
+    cold[:-1] &= ~same | (times[place[1:]] <= before)
     return cold
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from mldb.compaction.plan import (
     live_bytes,
     row_bytes,
 )
+from mldb.compaction.reads import rows_read
 from mldb.compaction.retention import (
     Retention,
     Roots,
@@ -28,7 +30,7 @@ from mldb.compaction.retention import (
     within_bytes,
 )
 from mldb.compaction.rules import ColdAge, EventRules
-from mldb.compaction.sight import seen_by
+from mldb.compaction.sight import seen_by, with_bases
 from mldb.compaction.table import TableSource, VersionTable, make_table
 from mldb.log import format as fmt
 from mldb.log.index.footer import column_steps
@@ -42,7 +44,8 @@ from mldb.log.readers import lowest_needed
 from mldb.log.sealed import SealedPart
 from mldb.log.view import View
 
-_HOT_CHECKPOINTS = 3
+HOT_CHECKPOINTS: Final = 3
+"""What the last checkpoints see is not cold."""
 _NEW_SEGMENT_BYTES = 1 << 12
 """Room for an active segment that begins."""
 
@@ -73,7 +76,7 @@ def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) 
     """
     _, active, view = log.still()
     parts = tuple(view.sealed)
-    sources = [TableSource(_columns_of(part), _end_of(part), part.info.length) for part in parts]
+    sources = [TableSource(columns_of(part), _end_of(part), part.info.length) for part in parts]
     has_active, footer = with_active and active.has_commits(), 0
     if has_active:
         columns = finish(column_steps(active, view.commit.lsn, None, rows=0))
@@ -85,8 +88,11 @@ def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) 
     return Planned(plan, parts, has_active, footer)
 
 
-def _columns_of(part: SealedPart) -> Columns:
-    """The columns of a footer, copied: a store has thousands, and each mapping a descriptor."""
+def columns_of(part: SealedPart) -> Columns:
+    """Return the columns of a footer, copied: a store has thousands of mappings, else.
+
+    Raises CorruptError, StorageIOError, SegmentGoneError.
+    """
     was_mapped = part.mapped_bytes > 0
     columns = MappedIndex(part.own_index().reader.copied()).columns()
     if not was_mapped:
@@ -115,7 +121,7 @@ def _plan(
     recode = forest(
         table,
         stays,
-        _cold(sight, policy, timeline, roots, stays, cold, now),
+        _cold(sight, rules, timeline, roots, stays, cold, now),
         rules.size_of,
         chain=rules.chain,
     )
@@ -202,7 +208,7 @@ def _kept(
 
 def _cold(
     sight: _Sight,
-    policy: Retention,
+    rules: EventRules,
     timeline: Timeline,
     roots: Roots,
     stays: Bools,
@@ -214,6 +220,7 @@ def _cold(
         return np.zeros(len(stays), np.bool_)
     if age == "all":
         return stays
-    newest = {int(timeline.lsn[-1]), *roots.always, *roots.checkpoints[-_HOT_CHECKPOINTS:]}
+    newest = {int(timeline.lsn[-1]), *roots.always, *roots.checkpoints[-HOT_CHECKPOINTS:]}
     hot = sight.seen(np.array(sorted(newest), np.int64))
+    hot |= with_bases(sight.table, rows_read(sight.table, rules.reads(), now - age))
     return cold_rows(sight.table, stays, hot, timeline.lsn, timeline.time, now - age)

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from mldb.compaction.cold import CHAIN, SizeOf
 from mldb.compaction.frames import KindOf
+from mldb.compaction.reads import Reads, no_reads
 from mldb.compaction.retention import Retention, Roots
 from mldb.log.door import Door
 from mldb.log.index.columns import MetadataOf
@@ -31,8 +32,8 @@ class EventRules:
     ``is_store_wide`` holds for keys that no rewind touches. ``anchors`` are keys of whose newest
     version the commit must be readable wherever the version is seen. ``size_of`` returns the
     decoded size of what may be encoded. ``kind_of`` is told of frames that lost entries.
-    ``shown`` names a key for people. ``door_of`` makes a door over other views, with a cache of
-    its own.
+    ``reads`` tells when versions were last read. ``shown`` names a key for people. ``door_of``
+    makes a door over other views, with a cache of its own.
     """
 
     policy: Callable[[View], Retention]
@@ -46,3 +47,4 @@ class EventRules:
     door_of: Callable[[Callable[[], View]], Door]
     metadata_of: MetadataOf | None
     chain: int = CHAIN
+    reads: Callable[[], Reads] = no_reads

@@ -27,6 +27,8 @@ from mldb.log.fs.process import CURRENT
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.manifest import manifest_numbers
 
+CONSOLIDATION: Final = "consolidation"
+"""The job of lakes with a policy, which rows alone may ask for."""
 FAILED: Final = 1
 """The exit status of a worker that ended with an error."""
 _TELL_SECONDS: Final = 0.25
@@ -51,6 +53,8 @@ class WorkerOrder:
     drops: bool = False
     segment_bytes: int = 256 << 20
     segment_entries: int = 1 << 16
+    job: str = ""
+    """The one job that is to be done; all of them where it is empty."""
 
     def text(self) -> str:
         """As one argument of a command."""
@@ -233,6 +237,8 @@ class _Worker:
         try:
             be_idle()
             for job in jobs:
+                if bench.order.job not in ("", job.name):
+                    continue
                 bench.gate.refuse_stopped()
                 bench.say(state="working", job=job.name, done=0, total=0)
                 found = job.run(store, bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -25,6 +26,7 @@ from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
 
 if TYPE_CHECKING:
+    from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.host import Host
     from mldb.lake.lake import Lake
     from mldb.log.verify import VerifyReport
@@ -129,8 +131,30 @@ class MLDatabase(
             open_pending=self._log.pending_segment,
             settle=self._settle_background,
             buffers=self._buffers,
+            note_rows=self._watched().note_rows,
             known=self._known_lakes(),
         )
+
+    def _watched(self) -> PolicyWatch:
+        """What has an eye on the policies of lakes; it does not keep this handle alive."""
+        watch = self._policy_watch
+        if watch is None:
+            from mldb.lake.consolidation.watch import PolicyWatch
+
+            handle = weakref.ref(self)
+            compaction = weakref.ref(self._compaction)
+
+            def host() -> Host | None:
+                own = handle()
+                return None if own is None else own._lake_host()
+
+            def look_for(name: str, is_due: Callable[[], bool]) -> None:
+                own = compaction()
+                if own is not None:
+                    own.look_for(name, is_due)
+
+            watch = self._policy_watch = PolicyWatch(host, look_for)
+        return watch
 
     @property
     def recovery(self) -> Recovery:
@@ -181,13 +205,19 @@ class MLDatabase(
         """Return figures of the store and of this handle.
 
         Every tuned or adaptive default is among them with its value and its counters.
-        ``reclaimable`` are the bytes of sealed segments that :meth:`compact` would give back under
-        the retention that is set, None when that cannot be met. ``compaction`` tells of the worker
-        in the background: ``running``, ``paused``, ``pid``, how far it is, ``expected_bytes`` that
-        a pass would give back besides as it found, ``returned_bytes``, ``last_reports``,
-        ``last_error``, and why none starts here.
+        ``reclaimable`` are the bytes of sealed segments that :meth:`compact` would give back,
+        about; None when the retention cannot be met. ``reclaimable_parts`` are what of it is
+        ``dropped`` by the retention, and what is saved where cold versions are ``encoded``. That is
+        told from a sample: how many bytes were looked at (``marks``), how many of them are cold,
+        what share encoding saves of some of these. Both are found anew when a segment is gone, the
+        retention was changed, the segments grew by a sixteenth, or an hour has passed.
+        ``compaction`` tells of the worker in the background: ``running``, ``paused``, ``pid``, how
+        far it is, ``expected_bytes`` that a pass would give back as it found, ``returned_bytes``,
+        ``last_reports``, ``last_error``, and why none starts here. ``reads`` tells how many
+        versions were noted as read.
         """
         self._guard()
+        reclaimable = self._reclaimable()
         source, border, cache = self._source, self._source.border, self._source.cache
         return {
             **self._log.stats(),
@@ -205,11 +235,14 @@ class MLDatabase(
                 "misses": cache.misses,
             },
             "counts": source.counts.stats(),
+            "reads": source.reads.stats(),
             "deduplication": self._duplicates.stats(),
             "lakes": self._known_lakes().stats(),
+            "policies": self._watched().stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
-            "reclaimable": self._reclaimable(),
+            "reclaimable": reclaimable.pop("bytes"),
+            "reclaimable_parts": reclaimable,
             "compaction": self._compaction.stats(),
         }
 

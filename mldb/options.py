@@ -30,7 +30,8 @@ class Options:
     """How a handle behaves. Sizes are bytes, times seconds.
 
     mode:                "rw", or "r", which stores nothing and works on a read-only folder. Where
-                         it can, it registers in ``readers/`` while a snapshot is open.
+                         it can, it registers in ``readers/`` while a snapshot is open, and tells
+                         in a hint which versions but the newest it read.
     durability:          "commit": a commit that returned survives power loss. "os": it survives a
                          killed process; ``sync()`` makes everything before it durable.
     verify:              checksums of what reads touch: "first" time, "always", or "never".
@@ -60,7 +61,8 @@ class Options:
     background_compaction: "auto": a process beside this one compacts now and then, at idle
                          priority, where two cores are allowed, the disk is local, and a pass gives
                          back compaction_gain_bytes and compaction_gain_share. True: whatever the
-                         machine is. False: only :meth:`~mldb.MLDatabase.compact` does.
+                         machine is. False: only :meth:`~mldb.MLDatabase.compact` does. It also
+                         consolidates lakes whose policy asks for it, started by rows alone.
     compaction_drops:    whether it also drops what the retention lets go; otherwise it loses
                          nothing, whatever the retention is.
     compaction_rate:     how many bytes it writes in a second at most.

@@ -12,6 +12,7 @@ are still unstable are so in the stress that it leaves, and topplings of stress 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
@@ -79,6 +80,7 @@ def topple_arrivals(
     random_links: float = DEFAULT_RANDOM_LINKS,
     seed: int = 0,
     budget: int | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Toppled:
     """Let rows arrive and topple: merges within *min_cos*, never across labels.
 
@@ -86,7 +88,8 @@ def topple_arrivals(
     there are fewer; *cosines* float32 [N, k] theirs. *arrivals*: the rows that came since the last
     run, which left *stress* int64 [N] (None: what the rows carry) and *residue*. *p*: the share of
     grains that is lost; *random_links*: that of links of stress which lead anywhere. *budget*: the
-    most topplings of this run. The same arguments give the same result, byte for byte. Raises
+    most topplings of this run. *pause* is called between arrivals: it may wait, or raise to give
+    up. The same arguments give the same result, byte for byte. Raises
     InvalidValueError, InvalidTypeError.
     """
     rows.check()
@@ -103,7 +106,7 @@ def topple_arrivals(
     if stress is None:
         stress = carried_stress(seed, rows.ids, links.shape[1])
     pile = run.pile_of(stress, p, residue)
-    sizes = _drive(pile, run, arrivals, budget)
+    sizes = _drive(pile, run, arrivals, budget, pause)
     active = run.active
     sources, starts = active.groups()
     made = merge_groups(rows, sources, starts)
@@ -121,13 +124,20 @@ def topple_arrivals(
     )
 
 
-def _drive(pile: Sandpile, run: _Run, arrivals: Numbers, budget: int | None) -> list[int]:
+def _drive(
+    pile: Sandpile,
+    run: _Run,
+    arrivals: Numbers,
+    budget: int | None,
+    pause: Callable[[], None],
+) -> list[int]:
     """Put down the grains of all arrivals; topple after each while the budget lasts."""
     ids = run.active.rows.ids[arrivals]
     left = budget
     taken = pile.relax(left)  # what the run before left
     sizes: list[int] = []
     for row in arrivals[seeded_order(run.seed, _ARRIVAL, ids)].tolist():
+        pause()
         left = None if budget is None else budget - taken
         target = run.nearest(row)
         if target != NONE:

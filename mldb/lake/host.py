@@ -36,6 +36,8 @@ class Host:
     open_pending: Callable[[], PendingSegment]
     settle: Callable[[], None]
     buffers: BufferPool
+    note_rows: Callable[[str, int | None], None]
+    """Told how many rows came to a lake, by its name; None when its policy was set."""
     known: LakeStates
     """What this handle knows of its lakes, at any commit."""
 

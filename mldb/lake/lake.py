@@ -339,8 +339,9 @@ class Lake(LakeSurface):
         """When and how the lake is consolidated by itself; None, the default, for not at all.
 
         Setting it is a commit, and belongs to the lineage like the lake's rows. A worker in the
-        background runs it, and so does :meth:`run_policy`. Raises MissingError where the lake has
-        no rows yet.
+        background runs it: when rows were added and a run is due, one is started where
+        ``background_compaction`` lets it, a minute after another at the earliest. So does
+        :meth:`run_policy`. Raises MissingError where the lake has no rows yet.
         """
         return run.stored_policy(self._scope(), self.name)
 

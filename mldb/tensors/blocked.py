@@ -30,6 +30,7 @@ class Operand:
         self.what = unpack_descriptor(self.entry.attr)
         self._scope = scope
         self._key, self._held = holder(scope, self.entry, name)
+        scope.source.note_read(scope.commit, self.entry, name)
         self._decoded: memoryview | None = None
         self._check()
         self.dtype = dtype_of(self.what.dtype)

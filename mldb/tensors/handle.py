@@ -172,7 +172,8 @@ class TensorHandle:
     def _part(self, low: int, high: int) -> memoryview:
         """Bytes low..high for an array: of the mapping where there is one anyway, or copied."""
         key, held = self._key, self._held
-        source, view = self._scope.source, self._scope.view
+        source, view, commit, _ = self._scope
+        source.note_read(commit, self._entry, self.name)
         if source.door.is_own(held):
             nbytes = self._descriptor.nbytes
             return source.door.part(view, key, held, nbytes, low, high, self.name)

@@ -25,6 +25,7 @@ from mldb.tensors.border import SIZES, MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
 from mldb.tensors.encoding import decode_stored
+from mldb.tensors.reads import ReadNotes
 
 _NEAR: Final = 64
 """Names of each side, in each of a few parts, among which a similar one is looked for."""
@@ -46,16 +47,19 @@ class Source:
     """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread.
 
     ``private`` says that every array gets bytes of its own, whoever writes to it (Options.arrays).
-    ``counts`` says how many keys exist. Counters may miss a read when two threads count at once.
+    ``counts`` says how many keys exist, ``reads`` which versions but the newest were read lately.
+    Counters may miss a read when two threads count at once.
     """
 
     __slots__ = (
         *("border", "cache", "copied_reads", "counts", "door", "log", "mapped_reads"),
-        "private",
+        *("private", "reads", "state"),
     )
 
     def __init__(self, log: Log, border: MapBorder, cache: ByteCache) -> None:
         self.log = log
+        self.state = log.state
+        self.reads = ReadNotes(log.fs, log.store_id)
         self.door = Door(log.head, log.options.verify, decode_stored, cache, _tensor_key)
         self.border = border
         self.cache = cache
@@ -63,6 +67,11 @@ class Source:
         self.private = log.options.arrays == "private"
         self.mapped_reads = 0
         self.copied_reads = 0
+
+    def note_read(self, commit: CommitRow, entry: Entry, name: str) -> None:
+        """Note a read of a snapshot at *commit*; at the head nothing is to be noted."""
+        if commit is not self.state.view.commit:
+            self.reads.note(name, entry.commit_lsn)
 
     def is_mapped(self, view: View, entry: Entry) -> bool:
         """Whether this version is handed out as a view (True) or as a copy."""
@@ -158,6 +167,7 @@ def stored_bytes(scope: Scope, entry: Entry, name: str) -> memoryview:
     They have been verified, and live as long as they are held. Raises CorruptError.
     """
     size = unpack_descriptor(entry.attr).nbytes
+    scope.source.note_read(scope.commit, entry, name)
     return scope.source.door.version(scope.view, None, entry, size, name)
 
 
@@ -166,7 +176,8 @@ def own_bytes(scope: Scope, entry: Entry, name: str) -> memoryview | bytearray:
 
     Large raw ones are a copy-on-write mapping of the log. Raises CorruptError.
     """
-    source, view, _, _ = scope
+    source, view, commit, _ = scope
+    source.note_read(commit, entry, name)
     key, held = holder(scope, entry, name)
     if source.door.is_own(held):
         nbytes = unpack_descriptor(entry.attr).nbytes
@@ -210,7 +221,9 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     held. With ``arrays="private"`` no two of them share memory.
     """
     what: Descriptor = unpack_descriptor(entry.attr)
-    source, view, _, _ = scope
+    source, view, commit, _ = scope
+    if commit is not source.state.view.commit:
+        source.reads.note(name, entry.commit_lsn)
     if source.private and what.layout == "dense":
         return view_numpy(what, memoryview(own_bytes(scope, entry, name)).toreadonly())
     key, held = holder(scope, entry, name)

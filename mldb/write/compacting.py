@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from mldb import keys
-from mldb.errors import InvalidTypeError, InvalidValueError, MldbError
+from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.history.as_of import AsOf
 from mldb.history.kinds.changes import records_of
 from mldb.log.door import Door
@@ -107,9 +107,11 @@ class CompactionVerbs(Handle):
         """Rewrite segments so that they hold what retention keeps, and give the rest back.
 
         Without a retention nothing is lost: small segments are merged, and *cold* versions encoded
-        anew: those older than a span (by default 7 days) that are neither the newest, tagged,
-        pinned, nor of the last three checkpoints; "all" takes all of them, "none" none. What is
-        read stays what it was, in every process; snapshots that are open keep what they see.
+        anew: those that for a span (by default 7 days) were neither stored, nor the newest, nor
+        read, and are not tagged, pinned, or of the last three checkpoints; "all" takes all of them,
+        "none" none. What reads return stays what it was, in every process; snapshots that are open
+        keep what they see. Reads are known as far as a hint tells of them, to a minute; of the
+        last 65,536 versions read; where it was lost, only age decides.
 
         *plan_only* tells what would be done and changes nothing. *progress* is called with the
         bytes written and those to be written. Segments are rewritten some at a time, each of them
@@ -152,29 +154,12 @@ class CompactionVerbs(Handle):
         self._guard()
         self._compaction.resume()
 
-    def _reclaimable(self) -> int | None:
-        """Bytes of sealed segments that retention would give back; None when it cannot be met.
-
-        Found anew when a segment was sealed or replaced, or the retention set.
-        """
-        from mldb.history.retention import retention_of
-
-        view = self._scope().view
-        try:
-            policy = retention_of(view)
-            if policy.keeps_all and view.kept is None:
-                return 0
-            known = self._found_reclaimable
-            if known is None or known[0] != (view.number, policy):
-                from mldb.compaction.planning import make_plan
-
-                rules = self._event_rules()
-                plan = make_plan(self._log, rules, "none", with_active=False).plan
-                found = int(plan.table.sizes.sum()) - plan.bytes_after
-                known = self._found_reclaimable = (view.number, policy), max(found, 0)
-            return known[1]
-        except MldbError:
-            return None
+    def _reclaimable(self) -> dict[str, Any]:
+        """What :meth:`compact` would give back of sealed segments; see Reclaimable."""
+        age = COLD_AGE // _MICROSECOND * 1000
+        return self._found_reclaimable.parts(
+            self._log, self._scope().view, self._event_rules(), age
+        )
 
     def _event_rules(self) -> EventRules:
         from mldb.compaction.rules import EventRules
@@ -191,6 +176,7 @@ class CompactionVerbs(Handle):
             shown=keys.shown,
             door_of=_door_of,
             metadata_of=self._metadata_of,
+            reads=self._source.reads.known,
         )
 
 

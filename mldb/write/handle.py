@@ -29,11 +29,13 @@ from mldb.tensors.scope import Scope, Source, make_scope
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.preemption import is_forced
+from mldb.write.reclaimable import Reclaimable
 from mldb.write.references import OwnersGone, References
 from mldb.write.rules import EpochRule
 from mldb.write.staging import Staging
 
 if TYPE_CHECKING:
+    from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.states import LakeStates
 
 _NO_EXTRA: Mapping[str, object] = {}
@@ -68,9 +70,10 @@ class Handle(StateSurface):
         self._buffers = BufferPool()
         self._duplicates = Duplicates(options.deduplicate, self._source.door, self._state.head)
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
+        self._policy_watch: PolicyWatch | None = None  # made with the first lake
         self._epochs = EpochRule()
         self._compaction = BackgroundCompaction(self._log)
-        self._found_reclaimable: tuple[tuple[int, Any], int] | None = None
+        self._found_reclaimable = Reclaimable()
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
         )
@@ -118,6 +121,7 @@ class Handle(StateSurface):
         What others hold of lakes stays readable.
         """
         self._compaction.close()
+        self._source.reads.tell()
         try:
             for known in self._lake_states.values():
                 view = self._state.view
@@ -233,7 +237,9 @@ class Handle(StateSurface):
         rule = self._epochs
         decide = rule.join if epoch is None and validate is None else rule.choice(epoch, validate)
         extra = _INTERRUPTED if interrupted or is_forced() else _NO_EXTRA
-        return self._log.sequencer.commit(records, decide, pending, extra)
+        row = self._log.sequencer.commit(records, decide, pending, extra)
+        self._source.reads.tell_if_due()
+        return row
 
     def _settle_background(self) -> None:
         """Wait for checkpoints that are still on their way: commits come in the order of calls.

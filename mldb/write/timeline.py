@@ -64,7 +64,9 @@ class TimelineVerbs(Handle):
         asked = [point for point in points if point is not None]
         if len(asked) > 1:
             raise InvalidValueError("at() takes one of as_of, epoch, lsn, time, tag")
-        return Snapshot(self._scope(asked[0] if asked else None), self._guard)
+        scope = self._scope(asked[0] if asked else None)
+        scope.source.reads.tell_if_due()  # a handle that only reads makes no commits that do
+        return Snapshot(scope, self._guard)
 
     def tags(self) -> dict[str, Lsn]:
         """Return the tags and the commits that they name."""

@@ -19,6 +19,7 @@ from mldb import keys
 from mldb.compaction import deltas
 from mldb.compaction.compactor import COMPACTION_LOCK
 from mldb.compaction.gate import WISH_KINDS, WISHES
+from mldb.compaction.reads import READS, READS_LOCK
 from mldb.compaction.status import STATUS, WORKER_LOCK
 from mldb.errors import FormatVersionError
 from mldb.history import splats
@@ -265,6 +266,8 @@ def check_folder(rows: list[Row]) -> None:
         COMPACTION_LOCK: "-",
         f"{HINTS}/{STATUS}": str(fmt.FILE_HINT),
         WORKER_LOCK: "-",
+        f"{HINTS}/{READS}": str(fmt.FILE_HINT),
+        READS_LOCK: "-",
         **dict.fromkeys((f"{HINTS}/{WISHES}{kind}-{unique}" for kind in WISH_KINDS), "-"),
         **dict.fromkeys(lakes, str(fmt.FILE_HINT)),
         LOST + "/": str(fmt.FILE_LOST),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 from time import perf_counter
@@ -61,10 +62,23 @@ class PlannedMerges:
         )
 
 
-def plan_run(rows: Rows, settings: ConsolidationPolicy, target_keep: float | None) -> PlannedMerges:
-    """Run the method of *settings* on a state. Raises InvalidValueError, CorruptError."""
+def plan_run(
+    rows: Rows,
+    settings: ConsolidationPolicy,
+    target_keep: float | None,
+    pause: Callable[[], None] = lambda: None,
+) -> PlannedMerges:
+    """Run the method of *settings* on a state. Raises InvalidValueError, CorruptError.
+
+    *pause* is called now and then: it may wait, or raise to give up.
+    """
+
+    def search(queries: Float32s, base: Float32s, k: int, exclude: Numbers) -> Neighbours:
+        pause()
+        return lake_search(queries, base, k, exclude)
+
     if settings.method == "sandpile":
-        return _plan_sandpile(rows, settings)
+        return _plan_sandpile(rows, settings, pause)
     keep = kept_rows(target_keep, len(rows))
     splats = splat_rows(rows)
     merges = sweep_rows(
@@ -73,7 +87,7 @@ def plan_run(rows: Rows, settings: ConsolidationPolicy, target_keep: float | Non
         keep=keep,
         k=settings.k,
         seed=settings.seed,
-        search=lake_search,
+        search=search,
     )
     run = _run(rows, settings, ("min_cos", "k", "seed"))
     return PlannedMerges(
@@ -108,7 +122,9 @@ def _run(rows: Rows, settings: ConsolidationPolicy, names: tuple[str, ...]) -> d
     return {"method": settings.method, **chosen, "seen": rows.state.version}
 
 
-def _plan_sandpile(rows: Rows, settings: ConsolidationPolicy) -> PlannedMerges:
+def _plan_sandpile(
+    rows: Rows, settings: ConsolidationPolicy, pause: Callable[[], None]
+) -> PlannedMerges:
     started = perf_counter()
     splats, before = splat_rows(rows), told_stress(rows)
     arrivals = arrivals_since(rows, before.seen)
@@ -128,6 +144,7 @@ def _plan_sandpile(rows: Rows, settings: ConsolidationPolicy) -> PlannedMerges:
         random_links=settings.random_links,
         seed=settings.seed,
         budget=settings.budget,
+        pause=pause,
     )
     merges = done.merges
     left = np.ones(len(rows), np.bool_)

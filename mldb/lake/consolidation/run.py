@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,8 +36,12 @@ def run_consolidation(
     epoch: int | None = None,
     plan_only: bool = False,
     retries: int = 0,
+    pause: Callable[[], None] = lambda: None,
 ) -> ConsolidationReport:
-    """Consolidate a lake at its head; see ``Lake.consolidate`` for what is raised."""
+    """Consolidate a lake at its head; see ``Lake.consolidate`` for what is raised.
+
+    *pause* is called now and then: it may wait, or raise to give up.
+    """
     if not plan_only:
         host.settle()
         host.scope(None).source.log.sequencer  # noqa: B018 - raises ReadOnlyError before any work
@@ -49,7 +54,7 @@ def run_consolidation(
             )
         held = Hold(rows.log.registration, rows.lsn)  # a compactor leaves what is being read
         try:
-            planned = plan_run(rows, settings, target_keep)
+            planned = plan_run(rows, settings, target_keep, pause)
             if target_keep is not None:
                 _warn_past_cap(planned, settings)
             stores = planned.changes and not plan_only
@@ -126,6 +131,7 @@ def store_policy(host: Host, name: str, policy: ConsolidationPolicy | None) -> N
         return
     change = lake_policy_set(check_name(name), None if policy is None else policy.plain())
     host.commit(records_of([change]), None, None, None)
+    host.note_rows(name, None)
 
 
 def is_due(rows: Rows, policy: ConsolidationPolicy) -> bool:
@@ -140,8 +146,8 @@ def is_due(rows: Rows, policy: ConsolidationPolicy) -> bool:
     return len(arrivals_since(rows, seen)) >= policy.after_rows
 
 
-def run_policy(host: Host, name: str) -> ConsolidationReport | None:
-    """Consolidate as the stored policy says, if it is due; None where there is nothing to do."""
+def policy_due(host: Host, name: str) -> ConsolidationPolicy | None:
+    """Return the stored policy where a run is due by it. Raises CorruptError."""
     scope = host.scope(None)
     policy = stored_policy(scope, name)
     if policy is None:
@@ -150,4 +156,12 @@ def run_policy(host: Host, name: str) -> ConsolidationReport | None:
         rows = rows_in(scope, name, host.known)
     except MissingError:
         return None  # rewound to before the lake
-    return run_consolidation(host, name, policy) if is_due(rows, policy) else None
+    return policy if is_due(rows, policy) else None
+
+
+def run_policy(
+    host: Host, name: str, pause: Callable[[], None] = lambda: None
+) -> ConsolidationReport | None:
+    """Consolidate as the stored policy says, if it is due; None where there is nothing to do."""
+    policy = policy_due(host, name)
+    return None if policy is None else run_consolidation(host, name, policy, pause=pause)

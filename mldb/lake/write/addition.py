@@ -44,6 +44,7 @@ def add_rows(
             continue  # another commit made the lake, or rewound behind it
         host.known.note_ids(row.lsn, ids.copy())  # what is returned is the caller's own
         host.known.note_change(lambda: host.scope(None), name)
+        host.note_rows(name, given.count)
         return ids
 
 
