@@ -16,7 +16,8 @@ import numpy.typing as npt
 from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry
-from mldb.log.patch import Patch, PatchError, apply_patch, decode_patch
+from mldb.log.patch import Patch, apply_patch, fold_patches
+from mldb.log.patched import Layers, layers_of, wrong_base
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
 from mldb.log.view import View
 from mldb.options import Verify
@@ -77,7 +78,7 @@ class Door:
         """
         if entry.encoding != fmt.ENCODING_REFERENCE:
             return key, entry
-        return self._base(view, key, entry, name)
+        return self.base_of(view, key, entry, name)
 
     def version(
         self,
@@ -94,7 +95,7 @@ class Door:
         """
         if entry.encoding == fmt.ENCODING_REFERENCE:
             key, entry = self.holder(view, key, entry, name)
-        view, entry, data = self._opened(view, key, entry, name)
+        view, entry, data = self.opened(view, key, entry, name)
         if entry.encoding == fmt.ENCODING_RAW:
             return data
 
@@ -109,7 +110,7 @@ class Door:
 
         return self._cache.get((entry.segment, entry.offset), size, make)
 
-    def _opened(
+    def opened(
         self, view: View, key: bytes | None, entry: Entry, name: str
     ) -> tuple[View, Entry, memoryview]:
         """Return the stored bytes of a holder, with its entry as it lies now and the view of it."""
@@ -118,7 +119,7 @@ class Door:
             return view, entry, segment.payload(entry, 0, entry.length, self.verify, name)
         except SegmentGoneError as error:
             return self._elsewhere(
-                error, key, entry, name, lambda new, at: self._opened(new, key, at, name)
+                error, key, entry, name, lambda new, at: self.opened(new, key, at, name)
             )
 
     def part(
@@ -267,7 +268,7 @@ class Door:
         name: str,
     ) -> memoryview:
         """Return bytes of a patched version as writable memory of the caller's own."""
-        view, entry, data = self._opened(view, key, entry, name)
+        view, entry, data = self.opened(view, key, entry, name)
         if entry.encoding != fmt.ENCODING_PATCH:  # it was replaced meanwhile
             low, high = span
             return memoryview(self.private(view, key, entry, size, name, low=low, high=high))
@@ -284,35 +285,70 @@ class Door:
         name: str,
     ) -> memoryview:
         """Return bytes of a version: those of the whole one below, with the patches laid over."""
-        patches = [_patch(entry, data, size, name)]
-        while True:
-            key, below = self._base(view, key, entry, name)
-            if below.commit_lsn >= entry.commit_lsn:
-                raise self._wrong_base(entry, name, "is not older, so that it builds on itself")
-            entry = below
-            if entry.encoding != fmt.ENCODING_PATCH:
-                break
-            view, entry, data = self._opened(view, key, entry, name)
-            if entry.encoding != fmt.ENCODING_PATCH:
-                break
-            patches.append(_patch(entry, data, size, name))
-        row = patches[0].row_bytes
+        below = self._layers(view, key, entry, data, size, name)
+        row = below.row_bytes
         first, stop = span[0] // row, -(-span[1] // row)
         low, high = first * row, stop * row
+        view, key, entry = below.view, below.key, below.entry
         target = memoryview(self.private(view, key, entry, size, name, low=low, high=high))
-        if len(target) != high - low or any(patch.row_bytes != row for patch in patches):
-            raise self._wrong_base(entry, name, "has rows of another length")
-        for patch in reversed(patches):
+        if len(target) != high - low:
+            raise wrong_base(entry, name, "has rows of another length")
+        for patch in reversed(below.patches):
             apply_patch(patch, target, first)
         return target[span[0] - low : span[1] - low]
 
-    def _base(self, view: View, key: bytes | None, entry: Entry, name: str) -> tuple[bytes, Entry]:
-        """Return key and entry of the version that this one names: its owner, or its base."""
+    def patch_onto(
+        self,
+        view: View,
+        key: bytes | None,
+        entry: Entry,
+        size: int,
+        name: str,
+        below: tuple[bytes, int],
+    ) -> Patch:
+        """Return what a patched version sets on that of key and commit *below*, as one patch.
+
+        It is a copy, or a view of the log. Raises CorruptError when it does not build on that.
+        """
+        view, entry, data = self.opened(view, key, entry, name)
+        if entry.encoding != fmt.ENCODING_PATCH:
+            raise wrong_base(entry, name, "it does not build on any more")
+        found = self._layers(view, key, entry, data, size, name, below)
+        if (found.key, found.entry.commit_lsn) != below:
+            raise wrong_base(entry, name, f"does not lead to that of commit {below[1]}")
+        return fold_patches(found.patches[::-1])
+
+    def _layers(
+        self,
+        view: View,
+        key: bytes | None,
+        entry: Entry,
+        data: memoryview,
+        size: int,
+        name: str,
+        until: tuple[bytes, int] | None = None,
+    ) -> Layers:
+        """Return what a patched version consists of, wherever it lies by now."""
+        try:
+            return layers_of(self, view, key, entry, data, size, name, until)
+        except (CorruptError, VersionGoneError):
+            # What it built on may be gone since it was folded with that, and lies elsewhere.
+            newest = self._head()
+            found = newest.version_at(self._key_of(name) if key is None else key, entry.commit_lsn)
+            if found is None or found.segment == entry.segment:
+                raise
+        view, entry, data = self.opened(newest, key, found, name)
+        return self._layers(view, key, entry, data, size, name, until)
+
+    def base_of(
+        self, view: View, key: bytes | None, entry: Entry, name: str
+    ) -> tuple[bytes, Entry]:
+        """Return key and entry of the version that this one names. Raises CorruptError."""
         owner = entry.owner or (self._key_of(name) if key is None else key)
         found = view.version_at(owner, entry.base)
         fault = base_fault(entry, found)
         if found is None or fault:
-            raise self._wrong_base(entry, name, fault)
+            raise wrong_base(entry, name, fault)
         return owner, found
 
     def _base_bytes(
@@ -320,22 +356,12 @@ class Door:
     ) -> memoryview:
         """Return the decoded bytes of the version that a delta builds on."""
         if not depth:
-            raise self._wrong_base(entry, name, f"builds on {DEPTH_MAX} others, or on itself")
-        owner, found = self._base(view, key, entry, name)
+            raise wrong_base(entry, name, f"builds on {DEPTH_MAX} others, or on itself")
+        owner, found = self.base_of(view, key, entry, name)
         data = self.version(view, owner, found, size, name, depth - 1)
         if len(data) != size:
-            raise self._wrong_base(entry, name, f"has {len(data)} bytes, and not {size}")
+            raise wrong_base(entry, name, f"has {len(data)} bytes, and not {size}")
         return data
-
-    @staticmethod
-    def _wrong_base(entry: Entry, name: str, what: str) -> CorruptError:
-        return CorruptError(
-            f"the version of {name!r} that commit {entry.commit_lsn} stored has its bytes from one "
-            f"of commit {entry.base}, which {what}. Other names and versions stay readable.",
-            file=segment_name(entry.segment),
-            offset=entry.frame,
-            key=name,
-        )
 
     def _elsewhere(
         self,
@@ -367,16 +393,3 @@ def base_fault(entry: Entry, base: Entry | None) -> str:
     if entry.encoding == fmt.ENCODING_REFERENCE and base.digest != entry.digest:
         return "has other bytes"
     return ""
-
-
-def _patch(entry: Entry, data: memoryview, size: int, name: str) -> Patch:
-    try:
-        return decode_patch(data, size)
-    except PatchError as error:
-        raise CorruptError(
-            f"the patch of {name!r} that commit {entry.commit_lsn} stored is none: {error}. Other "
-            "names and versions stay readable.",
-            file=segment_name(entry.segment),
-            offset=entry.offset,
-            key=name,
-        ) from None
