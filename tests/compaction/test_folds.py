@@ -223,7 +223,7 @@ def test_a_snapshot_of_before_finds_what_was_folded_since(touched: tuple[str, ..
 
 
 def _other_values(patch: Patch) -> list[Any]:
-    return encode_patch(patch._replace(values=patch.values ^ 1))
+    return encode_patch(patch._replace(values=patch.values ^ np.uint8(1)))
 
 
 def _row_less(patch: Patch) -> list[Any]:
@@ -251,7 +251,7 @@ def test_a_fold_that_builds_on_another_version_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = Table().steps(70)
-    form = compactor.StoredForm
+    form = compactor.__dict__["StoredForm"]
 
     def other(encoding: int, data: bytes, base: int, owner: bytes) -> Any:
         return form(encoding, data, base + 2, owner)

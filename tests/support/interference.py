@@ -72,13 +72,17 @@ def base_of(kind: str) -> tuple[Base, Image]:
         return Base(), EMPTY
     repeat(f"base {kind}")
     fs = MemoryFileSystem()
-    db = mldb.MLDatabase.on(fs, segment_entries=7)
+    db = mldb.MLDatabase.on(fs, segment_entries=9)
     contents: dict[int, Content] = {0: {}}
     for number in range(3):
         with db.transaction(number) as txn:
             txn["shared"] = [number]
             txn["counter"] = [10 + number]
             txn[f"old{number}"] = [number]
+            if number:
+                txn.update_tensor("rows", [0, 1], np.full((2, 3), number))
+            else:
+                txn["rows"] = np.zeros((2, 3), np.int64)
         contents[int(db.lsn)] = content_of(db)
     base = Base(int(db.lsn), contents)
     if kind == "clean":
