@@ -86,7 +86,7 @@ def test_the_model_is_as_large_and_as_frozen_as_it_is_called() -> None:
 
 
 def test_patches_are_measured_before_and_after_they_are_folded() -> None:
-    sizes = patches.Sizes(4000, 70, asked=False)
+    sizes = patches.Sizes(10_000, 70, asked=False)
     rows = patches.steps(sizes, "random")
     found = {row.figure: row for row in rows[4:]}  # what is measured twice has the same name
     assert rows[4].value == 70

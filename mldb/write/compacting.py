@@ -108,8 +108,10 @@ class CompactionVerbs(Handle):
 
         Without a retention nothing is lost: small segments are merged, and *cold* versions encoded
         anew: those older than a span (by default 7 days) that are neither the newest, tagged,
-        pinned, nor of the last three checkpoints; "all" takes all of them, "none" none. What is
-        read stays what it was, in every process; snapshots that are open keep what they see.
+        pinned, nor of the last three checkpoints; "all" takes all of them, "none" none. Patches are
+        folded, so that no read goes through more than 64, and those that no kept commit sees go
+        into the next one. What is read stays what it was, in every process; snapshots that are open
+        keep what they see.
 
         *plan_only* tells what would be done and changes nothing. *progress* is called with the
         bytes written and those to be written. Segments are rewritten some at a time, each of them

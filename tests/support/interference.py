@@ -67,21 +67,24 @@ BASES: Final = ("clean", "killed", "torn")
 
 @cache
 def base_of(kind: str) -> tuple[Base, Image]:
-    """Return a store of three commits in two segments: closed, killed, or killed while writing."""
+    """Return a store of three commits in two segments: closed, killed, or killed while writing.
+
+    One that is "patched" was killed, and has a tensor of which two commits changed rows.
+    """
     if kind == "nothing":
         return Base(), EMPTY
     repeat(f"base {kind}")
     fs = MemoryFileSystem()
-    db = mldb.MLDatabase.on(fs, segment_entries=9)
+    db = mldb.MLDatabase.on(fs, segment_entries=7)
     contents: dict[int, Content] = {0: {}}
     for number in range(3):
         with db.transaction(number) as txn:
             txn["shared"] = [number]
             txn["counter"] = [10 + number]
             txn[f"old{number}"] = [number]
-            if number:
+            if kind == "patched" and number:
                 txn.update_tensor("rows", [0, 1], np.full((2, 3), number))
-            else:
+            elif kind == "patched":
                 txn["rows"] = np.zeros((2, 3), np.int64)
         contents[int(db.lsn)] = content_of(db)
     base = Base(int(db.lsn), contents)
