@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from mldb.arrays import Numbers
 from mldb.compaction.cold import SizeOf
+from mldb.compaction.plan import CompactionPlan
 from mldb.compaction.rewrite import NewSegment
-from mldb.compaction.table import VersionTable
+from mldb.compaction.table import NO_ROW, VersionTable
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
@@ -47,9 +50,10 @@ def planned_view(fs: FileSystem, view: View, gone: Sequence[SealedPart], new: Ne
 
 
 def check_new(
+    view: View,
     planned: View,
     new: NewSegment,
-    table: VersionTable,
+    plan: CompactionPlan,
     rows: Numbers,
     size_of: SizeOf,
     door_of: Callable[[Callable[[], View]], Door],
@@ -57,7 +61,8 @@ def check_new(
     """Raise CorruptError unless the *new* segment holds exactly *rows*, each with its own bytes.
 
     They are decoded through the *planned* view and compared by their digests, deltas built on
-    their bases wherever these lie.
+    their bases wherever these lie. Patches have none: what they set on the version below them is
+    compared with what they set in *view*, the store as it is.
     """
     part = next(item for item in planned.sealed if item.info.id == new.info.id)
     index = part.index
@@ -69,7 +74,8 @@ def check_new(
             f"the segment that was to take the place of others is damaged: {damage.message}. "
             "Nothing was changed."
         )
-    door = door_of(lambda: planned)
+    table, door, was = plan.table, door_of(lambda: planned), door_of(lambda: view)
+    folds = {fold.row: fold.base for fold in plan.folds}
     hashed: tuple[int, int, bytes] = (-1, -1, b"")
     for row, ((key, _), entry) in zip(rows.tolist(), found.items(), strict=True):
         if key != table.key_of(row) or not _says_the_same(table, row, entry):
@@ -77,16 +83,41 @@ def check_new(
         if entry.encoding == fmt.ENCODING_REFERENCE:
             door.holder(planned, key, entry, _name(key))
             continue
+        size = size_of(key, entry.attr)
+        size = entry.length if size is None else size
+        if entry.encoding == fmt.ENCODING_PATCH:
+            below, _ = door.base_of(planned, key, entry, _name(key))
+            base = folds.get(row, int(table.base_row[row]))
+            if base == NO_ROW or (below, entry.base) != (table.key_of(base), table.commit[base]):
+                raise _differs(new, key, entry, "builds on another version")
+            if row in folds and not _sets_the_same(was, view, door, planned, key, entry, size):
+                raise _differs(new, key, entry, "sets other rows")
+            continue
         if not entry.digest:
             continue
         place = entry.offset, entry.length
         if hashed[:2] == place and hashed[2] == entry.digest and entry.length:
             continue  # another name of the same bytes
-        size = size_of(key, entry.attr)
-        size = entry.length if size is None else size
         if digest128(door.version(planned, key, entry, size, _name(key))) != entry.digest:
             raise _differs(new, key, entry, "has other bytes")
         hashed = *place, entry.digest
+
+
+def _sets_the_same(
+    was: Door, view: View, door: Door, planned: View, key: bytes, entry: Entry, size: int
+) -> bool:
+    """Whether a patch does what was done on its base before it was folded."""
+    below = entry.owner or key, entry.base
+    before = view.version_at(key, entry.commit_lsn)
+    if before is None:
+        return False
+    old = was.patch_onto(view, key, before, size, _name(key), below)
+    new = door.patch_onto(planned, key, entry, size, _name(key), below)
+    return (
+        old.row_bytes == new.row_bytes
+        and np.array_equal(old.rows, new.rows)
+        and np.array_equal(old.values, new.values)
+    )
 
 
 def _says_the_same(table: VersionTable, row: int, entry: Entry) -> bool:

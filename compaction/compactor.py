@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from mldb.compaction.check import check_new, planned_view
-from mldb.compaction.cold import ColdVersion
+from mldb.compaction.folds import Anew, Fold
 from mldb.compaction.frames import Recode, StoredForm
 from mldb.compaction.install import StalePlanError, install, sweep
 from mldb.compaction.plan import Group
@@ -27,6 +27,7 @@ from mldb.log.active import HINTS
 from mldb.log.log import Log
 from mldb.log.lone import discard
 from mldb.log.outline import seal_active
+from mldb.log.patch import encode_patch
 from mldb.log.segment import SegmentGoneError
 
 COMPACTION_LOCK: Final = f"{HINTS}/compaction.lock"
@@ -121,17 +122,21 @@ def _current_plan(log: Log, rules: EventRules, cold: ColdAge) -> Planned:
 
 
 def _carry_out(log: Log, rules: EventRules, planned: Planned, work: Work, note: Pause) -> None:
-    """Rewrite and install one group after another. Raises StalePlanError."""
+    """Rewrite and install one group after another. Raises StalePlanError.
+
+    The newest comes first: a fold takes in what lies in older groups, and must be there before they
+    drop it.
+    """
     plan = planned.plan
     work.to_write = work.written + sum(plan.group_bytes)
     if not plan.groups:
         if len(plan.pruned):
             install(log, rules, plan)
         return
-    cold = {item.row: item for item in plan.cold}
-    for group, size in zip(plan.groups, plan.group_bytes, strict=True):
+    anew = {item.row: item for item in plan.anew}
+    for group, size in reversed(list(zip(plan.groups, plan.group_bytes, strict=True))):
         _refuse_full(log, size)
-        _compact_group(log, rules, planned, group, cold, work, note)
+        _compact_group(log, rules, planned, group, anew, work, note)
 
 
 def _compact_group(
@@ -139,7 +144,7 @@ def _compact_group(
     rules: EventRules,
     planned: Planned,
     group: Group,
-    cold: Mapping[int, ColdVersion],
+    anew: Mapping[int, Anew],
     work: Work,
     note: Pause,
 ) -> None:
@@ -154,14 +159,14 @@ def _compact_group(
         gone,
         group.start,
         rows,
-        cold,
+        anew,
         [jump for jump in view.jumps.up_to(high) if jump[0] >= low],
         before=planned.parts[group.start - 1].until if group.start else 0,
         published=log.state.next_number,
     )
     try:
         planned_head = planned_view(log.fs, view, gone, new)
-        check_new(planned_head, new, plan.table, rows, rules.size_of, rules.door_of)
+        check_new(view, planned_head, new, plan, rows, rules.size_of, rules.door_of)
         install(log, rules, plan, gone, new)
     finally:
         discard(log.fs, new.name)
@@ -194,7 +199,20 @@ def _how(log: Log, rules: EventRules, note: Pause) -> Rewriting:
             return None
         return door.version(view, key, entry, size, rules.shown(key))
 
-    def recode(table: VersionTable, cold: ColdVersion) -> StoredForm | None:
+    def folded(table: VersionTable, fold: Fold) -> StoredForm:
+        """A patch that does what those down to the base of a fold do."""
+        key, below = table.key_of(fold.row), (table.key_of(fold.base), int(table.commit[fold.base]))
+        view, shown = log.head(), rules.shown(key)
+        entry = view.version_at(key, int(table.commit[fold.row]))
+        size = rules.size_of(key, table.attr_of(fold.row))
+        if entry is None or size is None:
+            raise SegmentGoneError("it was replaced", file=log.fs.root)
+        patch = door.patch_onto(view, key, entry, size, shown, below)
+        return StoredForm(fmt.ENCODING_PATCH, b"".join(encode_patch(patch)), below[1], below[0])
+
+    def recode(table: VersionTable, cold: Anew) -> StoredForm | None:
+        if isinstance(cold, Fold):
+            return folded(table, cold)
         data = decoded(table, cold.row)
         base = None if cold.base == NO_ROW else decoded(table, cold.base)
         if data is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from mldb.compaction.cold import ColdVersion
+from mldb.compaction.folds import Anew
 from mldb.compaction.table import VersionTable
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
@@ -36,8 +36,8 @@ class StoredForm(NamedTuple):
     owner: bytes = b""
 
 
-Recode: TypeAlias = "Callable[[VersionTable, ColdVersion], StoredForm | None]"
-"""Returns another form of a cold version, None when none pays."""
+Recode: TypeAlias = "Callable[[VersionTable, Anew], StoredForm | None]"
+"""Returns another form of a version; None when none pays, which is never so of a fold."""
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ def copy_frame(
     offset: int,
     table: VersionTable,
     rows: Sequence[int],
-    cold: Mapping[int, ColdVersion],
+    anew: Mapping[int, Anew],
     kind_of: KindOf,
     recode: Recode,
 ) -> FrameCopy:
@@ -90,7 +90,7 @@ def copy_frame(
             file=segment.name,
             offset=offset,
         )
-    forms = _new_forms(left, by_key, table, cold, recode)
+    forms = _new_forms(left, by_key, table, anew, recode)
     kind = (
         kind_of(header.kind, [draft.key for draft in left])
         if len(left) < len(drafts)
@@ -114,13 +114,13 @@ def _new_forms(
     left: Sequence[Draft],
     by_key: dict[bytes, int],
     table: VersionTable,
-    cold: Mapping[int, ColdVersion],
+    anew: Mapping[int, Anew],
     recode: Recode,
 ) -> _Forms:
-    """The new form of what is cold, by its place in the payload; None where none pays."""
+    """The new forms of what is to have one, by place in the payload; None where none pays."""
     forms: _Forms = {}
     for draft in left:
-        wanted = cold.get(by_key[draft.key])
+        wanted = anew.get(by_key[draft.key])
         if wanted is not None:
             forms[draft.offset, draft.length] = recode(table, wanted)
     return forms
@@ -132,8 +132,8 @@ def _is_whole(left: Sequence[Draft], length: int) -> bool:
 
 
 def _settled(draft: Draft, forms: _Forms) -> Draft:
-    """The entry, marked when another form of it was tried."""
-    if (draft.offset, draft.length) in forms:
+    """The entry, marked when another form of it was tried. A patch may be folded again."""
+    if draft.encoding != fmt.ENCODING_PATCH and (draft.offset, draft.length) in forms:
         return draft._replace(flags=draft.flags | fmt.ENTRY_SETTLED)
     return draft
 

@@ -1,19 +1,21 @@
 """What a pass would give back, found without making it: what goes, and a trial of what is encoded.
 
 A plan counts cold versions as they are, since nobody knows what an encoding saves before it was
-made. So some of them are encoded, spread over the whole store, and the others are taken to save the
-same share.
+made, and patches that are folded as if no row were set twice. So some of them are made, spread over
+the whole store, and the others are taken to save the same share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from mldb.compaction.compactor import trial_of
-from mldb.compaction.planning import Planned, make_plan
+from mldb.compaction.folds import Anew
+from mldb.compaction.frames import Recode
+from mldb.compaction.planning import make_plan
 from mldb.compaction.rules import ColdAge, EventRules
 from mldb.compaction.table import VersionTable
 from mldb.errors import MldbError
@@ -42,34 +44,42 @@ def expected_gain(
     Raises as ``make_plan`` does.
     """
     planned = make_plan(log, rules, cold, with_active=True)
-    table = planned.plan.table
+    plan = planned.plan
+    table = plan.table
     known = int(table.sizes.sum())
-    dropped = known - planned.plan.bytes_after if planned.plan.groups else 0
-    cold_bytes = sum(int(table.length[item.row]) for item in planned.plan.cold)
-    saved = int(cold_bytes * _share_saved(log, rules, planned, table, step)) if cold_bytes else 0
-    return Gain(known, max(dropped, 0) + saved)
+    dropped = known - plan.bytes_after if plan.groups else 0
+    trials = (
+        (plan.cold, [int(table.length[item.row]) for item in plan.cold]),
+        (plan.folds, [fold.size for fold in plan.folds]),
+    )
+    saved = sum(
+        int(sum(sizes) * _share_saved(trial_of(log, rules), table, items, sizes, step))
+        for items, sizes in trials
+        if sum(sizes)
+    )
+    return Gain(known, max(dropped + saved, 0))
 
 
 def _share_saved(
-    log: Log, rules: EventRules, planned: Planned, table: VersionTable, step: Callable[[], None]
+    recode: Recode,
+    table: VersionTable,
+    items: Sequence[Anew],
+    sizes: Sequence[int],
+    step: Callable[[], None],
 ) -> float:
-    """The share of the bytes of some cold versions that encoding them saves."""
-    cold = planned.plan.cold
-    recode = trial_of(log, rules)
+    """The share of the *sizes* that the plan counts of *items* that storing them anew saves."""
     before = after = 0
     # Taken at regular steps of the bytes, so that a large version counts for what it takes.
-    ends = np.cumsum([int(table.length[item.row]) for item in cold])
+    ends = np.cumsum(sizes)
     marks = (np.arange(_TRIALS) + 0.5) * (int(ends[-1]) / _TRIALS)
     for place in np.unique(np.searchsorted(ends, marks)).tolist():
         step()
-        item = cold[place]
-        length = int(table.length[item.row])
         try:
-            form = recode(table, item)
+            form = recode(table, items[place])
         except MldbError:  # damaged, or replaced meanwhile: the pass itself tells
             continue
-        before += length
-        after += length if form is None else len(form.data)
+        before += sizes[place]
+        after += sizes[place] if form is None else len(form.data)
         if before >= _TRIAL_BYTES:
             break
     return (before - after) / before if before else 0.0

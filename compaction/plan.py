@@ -15,6 +15,7 @@ import numpy as np
 
 from mldb.arrays import Bools, Numbers
 from mldb.compaction.cold import ColdVersion
+from mldb.compaction.folds import Anew, Fold
 from mldb.compaction.retention import Retention
 from mldb.compaction.table import VersionTable
 from mldb.log.manifest import Kept
@@ -48,15 +49,17 @@ class CompactionPlan:
     """What a compaction is to do with the segments of ``table``, as of commit ``head``.
 
     ``kept`` are the commits that are left, as ranges; None when nothing was ever pruned. ``cold``
-    is in the order of commits.
+    is in the order of commits. Groups are rewritten from the newest to the oldest: what ``folds``
+    take in lies in the same group or an older one, and goes when they are there.
     """
 
     table: VersionTable = field(repr=False)
     stays: Bools = field(repr=False)
     cold: Sequence[ColdVersion] = field(repr=False)
+    folds: Sequence[Fold] = field(repr=False)
     groups: tuple[Group, ...]
     group_bytes: tuple[int, ...]
-    """What the new segment of each group takes, about, and at most where nothing grows."""
+    """What the new segment of each group takes, about, and at most."""
     policy: Retention
     kept: Kept | None
     pruned: Numbers = field(repr=False)
@@ -66,6 +69,11 @@ class CompactionPlan:
     """How many there were."""
     commits: int
     commits_kept: int
+
+    @property
+    def anew(self) -> list[Anew]:
+        """What is stored in another form, where that pays."""
+        return [*self.cold, *self.folds]
 
     @property
     def bytes_after(self) -> int:
@@ -129,11 +137,13 @@ def choose_groups(
     segment_bytes: int,
     has_active: bool,
     limit: int | None = None,
+    folded: Bools | None = None,
 ) -> tuple[Group, ...]:
     """Return the groups, in log order.
 
     *live* is what stays of each segment. *has_active*: the last one is the active segment, which is
     not sealed only to be merged. With *limit* more is rewritten, until all takes no more than that.
+    *folded* are segments of which something is to be folded, which makes them worth it.
     """
     count = len(table.sizes)
     gain = table.sizes - live
@@ -145,6 +155,8 @@ def choose_groups(
     wanted = (has_dropped & (gain >= GAIN_SHARE * table.sizes)) | (
         (tried > 0) & (tried >= COLD_SHARE * table.sizes)
     )
+    if folded is not None:
+        wanted |= folded
     if limit is not None:
         after = int(np.where(wanted, live, table.sizes).sum())
         for place in np.argsort(-gain, kind="stable").tolist():
@@ -201,11 +213,14 @@ def _grouped(
     return tuple(groups)
 
 
-def bytes_of_groups(table: VersionTable, live: Numbers, groups: Sequence[Group]) -> tuple[int, ...]:
-    """What each group takes once it is rewritten, about."""
+def bytes_of_groups(
+    table: VersionTable, live: Numbers, groups: Sequence[Group], grown: Numbers
+) -> tuple[int, ...]:
+    """What each group takes once it is rewritten, about; *grown* is what rows grow by."""
+    growth = np.bincount(table.segment, grown, len(table.sizes)).astype(np.int64)
     found: list[int] = []
     for start, count in groups:
         own = slice(start, start + count)
         taken = int(live[own].sum()) - (count - 1) * _SEGMENT_BYTES
-        found.append(min(taken, int(table.sizes[own].sum())))
+        found.append(min(taken, int(table.sizes[own].sum()) + int(growth[own].sum())))
     return tuple(found)

@@ -10,7 +10,9 @@ import numpy as np
 
 from mldb.arrays import Bools, Numbers
 from mldb.compaction.cold import cold_rows, forest
+from mldb.compaction.folds import Fold, growth_of, plan_folds, segments_of
 from mldb.compaction.plan import (
+    GAIN_SHARE,
     CompactionPlan,
     bytes_of_groups,
     choose_groups,
@@ -30,7 +32,7 @@ from mldb.compaction.retention import (
     within_bytes,
 )
 from mldb.compaction.rules import ColdAge, EventRules
-from mldb.compaction.sight import seen_by, with_bases
+from mldb.compaction.sight import seen_by, shown_by, with_bases
 from mldb.compaction.table import TableSource, VersionTable, make_table
 from mldb.log import format as fmt
 from mldb.log.index.footer import column_steps
@@ -116,8 +118,8 @@ def _plan(
     policy, roots, now = rules.policy(view), rules.roots(view), log.fs.time_ns()
     sight = _Sight(rules, table, timeline.jumps[:])
     kept = _kept(log, policy, timeline, roots, view, now, sight)
-    stays = sight.seen(kept) if len(kept) < len(timeline.lsn) else np.ones(len(table), np.bool_)
-    live = live_bytes(table, stays, sight.weights)
+    shown = sight.shown(kept) if len(kept) < len(timeline.lsn) else np.ones(len(table), np.bool_)
+    folds, stays = _folding(table, shown, sight.weights, rules)
     recode = forest(
         table,
         stays,
@@ -125,6 +127,8 @@ def _plan(
         rules.size_of,
         chain=rules.chain,
     )
+    grown = growth_of(table, folds)
+    live = live_bytes(table, stays, sight.weights + grown)
     groups = choose_groups(
         table,
         stays,
@@ -133,6 +137,7 @@ def _plan(
         segment_bytes=log.options.segment_bytes,
         has_active=has_active,
         limit=policy.max_bytes,
+        folded=segments_of(table, folds),
     )
     inside = np.zeros(len(table.sizes), np.bool_)
     for start, count in groups:
@@ -142,8 +147,9 @@ def _plan(
         table,
         stays,
         [item for item in recode if inside[table.segment[item.row]]],
+        folds,
         groups,
-        bytes_of_groups(table, live, groups),
+        bytes_of_groups(table, live, groups, grown),
         policy,
         ranges,
         left_of(np.setdiff1d(timeline.lsn, kept), view.kept),
@@ -152,6 +158,25 @@ def _plan(
         len(timeline.lsn),
         len(kept),
     )
+
+
+def _folding(
+    table: VersionTable, shown: Bools, weights: Numbers, rules: EventRules
+) -> tuple[list[Fold], Bools]:
+    """What is to be folded where that is worth that its segment is rewritten, and what stays then.
+
+    It is for reads that go through too many patches; and where so much goes by it, of that segment
+    or of others for it, that the segment would be rewritten if all of that were its own. What a
+    fold takes depends on the rows, which nobody looked at: it is hoped that they are the same ones.
+    """
+    sizes = table.sizes
+    found = plan_folds(table, shown, np.ones(len(sizes), np.bool_), weights, rules.size_of)
+    if found.folds:
+        gain = sizes - live_bytes(table, found.stays, weights) + found.freed
+        is_worth = found.deep | (gain >= GAIN_SHARE * sizes)
+        if not is_worth.all():
+            found = plan_folds(table, shown, is_worth, weights, rules.size_of)
+    return found.folds, found.stays
 
 
 def _timeline(view: View, sources: Sequence[TableSource]) -> Timeline:
@@ -171,6 +196,10 @@ class _Sight:
         self._jumps = jumps
         self._store_wide = table.keys_where(rules.is_store_wide)
         self._anchors = table.keys_where(rules.anchors.__contains__)
+
+    def shown(self, commits: Numbers) -> Bools:
+        """The rows that these commits see."""
+        return shown_by(self.table, commits, self._jumps, self._store_wide)
 
     def seen(self, commits: Numbers) -> Bools:
         """The rows that these commits see, and what they refer to."""

@@ -41,7 +41,7 @@ def report_of(
     stats = log.stats()
     goes = ~plan.stays
     size, segments = stats["bytes"], stats["segments"]
-    after, left, recoded = size, segments, (len(plan.cold), _cold_bytes(plan))
+    after, left, recoded = size, segments, (len(plan.anew), _anew_bytes(plan))
     if work is None:
         after += plan.bytes_after - int(plan.table.sizes.sum())
         after += planned.footer * planned.wants_active
@@ -68,8 +68,8 @@ def report_of(
     )
 
 
-def _cold_bytes(plan: CompactionPlan) -> int:
-    return sum(int(plan.table.length[item.row]) for item in plan.cold)
+def _anew_bytes(plan: CompactionPlan) -> int:
+    return sum(int(plan.table.length[item.row]) for item in plan.anew)
 
 
 def _names(plan: CompactionPlan, rules: EventRules) -> tuple[NameReport, ...]:

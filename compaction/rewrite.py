@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 
 from mldb.arrays import Numbers
-from mldb.compaction.cold import ColdVersion
+from mldb.compaction.folds import Anew
 from mldb.compaction.frames import FrameCopy, KindOf, Recode, copy_frame
 from mldb.compaction.table import VersionTable
 from mldb.log import format as fmt
@@ -113,7 +113,7 @@ def write_group(
     parts: Sequence[SealedPart],
     start: int,
     rows: Numbers,
-    cold: Mapping[int, ColdVersion],
+    anew: Mapping[int, Anew],
     jumps: Sequence[Jump],
     *,
     before: int,
@@ -121,9 +121,9 @@ def write_group(
 ) -> NewSegment:
     """Write the segment that takes the place of *parts*; *start* is the number of the first one.
 
-    *rows* are those that stay, *cold* what of the whole table is to be encoded anew. *jumps* are
-    those of the commits of these parts, *before* is the last commit in front of them, *published*
-    the manifest that is probably next. Raises CorruptError, StorageFullError, StorageIOError,
+    *rows* are those that stay, *anew* what of the whole table gets another form. *jumps* are those
+    of the commits of these parts, *before* is the last commit in front of them, *published* the
+    manifest that is probably next. Raises CorruptError, StorageFullError, StorageIOError,
     SegmentGoneError; then nothing is left.
     """
     segment_id, created = os.urandom(len(fmt.NO_ID)), how.fs.time_ns()
@@ -137,7 +137,7 @@ def write_group(
         for segment, offset, frame_rows in _frames_in_order(table, rows):
             part = parts[segment - start]
             found = copy_frame(
-                part.segment, offset, table, frame_rows, cold, how.kind_of, how.recode
+                part.segment, offset, table, frame_rows, anew, how.kind_of, how.recode
             )
             _put_keyed(out, found)
             recoded, recoded_bytes = recoded + found.recoded, recoded_bytes + found.recoded_bytes

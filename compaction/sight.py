@@ -25,14 +25,24 @@ def seen_by(
 ) -> Bools:
     """Return which rows these commits see, which ascend; and what these rows refer to.
 
+    As :func:`shown_by`, and :func:`with_bases` of that.
+    """
+    return with_bases(table, shown_by(table, commits, jumps, store_wide))
+
+
+def shown_by(
+    table: VersionTable, commits: Numbers, jumps: Sequence[Jump], store_wide: Bools
+) -> Bools:
+    """Return which rows these commits see, which ascend; not what these rows refer to.
+
     *store_wide* are rows whose keys belong to no lineage: of them a commit sees the newest one in
     front of it in the log. O(rows), and O(keys) for each jump that leads to any of the commits.
     """
-    seen = np.zeros(len(table), np.bool_)
+    shown = np.zeros(len(table), np.bool_)
     if len(commits):
-        _see_in_order(table, commits, np.flatnonzero(store_wide), seen)
-        _see_by_runs(table, commits, jumps, np.flatnonzero(~store_wide), seen)
-    return with_bases(table, seen)
+        _see_in_order(table, commits, np.flatnonzero(store_wide), shown)
+        _see_by_runs(table, commits, jumps, np.flatnonzero(~store_wide), shown)
+    return shown
 
 
 def with_bases(table: VersionTable, seen: Bools) -> Bools:

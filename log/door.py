@@ -13,12 +13,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mldb.errors import VersionGoneError
+from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
-from mldb.log.chain import DEPTH_MAX, Cache, Decode, patch_of, wrong_base
+from mldb.log.chain import DEPTH_MAX, Cache, Decode, wrong_base
 from mldb.log.delta_reads import DeltaReads
 from mldb.log.index.address import Entry
-from mldb.log.patch import apply_patch
+from mldb.log.patch import Patch, apply_patch, fold_patches
+from mldb.log.patched import Layers, layers_of
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
 from mldb.log.view import View
 from mldb.options import Verify
@@ -292,32 +293,65 @@ class Door:
         name: str,
     ) -> memoryview:
         """Return bytes of a version: those of the whole one below, with the patches laid over."""
-        patches = [patch_of(entry, data, size, name)]
-        while True:
-            key, below = self.base_of(view, key, entry, name)
-            if below.commit_lsn >= entry.commit_lsn:
-                raise wrong_base(entry, name, "is not older, so that it builds on itself")
-            entry = below
-            if entry.encoding != fmt.ENCODING_PATCH:
-                break
-            view, entry, data = self.opened(view, key, entry, name)
-            if entry.encoding != fmt.ENCODING_PATCH:
-                break
-            patches.append(patch_of(entry, data, size, name))
-        row = patches[0].row_bytes
+        below = self._layers(view, key, entry, data, size, name)
+        row = below.row_bytes
         first, stop = span[0] // row, -(-span[1] // row)
         low, high = first * row, stop * row
+        view, key, entry = below.view, below.key, below.entry
         target = memoryview(self.private(view, key, entry, size, name, low=low, high=high))
-        if len(target) != high - low or any(patch.row_bytes != row for patch in patches):
+        if len(target) != high - low:
             raise wrong_base(entry, name, "has rows of another length")
-        for patch in reversed(patches):
+        for patch in reversed(below.patches):
             apply_patch(patch, target, first)
         return target[span[0] - low : span[1] - low]
+
+    def patch_onto(
+        self,
+        view: View,
+        key: bytes | None,
+        entry: Entry,
+        size: int,
+        name: str,
+        below: tuple[bytes, int],
+    ) -> Patch:
+        """Return what a patched version sets on that of key and commit *below*, as one patch.
+
+        It is a copy, or a view of the log. Raises CorruptError when it does not build on that.
+        """
+        view, entry, data = self.opened(view, key, entry, name)
+        if entry.encoding != fmt.ENCODING_PATCH:
+            raise wrong_base(entry, name, "it does not build on any more")
+        found = self._layers(view, key, entry, data, size, name, below)
+        if (found.key, found.entry.commit_lsn) != below:
+            raise wrong_base(entry, name, f"does not lead to that of commit {below[1]}")
+        return fold_patches(found.patches[::-1])
+
+    def _layers(
+        self,
+        view: View,
+        key: bytes | None,
+        entry: Entry,
+        data: memoryview,
+        size: int,
+        name: str,
+        until: tuple[bytes, int] | None = None,
+    ) -> Layers:
+        """Return what a patched version consists of, wherever it lies by now."""
+        try:
+            return layers_of(self, view, key, entry, data, size, name, until)
+        except (CorruptError, VersionGoneError):
+            # What it built on may be gone since it was folded with that, and lies elsewhere.
+            newest = self._head()
+            found = newest.version_at(self._key_of(name) if key is None else key, entry.commit_lsn)
+            if found is None or found.segment == entry.segment:
+                raise
+        view, entry, data = self.opened(newest, key, found, name)
+        return self._layers(view, key, entry, data, size, name, until)
 
     def base_of(
         self, view: View, key: bytes | None, entry: Entry, name: str
     ) -> tuple[bytes, Entry]:
-        """Return key and entry of the version that this one names: its owner, or its base."""
+        """Return key and entry of the version that this one names. Raises CorruptError."""
         owner = entry.owner or (self._key_of(name) if key is None else key)
         found = view.version_at(owner, entry.base)
         fault = base_fault(entry, found)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_compaction import dedupe, retention, runner
+from tests.bench_compaction import dedupe, patches, retention, runner
 from tests.bench_compaction.row import Row, at_least, at_most
 
 TINY = dedupe.Sizes(16, 2, 3, 3, 1 << 20, 1, 80, asked=False)
@@ -83,3 +83,14 @@ def test_the_model_is_as_large_and_as_frozen_as_it_is_called() -> None:
     frozen = dedupe.frozen_names(state, 0.7)
     share = sum(state[name].nbytes for name in frozen) / dedupe.size_of(state)
     assert 0.69 < share <= 0.7
+
+
+def test_patches_are_measured_before_and_after_they_are_folded() -> None:
+    sizes = patches.Sizes(10_000, 70, asked=False)
+    rows = patches.steps(sizes, "random")
+    found = {row.figure: row for row in rows[4:]}  # what is measured twice has the same name
+    assert rows[4].value == 70
+    assert found["  patches below a version, at most"].value == 64
+    assert "  compaction: 1 of them folded" in found
+    assert rows[1].value < found["  bytes"].value < 2.2
+    assert all(row.value > 0 and row.met is None for row in rows)

@@ -338,7 +338,7 @@ class MappedIndex(MappedCommits):
             and starts[-1] == self.entry_count()
             and all(self._find(key) is not None for key in keys)
             and all(
-                tuple(sorted(set(lsns))) == lsns for lsns, _ in filter(None, map(self._rows, keys))
+                sorted(set(lsns)) == list(lsns) for lsns, _ in filter(None, map(self._rows, keys))
             )
         )
         if not sound:

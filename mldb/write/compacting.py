@@ -109,9 +109,10 @@ class CompactionVerbs(Handle):
         Without a retention nothing is lost: small segments are merged, and *cold* versions encoded
         anew: those that for a span (by default 7 days) were neither stored, nor the newest, nor
         read, and are not tagged, pinned, or of the last three checkpoints; "all" takes all of them,
-        "none" none. What reads return stays what it was, in every process; snapshots that are open
-        keep what they see. Reads are known as far as a hint tells of them, to a minute; of the
-        last 65,536 versions read; where it was lost, only age decides.
+        "none" none. Patches are folded, so that no read goes through more than 64, and those that
+        no kept commit sees go into the next one. What reads return stays what it was, in every
+        process; snapshots that are open keep what they see. Reads are known as far as a hint tells
+        of them, to a minute; of the last 65,536 versions read; where it was lost, only age decides.
 
         *plan_only* tells what would be done and changes nothing. *progress* is called with the
         bytes written and those to be written. Segments are rewritten some at a time, each of them

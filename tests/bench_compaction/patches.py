@@ -14,6 +14,7 @@ import mldb
 from tests.bench.sections import fresh_folder
 from tests.bench_compaction.row import Row, at_least, at_most
 from tests.bench_compaction.runner import bytes_in
+from tests.support.patched import links as links_of
 
 ROWS = 64
 DIM = 256
@@ -56,6 +57,12 @@ def steps(sizes: Sizes, kind: str) -> list[Row]:
         taken = (bytes_in(root) - before) / (sizes.steps * values.nbytes)
         ratio = _reads(db, base)
         part = _part(db, sizes)
+        links = _links(db)
+        started = time.perf_counter()
+        report = db.compact(cold="none")
+        took = time.perf_counter() - started
+        folded = (bytes_in(root) - before) / (sizes.steps * values.nbytes)
+        ratio_folded, part_folded, links_folded = _reads(db, base), _part(db, sizes), _links(db)
     what = f"{sizes.steps} steps of {ROWS} {kind} rows"
     most = 6 if kind == "random" else 1.5
     asked = sizes.asked
@@ -64,6 +71,12 @@ def steps(sizes: Sizes, kind: str) -> list[Row]:
         at_most("  bytes", taken, "x of the rows", 1.2, asked=asked),
         at_most("  a full read afterwards", ratio, "x the base", most, asked=asked),
         Row("  64 neighbouring rows afterwards", part, "ms"),
+        Row("  patches below a version, at most", links, ""),
+        Row(f"  compaction: {report.recoded} of them folded", took, "s"),
+        at_most("  patches below a version, at most", links_folded, "", 64, asked=asked),
+        at_most("  bytes", folded, "x of the rows", 2.2, asked=asked),
+        at_most("  a full read afterwards", ratio_folded, "x the base", most, asked=asked),
+        Row("  64 neighbouring rows afterwards", part_folded, "ms"),
     ]
 
 
@@ -77,6 +90,11 @@ def _reads(db: mldb.MLDatabase, base: Any) -> float:
             if number:
                 spent[as_of].append(time.perf_counter() - started)
     return statistics.median(spent[None]) / statistics.median(spent[base])
+
+
+def _links(db: mldb.MLDatabase) -> int:
+    """How many patches the longest chain has."""
+    return max(links_of(db, "table"))
 
 
 def _part(db: mldb.MLDatabase, sizes: Sizes) -> float:

@@ -7,84 +7,138 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mldb
+from mldb.compaction import folds
 from mldb.errors import VersionGoneError
 from mldb.log.fs.memory import MemoryFileSystem
+from tests.support.patched import links
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["rows", "rows", "rows", "whole", "epoch", "tag", "rewind", "compact"]),
+        st.sampled_from(
+            [*["rows"] * 5, "whole", "epoch", "tag", "untag", "hold", "rewind", "compact"]
+        ),
         st.integers(0, 1 << 16),
     ),
-    max_size=14,
+    max_size=24,
 )
+SHAPE = (40, 300)
+LINKS = 3
+SMALL_SEGMENTS = {"segment_bytes": 9000}
+"""Two or three patches each; a pass installs several."""
 
 
 def whole(seed: int) -> Any:
-    return np.random.default_rng(seed).integers(0, 5, (40, 300)).astype(np.float32)
+    return np.random.default_rng(seed).integers(0, 5, SHAPE).astype(np.float32)
 
 
-@settings(deadline=None)
-@given(STEPS, st.none() | st.integers(1, 3))
-def test_any_order_of_patches_and_passes_reads_as_copies_would(
-    steps: list[tuple[str, int]], last: int | None
-) -> None:
-    """The model keeps a whole array for every commit; what retention drops is named as gone."""
-    fs = MemoryFileSystem()
-    db = mldb.MLDatabase.on(fs, durability="os", segment_entries=4)
-    model: dict[int, Any] = {}
-    value, epoch = whole(0), 0
-    model[int(db.store_tensor("w", value, epoch=0))] = value
-    for kind, seed in [*steps, ("compact", 0)]:
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains of three, so that few steps are folded; and what goes by that is always worth it."""
+    monkeypatch.setattr(folds, "LINKS_MAX", LINKS)
+    monkeypatch.setattr(folds, "_LINKS_LEAST", 2)
+    monkeypatch.setattr(folds, "_CARRY", 2)
+
+
+class Run:
+    """A store and a model of it: a whole array for every commit. A second handle reads."""
+
+    def __init__(self, last: int | None, options: dict[str, Any]) -> None:
+        self.fs = MemoryFileSystem()
+        self.last = last
+        self.db = mldb.MLDatabase.on(self.fs, durability="os", **options)
+        self.value, self.model = whole(0), dict[int, Any]()
+        self.add(self.db.store_tensor("w", self.value, epoch=0), self.value)
+        self.reader = mldb.MLDatabase.on(self.fs, mode="r")
+        self.held: list[tuple[mldb.Snapshot, Any]] = []
+
+    def add(self, lsn: int, value: Any) -> None:
+        self.model[int(lsn)] = self.value = value
+
+    def do(self, kind: str, seed: int) -> None:
+        db, value = self.db, self.value
         if kind == "rows":
             rows = np.random.default_rng(seed).permutation(40)[: 1 + seed % 4]
-            value = value.copy()
-            value[rows] = whole(seed)[: len(rows)]
-            model[int(db.update_tensor("w", rows, value[rows]))] = value
+            changed = value.copy()
+            changed[rows] = whole(seed)[: len(rows)]
+            self.add(db.update_tensor("w", rows, changed[rows], epoch=db.epoch + seed % 2), changed)
         elif kind == "whole":
-            value = whole(seed)
-            model[int(db.store_tensor("w", value))] = value
+            self.add(db.store_tensor("w", whole(seed)), whole(seed))
         elif kind == "epoch":
-            epoch += 1
-            value = value + 1
-            model[int(db.store_tensor("w", value, epoch=epoch))] = value
+            self.add(db.store_tensor("w", value + 1, epoch=db.epoch + 1), value + 1)
         elif kind == "tag":
-            model[int(db.tag(f"t{seed}"))] = value
+            db.tag(f"t{seed}", mldb.Lsn(self.readable()[seed % 2 - 1]))
+            self.add(db.lsn, value)
+        elif kind == "untag":
+            for name in list(db.tags())[:1]:
+                db.untag(name)
+                self.add(db.lsn, value)
+        elif kind == "hold":
+            handle = self.reader if seed % 2 else db
+            lsn = int(handle.lsn)
+            self.held.append((handle.at(mldb.Lsn(lsn)), self.model[lsn]))
         elif kind == "rewind":
-            kept = [lsn for lsn in model if _reads(db, lsn, model)]
-            lsn = kept[seed % len(kept)]
-            value = model[lsn]
-            model[int(db.rewind(mldb.Lsn(lsn)))] = value
-            epoch = db.epoch
+            lsns = self.readable()
+            lsn = lsns[seed % len(lsns)]
+            self.add(db.rewind(mldb.Lsn(lsn)), self.model[lsn])
         else:
-            if last is not None:
-                model[int(_set(db, last))] = value
-            db.compact(cold="all" if seed % 2 else "none")
-        assert np.array_equal(db["w"], value)
-    readable = [lsn for lsn in model if _reads(db, lsn, model)]
-    assert last is not None or len(readable) == len(model)
-    assert db.verify().ok
-    db.close()
+            self.compact("all" if seed % 2 else "none")
+        assert np.array_equal(self.db["w"], self.value)
+
+    def compact(self, cold: Any) -> None:
+        """A pass; chains are bounded then, and another one finds nothing to do."""
+        if self.last is not None:
+            self.db.retention.set(last=self.last)
+            self.add(self.db.lsn, self.value)
+        self.db.compact(cold=cold)
+        assert max(links(self.db), default=0) <= LINKS
+        assert not self.db.compact(cold=cold).recoded
+
+    def readable(self) -> list[int]:
+        """The commits that are kept; each reads as it was written, in parts too."""
+        found = []
+        for lsn, want in self.model.items():
+            try:
+                snapshot = self.db.at(mldb.Lsn(lsn))
+            except VersionGoneError:
+                continue
+            found.append(lsn)
+            with snapshot:
+                check(snapshot, want)
+        return found
 
 
-def _set(db: mldb.MLDatabase, last: int) -> int:
-    db.retention.set(last=last)
-    return db.lsn
+def check(snapshot: mldb.Snapshot, want: Any) -> None:
+    assert np.array_equal(snapshot["w"], want)
+    assert np.array_equal(snapshot.tensor("w")[7:20], want[7:20])
 
 
-def _reads(db: mldb.MLDatabase, lsn: int, model: dict[int, Any]) -> bool:
-    """Whether a commit is kept; then it reads as it was written, in parts too."""
-    try:
-        snapshot = db.at(mldb.Lsn(lsn))
-    except VersionGoneError:
-        return False
-    with snapshot:
-        assert np.array_equal(snapshot["w"], model[lsn])
-        assert np.array_equal(snapshot.tensor("w")[7:20], model[lsn][7:20])
-    return True
+@pytest.mark.usefixtures("short")
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    STEPS, st.none() | st.integers(1, 3), st.sampled_from([{"segment_entries": 4}, SMALL_SEGMENTS])
+)
+def test_any_order_of_patches_and_passes_reads_as_copies_would(
+    steps: list[tuple[str, int]], last: int | None, options: dict[str, Any]
+) -> None:
+    """What retention drops is named as gone; snapshots of before read what they read."""
+    run = Run(last, options)
+    for kind, seed in [*steps, ("compact", 0)]:
+        run.do(kind, seed)
+    for snapshot, want in run.held:
+        with snapshot:
+            check(snapshot, want)
+    readable = run.readable()
+    assert last is not None or len(readable) == len(run.model)
+    run.reader.close()
+    run.db.close()
+    run.db = mldb.MLDatabase.on(run.fs)
+    assert run.readable() == readable
+    assert run.db.verify().ok
+    run.db.close()
 
 
 @pytest.mark.parametrize("cold", ["all", "none"])

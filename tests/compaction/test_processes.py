@@ -13,6 +13,7 @@ import pytest
 
 import mldb
 from tests.support.compacting import compact_all, kept_of
+from tests.support.patched import links
 from tests.support.processes import Child, Line
 
 OPTIONS: dict[str, Any] = {"segment_bytes": 60_000, "map_bytes": 256, "durability": "os"}
@@ -20,6 +21,16 @@ OPTIONS: dict[str, Any] = {"segment_bytes": 60_000, "map_bytes": 256, "durabilit
 
 def value(epoch: int, name: int) -> np.ndarray[Any, Any]:
     return np.arange(300, dtype=np.int32) * (epoch + 1) + name
+
+
+ROWS = 20
+
+
+def patched(epoch: int) -> np.ndarray[Any, Any]:
+    """A table of which one row after another is set to the number of the epoch, from 2 on."""
+    rows = np.arange(ROWS)
+    newest = epoch - (epoch - rows) % ROWS
+    return np.repeat(np.where(newest > 1, newest, 0).astype(np.int32)[:, None], 300, axis=1)
 
 
 def write(path: Path, line: Line) -> None:
@@ -31,6 +42,7 @@ def write(path: Path, line: Line) -> None:
             with db.transaction(epoch) as txn:
                 for name in range(3):
                     txn.store_tensor(f"t{name}", value(epoch, name), {"epoch": epoch})
+                txn.update_tensor("rows", epoch % ROWS, np.full(300, epoch, np.int32))
             if epoch % 17 == 0:
                 db.tag("latest", epoch)
     line.say("epochs", epoch)
@@ -61,6 +73,9 @@ def read(path: Path, seed: int, line: Line) -> None:
                 array = snapshot[f"t{name}"]
                 assert np.array_equal(array, value(at, name)), (at, name)
                 assert snapshot.metadata(f"t{name}") == {"epoch": at}
+                assert np.array_equal(snapshot["rows"], patched(at)), at
+                part = snapshot.tensor("rows")[3:6]
+                assert np.array_equal(part, patched(at)[3:6]), at
                 views.append((array, at, name))
                 reads += 1
             if len(held) > 6:
@@ -85,6 +100,7 @@ def test_readers_keep_what_they_hold_while_a_compactor_loops_and_prunes(
         with db.transaction(1) as txn:
             for name in range(3):
                 txn.store_tensor(f"t{name}", value(1, name), {"epoch": 1})
+            txn["rows"] = patched(1)
         db.retention.set(last=4, every=50)
         with (
             Child(partial(write, store_path)) as writer,
@@ -111,6 +127,8 @@ def test_readers_keep_what_they_hold_while_a_compactor_loops_and_prunes(
         newest = range(db.epoch - 3, db.epoch + 1)
         for epoch in newest:
             assert np.array_equal(db.query_tensor("t2", as_of=epoch), value(epoch, 2))
+            assert np.array_equal(db.query_tensor("rows", as_of=epoch), patched(epoch))
+        assert max(links(db, "rows")) <= 64
         kept = kept_of(db)
     with mldb.open(store_path, mode="r") as again:
         assert kept_of(again) == kept

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mldb
-from mldb.compaction import compactor
+from mldb.compaction import compactor, folds, planning
 from mldb.compaction import plan as plan_module
 from mldb.log.fs.crash_states import Model as Persistence
 from mldb.log.fs.crash_states import crash_states
@@ -39,6 +39,9 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan_module, "GAIN_SHARE", -100.0)
     monkeypatch.setattr(plan_module, "COLD_SHARE", 0.0)
     monkeypatch.setattr(plan_module, "MERGED_MIN", 2)
+    monkeypatch.setattr(planning, "GAIN_SHARE", -100.0)
+    monkeypatch.setattr(folds, "LINKS_MAX", 2)  # so that three steps are folded
+    monkeypatch.setattr(folds, "_LINKS_LEAST", 2)
     with made_up_deltas():
         yield
 
@@ -48,6 +51,10 @@ def step(number: int) -> object:
         target.store_tensor("counter", np.int64(number))
         target.store_tensor("w", np.arange(90, dtype=np.int16) + np.int16(number), {"n": number})
         target.store_tensor(f"t{number % 3}", np.full(3, number, ">f4"))
+        if number:
+            target.update_tensor("rows", [number % 2, 5], np.full((2, 4), number, np.int64))
+        else:
+            target.store_tensor("rows", np.zeros((8, 4), np.int64))
         if number % 3 == 2:
             target.delete_tensor("t1")
 

@@ -13,7 +13,8 @@ import pytest
 from tests.support.interference import BASES, CALM, Relation, Schedule, Tally, Trouble, sweep
 from tests.support.interference_cases import FIRST
 
-OTHERS = [name for name in FIRST if name not in {"head", "read", "blind"}]
+OTHERS = [*(name for name in FIRST if name not in {"head", "read", "blind"}), "patches"]
+KINDS = (*BASES, "patched")
 TROUBLES: dict[str, Trouble] = {
     "a sync alone": ("a sync alone", 1),
     "a sync lost": ("a sync lost", 1),
@@ -32,7 +33,7 @@ def meet(
     step: int,
     seed: int,
 ) -> None:
-    base = BASES[seed % len(BASES)]
+    base = "patched" if "patches" in (first, second) else KINDS[seed % len(KINDS)]
     schedule = Schedule(relation, first, second, 0, trouble, base)
     sweep(tally, schedule, seed=seed, step=step, crashes=1)
 

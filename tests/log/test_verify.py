@@ -48,6 +48,16 @@ def checked(fs: MemoryFileSystem) -> VerifyReport:
     return report
 
 
+def test_a_key_of_thousands_of_versions_in_one_segment_is_no_damage() -> None:
+    """Their LSNs are not held but looked up, and were compared with a tuple, which they are not."""
+    fs = MemoryFileSystem()
+    log = open_log(fs, durability="os", segment_entries=1500)
+    for number in range(1600):
+        store(log, b"\x01one", b"", number)
+    log.close()
+    assert verify(open_log(fs, "r")).problems == ()
+
+
 def test_a_whole_store_has_no_problem_and_every_byte_and_commit_is_counted() -> None:
     fs = several_segments()
     log = open_log(fs, "r")

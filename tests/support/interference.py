@@ -67,7 +67,10 @@ BASES: Final = ("clean", "killed", "torn")
 
 @cache
 def base_of(kind: str) -> tuple[Base, Image]:
-    """Return a store of three commits in two segments: closed, killed, or killed while writing."""
+    """Return a store of three commits in two segments: closed, killed, or killed while writing.
+
+    One that is "patched" was killed, and has a tensor of which two commits changed rows.
+    """
     if kind == "nothing":
         return Base(), EMPTY
     repeat(f"base {kind}")
@@ -79,6 +82,10 @@ def base_of(kind: str) -> tuple[Base, Image]:
             txn["shared"] = [number]
             txn["counter"] = [10 + number]
             txn[f"old{number}"] = [number]
+            if kind == "patched" and number:
+                txn.update_tensor("rows", [0, 1], np.full((2, 3), number))
+            elif kind == "patched":
+                txn["rows"] = np.zeros((2, 3), np.int64)
         contents[int(db.lsn)] = content_of(db)
     base = Base(int(db.lsn), contents)
     if kind == "clean":

@@ -12,7 +12,9 @@ from typing import Final
 from tests.support.interference import BASES, CALM, Relation, Schedule, Tally, Trouble, sweep
 from tests.support.interference_operations import OPERATIONS
 
-FIRST: Final = [name for name in OPERATIONS if name not in {"found", "history", "compact"}]
+FIRST: Final = [
+    name for name in OPERATIONS if name not in {"found", "history", "compact", "patches"}
+]
 RIVALS: Final = (
     "commit",
     "transaction",

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 import mldb
-from mldb.history.events import Rewound, TagSet, TensorStored
+from mldb.history.events import Rewound, TagSet, TensorPatched, TensorStored
 from mldb.history.snapshot import StateSurface
 
 Content: TypeAlias = dict[str, int]
@@ -165,7 +165,7 @@ def commits_of(db: mldb.MLDatabase, base: int) -> dict[int, frozenset[Mark]]:
     for event in db.events(mldb.Lsn(base) if base else None):
         marks = found.setdefault(int(event.lsn), set())
         match event:
-            case TensorStored():
+            case TensorStored() | TensorPatched():
                 marks.add(("tensor", event.name))
             case TagSet():
                 marks.add(("tag", event.name))

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 
 import mldb
+from mldb.compaction import folds
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import FileSystem
 from tests.support.compacting import compact_all
@@ -333,10 +335,22 @@ def verify(actor: Actor) -> None:
         actor.record.wrong.append(f"{actor.who}: verify found {report.problems}")
 
 
+def patches(actor: Actor) -> None:
+    """Change all rows of a tensor that others may change at the same time."""
+    name, number = actor.name()
+    with actor.step(writes={"rows": number, name: number}) as step:
+        with actor.open_db.transaction() as txn:
+            txn.update_tensor("rows", [0, 1], np.full((2, 3), number))
+            txn[name] = [number]
+        assert txn.lsn is not None
+        step.lsn = int(txn.lsn)
+
+
 def compact(actor: Actor) -> None:
-    """Rewrite all segments into one; another compaction may be at it."""
+    """Rewrite all segments into one, patches folded; another compaction may be at it."""
     try:
-        compact_all(actor.open_db)
+        with patch.object(folds, "LINKS_MAX", 1):
+            compact_all(actor.open_db)
     except mldb.LockedError as error:
         if "is compacting" not in str(error):
             raise
@@ -383,6 +397,7 @@ OPERATIONS: dict[str, Operation] = {
     "history": Operation(history, changes=False),
     "commit": Operation(commit),
     "blind": Operation(blind),
+    "patches": Operation(patches),
     "transaction": Operation(transaction, before=commit),
     "sync": Operation(sync, UNSYNCED),
     "seal": Operation(two, SMALL),

@@ -28,6 +28,9 @@ class Verbs(Protocol):
     def store_tensor(self, name: str, data: Any, metadata: dict[str, Any] | None = None) -> None:
         """Store a version."""
 
+    def update_tensor(self, name: str, rows: Any, values: Any) -> None:
+        """Store a version that differs in some rows."""
+
     def delete_tensor(self, name: str) -> None:
         """End a name and its metadata."""
 
@@ -71,6 +74,13 @@ class Content:
         self.tensors[name] = self.stored[name] = value_of(data)
         if metadata is not None:
             self.set_metadata(name, metadata)
+
+    def update_tensor(self, name: str, rows: Any, values: Any) -> None:
+        """Store a version that differs in some rows of one that NumPy knows the dtype of."""
+        (_, dtype), shape, data = self.tensors[name][0].split(), *self.tensors[name][1:]
+        changed = np.frombuffer(data, dtype).reshape(shape).copy()
+        changed[rows] = values
+        self.store_tensor(name, changed)
 
     def delete_tensor(self, name: str) -> None:
         """End a name and its metadata; relationships stay."""
