@@ -1,13 +1,17 @@
 """Which operations meet in the tests of interference, what goes wrong, and how often at least.
 
-The counts are written down so that a change which makes operations meet in fewer places is seen.
+A sweep has three parts: a usual run plays some of its places, ``-m large`` many and every one. The
+counts are written down so that a change which makes operations meet in fewer places is seen.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
+
+import pytest
 
 from tests.support.interference import BASES, CALM, Relation, Schedule, Tally, Trouble, sweep
 from tests.support.interference_operations import OPERATIONS
@@ -37,6 +41,30 @@ TROUBLES: Final[dict[str, Trouble]] = {
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """Every *step*-th place of a sweep, and of the guest's own places every *stop*-th, if any."""
+
+    name: str
+    step: int
+    stop: int = 0
+
+    @property
+    def least(self) -> Counter[str]:
+        """How many schedules it has at least, by the name of the sweep."""
+        return Counter(SOME if self.name == "some" else MANY)
+
+
+def parts(
+    some: int, many: int, every: int = 1, *, stops: tuple[int, int, int] = (0, 0, 0)
+) -> pytest.MarkDecorator:
+    """Give a test its ``part``: each is one place out of so many."""
+    steps = {"some": some, "many": many, "every": every}
+    made = [Part(name, step, stop) for (name, step), stop in zip(steps.items(), stops, strict=True)]
+    large = [pytest.param(part, marks=pytest.mark.large) for part in made[1:]]
+    return pytest.mark.parametrize("part", [made[0], *large], ids=list(steps))
+
+
 def base_for(first: str, second: str) -> str:
     """Every operation meets every kind of store, with a third of the others each."""
     return BASES[(FIRST.index(first) + FIRST.index(second)) % len(BASES)]
@@ -49,18 +77,18 @@ def meet(
     trouble: Trouble = CALM,
     *,
     seed: int,
-    step: int,
+    part: Part,
 ) -> Tally:
-    """Let each of *rivals* come in at every *step*-th place of *first*, and report what was."""
+    """Let each of *rivals* come in at some places of *first*, and report what was."""
     tally = Tally()
     for number, second in enumerate(rivals):
         schedule = Schedule(who, first, second, 0, trouble, base_for(first, second))
-        sweep(tally, schedule, seed=seed + number, step=step, crashes=1)
-    tally.report(f"{who}, {first}, {trouble[0]}", seed, Counter())
+        sweep(tally, schedule, seed=seed + number, step=part.step, crashes=1)
+    tally.report(f"{who}, {first}, {trouble[0]}", seed, Counter(), part.step)
     return tally
 
 
-LEAST: Final = {
+MANY: Final = {
     "forks, as of": 7,
     "forks, backup": 7,
     "forks, blind": 33,
@@ -155,3 +183,7 @@ LEAST: Final = {
     "threads, verify": 240,
     "two processes create one store": 188,
 }
+"""In the parts "many" and "every"."""
+
+SOME: Final[dict[str, int]] = {}
+"""In the part "some"."""
