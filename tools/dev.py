@@ -47,7 +47,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     # Two processes: the tests wait for disks, children and time as often as they compute. Each has
     # half of the tests in their order; who is done first takes half of what the other has left.
     "test": (*LINT, ("-m", "pytest", "-n", "2", "--dist", "worksteal")),
-    "test-large": (("-m", "pytest", "-m", "large"),),
+    # The tests of hypothesis as well: only here they take all of their examples.
+    "test-large": (("-m", "pytest", "-m", "large or hypothesis"),),
     "bench": (("-m", "tests.bench"),),
     "bench-lake": (("-m", "tests.bench_lake"),),
     "bench-growth": (("-m", "tests.bench_growth"),),

@@ -56,8 +56,8 @@ class InterruptAt:
 
 
 def is_printed(frame: FrameType | None) -> bool:
-    """Whether an exception here is printed instead of raised."""
-    while frame is not None:
+    """Whether an exception here is printed instead of raised. What called ``run`` is no matter."""
+    while frame is not None and frame.f_code is not run.__code__:
         if frame.f_code.co_name in ("<genexpr>", "__del__"):
             return True
         frame = frame.f_back

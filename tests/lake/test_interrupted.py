@@ -61,8 +61,8 @@ class InterruptAt:
 
 
 def is_printed(frame: FrameType | None) -> bool:
-    """Whether an exception here is printed instead of raised."""
-    while frame is not None:
+    """Whether an exception here is printed instead of raised. What called ``use`` is no matter."""
+    while frame is not None and frame.f_code is not use.__code__:
         if frame.f_code.co_name in ("__del__", "give_back"):
             return True
         frame = frame.f_back
