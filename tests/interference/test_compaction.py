@@ -39,7 +39,7 @@ def meet(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("relation", ["process", "thread"])
-@parts(151, 67)
+@parts(67, 29)
 def test_others_come_in_while_a_store_is_compacted(
     relation: Relation, part: Part, seed: int
 ) -> None:
@@ -52,7 +52,7 @@ def test_others_come_in_while_a_store_is_compacted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("relation", ["process", "thread"])
-@parts(67, 29)
+@parts(29, 13)
 def test_a_compaction_comes_in_at_other_calls(relation: Relation, part: Part, seed: int) -> None:
     tally = Tally()
     for number, first in enumerate(OTHERS):
@@ -62,7 +62,7 @@ def test_a_compaction_comes_in_at_other_calls(relation: Relation, part: Part, se
 
 
 @pytest.mark.slow
-@parts(1499, 499, 7)
+@parts(499, 97, 7)
 def test_a_handler_compacts_in_the_middle_of_a_call(part: Part, seed: int) -> None:
     tally = Tally()
     for number, first in enumerate(("commit", "snapshot", "seal")):
@@ -72,7 +72,7 @@ def test_a_handler_compacts_in_the_middle_of_a_call(part: Part, seed: int) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLES)
-@parts(211, 97)
+@parts(97, 41)
 def test_something_fails_while_a_store_is_compacted(trouble: str, part: Part, seed: int) -> None:
     tally = Tally()
     for number, second in enumerate(("commit", "snapshot")):

@@ -39,7 +39,7 @@ def test_another_comes_in_while_one_saves(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["a sync lost", "a full", "a sync_dir"])
-@parts(37, 11)
+@parts(11, 5)
 def test_something_fails_while_one_saves(trouble: str, part: Part, seed: int) -> None:
     meet("process", "commit", ("commit", "seal", "close"), TROUBLES[trouble], seed=seed, part=part)
 

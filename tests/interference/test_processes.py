@@ -66,10 +66,10 @@ def test_both_are_in_the_middle(trouble: str, part: Part, seed: int) -> None:
     tally.report(what, seed, part.least, part.step)
 
 
-def test_there_are_at_least_twenty_thousand_schedules_and_six_thousand_in_a_usual_run() -> None:
+def test_there_are_at_least_twenty_thousand_schedules_and_five_thousand_in_a_usual_run() -> None:
     assert sum(MANY.values()) >= 20_000
     assert set(SOME) <= set(MANY)
-    assert sum(SOME.values()) >= 6_000
+    assert sum(SOME.values()) >= 5_000
 
 
 def test_two_processes_create_one_store(seed: int) -> None:
