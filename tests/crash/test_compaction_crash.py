@@ -74,7 +74,7 @@ def recorded(*, prune: bool, durability: str) -> Recorder:
 
 LIMITS = pytest.mark.parametrize(
     "limit",
-    [35, pytest.param(70, marks=pytest.mark.large), pytest.param(1500, marks=pytest.mark.large)],
+    [50, pytest.param(70, marks=pytest.mark.large), pytest.param(1500, marks=pytest.mark.large)],
     ids=["some", "many", "most"],
 )
 

@@ -160,7 +160,7 @@ def test_an_interrupted_commit_is_there_as_a_whole_or_not_at_all(
 
 
 @pytest.mark.slow
-@some_and_many("step", 3, 1)
+@some_and_many("step", 7, 1)
 @pytest.mark.parametrize(
     "act",
     [
@@ -210,7 +210,8 @@ def test_a_failed_sync_that_is_interrupted_is_not_forgotten(act: Act, step: int)
     assert told * step > 20, "the failure was hardly ever interrupted"
 
 
-def test_an_interrupted_read_leaves_nothing_out_of_what_others_commit() -> None:
+@some_and_many("step", 12, 4)
+def test_an_interrupted_read_leaves_nothing_out_of_what_others_commit(step: int) -> None:
     """A handle that takes in other commits when the interrupt comes takes them in again."""
     number = 1
     while True:
@@ -226,5 +227,6 @@ def test_an_interrupted_read_leaves_nothing_out_of_what_others_commit() -> None:
             raise AssertionError(f"interrupted at {interrupt.place or 'no place'}") from error
         if not interrupt.place:
             break
-        number += 4
+        number += step
+    print(f"{one_of(step)} of {number} places")
     assert number > 200, "hardly anything was interrupted"

@@ -81,6 +81,7 @@ def test_every_crash_leaves_whole_additions(
     assert checked >= limit * 5 // 6
 
 
+@some_and_many("limit", 150, 10_000)
 @pytest.mark.parametrize(
     ("durability", "rows"),
     [
@@ -91,7 +92,7 @@ def test_every_crash_leaves_whole_additions(
     ],
 )
 def test_a_killed_first_addition_leaves_no_lake(
-    rows: int, durability: str, seed: int, rng: np.random.Generator
+    rows: int, durability: str, limit: int, seed: int, rng: np.random.Generator
 ) -> None:
     """Killed at any write or sync: the name is free for any dimension, or the lake has its rows."""
     fs = MemoryFileSystem(record=True)
@@ -99,7 +100,7 @@ def test_a_killed_first_addition_leaves_no_lake(
         before = db.lsn
         db.lake("new", dim=DIM).add_splats(rng.standard_normal((rows, DIM)))
     found = {"nothing": 0, "the rows": 0}
-    for disk in crash_states(fs, model="process", seed=seed):
+    for disk in crash_states(fs, model="process", seed=seed, limit=limit):
         with mldb.MLDatabase.on(disk, durability=durability) as db:
             if db.lakes():
                 found["the rows"] += 1
@@ -109,4 +110,5 @@ def test_a_killed_first_addition_leaves_no_lake(
                 assert db.lsn == before
                 assert len(db.lake("new", dim=5).add_splats(rng.standard_normal((1, 5)))) == 1
             assert db.verify().ok
+    print(f"{found} of at most {limit} disks")
     assert all(found.values()), found
