@@ -10,13 +10,14 @@ from __future__ import annotations
 import gc
 import os
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 
+from tests.support.order import dealt
 from tests.support.parts import count_of, take_all
 
 # A loaded machine must not change what passes: no deadline, and slow examples are no failure.
@@ -43,41 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile(profile)
 
 
+@pytest.hookimpl(trylast=True)  # once those are out that are not to be run
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers, each begins with long tests: none is left alone with one at the end.
-
-    A worker begins with one of as many equal parts of the tests as there are workers, in their
-    order, and helps the others from the end of theirs. So the files with slow tests are dealt out
-    to the beginnings of the parts. A file stays together, for what its tests share.
-    """
+    """With several workers, each begins with long tests."""
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     if workers > 1:
-        count = len(items)
         items[:] = dealt(items, workers)
-        assert len({id(item) for item in items}) == count, "no test is lost on the way"
-
-
-def dealt(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Return the tests in *workers* parts of one length, each with files of slow tests first."""
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-
-    def slow(path: Path) -> int:
-        return sum(item.get_closest_marker("slow") is not None for item in files[path])
-
-    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    for number, path in enumerate(sorted(files, key=slow, reverse=True)):
-        part = parts[number % workers] if slow(path) else min(parts, key=len)
-        part += files[path]
-    length = len(items) // workers
-    spare = [item for part in parts for item in part[length:]]
-    for part in parts:
-        del part[length:]
-        missing = length - len(part)
-        part += spare[:missing]
-        del spare[:missing]
-    return [item for part in [*parts, spare] for item in part]
 
 
 def pytest_collection_finish() -> None:

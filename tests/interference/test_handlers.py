@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.interference import CALM, Schedule, Tally, sweep
-from tests.support.interference_cases import FIRST, Part, parts
+from tests.support.interference_cases import APART, FIRST, Part, parts
 
 SHORT = {"head", "read", "as of"}
 """Operations of so few bytecodes that more of them are taken."""
@@ -26,5 +26,5 @@ def test_a_handler_runs_at_every_bytecode(first: str, part: Part, seed: int) -> 
     step = min(part.step, 293 if part.name == "some" else 97) if first in SHORT else part.step
     for number, second in enumerate(HANDLERS):
         schedule = Schedule("handler", first, second, 0, CALM, "clean")
-        sweep(tally, schedule, seed=seed + 83 * number, step=step)
+        sweep(tally, schedule, seed=seed + APART * number, step=step)
     tally.report(f"handlers, {first}", seed, part.least, step)

@@ -7,10 +7,13 @@ a reader and then given again.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.support.interference import CALM, Schedule, Tally, sweep
 from tests.support.interference_cases import (
+    APART,
     BUSY,
     FIRST,
     MANY,
@@ -41,11 +44,10 @@ def test_another_process_comes_in_at_every_call(first: str, part: Part, seed: in
 @parts(181, 61)
 def test_another_process_comes_in_and_something_fails(trouble: str, part: Part, seed: int) -> None:
     tally = Tally()
-    for first in BUSY:
-        for number, second in enumerate(RIVALS):
-            base = base_for(first, second)
-            schedule = Schedule("process", first, second, 0, TROUBLES[trouble], base)
-            sweep(tally, schedule, seed=seed + number, step=part.step, crashes=1)
+    for number, (first, second) in enumerate(itertools.product(BUSY, RIVALS)):
+        base = base_for(first, second)
+        schedule = Schedule("process", first, second, 0, TROUBLES[trouble], base)
+        sweep(tally, schedule, seed=seed + APART * number, step=part.step, crashes=1)
     tally.report(f"processes, {trouble}", seed, part.least, part.step)
 
 
@@ -58,10 +60,10 @@ def test_both_are_in_the_middle(trouble: str, part: Part, seed: int) -> None:
     What a process acknowledges while another closes its segment early shows only so.
     """
     tally = Tally()
-    for first in MIDDLE:
-        for number, second in enumerate(MIDDLE):
-            schedule = Schedule("process", first, second, 0, (trouble, int(bool(trouble))))
-            sweep(tally, schedule, seed=seed + number, step=part.step, crashes=1, stop=part.stop)
+    for number, (first, second) in enumerate(itertools.product(MIDDLE, MIDDLE)):
+        where = seed + APART * number
+        schedule = Schedule("process", first, second, 0, (trouble, int(bool(trouble))))
+        sweep(tally, schedule, seed=where, step=part.step, crashes=1, stop=part.stop)
     what = f"processes in the middle, {trouble or 'nothing fails'}"
     tally.report(what, seed, part.least, part.step)
 

@@ -6,10 +6,21 @@ when that fsync failed; a handle was closed while another thread was inside a co
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.support.interference import CALM, Schedule, Tally, sweep
-from tests.support.interference_cases import BUSY, FIRST, RIVALS, TROUBLES, Part, base_for, parts
+from tests.support.interference_cases import (
+    APART,
+    BUSY,
+    FIRST,
+    RIVALS,
+    TROUBLES,
+    Part,
+    base_for,
+    parts,
+)
 
 
 @pytest.mark.slow
@@ -28,9 +39,8 @@ def test_another_thread_comes_in_at_every_call(first: str, part: Part, seed: int
 @parts(211, 73)
 def test_another_thread_comes_in_and_something_fails(trouble: str, part: Part, seed: int) -> None:
     tally = Tally()
-    for first in BUSY:
-        for number, second in enumerate(RIVALS):
-            base = base_for(first, second)
-            schedule = Schedule("thread", first, second, 0, TROUBLES[trouble], base)
-            sweep(tally, schedule, seed=seed + number, step=part.step, crashes=1)
+    for number, (first, second) in enumerate(itertools.product(BUSY, RIVALS)):
+        base = base_for(first, second)
+        schedule = Schedule("thread", first, second, 0, TROUBLES[trouble], base)
+        sweep(tally, schedule, seed=seed + APART * number, step=part.step, crashes=1)
     tally.report(f"threads, {trouble}", seed, part.least, part.step)

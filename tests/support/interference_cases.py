@@ -30,6 +30,8 @@ RIVALS: Final = (
 )
 BUSY: Final = ("commit", "transaction", "sync", "seal", "spill", "create", "tag", "close")
 MIDDLE: Final = ("commit", "seal", "spill", "close", "snapshot")
+APART: Final = 83
+"""Where the places that a stride takes begin goes on by so many from pair to pair."""
 TROUBLES: Final[dict[str, Trouble]] = {
     "impatient": ("impatient", 0),
     "a sync alone": ("a sync alone", 1),
