@@ -17,7 +17,6 @@ import hypothesis
 import numpy as np
 import pytest
 
-from tests.support.order import dealt
 from tests.support.parts import count_of, take_all
 
 # A loaded machine must not change what passes: no deadline, and slow examples are no failure.
@@ -42,14 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "repeat", _COMMON, derandomize=True, max_examples=count_of(_EXAMPLES)
     )
     hypothesis.settings.load_profile(profile)
-
-
-@pytest.hookimpl(trylast=True)  # once those are out that are not to be run
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers, each begins with long tests."""
-    workers = getattr(config, "workerinput", {}).get("workercount", 1)
-    if workers > 1:
-        items[:] = dealt(items, workers)
 
 
 def pytest_collection_finish() -> None:
