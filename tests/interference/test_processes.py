@@ -41,7 +41,7 @@ def test_another_process_comes_in_at_every_call(first: str, part: Part, seed: in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLES)
-@parts(181, 61)
+@parts(181, 41)
 def test_another_process_comes_in_and_something_fails(trouble: str, part: Part, seed: int) -> None:
     tally = Tally()
     for number, (first, second) in enumerate(itertools.product(BUSY, RIVALS)):
@@ -53,7 +53,7 @@ def test_another_process_comes_in_and_something_fails(trouble: str, part: Part, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["", "a sync lost", "b sync alone", "b sync lost"])
-@parts(71, 37, stops=(83, 47, 1))
+@parts(71, 31, stops=(83, 43, 1))
 def test_both_are_in_the_middle(trouble: str, part: Part, seed: int) -> None:
     """The other stops at any of its own calls as well, and goes on when the first is done.
 

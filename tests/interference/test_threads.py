@@ -36,7 +36,7 @@ def test_another_thread_comes_in_at_every_call(first: str, part: Part, seed: int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", [name for name in TROUBLES if name[0] != "b"])
-@parts(211, 73)
+@parts(211, 47)
 def test_another_thread_comes_in_and_something_fails(trouble: str, part: Part, seed: int) -> None:
     tally = Tally()
     for number, (first, second) in enumerate(itertools.product(BUSY, RIVALS)):
