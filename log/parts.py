@@ -38,7 +38,7 @@ class SealedParts:
             come = self._parts(infos[len(before) :], {}, self.last_lsn)
             self.sealed = before.then(come)
             names = {active.id, *(part.info.id for part in come)}
-            stay = not self._active or self._active in names
+            stay = not self._active or (self._active in names and not self._is_cut(come))
         else:
             old = {part.info.id: part for part in before}
             come = self._parts(infos, old, 0)
@@ -52,6 +52,16 @@ class SealedParts:
         segments[active.id] = active
         self.segments = segments
         self._infos, self._active = infos, active.id
+
+    def _is_cut(self, come: Iterable[SealedPart]) -> bool:
+        """Whether the segment that was active is among these, and shorter than it was read.
+
+        Its last commits are dropped. Views of them go on with the segment that they have.
+        """
+        was = self.segments.get(self._active)
+        return was is not None and any(
+            part.segment.valid < was.valid for part in come if part.info.id == was.id
+        )
 
     def _parts(
         self, infos: Iterable[SegmentInfo], old: dict[bytes, SealedPart], until: int

@@ -17,18 +17,30 @@ import hypothesis
 import numpy as np
 import pytest
 
+from tests.support.parts import count_of, take_all
+
 # A loaded machine must not change what passes: no deadline, and slow examples are no failure.
+_EXAMPLES = 100
 _COMMON = hypothesis.settings(
     deadline=None,
     database=None,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-hypothesis.settings.register_profile("repeat", _COMMON, derandomize=True)
 hypothesis.settings.register_profile("explore", _COMMON, max_examples=1000)
-hypothesis.settings.load_profile(os.environ.get("MLDB_HYPOTHESIS_PROFILE", "repeat"))
 
 _SEED = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take all examples of hypothesis in a large run and a share in others."""
+    profile = os.environ.get("MLDB_HYPOTHESIS_PROFILE", "repeat")
+    large = "large" in config.option.markexpr.replace("not large", "")
+    take_all(large or profile == "explore")
+    hypothesis.settings.register_profile(
+        "repeat", _COMMON, derandomize=True, max_examples=count_of(_EXAMPLES)
+    )
+    hypothesis.settings.load_profile(profile)
 
 
 def pytest_collection_finish() -> None:

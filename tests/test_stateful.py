@@ -21,8 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.model import Commit, Content, Model, Verbs, content_of, differences, value_of
+from tests.support.parts import count_of
 
-EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", str(count_of(150))))
 MORE_EXAMPLES = 450
 STEPS = 35
 

@@ -15,9 +15,10 @@ from hypothesis import settings
 
 from tests.support.directories import made_at_once
 from tests.support.hints import hints_every
+from tests.support.parts import count_of
 from tests.test_stateful import STEPS, Store
 
-EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("MLDB_STATEFUL_EXAMPLES", str(count_of(20))))
 
 
 class GrownStore(Store):

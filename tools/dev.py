@@ -47,7 +47,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     # Two processes: the tests wait for disks, children and time as often as they compute. Each has
     # half of the tests in their order; who is done first takes half of what the other has left.
     "test": (*LINT, ("-m", "pytest", "-n", "2", "--dist", "worksteal")),
-    "test-large": (("-m", "pytest", "-m", "large"),),
+    # The tests of hypothesis as well: only here they take all of their examples.
+    "test-large": (("-m", "pytest", "-m", "large or hypothesis"),),
     "bench": (("-m", "tests.bench"),),
     "bench-lake": (("-m", "tests.bench_lake"),),
     "bench-growth": (("-m", "tests.bench_growth"),),
@@ -235,8 +236,17 @@ def _title(step: tuple[str, ...]) -> str:
     return " ".join(step[1:3] if step[1] == "ruff" else step[1:])
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment of a step: byte code is kept, whatever the shell says.
+
+    Without it every process compiles its tests anew, and each of hundreds of children all of mldb.
+    """
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+
+
 def _run(step: tuple[str, ...], extra: list[str]) -> int:
-    code = subprocess.run([str(PYTHON), *step, *extra], cwd=ROOT, check=False).returncode
+    command = [str(PYTHON), *step, *extra]
+    code = subprocess.run(command, cwd=ROOT, env=_environment(), check=False).returncode
     return _finish(step, code)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -34,6 +34,7 @@ from tests.support.compacting import (
     versions_of,
     view_of,
 )
+from tests.support.parts import examples
 
 NAMES = ("a", "b", "c")
 SECOND = timedelta(seconds=1)
@@ -283,7 +284,7 @@ def test_many_long_runs_lose_nothing_that_is_left(seed: int) -> None:
     assert pruned > 100
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(steps)
 def test_every_commit_that_is_left_shows_what_it_showed(
     todo: list[tuple[str, Any, int, bool]],

@@ -8,7 +8,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.compaction.soc.merging import (
@@ -21,6 +21,7 @@ from mldb.compaction.soc.merging import (
 from mldb.compaction.soc.rows import SplatRows, plain_rows
 from mldb.errors import InvalidValueError
 from mldb.sphere import vmf
+from tests.support.parts import examples
 from tests.support.splats import unit
 
 
@@ -104,7 +105,7 @@ def test_opposite_splats_are_refused() -> None:
     assert kept.alpha == 3
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12))
 def test_groups_conserve_mass_and_first_moment(seed: int, dim: int) -> None:
     """In any cut of the memory; the sums are those of a loop over sources."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.arrays import Float32s, Numbers
@@ -15,6 +15,7 @@ from mldb.compaction.soc.sweep import sweep_rows
 from mldb.errors import InvalidValueError
 from mldb.sphere import vmf
 from mldb.sphere.neighbours import nearest
+from tests.support.parts import examples
 from tests.support.splats import planted
 
 K = 16
@@ -42,7 +43,7 @@ def merged_rows(rows: SplatRows, done: Toppled) -> tuple[SplatRows, Numbers]:
     return SplatRows(*columns), np.concatenate([done.stress[alone], done.stress[first]])
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.02, 0.3, 1.0]))
 def test_what_a_run_conserves(seed: int, p: float) -> None:
     """Grains, mass, labels and certificates; as many topplings as the grains allow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.arrays import Float32s
@@ -15,6 +15,7 @@ from mldb.compaction.soc.sweep import LEVELS, Merges, exact_search, sweep_rows
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.sphere import vmf
 from mldb.sphere.energy import energy
+from tests.support.parts import examples
 from tests.support.splats import PlainSweep, partition, planted, unit
 
 
@@ -40,7 +41,7 @@ def test_planted_duplicates_are_recovered(rng: np.random.Generator) -> None:
     assert merges.made.splats.alpha.sum() + len(mu) - len(merges.sources) == len(mu)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(2, 40),
@@ -67,7 +68,7 @@ def test_merges_are_those_of_the_plain_rules(
     assert merges.kept == len(set(expected))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.6, 0.9, 0.97]), st.integers(1, 12))
 def test_what_a_run_conserves_and_certifies(seed: int, min_cos: float, k: int) -> None:
     rng = np.random.default_rng(seed)
@@ -91,7 +92,7 @@ def test_what_a_run_conserves_and_certifies(seed: int, min_cos: float, k: int) -
         assert np.abs(before - after).max() <= 1e-7 * len(mu)  # means are rounded to float32
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(st.integers(0, 2**32 - 1))
 def test_no_eligible_pair_is_left_among_all(seed: int) -> None:
     """With as many neighbours as there are rows nothing that is left may merge."""

@@ -17,6 +17,7 @@ from mldb.log.fs.crash_states import Model as Persistence
 from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.crash.test_interrupts import Interrupt
+from tests.support.parts import one_of, some_and_many
 from tests.support.splats import planted
 
 pytestmark = pytest.mark.usefixtures("repeatable")
@@ -66,11 +67,13 @@ def consolidated(fs: MemoryFileSystem, rng: np.random.Generator, durability: str
 
 
 @pytest.mark.slow
+@some_and_many("limit", 30, 60)
 @pytest.mark.parametrize("large", [False, True], ids=["in memory", "written ahead"])
 @pytest.mark.parametrize("persistence", ["posix", "process"])
 def test_every_crash_leaves_whole_merges(
     large: bool,
     persistence: Persistence,
+    limit: int,
     seed: int,
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
@@ -82,7 +85,7 @@ def test_every_crash_leaves_whole_merges(
     states = consolidated(fs, rng, durability)
     promised = durability == "commit" or persistence == "process"
     found = set()
-    for disk in crash_states(fs, model=persistence, seed=seed, limit=60):
+    for disk in crash_states(fs, model=persistence, seed=seed, limit=limit):
         least = max((int(str(mark)) for mark in disk.marks), default=0) if promised else 0
         with mldb.MLDatabase.on(disk, durability=durability) as db:
             lake = db.lake(dim=DIM)
@@ -95,6 +98,7 @@ def test_every_crash_leaves_whole_merges(
                     lake.undo(report)
                 assert state_of(lake) == state
             assert db.verify().ok
+    print(f"{limit} disks, {len(found)} of {len(states)} states")
     assert len(found) >= 4
 
 
@@ -125,8 +129,11 @@ def interrupted(act: Callable[[], object], number: int) -> Interrupt:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@some_and_many("step", 24, 8)
 @pytest.mark.parametrize("what", ["consolidate", "undo"])
-def test_an_interrupt_anywhere_leaves_all_or_nothing(what: str, rng: np.random.Generator) -> None:
+def test_an_interrupt_anywhere_leaves_all_or_nothing(
+    what: str, step: int, rng: np.random.Generator
+) -> None:
     """At every few of the places where Python can raise it; this handle and others know which."""
     mu, _ = planted(rng, 8, DIM, 0.05)
     mu = mu[:30]
@@ -157,6 +164,7 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(what: str, rng: np.random.G
         if not interrupt.place:
             assert wanted
             break
-        number += 8
+        number += step
+    print(f"{one_of(step)} of {number} places")
     assert number > 100, "hardly anything was interrupted"
     assert outcomes == {True, False}

@@ -48,6 +48,7 @@ from tests.support.crashes import (
     violation_of,
 )
 from tests.support.model import Change, Model, Verbs
+from tests.support.parts import one_of, some_and_many
 
 pytestmark = pytest.mark.usefixtures("repeatable")
 
@@ -190,27 +191,38 @@ CASES = {
 }
 
 
+SHARES = some_and_many("share", 3, 1)
+"""Of the states: every so many of those that a large run checks."""
+
+
+def least_of(many: int, share: int) -> int:
+    """How many of them must differ: fewer, as the models begin with the same few."""
+    return many if share == 1 else many // (2 * share)
+
+
 def test_the_cases_are_at_least_two_thousand_states() -> None:
     assert 2 * sum(case.least for case in CASES.values()) >= 2000
 
 
+@SHARES
 @pytest.mark.slow
 @pytest.mark.parametrize("durability", ["commit", "os"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_crash_leaves_a_prefix_with_all_that_was_promised(
-    name: str, durability: Durability, seed: int
+    name: str, durability: Durability, share: int, seed: int
 ) -> None:
     """The states of the three models together; alike disks count once."""
     case = CASES[name]
+    limit = case.limit // share
     run = case.run(durability)
     seen: set[Seen] = set()
     since = 0 if case.whole else run.created
     for persistence in PERSISTENCE:
-        wrong = violation_in(run, persistence, seed=seed, limit=case.limit, since=since, seen=seen)
+        wrong = violation_in(run, persistence, seed=seed, limit=limit, since=since, seen=seen)
         assert not wrong, wrong
     distinct = len({digest for digest, *_ in seen})
-    print(f"{name}, {durability}: {distinct} distinct disks, {len(seen)} checks")
-    assert distinct >= case.least
+    print(f"{name}, {durability}, {one_of(share)}: {distinct} disks, {len(seen)} checks")
+    assert distinct >= least_of(case.least, share)
 
 
 # --- crashes of crashed disks ---------------------------------------------------------------------
@@ -252,7 +264,7 @@ def crash_twice(
         disk.mark(Promise("begun", index + 1))
         model.add(add_one(db, content), None, content)
         disk.mark(Promise(run.acknowledges or "told", index + 1))
-        given = given_lsns(disk)
+        given = given_lsns(disk, run.heads)
         later = range(start + 1, len(journal.operations) + 1)
         for again in crash_states(disk, at=later, model=second, seed=seed, limit=nested):
             distinct.add(disk_digest(again))
@@ -264,23 +276,25 @@ def crash_twice(
     return distinct
 
 
+@SHARES
 @pytest.mark.slow
 @pytest.mark.parametrize("durability", ["commit", "os"])
 @pytest.mark.parametrize("losses", LOSSES)
 def test_a_crash_during_recovery_loses_nothing_either(
-    losses: tuple[Persistence, Persistence], durability: Durability, seed: int
+    losses: tuple[Persistence, Persistence], durability: Durability, share: int, seed: int
 ) -> None:
     run = CASES["seals"].run(durability)
     points = range(run.created, run.operations() + 1)
-    distinct = crash_twice(run, losses, points, seed=seed, limit=14)
-    print(f"{losses}, {durability}: {len(distinct)} distinct nested disks")
-    assert len(distinct) >= NESTED_LEAST
+    distinct = crash_twice(run, losses, points, seed=seed, limit=14 // share)
+    print(f"{losses}, {durability}, {one_of(share)}: {len(distinct)} distinct nested disks")
+    assert len(distinct) >= NESTED_LEAST // share
 
 
+@SHARES
 @pytest.mark.slow
 @pytest.mark.parametrize("done", [Write, Names])
 def test_who_goes_on_after_a_kill_syncs_what_the_dead_did_not(
-    done: type[Operation], seed: int
+    done: type[Operation], share: int, seed: int
 ) -> None:
     """A process is killed between a change and its sync, the next one goes on, and power fails.
 
@@ -300,7 +314,8 @@ def test_who_goes_on_after_a_kill_syncs_what_the_dead_did_not(
         and isinstance(following, Sync | SyncFolder)
     ]
     assert len(points) >= 10
-    for point in points:
+    print(f"{len(points[seed % share :: share])} of {len(points)} points")
+    for point in points[seed % share :: share]:
         crash_twice(run, ("process", "posix"), [point], seed=seed, limit=1, nested=9)
 
 

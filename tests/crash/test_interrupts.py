@@ -24,6 +24,7 @@ import pytest
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.faults import FaultFileSystem
+from tests.support.parts import one_of, some_and_many
 
 ROOT = str(Path(__file__).resolve().parents[2])
 Act = Callable[[mldb.MLDatabase], object]
@@ -117,6 +118,7 @@ def store_both(db: mldb.MLDatabase) -> None:
 
 
 @pytest.mark.slow
+@some_and_many("stride", 3, 1)
 @pytest.mark.parametrize(
     ("act", "options", "least", "step"),
     [
@@ -130,7 +132,7 @@ def store_both(db: mldb.MLDatabase) -> None:
     ids=["one", "one unsynced", "one sealed", "two", "two sealed", "two spilled"],
 )
 def test_an_interrupted_commit_is_there_as_a_whole_or_not_at_all(
-    act: Act, options: dict[str, Any], least: int, step: int
+    act: Act, options: dict[str, Any], least: int, step: int, stride: int
 ) -> None:
     old = {"a": [1]}
     new = {"a": [7, 7], "b": [7] * 3000} if act is store_both else {"a": [1], "b": [7, 7]}
@@ -151,12 +153,14 @@ def test_an_interrupted_commit_is_there_as_a_whole_or_not_at_all(
             assert stored
             break
         outcomes.add(stored)
-        number += step
+        number += step * stride
+    print(f"{one_of(step * stride)} of {number} places")
     assert number > least, "hardly anything was interrupted"
     assert outcomes == {False, True}
 
 
 @pytest.mark.slow
+@some_and_many("step", 7, 1)
 @pytest.mark.parametrize(
     "act",
     [
@@ -164,7 +168,7 @@ def test_an_interrupted_commit_is_there_as_a_whole_or_not_at_all(
         pytest.param(store_both, id="two", marks=pytest.mark.large),
     ],
 )
-def test_a_failed_sync_that_is_interrupted_is_not_forgotten(act: Act) -> None:
+def test_a_failed_sync_that_is_interrupted_is_not_forgotten(act: Act, step: int) -> None:
     """The kernel tells a failure once. Whatever cuts off its handling, nothing is acknowledged.
 
     The failure was noted behind calls that an interrupt could end; then the next commit synced the
@@ -201,11 +205,13 @@ def test_a_failed_sync_that_is_interrupted_is_not_forgotten(act: Act) -> None:
             assert reader.verify().problems == ()
         if not interrupt.place:
             break
-        number += 1
-    assert told > 20, "the failure was hardly ever interrupted"
+        number += step
+    print(f"{one_of(step)} of {number} places")
+    assert told * step > 20, "the failure was hardly ever interrupted"
 
 
-def test_an_interrupted_read_leaves_nothing_out_of_what_others_commit() -> None:
+@some_and_many("step", 12, 4)
+def test_an_interrupted_read_leaves_nothing_out_of_what_others_commit(step: int) -> None:
     """A handle that takes in other commits when the interrupt comes takes them in again."""
     number = 1
     while True:
@@ -221,5 +227,6 @@ def test_an_interrupted_read_leaves_nothing_out_of_what_others_commit() -> None:
             raise AssertionError(f"interrupted at {interrupt.place or 'no place'}") from error
         if not interrupt.place:
             break
-        number += 4
+        number += step
+    print(f"{one_of(step)} of {number} places")
     assert number > 200, "hardly anything was interrupted"

@@ -12,6 +12,7 @@ from mldb.lake.write import addition
 from mldb.log.fs.crash_states import Model as Persistence
 from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
+from tests.support.parts import some_and_many
 
 pytestmark = pytest.mark.usefixtures("repeatable")
 
@@ -54,16 +55,17 @@ def grow(fs: MemoryFileSystem, rng: np.random.Generator, durability: str) -> lis
 
 
 @pytest.mark.slow
+@some_and_many("limit", 40, 120)
 @pytest.mark.parametrize("durability", ["commit", "os"])
 @pytest.mark.parametrize("persistence", ["posix", "ordered", "process"])
 def test_every_crash_leaves_whole_additions(
-    durability: str, persistence: Persistence, seed: int, rng: np.random.Generator
+    durability: str, persistence: Persistence, limit: int, seed: int, rng: np.random.Generator
 ) -> None:
     fs = MemoryFileSystem(record=True)
     states = grow(fs, rng, durability)
     promised = durability == "commit" or persistence == "process"
     checked = 0
-    for disk in crash_states(fs, model=persistence, seed=seed, limit=120):
+    for disk in crash_states(fs, model=persistence, seed=seed, limit=limit):
         checked += 1
         least = max((int(str(mark)) for mark in disk.marks), default=0) if promised else 0
         with mldb.MLDatabase.on(disk, durability=durability) as db:
@@ -75,9 +77,11 @@ def test_every_crash_leaves_whole_additions(
             assert not set(ids.tolist()) & set(found)
             assert len(lake) == before + 3
             assert db.verify().ok
-    assert checked >= 100
+    print(f"{checked} disks")
+    assert checked >= limit * 5 // 6
 
 
+@some_and_many("limit", 150, 10_000)
 @pytest.mark.parametrize(
     ("durability", "rows"),
     [
@@ -88,7 +92,7 @@ def test_every_crash_leaves_whole_additions(
     ],
 )
 def test_a_killed_first_addition_leaves_no_lake(
-    rows: int, durability: str, seed: int, rng: np.random.Generator
+    rows: int, durability: str, limit: int, seed: int, rng: np.random.Generator
 ) -> None:
     """Killed at any write or sync: the name is free for any dimension, or the lake has its rows."""
     fs = MemoryFileSystem(record=True)
@@ -96,7 +100,7 @@ def test_a_killed_first_addition_leaves_no_lake(
         before = db.lsn
         db.lake("new", dim=DIM).add_splats(rng.standard_normal((rows, DIM)))
     found = {"nothing": 0, "the rows": 0}
-    for disk in crash_states(fs, model="process", seed=seed):
+    for disk in crash_states(fs, model="process", seed=seed, limit=limit):
         with mldb.MLDatabase.on(disk, durability=durability) as db:
             if db.lakes():
                 found["the rows"] += 1
@@ -106,4 +110,5 @@ def test_a_killed_first_addition_leaves_no_lake(
                 assert db.lsn == before
                 assert len(db.lake("new", dim=5).add_splats(rng.standard_normal((1, 5)))) == 1
             assert db.verify().ok
+    print(f"{found} of at most {limit} disks")
     assert all(found.values()), found

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -20,6 +20,7 @@ from mldb.history.as_of import kept
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow
 from mldb.log.view import View
+from tests.support.parts import examples
 
 NAMES = "abc"
 LSN_NONE = mldb.Lsn(0)
@@ -187,7 +188,7 @@ class Run:
 
 
 @given(steps=st.lists(STEP, max_size=20))
-@settings(max_examples=60)
+@examples(60)
 def test_every_moment_of_every_lineage_reads_as_the_model_says(
     steps: list[tuple[str, str, int]],
 ) -> None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import mldb
 from mldb.history import events
 from mldb.log.fs.memory import MemoryFileSystem
+from tests.support.parts import examples
 
 
 @dataclass
@@ -200,7 +201,7 @@ REPLACED: list[tuple[str, Any, int]] = [
 
 @given(steps=st.lists(STEP, max_size=14))
 @example(steps=REPLACED)  # the metadata ended, and for a while no event said so
-@settings(max_examples=60)
+@examples(60)
 def test_what_the_database_answers_is_the_fold_of_its_events(
     steps: list[tuple[str, Any, int]],
 ) -> None:
@@ -224,7 +225,7 @@ def test_what_the_database_answers_is_the_fold_of_its_events(
 
 
 @given(steps=st.lists(STEP, min_size=1, max_size=10), cut=st.integers(0, 20))
-@settings(max_examples=30)
+@examples(30)
 def test_a_fold_goes_on_where_it_stopped(steps: list[tuple[str, Any, int]], cut: int) -> None:
     """The state of a fold and its LSN are all that is needed to take up the events again."""
     with mldb.MLDatabase.on(MemoryFileSystem(), durability="os") as db:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -20,6 +20,7 @@ from mldb.log.moved import MovedIndex
 from mldb.log.view import View
 from mldb.tensors.codec import unpack_descriptor
 from mldb.tensors.scope import Scope
+from tests.support.parts import examples
 
 VALUES = [np.float32(1), np.zeros((2, 3), "i8"), np.zeros(0, "u1"), np.ones(40)]
 
@@ -62,7 +63,7 @@ def one_by_one(scope: Scope, name: str) -> list[Version]:
 
 
 @given(steps, st.integers(1, 6))
-@settings(max_examples=80)
+@examples(80)
 def test_a_history_by_columns_is_the_one_made_version_by_version(
     moves: list[Any], entries: int
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, FormatVersionError
@@ -57,6 +57,7 @@ from tests.support.logs import (
     open_log,
     store,
 )
+from tests.support.parts import examples
 from tests.support.segments import segment_ids
 
 MUST = fmt.MUST_UNDERSTAND
@@ -128,7 +129,7 @@ HEADER = st.tuples(
 
 
 @given(HEADER, st.integers(0, 2**40), st.binary(max_size=300))
-@settings(max_examples=200)
+@examples(200)
 def test_any_header_that_passes_its_checksum(
     header: tuple[Any, ...], offset: int, tail: bytes
 ) -> None:
@@ -151,7 +152,7 @@ DRAFT = [b"\x01key", 0, 0, 0, 4, bytes(16), 0, b"attr", b"\x01owner"]
 @example({0: 1})
 @example([[dict.fromkeys(range(9))], None])
 @example([[dict.fromkeys(range(12))], None])
-@settings(max_examples=200)
+@examples(200)
 def test_entries_with_anything_in_them(body: object) -> None:
     data = framed(STORED, pack(body), payload=bytes(8), flags=fmt.FLAG_KEYED)
     frame = decode_header(data, 128, SEED, 128 + len(data), 128)
@@ -213,7 +214,7 @@ COMMIT = [0, 1, CLOCK, CLOCK, 0, bytes(16), 0, {}, bytes(16), []]
 
 @given(mutated(COMMIT) | mutated(COMMIT[:8]) | mutated([*COMMIT, 7]))
 @example(dict.fromkeys(range(10)))
-@settings(max_examples=200)
+@examples(200)
 def test_commits_with_anything_in_them(body: object) -> None:
     quiet(lambda: decode_commit(pack(body)), (DamagedFrame,))
 
@@ -374,7 +375,7 @@ def ask(fs: MemoryFileSystem, history: History) -> None:
 
 
 @given(histories(), st.data())
-@settings(max_examples=150)
+@examples(150)
 def test_indexes_with_an_impossible_directory(history: History, data: st.DataObject) -> None:
     entries, rows = history.memory().dump()
     image = build_index(entries, rows)
@@ -387,7 +388,7 @@ def test_indexes_with_an_impossible_directory(history: History, data: st.DataObj
     histories(),
     st.lists(st.tuples(st.integers(0, 2**20), st.binary(min_size=1, max_size=16)), min_size=1),
 )
-@settings(max_examples=150)
+@examples(150)
 def test_indexes_with_anything_in_their_columns(
     history: History, changes: list[tuple[int, bytes]]
 ) -> None:
@@ -426,7 +427,7 @@ def test_an_index_that_points_elsewhere_is_corrupt_when_it_is_read() -> None:
 
 
 @given(st.data())
-@settings(max_examples=150)
+@examples(150)
 def test_index_hints_with_anything_in_them(data: st.DataObject) -> None:
     fs = MemoryFileSystem()
     log = open_log(fs)
@@ -520,7 +521,7 @@ NAMES = sorted(name for name in SMALL.files if name not in ("LOCK", "GATE"))
     st.binary(min_size=1, max_size=40),
     st.booleans(),
 )
-@settings(max_examples=250)
+@examples(250)
 def test_any_bytes_in_any_file_of_a_store(name: str, place: int, data: bytes, rest: bool) -> None:
     """A store opens or says why not; what it then hands out is what was stored."""
     fs = MemoryFileSystem(image=SMALL)

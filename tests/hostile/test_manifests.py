@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, FormatVersionError, StorageIOError
@@ -37,6 +37,7 @@ from mldb.log.segment import segment_name
 from tests.support.faults import FaultFileSystem
 from tests.support.files import append_to, contents_of, read_file, replace_file
 from tests.support.logs import content, mutated, open_log, store
+from tests.support.parts import examples
 from tests.support.segments import segment_ids
 
 KIND = fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND
@@ -336,7 +337,7 @@ def quiet(call: Callable[[], object]) -> None:
 
 @given(mutated(BODY), mutated(LISTS) | mutated(WHOLE))
 @example({0: 1}, {0: 1})
-@settings(max_examples=300)
+@examples(300)
 def test_manifests_with_anything_in_them(body: object, lists: object) -> None:
     fs = disk()
     replace_file(fs, manifest_name(NEXT), manifest_bytes(body, lists))
@@ -355,7 +356,7 @@ def test_manifests_with_anything_in_them(body: object, lists: object) -> None:
 
 
 @given(mutated(BODY), mutated(LISTS))
-@settings(max_examples=100)
+@examples(100)
 def test_a_store_under_any_manifest_opens_or_says_why_not(body: object, lists: object) -> None:
     """What it hands out then was stored; that it is all cannot be known."""
     fs = disk()
@@ -406,7 +407,7 @@ def test_a_manifest_of_version_1_is_read() -> None:
 
 
 @given(mutated(OLD))
-@settings(max_examples=200)
+@examples(200)
 def test_manifests_of_version_1_with_anything_in_them(fields: object) -> None:
     quiet(lambda: decode_manifest(old_manifest(pack(fields)), "m"))
 

@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 
 from tests.support.directories import made_at_once
-from tests.support.interference_cases import TROUBLES, meet
+from tests.support.interference_cases import TROUBLES, Part, meet, parts
 
 MAKING = ("seal", "spill")
 RIVALS = ("commit", "seal", "rewind", "close", "reopen", "listing")
@@ -28,14 +28,16 @@ def made() -> Iterator[list[int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("first", MAKING)
 @pytest.mark.parametrize("who", ["thread", "process"])
+@parts(23, 9)
 def test_another_comes_in_while_one_makes_a_part(
-    first: str, who: Literal["thread", "process"], seed: int, made: list[int]
+    first: str, who: Literal["thread", "process"], part: Part, seed: int, made: list[int]
 ) -> None:
-    meet(who, first, RIVALS, seed=seed, step=9)
+    meet(who, first, RIVALS, seed=seed, part=part)
     assert sum(made), "no part was made"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["a sync lost", "a full", "a sync_dir"])
-def test_something_fails_while_one_makes_a_part(trouble: str, seed: int) -> None:
-    meet("process", "seal", ("commit", "seal", "close"), TROUBLES[trouble], seed=seed, step=11)
+@parts(37, 11)
+def test_something_fails_while_one_makes_a_part(trouble: str, part: Part, seed: int) -> None:
+    meet("process", "seal", ("commit", "seal", "close"), TROUBLES[trouble], seed=seed, part=part)

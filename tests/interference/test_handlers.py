@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.interference import CALM, Schedule, Tally, sweep
-from tests.support.interference_cases import FIRST, LEAST
+from tests.support.interference_cases import APART, FIRST, Part, parts
 
 SHORT = {"head", "read", "as of"}
 """Operations of so few bytecodes that more of them are taken."""
@@ -20,13 +20,11 @@ HANDLERS = ("commit", "transaction", "head", "read", "listing", "snapshot")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
-@pytest.mark.parametrize(
-    "step", [997, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
-)
-def test_a_handler_runs_at_every_bytecode(first: str, step: int, seed: int) -> None:
+@parts(2999, 997)
+def test_a_handler_runs_at_every_bytecode(first: str, part: Part, seed: int) -> None:
     tally = Tally()
-    step = min(step, 97) if first in SHORT else step
+    step = min(part.step, 293 if part.name == "some" else 97) if first in SHORT else part.step
     for number, second in enumerate(HANDLERS):
         schedule = Schedule("handler", first, second, 0, CALM, "clean")
-        sweep(tally, schedule, seed=seed + 83 * number, step=step)
-    tally.report(f"handlers, {first}", seed, LEAST)
+        sweep(tally, schedule, seed=seed + APART * number, step=step)
+    tally.report(f"handlers, {first}", seed, part.least, step)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.hints import hints_every
 from tests.support.interference import CALM, Schedule, Tally, sweep
-from tests.support.interference_cases import TROUBLES, meet
+from tests.support.interference_cases import TROUBLES, Part, meet, parts
 
 SAVING = ("commit", "transaction", "spill")
 RIVALS = ("commit", "transaction", "seal", "close", "rewind", "reopen", "sync")
@@ -30,21 +30,24 @@ def _hints() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("first", SAVING)
 @pytest.mark.parametrize("who", ["thread", "process"])
+@parts(23, 7)
 def test_another_comes_in_while_one_saves(
-    first: str, who: Literal["thread", "process"], seed: int
+    first: str, who: Literal["thread", "process"], part: Part, seed: int
 ) -> None:
-    meet(who, first, RIVALS, seed=seed, step=7)
+    meet(who, first, RIVALS, seed=seed, part=part)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["a sync lost", "a full", "a sync_dir"])
-def test_something_fails_while_one_saves(trouble: str, seed: int) -> None:
-    meet("process", "commit", ("commit", "seal", "close"), TROUBLES[trouble], seed=seed, step=11)
+@parts(11, 5)
+def test_something_fails_while_one_saves(trouble: str, part: Part, seed: int) -> None:
+    meet("process", "commit", ("commit", "seal", "close"), TROUBLES[trouble], seed=seed, part=part)
 
 
 @pytest.mark.slow
-def test_a_handler_commits_while_one_saves(seed: int) -> None:
+@parts(1201, 397, 31)
+def test_a_handler_commits_while_one_saves(part: Part, seed: int) -> None:
     tally = Tally()
     schedule = Schedule("handler", "commit", "commit", 0, CALM, "clean")
-    sweep(tally, schedule, seed=seed, step=397)
-    tally.report("hints, handlers", seed, Counter())
+    sweep(tally, schedule, seed=seed, step=part.step)
+    tally.report("hints, handlers", seed, Counter(), part.step)

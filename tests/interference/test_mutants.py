@@ -178,6 +178,14 @@ def test_a_step_left_out_is_found(
     mutant.leave_out(monkeypatch)
     tally = Tally()
     schedule = Schedule(mutant.relation, mutant.first, mutant.second, 0, mutant.trouble)
-    sweep(tally, schedule, seed=seed, step=mutant.step, crashes=mutant.crashes, stop=mutant.stop)
-    print(f"{mutant}: {len(tally.wrong)} of {tally.runs} schedules went wrong")
+    sweep(
+        tally,
+        schedule,
+        seed=seed,
+        step=mutant.step,
+        crashes=mutant.crashes,
+        stop=mutant.stop,
+        word=mutant.word,
+    )
+    print(f"{mutant}: found by schedule {tally.runs}, after {len(tally.wrong)} that went wrong")
     assert any(mutant.word in wrong for wrong in tally.wrong), tally.wrong[:2]

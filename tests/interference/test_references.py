@@ -12,13 +12,16 @@ from mldb.log.fs.memory import MemoryFileSystem
 from tests.support import interference
 from tests.support.duplicates import owner_of
 from tests.support.interference import Relation, Schedule, Tally, sweep
+from tests.support.interference_cases import Part, parts
 from tests.support.interference_operations import OPERATIONS, SMALL, Actor, Operation
 
 LEAST = {
-    "process, refer": 80,
-    "process, refer in a batch": 80,
-    "thread, refer": 110,
-    "thread, refer in a batch": 110,
+    ("process", "some"): 30,
+    ("process", "many"): 80,
+    ("process", "every"): 150,
+    ("thread", "some"): 40,
+    ("thread", "many"): 110,
+    ("thread", "every"): 150,
 }
 RIVALS = ("refer", "rewind", "seal", "spill", "refer and seal")
 LOOKS = {"deduplicate": 1}
@@ -68,28 +71,26 @@ def test_what_is_referred_to_is_in_the_store() -> None:
         assert owner_of(db, "x") is not None
 
 
-def swept(relation: Relation, first: str, seed: int, step: int) -> Tally:
+def swept(relation: Relation, first: str, seed: int, step: int, least: int) -> None:
     tally = Tally()
     for number, second in enumerate(RIVALS):
         base = interference.BASES[number % 3]
         schedule = Schedule(relation, first, second, 0, base=base)
         sweep(tally, schedule, seed=seed + number, step=step, crashes=1)
-    return tally
+    what = f"{relation}, {first}"
+    tally.report(what, seed, {what: least}, step)
 
 
 @pytest.mark.parametrize("first", ["refer", "refer in a batch"])
 @pytest.mark.parametrize("relation", ["process", "thread"])
+@parts(7, 3)
 def test_a_reference_finds_its_bytes_whatever_comes_in_between(
-    relation: Relation, first: str, seed: int
+    relation: Relation, first: str, part: Part, seed: int
 ) -> None:
-    swept(relation, first, seed, 3).report(f"{relation}, {first}", seed, LEAST)
+    swept(relation, first, seed, part.step, LEAST[relation, part.name])
 
 
 @pytest.mark.large
 @pytest.mark.parametrize("first", ["refer", "refer in a batch"])
-@pytest.mark.parametrize("relation", ["process", "thread", "handler"])
-def test_a_reference_finds_its_bytes_whatever_comes_at_many_places(
-    relation: Relation, first: str, seed: int
-) -> None:
-    step = 61 if relation == "handler" else 1  # a handler may come at every line
-    swept(relation, first, seed, step).report("many places", seed, {"many places": 150})
+def test_a_reference_finds_its_bytes_whatever_a_handler_does(first: str, seed: int) -> None:
+    swept("handler", first, seed, 61, 150)  # it may come at every bytecode

@@ -6,35 +6,41 @@ when that fsync failed; a handle was closed while another thread was inside a co
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.support.interference import CALM, Schedule, Tally, sweep
-from tests.support.interference_cases import BUSY, FIRST, LEAST, RIVALS, TROUBLES, base_for
+from tests.support.interference_cases import (
+    APART,
+    BUSY,
+    FIRST,
+    RIVALS,
+    TROUBLES,
+    Part,
+    base_for,
+    parts,
+)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
-@pytest.mark.parametrize(
-    "step", [2, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
-)
-def test_another_thread_comes_in_at_every_call(first: str, step: int, seed: int) -> None:
+@parts(9, 2)
+def test_another_thread_comes_in_at_every_call(first: str, part: Part, seed: int) -> None:
     tally = Tally()
     for number, second in enumerate(FIRST):
         schedule = Schedule("thread", first, second, 0, CALM, base_for(first, second))
-        sweep(tally, schedule, seed=seed + number, step=step)
-    tally.report(f"threads, {first}", seed, LEAST)
+        sweep(tally, schedule, seed=seed + number, step=part.step)
+    tally.report(f"threads, {first}", seed, part.least, part.step)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", [name for name in TROUBLES if name[0] != "b"])
-@pytest.mark.parametrize(
-    "step", [73, pytest.param(1, marks=pytest.mark.large)], ids=["some", "every"]
-)
-def test_another_thread_comes_in_and_something_fails(trouble: str, step: int, seed: int) -> None:
+@parts(211, 47)
+def test_another_thread_comes_in_and_something_fails(trouble: str, part: Part, seed: int) -> None:
     tally = Tally()
-    for first in BUSY:
-        for number, second in enumerate(RIVALS):
-            base = base_for(first, second)
-            schedule = Schedule("thread", first, second, 0, TROUBLES[trouble], base)
-            sweep(tally, schedule, seed=seed + number, step=step, crashes=1)
-    tally.report(f"threads, {trouble}", seed, LEAST)
+    for number, (first, second) in enumerate(itertools.product(BUSY, RIVALS)):
+        base = base_for(first, second)
+        schedule = Schedule("thread", first, second, 0, TROUBLES[trouble], base)
+        sweep(tally, schedule, seed=seed + APART * number, step=part.step, crashes=1)
+    tally.report(f"threads, {trouble}", seed, part.least, part.step)

@@ -21,6 +21,7 @@ import mldb
 from mldb.lake.augment import devices
 from tests.lake.test_prefetch import threads
 from tests.support.lakes import data, db, fill, raw, stream
+from tests.support.parts import some_and_many
 
 __all__ = ["data", "db"]
 
@@ -32,7 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 # Interrupted between any two instructions; other code of mldb at its calls.
 CLOSELY = ("mldb.lake.stream.", "mldb.lake.order.passes", "mldb.lake.augment.")
 PATIENCE_SECONDS = 10.0
-POINTS = 120  # of a use that are tried; all of them take ten minutes, and were tried once
+POINTS, MANY = 40, 120
+"""Of a use that are tried; all of them take ten minutes, and were tried once."""
 TAKEN = 3
 
 
@@ -59,8 +61,8 @@ class InterruptAt:
 
 
 def is_printed(frame: FrameType | None) -> bool:
-    """Whether an exception here is printed instead of raised."""
-    while frame is not None:
+    """Whether an exception here is printed instead of raised. What called ``use`` is no matter."""
+    while frame is not None and frame.f_code is not use.__code__:
         if frame.f_code.co_name in ("__del__", "give_back"):
             return True
         frame = frame.f_back
@@ -114,7 +116,9 @@ class Case:
 
     def points(self, count: int) -> range:
         """Steps all over the use."""
-        return range(1, self.steps + 1, 1 + self.steps // count)
+        points = range(1, self.steps + 1, 1 + self.steps // count)
+        print(f"{self.kind}: {len(points)} of {self.steps} steps")
+        return points
 
     def run(self, *numbers: int) -> None:
         """Interrupt the use of a loader, and see what it does then."""
@@ -143,38 +147,38 @@ class Case:
 
 
 @pytest.mark.slow
+@some_and_many("points", POINTS, MANY)
 @pytest.mark.parametrize(
     "kind",
     ["permutation", "isotropic", pytest.param("langevin", marks=pytest.mark.large), "bottom_k"],
 )
 def test_ctrl_c_at_any_step_of_a_pass_that_a_thread_makes(
-    db: mldb.MLDatabase, data: dict[str, Any], kind: str
+    db: mldb.MLDatabase, data: dict[str, Any], kind: str, points: int
 ) -> None:
     case = Case(fill(db, data), kind)
     assert case.steps > 300
-    for number in case.points(POINTS):
+    for number in case.points(points):
         case.run(number)
 
 
 @pytest.mark.slow
+@some_and_many("points", POINTS, MANY)
 @pytest.mark.parametrize(
     "kind",
     ["sequential", "permutation", "isotropic", pytest.param("copies", marks=pytest.mark.large)],
 )
 def test_ctrl_c_at_any_step_of_a_pass_without_a_thread(
-    db: mldb.MLDatabase, data: dict[str, Any], kind: str
+    db: mldb.MLDatabase, data: dict[str, Any], kind: str, points: int
 ) -> None:
     """Here it comes in the middle of a batch: the stream it was in is not used again."""
     case = Case(fill(db, data), kind, prefetch=0, warm_bytes=1 << 20)
-    for number in case.points(POINTS):
+    for number in case.points(points):
         case.run(number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prefetch", [0, 8])
-@pytest.mark.parametrize(
-    "points", [POINTS // 20, pytest.param(POINTS // 6, marks=pytest.mark.large)]
-)
+@some_and_many("points", 3, 20)
 def test_a_second_ctrl_c_while_the_first_is_dealt_with(
     db: mldb.MLDatabase, data: dict[str, Any], prefetch: int, points: int
 ) -> None:
@@ -186,16 +190,17 @@ def test_a_second_ctrl_c_while_the_first_is_dealt_with(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prefetch", [0, 8])
+@some_and_many("points", 15, 40)
 @pytest.mark.parametrize("device", ["cpu", "vulkan"])
 def test_ctrl_c_over_other_devices(
-    db: mldb.MLDatabase, data: dict[str, Any], device: str, prefetch: int
+    db: mldb.MLDatabase, data: dict[str, Any], device: str, prefetch: int, points: int
 ) -> None:
     lake = fill(db, data)
     try:
         case = Case(lake, "isotropic", device=device, prefetch=prefetch)
     except mldb.GpuUnavailableError as error:
         pytest.skip(str(error))
-    for number in case.points(POINTS // 3):
+    for number in case.points(points):
         case.run(number)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -17,6 +17,7 @@ from mldb.errors import ConflictError, InvalidTypeError, InvalidValueError, Miss
 from mldb.history.events import ConsolidationUndone
 from mldb.history.kinds.lakes import consolidation_undone
 from mldb.log.fs.memory import MemoryFileSystem
+from tests.support.parts import examples
 from tests.support.splats import planted
 
 DIM = 8
@@ -208,7 +209,7 @@ def test_a_commit_in_between_is_seen(
     assert len([i for i in lake.ids().tolist() if len(lake.sources(i))]) == 0
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.integers(0, 2**32 - 1), st.lists(st.sampled_from("amrucsw"), max_size=12))
 def test_any_history_reads_as_a_dict_would(seed: int, acts: list[str]) -> None:
     """Additions, removals, merges, undone ones, runs of the sandpile and rewinds, in any order.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import LimitError
@@ -43,6 +43,7 @@ from tests.support.logs import (
     encoded,
     records,
 )
+from tests.support.parts import examples
 
 SEED = fmt.file_seed(STORE_ID, SEGMENT_ID)
 START = BatchStart(
@@ -320,7 +321,7 @@ STARTS = st.builds(
 )
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(st.lists(daring_records(), max_size=3), STARTS)
 def test_what_is_not_refused_is_read_back(content: list[Record], start: BatchStart) -> None:
     """No batch is stored that a reader would call damaged, whatever it is asked to store."""

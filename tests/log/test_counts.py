@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -17,6 +17,7 @@ from mldb.log.counts import KeyCounts
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import Entry, Intervals
 from mldb.log.view import View
+from tests.support.parts import examples
 
 NAMES = [f"{group}{number}" for group in ("a", "ab", "b") for number in range(3)]
 PREFIXES = ["", "a", "ab", "ab1", "b", "c"]
@@ -50,7 +51,7 @@ def write(db: mldb.MLDatabase, names: list[str], *, delete: bool) -> None:
 
 
 @given(steps, st.integers(1, 6), st.sampled_from([0, 64]))
-@settings(max_examples=80)
+@examples(80)
 def test_counts_are_those_of_a_walk_after_every_operation(
     moves: list[Any], entries: int, few: int
 ) -> None:

@@ -6,7 +6,7 @@ import errno
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.log import format as fmt
@@ -21,6 +21,7 @@ from mldb.log.readers import READERS, sweep_dead
 from mldb.log.segment import segment_name
 from tests.support.faults import FaultFileSystem
 from tests.support.logs import PLAIN, content, flip, open_log, store
+from tests.support.parts import examples
 
 
 def hint_of(fs: MemoryFileSystem) -> str:
@@ -254,7 +255,7 @@ def without_ids(log: Log) -> object:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))
-@settings(max_examples=40)
+@examples(40)
 def test_closing_and_opening_at_any_time_changes_nothing(steps: list[tuple[int, bool]]) -> None:
     """The index of a store that was closed now and then is that of one that never was."""
     fs, other = MemoryFileSystem(), MemoryFileSystem()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, FormatVersionError, StorageIOError
@@ -34,6 +34,7 @@ from mldb.log.manifest_codec import decode_manifest, decode_segment
 from mldb.log.newest import load_newest
 from tests.support.files import contents_of, read_file, replace_file
 from tests.support.logs import CLOCK, SEGMENT_ID, STORE_ID, content, flip, open_log, store
+from tests.support.parts import examples
 
 OWNER = "owner"
 MARK = Mark(SEGMENT_ID, fmt.FILE_HEADER_SIZE, 0, bytes(16))
@@ -233,7 +234,7 @@ def test_more_changes_than_the_limit_make_a_whole_one_that_is_the_next_base() ->
     assert len(newest.segments) == len(bases)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(
         st.tuples(

@@ -6,7 +6,7 @@ import errno
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import StorageFullError
@@ -23,6 +23,7 @@ from mldb.options import Options
 from tests.support.faults import FaultFileSystem
 from tests.support.files import contents_of, read_file, replace_file
 from tests.support.logs import content, open_log, records, store
+from tests.support.parts import examples
 
 STORED = 16 | fmt.MUST_UNDERSTAND
 
@@ -51,7 +52,7 @@ def events(log: Log) -> list[tuple[object, ...]]:
     return found
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.lists(st.tuples(records(), st.booleans()), max_size=5))
 def test_a_published_segment_holds_what_a_plain_commit_would(
     parts: list[tuple[Record, bool]],

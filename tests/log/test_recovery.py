@@ -8,7 +8,7 @@ import logging
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, StorageFullError, StorageIOError
@@ -28,6 +28,7 @@ from mldb.log.view import View
 from tests.support.faults import FaultFileSystem
 from tests.support.files import append_to, contents_of, read_file, replace_file
 from tests.support.logs import CLOCK, SEGMENT_ID, content, flip, open_log, store
+from tests.support.parts import examples
 from tests.support.segments import segment_ids, segment_names
 
 
@@ -75,7 +76,7 @@ def saved_bytes(fs: MemoryFileSystem, report: Recovery) -> bytes:
 # --- torn tails -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     count=st.integers(0, 4),
     cut=st.floats(0, 1),

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import MldbError, StorageFullError, StorageIOError
@@ -27,6 +27,7 @@ from mldb.log.sequencer import Sequencer
 from tests.support.faults import CALLS, FaultFileSystem, SimulatedKill
 from tests.support.hints import hints_every
 from tests.support.logs import content, flip, open_log, read, store
+from tests.support.parts import examples
 
 
 def outline(log: Log) -> object:
@@ -96,7 +97,7 @@ def test_every_commit_finds_the_answers_of_a_scan(durability: str) -> None:
     st.integers(1, 60),
     st.integers(5, 40),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_seals_closes_and_openings_at_any_time_change_nothing(
     acts: list[tuple[int, int]], every: int, steps: int, entries: int
 ) -> None:

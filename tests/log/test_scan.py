@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import FormatVersionError
@@ -21,6 +21,7 @@ from tests.support.logs import (
     build_segment,
     flip,
 )
+from tests.support.parts import examples
 
 STORED = 16 | fmt.MUST_UNDERSTAND
 
@@ -45,7 +46,7 @@ def test_batches_come_back_as_the_writer_saw_them(content: list[list[Record]]) -
 
 
 @given(batches, st.data())
-@settings(max_examples=200)
+@examples(200)
 def test_a_flipped_bit_ends_the_scan_in_front_of_its_batch(
     content: list[list[Record]], data: st.DataObject
 ) -> None:
@@ -60,7 +61,7 @@ def test_a_flipped_bit_ends_the_scan_in_front_of_its_batch(
 
 
 @given(batches, st.data())
-@settings(max_examples=200)
+@examples(200)
 def test_a_cut_ends_the_scan_in_front_of_its_batch(
     content: list[list[Record]], data: st.DataObject
 ) -> None:

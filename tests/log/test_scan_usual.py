@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import FormatVersionError
@@ -25,6 +25,7 @@ from tests.support.logs import (
     flip,
     mutated,
 )
+from tests.support.parts import examples
 
 STORED = 16 | fmt.MUST_UNDERSTAND
 SEED = fmt.file_seed(STORE_ID, SEGMENT_ID)
@@ -64,7 +65,7 @@ def usual(*sizes: int) -> Built:
 
 
 @given(batches, st.data(), st.sampled_from([None, 0, 1, 3]))
-@settings(max_examples=150)
+@examples(150)
 def test_both_say_the_same_of_batches_and_of_flipped_bits(
     content: list[list[Record]], data: st.DataObject, verify_after: int | None
 ) -> None:
@@ -165,7 +166,7 @@ def test_what_is_crafted_is_usual_where_nothing_is_odd() -> None:
 
 
 @given(st.data())
-@settings(max_examples=600)
+@examples(600)
 def test_both_say_the_same_of_odd_values_with_right_checksums(data: st.DataObject) -> None:
     head, closing = dict(HEAD), dict(CLOSING)
     body: object = BODY

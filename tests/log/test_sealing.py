@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import StorageError, StorageIOError
@@ -25,6 +25,7 @@ from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
 from tests.support.files import contents_of, read_file
 from tests.support.logs import content, open_log, store
+from tests.support.parts import examples
 from tests.support.segments import segment_names
 
 
@@ -59,7 +60,7 @@ def rewind(log: Log, lsn: int) -> None:
     log.commit([], lambda view: (row.epoch, row))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(st.sampled_from(["store", "store", "seal", "rewind", "open"]), max_size=12))
 def test_the_index_says_the_same_before_and_after_sealing(steps: list[str]) -> None:
     """In memory, in a footer, and read back from the file by another process."""

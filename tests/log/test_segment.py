@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, FormatVersionError, StorageIOError
@@ -32,6 +32,7 @@ from tests.support.logs import (
     build_segment,
     flip,
 )
+from tests.support.parts import examples
 
 NAME = segment_name(SEGMENT_ID)
 BLOCK = 1 << fmt.BLOCK_LOG2_MIN
@@ -79,7 +80,7 @@ def build(sizes: list[int]) -> tuple[Built, list[Stored]]:
 LARGE, STORED = build([3 * BLOCK + 100, 10, 2 * BLOCK])
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.sampled_from(STORED),
     st.floats(0, 1),

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import ClosedError, LimitError, MldbError, StorageFullError, StorageIOError
@@ -24,6 +24,7 @@ from mldb.log.view import View
 from tests.support.faults import FaultFileSystem
 from tests.support.files import contents_of, read_file, replace_file
 from tests.support.logs import content, flip, open_log, store
+from tests.support.parts import examples
 from tests.support.segments import segment_ids, segment_names
 
 KIND = 16 | fmt.MUST_UNDERSTAND
@@ -42,7 +43,7 @@ def on_head(view: View) -> tuple[int, Any]:
 # --- when a segment is full -----------------------------------------------------------------------
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3000)), max_size=12),
     st.integers(1, 4000),

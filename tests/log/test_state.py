@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import FormatVersionError, StorageIOError
@@ -24,6 +24,7 @@ from mldb.options import Options
 from tests.support.faults import FaultFileSystem
 from tests.support.files import append_to, read_file, replace_file
 from tests.support.logs import content, flip, open_log, read, store
+from tests.support.parts import examples
 from tests.support.segments import segment_names
 
 TAIL = fmt.FRAME_MAGIC + b"half a batch"
@@ -37,7 +38,7 @@ def spill(log: Log, key: bytes, data: bytes) -> None:
     log.commit([], lambda view: (view.commit.epoch, view.commit), pending)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(
     st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 2)), max_size=25), st.integers(1, 5)
 )

@@ -19,7 +19,7 @@ from mldb.log.syncing import Syncing
 from mldb.log.verify import verify
 from tests.support.faults import FaultFileSystem
 from tests.support.hooked import Hooked
-from tests.support.logs import content, open_log, store
+from tests.support.logs import content, open_log, read, store
 from tests.support.threads import PATIENCE_SECONDS
 
 DURABLE = b"\x01durable"
@@ -443,3 +443,25 @@ def test_an_interrupt_that_hides_a_failed_sync_counts_as_one(
         store(log, b"\x01b", b"3")
     assert log.head().commit.lsn < fmt.LSN_MAX
     assert content(open_log(fs)).items() >= {DURABLE: b"1"}.items()
+
+
+def test_what_a_failed_sync_dropped_stays_readable_to_who_was_reading_it() -> None:
+    """A view shares its segments with later ones, and the cut one took the place of the whole one.
+
+    A snapshot of commits that were never durable, or a reader in the middle of the cut, was told
+    that the file is damaged.
+    """
+    fs = MemoryFileSystem()
+    fault = FaultFileSystem(fs)
+    log = open_log(fault, durability="os")
+    store(log, b"\x01a", b"1")
+    log.sync()
+    store(log, b"\x01a", b"2")
+    before = log.head()
+    fault.fail("sync")
+    with pytest.raises(StorageIOError, match="later commits are not stored"):
+        log.sync()
+    assert content(log)[b"\x01a"] == b"1"
+    entry = before.newest(b"\x01a", before.intervals)
+    assert entry is not None
+    assert read(log, before, b"\x01a", entry) == b"2"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.log import format as fmt
@@ -17,6 +17,7 @@ from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow
 from mldb.log.tail import Tail, survey
 from tests.support.logs import SEGMENT_ID, STORE_ID, build_segment, flip
+from tests.support.parts import examples
 
 SEED = fmt.file_seed(STORE_ID, SEGMENT_ID)
 INDEX = fmt.KIND_INDEX | fmt.MUST_UNDERSTAND
@@ -215,7 +216,7 @@ def test_a_tail_of_whole_commits_is_read_once(monkeypatch: pytest.MonkeyPatch) -
     assert work.bytes <= 2 * len(data)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.binary(min_size=1, max_size=64).map(repeated), st.integers(0, 200))
 def test_no_pattern_takes_more_hashes_than_it_has_headers(data: bytes, start: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

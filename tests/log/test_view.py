@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.log import format as fmt
@@ -16,6 +16,7 @@ from mldb.log.index.memory import CommitField
 from mldb.log.log import Log
 from mldb.log.view import EMPTY_VIEW, View, make_view
 from tests.support.logs import open_log, read, store
+from tests.support.parts import examples
 
 KEYS = [b"\x01", b"\x01a", b"\x01ab", b"\x01b", b"\x02", b"\xff\xff"]
 PREFIXES = [b"", b"\x01", b"\x01a", b"\x01c", b"\x02", b"\xff"]
@@ -121,7 +122,7 @@ def check_lineage(view: View, oracle: Oracle, lsn: int, intervals: Intervals) ->
             assert view.last_commit(intervals, field, limit) == (below[-1] if below else None)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(steps, st.integers(1, 6), st.booleans())
 def test_a_log_in_many_segments_answers_as_lists_do(
     moves: list[Any], entries: int, again: bool

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.faults import FaultFileSystem
+from tests.support.parts import examples
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def same_tree(one: Any, other: Any) -> None:
 
 
 @given(tree=TREES, wait=st.booleans())
-@settings(max_examples=60)
+@examples(60)
 def test_a_tree_of_plain_state_comes_back_typed(tree: Any, wait: bool) -> None:
     with mldb.MLDatabase.on(MemoryFileSystem(), durability="os") as db:
         state = {"tree": tree}

@@ -17,7 +17,7 @@ import numpy as np
 
 import mldb
 from mldb.log.checksum import digest128
-from mldb.log.fs.crash_disks import ProcessDisk
+from mldb.log.fs.crash_disks import Outcome, ProcessDisk
 from mldb.log.fs.crash_states import Model as Persistence
 from mldb.log.fs.crash_states import crash_states
 from mldb.log.fs.memory import MemoryFileSystem
@@ -56,6 +56,8 @@ class Recorder:
     db: mldb.MLDatabase = field(init=False)
     created: int = field(init=False)
     """How many operations on the disk made the store."""
+    heads: dict[bytes, int] = field(default_factory=dict)
+    """Of disks that were looked at: what a reader of each is given, see :func:`given_lsns`."""
 
     def __post_init__(self) -> None:
         """Create the store."""
@@ -73,7 +75,7 @@ class Recorder:
     @cached_property
     def given(self) -> list[int]:
         """What :func:`given_lsns` says, once the recording is over."""
-        return given_lsns(self.fs)
+        return given_lsns(self.fs, self.heads)
 
     def open(self) -> mldb.MLDatabase:
         """Open the store once more."""
@@ -153,27 +155,34 @@ class Recorder:
         self._promise(self.acknowledges)
 
 
-def given_lsns(fs: MemoryFileSystem) -> list[int]:
+def given_lsns(fs: MemoryFileSystem, known: dict[bytes, int]) -> list[int]:
     """By the number of operations done: the highest LSN that a reader may have been given by then.
 
     Readers see a commit as soon as it is written, long before it is durable. So each disk that the
-    recording went through is looked at as it was.
+    recording went through is looked at as it was, and *known* says so of alike ones from then on.
     """
     journal = fs.journal
     assert journal is not None
     disk = ProcessDisk(journal.base)
-    heads = [_head_of(disk)]
+    heads = [_head_of(disk, known)]
     for operation in journal.operations:
         disk.apply(operation)
         shows = isinstance(operation, Write | Names)
-        heads.append(_head_of(disk) if shows else heads[-1])
+        heads.append(_head_of(disk, known) if shows else heads[-1])
     return list(accumulate(heads, max))
 
 
-def _head_of(disk: ProcessDisk) -> int:
+def _head_of(disk: ProcessDisk, known: dict[bytes, int]) -> int:
     """The LSN that a reader is given who looks now; 0 when there is nothing to be opened."""
     (choice,) = disk.choices()
     outcome = choice()
+    key = outcome.digest()
+    if key not in known:
+        known[key] = _read_head(outcome)
+    return known[key]
+
+
+def _read_head(outcome: Outcome) -> int:
     contents = {number: data for number, (data, _) in outcome.contents.items()}
     image = Image(outcome.tree.files, outcome.tree.folders, contents)
     try:

@@ -499,9 +499,10 @@ class Tally:
             wrong = "\n    ".join(played.wrong)
             self.wrong.append(f"{schedule} ({played.place}):\n    {wrong}")
 
-    def report(self, what: str, seed: int, least: Mapping[str, int]) -> None:
+    def report(self, what: str, seed: int, least: Mapping[str, int], step: int = 1) -> None:
         """Print the counts, and fail when anything was wrong or too little was played."""
-        print(f"{what}: {self.runs} schedules, {self.crashes} power losses, seed {seed}")
+        part = f"one place of {step}" if step > 1 else "every place"
+        print(f"{what}, {part}: {self.runs} schedules, {self.crashes} power losses, seed {seed}")
         shown = "\n".join(self.wrong[:SHOWN])
         assert not self.wrong, f"{len(self.wrong)} of {self.runs} schedules went wrong:\n{shown}"
         assert not self.blind, f"{self.blind} threads waited where nobody could see it"
@@ -516,10 +517,12 @@ def sweep(
     step: int = 1,
     crashes: int = 0,
     stop: int = 0,
+    word: str | None = None,
 ) -> None:
     """Play a schedule at every *step*-th place, with what goes wrong at each call of its kind.
 
-    With *stop*, the guest is stopped at every *stop*-th place of its own.
+    With *stop*, the guest is stopped at every *stop*-th place of its own. With *word*, the sweep
+    is over as soon as something with this word went wrong.
     """
     trouble, numbered = schedule.trouble
     for number in itertools.count(1) if numbered else (0,):
@@ -533,6 +536,8 @@ def sweep(
                 if not played.met or (numbered and not played.hit):
                     break
                 tally.take(schedule, played)
+                if word is not None and any(word in wrong for wrong in played.wrong):
+                    return
                 if not played.stopped:
                     break
             if not played.met or (numbered and not hit):

@@ -26,10 +26,10 @@ from mldb.log import lock as log_lock
 from mldb.log.ownership import Waiter
 from tests.support.interference_operations import Copies
 
-UNSEEN_SECONDS: Final = 1.0
+UNSEEN_SECONDS: Final = 5.0
 """A thread that has not come back after this long waits where nobody told the Duet."""
 
-HANG_SECONDS: Final = 10.0
+HANG_SECONDS: Final = 30.0
 """A run that takes longer than this hangs."""
 
 PATIENCE: Final = 500

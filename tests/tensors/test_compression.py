@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
 from mldb.tensors.encoding import decode_bytes, encode_bytes
 from mldb.write.packs import PACK_BELOW
+from tests.support.parts import examples
 
 
 @given(data=st.binary(max_size=5000), itemsize=st.integers(1, 16), repeats=st.integers(1, 50))
-@settings(max_examples=200)
+@examples(200)
 def test_encoded_bytes_come_back(data: bytes, itemsize: int, repeats: int) -> None:
     plain = data * repeats
     packed = encode_bytes([memoryview(data)] * repeats, itemsize)

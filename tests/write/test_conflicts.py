@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -18,6 +18,7 @@ from mldb.log.index.lineage import is_visible
 from mldb.log.view import View
 from mldb.write import handle
 from mldb.write.rules import ReadCheck, ReadSet
+from tests.support.parts import examples
 
 NAMES = ["a", "b", "ab", "c"]
 READ = [keys.TENSORS + name.encode() for name in NAMES]
@@ -85,7 +86,7 @@ def refuses(check: Callable[[View], None], view: View) -> bool:
 
 
 @given(steps, steps, steps, st.sets(st.sampled_from(READ)), st.sets(st.sampled_from(LISTED)))
-@settings(max_examples=150)
+@examples(150)
 def test_a_check_in_two_steps_refuses_what_a_comparison_of_everything_refuses(
     before: list[Any], early: list[Any], late: list[Any], read: set[bytes], listings: set[bytes]
 ) -> None:

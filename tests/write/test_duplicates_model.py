@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any, TypeAlias
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -16,6 +16,7 @@ from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.directories import made_at_once
 from tests.support.duplicates import values
 from tests.support.model import content_of
+from tests.support.parts import examples
 
 NAMES = ("a", "b", "c/d")
 Step: TypeAlias = tuple[Any, ...]
@@ -121,7 +122,7 @@ class Pair:
         return found
 
 
-@settings(max_examples=45)
+@examples(45)
 @given(
     steps=STEPS,
     segment_entries=st.sampled_from([2, 6, 1 << 16]),

@@ -18,13 +18,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
 import mldb
 from mldb.tensors.blocked import blocking
 from mldb.write.ops import MEMORY_BYTES_MIN
+from tests.support.parts import examples
 
 TINY = MEMORY_BYTES_MIN
 TYPES = ["?", "i1", "u1", "<i4", ">i4", "i8", "u8", "f2", "<f4", ">f4", "f8", "c8", "c16"]
@@ -73,7 +74,7 @@ def expect_product(
 
 
 @given(m=axes, k=axes, n=axes, types=st.tuples(*[st.sampled_from(TYPES)] * 2), seed=st.integers(0))
-@settings(max_examples=60)
+@examples(60)
 def test_matrices_are_multiplied_as_numpy_does(
     db: mldb.MLDatabase, m: int, k: int, n: int, types: tuple[str, str], seed: int
 ) -> None:
@@ -84,7 +85,7 @@ def test_matrices_are_multiplied_as_numpy_does(
 
 
 @given(k=axes, n=axes, dtype=st.sampled_from(TYPES), left=st.booleans(), stored=st.booleans())
-@settings(max_examples=40)
+@examples(40)
 def test_vectors_lose_their_axis(
     db: mldb.MLDatabase, k: int, n: int, dtype: str, left: bool, stored: bool
 ) -> None:
@@ -98,7 +99,7 @@ def test_vectors_lose_their_axis(
 
 
 @given(m=axes, k=axes, n=axes, dtype=st.sampled_from(["?", "i2", "f2", "f4", "f8"]))
-@settings(max_examples=40)
+@examples(40)
 def test_a_stored_result_is_the_returned_one(
     db: mldb.MLDatabase, m: int, k: int, n: int, dtype: str
 ) -> None:
@@ -116,7 +117,7 @@ def test_a_stored_result_is_the_returned_one(
     n=st.integers(1, 10**7),
     elements=st.integers(4, 10**9),
 )
-@settings(max_examples=500)
+@examples(500)
 def test_blocks_fit_the_budget_and_use_it(m: int, k: int, n: int, elements: int) -> None:
     rows, columns, depth = blocking(m, k, n, elements)
     held = 2 * rows * columns + depth * (rows + columns)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
@@ -22,12 +23,14 @@ from mldb.log.directory.maker import MAKER_LOCK, Maker
 from mldb.log.directory.part import Part
 from mldb.log.directory.units import Units
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.memory_disk import Image
 from mldb.log.fs.process import CURRENT, Process
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.log import Log
 from mldb.log.view import View
 from tests.support.faults import FaultFileSystem
 from tests.support.logs import open_log, store
+from tests.support.parts import examples
 
 NAMES = [b"\x01a", b"\x01b", b"\x01bc", b"\x02a"]
 FANOUT = 2
@@ -102,8 +105,19 @@ def parts_of(log: Log) -> list[Part]:
     return [unit for unit in log.head().units.newest_first if isinstance(unit, Part)]
 
 
-def made_store(count: int = 24) -> MemoryFileSystem:
-    """A store with a directory, closed."""
+@cache
+def made_image() -> Image:
+    """The disk of :func:`made_store`."""
+    return new_store().image()
+
+
+def made_store() -> MemoryFileSystem:
+    """A store with a directory, closed: always the same one."""
+    return MemoryFileSystem(image=made_image())
+
+
+def new_store(count: int = 24) -> MemoryFileSystem:
+    """Another store like it."""
     fs = MemoryFileSystem()
     log = open_log(fs, segment_entries=1)
     grow(log, count)
@@ -116,7 +130,7 @@ def made_store(count: int = 24) -> MemoryFileSystem:
 
 
 @given(st.integers(0, 2**32), st.lists(st.sampled_from(["grow", "make", "reopen"]), max_size=8))
-@settings(max_examples=40)
+@examples(40)
 def test_every_answer_is_that_of_the_segments(seed: int, steps: list[str]) -> None:
     fs = MemoryFileSystem()
     log = open_log(fs, segment_entries=1)
@@ -200,7 +214,7 @@ def overwrite(fs: FileSystem, name: str, offset: int, data: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_damage_anywhere_changes_no_answer(data: st.DataObject) -> None:
     fs = made_store()
     name = data.draw(st.sampled_from([n for n in hint_files(fs) if not n.endswith(".lock")]))
@@ -256,7 +270,7 @@ def test_a_part_that_is_no_good_is_counted_told_and_made_anew(
 
 
 def test_the_directory_of_another_store_or_of_an_older_manifest_is_not_believed() -> None:
-    fs, other = made_store(), made_store(31)
+    fs, other = made_store(), new_store(31)
     for name in other.list(HINTS):
         if name.startswith("directory"):
             file = other.open(f"{HINTS}/{name}", "r")
@@ -297,8 +311,16 @@ def store_with_more() -> tuple[FaultFileSystem, Log]:
     return fs, log
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_maker_stopped_by_an_error_at_any_call_changes_no_answer(code: int) -> None:
+@pytest.mark.parametrize(
+    "codes",
+    [
+        (errno.EIO, errno.ENOSPC),
+        pytest.param((errno.EIO,), marks=pytest.mark.large),
+        pytest.param((errno.ENOSPC,), marks=pytest.mark.large),
+    ],
+    ids=["in turn", "EIO", "ENOSPC"],
+)
+def test_a_maker_stopped_by_an_error_at_any_call_changes_no_answer(codes: Sequence[int]) -> None:
     fs, log = store_with_more()
     before = fs.calls["any"]
     maker_of(log).make(FANOUT)
@@ -307,7 +329,7 @@ def test_a_maker_stopped_by_an_error_at_any_call_changes_no_answer(code: int) ->
     failed = 0
     for at in range(1, calls + 1):
         fs, log = store_with_more()
-        fs.fail("any", at=at, code=code)
+        fs.fail("any", at=at, code=codes[at % len(codes)])
         maker_of(log).make(FANOUT)
         failed += log.state.directory.failed
         fs.heal()

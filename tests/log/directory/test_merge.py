@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError
@@ -21,6 +21,7 @@ from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.index.merge_parts import Columns, items_of
 from tests.support.logs import History, flat, histories, reader_of
+from tests.support.parts import examples
 
 
 def segment_id(number: int) -> bytes:
@@ -71,7 +72,7 @@ CUTS = st.lists(st.integers(0, 8), max_size=4)
 
 
 @given(histories(), CUTS)
-@settings(max_examples=200)
+@examples(200)
 def test_a_merged_index_answers_as_the_index_of_everything(
     history: History, cuts: list[int]
 ) -> None:
@@ -164,7 +165,7 @@ def keys_of(own: Columns) -> list[bytes]:
 
 
 @given(histories(), CUTS, st.sampled_from([1, 2, 1 << 64]), st.booleans())
-@settings(max_examples=150)
+@examples(150)
 def test_columns_are_byte_for_byte_what_a_naive_merge_makes(
     history: History, cuts: list[int], hashes: int, by_numpy: bool
 ) -> None:

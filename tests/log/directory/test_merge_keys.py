@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError
@@ -18,6 +18,7 @@ from mldb.log.directory import key_records
 from mldb.log.directory.key_records import KeyList, merge_lists
 from mldb.log.directory.merge_keys import merge_keys
 from mldb.log.index.columns import pack_heap
+from tests.support.parts import examples
 
 
 def key_list(keys: Sequence[bytes]) -> KeyList:
@@ -47,7 +48,7 @@ LISTS = st.lists(st.lists(KEYS, max_size=30, unique=True).map(sorted), min_size=
 
 
 @given(LISTS, st.sampled_from([1, 200, 4000, 1 << 20]), st.booleans())
-@settings(max_examples=400)
+@examples(400)
 @example([[b"a", b"a\0"], [b"a\0", b"a\0\0"], [b"", b"\0"]], 1 << 20, True)
 @example([[b"k" * 300 + b"a", b"k" * 300 + b"c"], [b"k" * 254, b"k" * 255, b"k" * 300]], 1, True)
 def test_merged_keys_are_those_of_a_sorted_set(
@@ -59,7 +60,7 @@ def test_merged_keys_are_those_of_a_sorted_set(
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1 << 12, 1 << 16, 1 << 20]))
-@settings(max_examples=10)
+@examples(10)
 def test_thousands_of_names_are_merged_alike(seed: int, range_cost: int) -> None:
     rng = np.random.default_rng(seed)
     lists = []

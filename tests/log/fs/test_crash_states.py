@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import InvalidValueError
@@ -18,6 +18,7 @@ from mldb.log.fs.crash_states import Model, crash_states
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.memory_disk import Names, Operation, Sync, SyncFolder, Write
 from mldb.log.fs.protocol import OpenMode
+from tests.support.parts import examples
 
 MODELS: tuple[Model, ...] = get_args(Model)
 MUCH = 1_000_000
@@ -180,7 +181,7 @@ def oracles(fs: MemoryFileSystem) -> Iterator[Oracle]:
         yield oracle
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(
     st.lists(steps, min_size=5, max_size=30),
     st.sampled_from(["posix", "ordered"]),
@@ -225,7 +226,7 @@ def check_states(fs: MemoryFileSystem, model: Model, sector: int, torn: bool, li
     assert points == sorted(points)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(steps, min_size=2, max_size=6))
 def test_an_ordered_disk_is_a_posix_disk(moves: list[tuple[object, ...]]) -> None:
     fs = workload(moves)
@@ -244,7 +245,7 @@ def test_an_ordered_disk_is_a_posix_disk(moves: list[tuple[object, ...]]) -> Non
         assert ordered <= posix
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     st.binary(max_size=3),
     st.lists(st.tuples(st.integers(0, 3), st.binary(min_size=1, max_size=3)), max_size=3),
@@ -274,7 +275,7 @@ def test_sectors_of_one_byte_give_every_subset(
     assert contents(fs, "x", sector=1) == expected
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(steps, max_size=25))
 def test_a_killed_process_loses_nothing(moves: list[tuple[object, ...]]) -> None:
     fs = workload(moves)

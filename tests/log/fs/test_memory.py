@@ -14,7 +14,6 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -23,6 +22,7 @@ from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.memory_disk import Names, Sync, SyncFolder, Write
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import File, FileSystem, KernelLock
+from tests.support.parts import examples
 
 FOLDERS = ("", "a", "a/b")
 NAMES = tuple(f"{folder}/{name}".lstrip("/") for folder in FOLDERS for name in ("x", "y"))
@@ -232,9 +232,9 @@ def replayed(fs: MemoryFileSystem) -> dict[str, bytes]:
 
 
 TestModel = ModelMachine.TestCase
-TestModel.settings = settings(max_examples=60, stateful_step_count=40)
+TestModel.settings = examples(60, stateful_step_count=40)
 TestSameMachineOnDisk = OsMachine.TestCase
-TestSameMachineOnDisk.settings = settings(max_examples=15, stateful_step_count=40)
+TestSameMachineOnDisk.settings = examples(15, stateful_step_count=40)
 
 
 def test_a_kill_frees_locks_and_ends_handles() -> None:

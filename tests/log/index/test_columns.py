@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError
@@ -31,6 +31,7 @@ from mldb.log.index.lineage import spelled
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
 from tests.support.logs import KEYS, SEGMENT_ID, History, flat, histories, reader_of
+from tests.support.parts import examples
 
 
 def mapped(history: History, metadata_of: MetadataOf | None = None) -> MappedIndex:
@@ -46,7 +47,7 @@ def keys_of(history: History) -> set[bytes]:
 
 
 @given(histories())
-@settings(max_examples=200)
+@examples(200)
 def test_newest_and_versions_as_in_memory(history: History) -> None:
     memory, index = history.memory(), mapped(history)
     index.check()
@@ -313,7 +314,7 @@ def test_an_attr_that_another_key_space_has_too_keeps_its_metadata() -> None:
 
 
 @given(st.lists(st.binary(max_size=5), max_size=600), st.integers(0, 600))
-@settings(max_examples=30)
+@examples(30)
 def test_heaps_give_their_items_back(items: list[bytes], start: int) -> None:
     entries = {
         b"\x01%04d" % at + item: [Entry(1, SEGMENT_ID, 0, 0, 0, item, 0, 0, 0, b"", b"")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.log import format as fmt
@@ -17,6 +17,7 @@ from mldb.log.scan import Cursor
 from mldb.log.segment import Segment, segment_name
 from tests.support.files import replace_file
 from tests.support.logs import CLOCK, SEGMENT_ID, STORE_ID, History, histories
+from tests.support.parts import examples
 
 NAME = segment_name(SEGMENT_ID)
 HEADER = encode_file_header(
@@ -55,7 +56,7 @@ def written(buffers: list[Buffer], offset: int) -> Segment:
     return Segment(fs, SEGMENT_ID, STORE_ID, len(data))
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(histories(), st.integers(16, 40).map(lambda number: 8 * number), st.data())
 def test_an_index_says_what_memory_said_up_to_its_last_commit(
     history: History, offset: int, data: st.DataObject

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, MldbError
@@ -35,6 +35,7 @@ from mldb.log.index.listing import (
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import MemoryIndex
 from tests.support.logs import KEYS, SEGMENT_ID, History, histories
+from tests.support.parts import examples
 
 PREFIXES = st.sampled_from([b"", b"\x01", b"\x01a", b"\x01\xff", b"\x02", b"\xff"])
 
@@ -138,7 +139,7 @@ def names_in(parts: Sequence[ListedPart], prefix: bytes, intervals: Intervals) -
 
 
 @given(logs(), PREFIXES)
-@settings(max_examples=120)
+@examples(120)
 def test_a_listing_finds_what_a_walk_of_every_key_finds(log: Log, prefix: bytes) -> None:
     assert list(all_keys(log.parts, prefix)) == log.keys(prefix)
     for intervals in log.history.heads():

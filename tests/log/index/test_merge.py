@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb.errors import CorruptError
@@ -21,6 +21,7 @@ from mldb.log.index.merge import UnmergeableError, merge_columns, merge_steps
 from mldb.log.index.merge_parts import check_columns
 from mldb.log.index.steps import Column, finish
 from tests.support.logs import SEGMENT_ID, History, histories
+from tests.support.parts import examples
 
 Entries = Mapping[bytes, Sequence[Entry]]
 
@@ -93,7 +94,7 @@ def assert_same(found: dict[str, Column], expected: dict[str, Column]) -> None:
 
 
 @given(versions(), st.integers(0, 12), st.integers(0, 12))
-@settings(max_examples=300)
+@examples(300)
 def test_a_merge_is_what_is_built_of_everything(
     commits: list[dict[bytes, Entry]], one: int, other: int
 ) -> None:
