@@ -65,15 +65,24 @@ class Folding(NamedTuple):
 
 
 def plan_folds(
-    table: VersionTable, seen: Bools, allowed: Bools, weights: Numbers, size_of: SizeOf
+    table: VersionTable,
+    seen: Bools,
+    allowed: Bools,
+    weights: Numbers,
+    size_of: SizeOf,
+    *,
+    may_change: Bools | None = None,
 ) -> Folding:
     """Return what is to be folded among the rows that are *seen*, and those that they build on.
 
     Patches that are not seen go into others of the segments that are *allowed*; what is folded to
-    be read faster is so in every segment. *weights* is what each row takes. O(patches).
+    be read faster is so in every segment but those of which *may_change* is false, which stay as
+    they are. *weights* is what each row takes. O(patches).
     """
     stays = with_bases(table, seen.copy())
-    chains = _Chains(table, seen, stays, allowed, size_of)
+    if may_change is None:
+        may_change = np.ones(len(table.sizes), np.bool_)
+    chains = _Chains(table, seen, stays, allowed & may_change, may_change, size_of)
     chains.take_in()
     while chains.shorten():
         chains.take_in()
@@ -114,7 +123,13 @@ class _Chains:
     """The patches of a table while some of them are folded. One thread."""
 
     def __init__(
-        self, table: VersionTable, seen: Bools, stays: Bools, allowed: Bools, size_of: SizeOf
+        self,
+        table: VersionTable,
+        seen: Bools,
+        stays: Bools,
+        allowed: Bools,
+        may_change: Bools,
+        size_of: SizeOf,
     ) -> None:
         is_patch = stays & (table.encoding == fmt.ENCODING_PATCH) & (table.base_row != NO_ROW)
         rows = np.flatnonzero(is_patch)
@@ -127,7 +142,7 @@ class _Chains:
         """Rows that went into another one, which may have done so itself."""
         self.gone: set[int] = set()
         self.deep: set[int] = set()
-        self._segment, self._allowed = table.segment, allowed
+        self._segment, self._allowed, self._may_change = table.segment, allowed, may_change
         self._attr = table.attr_number
         self._seen = seen.copy()
         others = stays & (table.encoding != fmt.ENCODING_PATCH) & (table.base_row != NO_ROW)
@@ -170,7 +185,7 @@ class _Chains:
             if row in self.gone:
                 continue
             depth[row] = depth.get(self.base[row], 0) + 1
-            if depth[row] > LINKS_MAX:
+            if depth[row] > LINKS_MAX and self._may_change[self._segment[row]]:
                 lowest, size = self._carried(row)
                 if lowest == row:
                     continue

@@ -138,12 +138,14 @@ def choose_groups(
     has_active: bool,
     limit: int | None = None,
     folded: Bools | None = None,
+    may_change: Bools | None = None,
 ) -> tuple[Group, ...]:
     """Return the groups, in log order.
 
     *live* is what stays of each segment. *has_active*: the last one is the active segment, which is
     not sealed only to be merged. With *limit* more is rewritten, until all takes no more than that.
-    *folded* are segments of which something is to be folded, which makes them worth it.
+    *folded* are segments of which something is to be folded, which makes them worth it. None is
+    chosen of which *may_change* is false.
     """
     count = len(table.sizes)
     gain = table.sizes - live
@@ -157,6 +159,9 @@ def choose_groups(
     )
     if folded is not None:
         wanted |= folded
+    if may_change is not None:
+        gain = np.where(may_change, gain, 0)
+        wanted &= may_change
     if limit is not None:
         after = int(np.where(wanted, live, table.sizes).sum())
         for place in np.argsort(-gain, kind="stable").tolist():

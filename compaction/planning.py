@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -69,24 +69,37 @@ class Planned:
         return self.has_active and bool(groups) and sum(groups[-1]) > len(self.parts)
 
 
+class _Active(NamedTuple):
+    """Whether the last segment of a table is the active one, and may be rewritten."""
+
+    is_last: bool
+    may_be_sealed: bool
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is there, and is left as it is."""
+        return self.is_last and not self.may_be_sealed
+
+
 def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) -> Planned:
     """Return what a compaction of the store as it is now would do; changes nothing.
 
-    *with_active*: as if the active segment were sealed. O(versions) in NumPy. Raises
-    InvalidValueError for a retention that cannot be met, CorruptError, StorageIOError,
-    SegmentGoneError when a segment is replaced meanwhile.
+    *with_active*: as if the active segment were sealed. Otherwise it stays as it is; what its
+    versions and rewinds need stays all the same. O(versions) in NumPy. Raises InvalidValueError
+    for a retention that cannot be met, CorruptError, StorageIOError, SegmentGoneError when a
+    segment is replaced meanwhile.
     """
     _, active, view = log.still()
     parts = tuple(view.sealed)
     sources = [TableSource(columns_of(part), _end_of(part), part.info.length) for part in parts]
-    has_active, footer = with_active and active.has_commits(), 0
+    has_active, footer = active.has_commits(), 0
     if has_active:
         columns = finish(column_steps(active, view.commit.lsn, None, rows=0))
         end = active.cursor.offset
         footer = footer_bytes(len(columns["row_commit"]), len(columns["commit_lsn"]))
         sources.append(TableSource(columns, end, end + footer))
     with collection_paused():
-        plan = _plan(log, rules, view, sources, cold, has_active)
+        plan = _plan(log, rules, view, sources, cold, _Active(has_active, with_active))
     return Planned(plan, parts, has_active, footer)
 
 
@@ -112,14 +125,16 @@ def _plan(
     view: View,
     sources: Sequence[TableSource],
     cold: ColdAge,
-    has_active: bool,
+    active: _Active,
 ) -> CompactionPlan:
     table, timeline = make_table(sources), _timeline(view, sources)
     policy, roots, now = rules.policy(view), rules.roots(view), log.fs.time_ns()
     sight = _Sight(rules, table, timeline.jumps[:])
     kept = _kept(log, policy, timeline, roots, view, now, sight)
     shown = sight.shown(kept) if len(kept) < len(timeline.lsn) else np.ones(len(table), np.bool_)
-    folds, stays = _folding(table, shown, sight.weights, rules)
+    may_change = np.ones(len(table.sizes), np.bool_)
+    may_change[len(may_change) - active.stays :] = False
+    folds, stays = _folding(table, shown, may_change, sight.weights, rules)
     recode = forest(
         table,
         stays,
@@ -135,7 +150,8 @@ def _plan(
         recode,
         live,
         segment_bytes=log.options.segment_bytes,
-        has_active=has_active,
+        has_active=active.is_last,
+        may_change=may_change,
         limit=policy.max_bytes,
         folded=segments_of(table, folds),
     )
@@ -161,7 +177,7 @@ def _plan(
 
 
 def _folding(
-    table: VersionTable, shown: Bools, weights: Numbers, rules: EventRules
+    table: VersionTable, shown: Bools, may_change: Bools, weights: Numbers, rules: EventRules
 ) -> tuple[list[Fold], Bools]:
     """What is to be folded where that is worth that its segment is rewritten, and what stays then.
 
@@ -170,12 +186,15 @@ def _folding(
     fold takes depends on the rows, which nobody looked at: it is hoped that they are the same ones.
     """
     sizes = table.sizes
-    found = plan_folds(table, shown, np.ones(len(sizes), np.bool_), weights, rules.size_of)
+    every = np.ones(len(sizes), np.bool_)
+    found = plan_folds(table, shown, every, weights, rules.size_of, may_change=may_change)
     if found.folds:
         gain = sizes - live_bytes(table, found.stays, weights) + found.freed
         is_worth = found.deep | (gain >= GAIN_SHARE * sizes)
         if not is_worth.all():
-            found = plan_folds(table, shown, is_worth, weights, rules.size_of)
+            found = plan_folds(
+                table, shown, is_worth, weights, rules.size_of, may_change=may_change
+            )
     return found.folds, found.stays
 
 
