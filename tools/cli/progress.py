@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[int, int], None]
+Advance = Callable[[int, int], None]
 
 
 @contextmanager
-def progress_bar(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator[Progress]:
+def progress_bar(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator[Advance]:
     """Yield a function of (done, in all) that moves a bar; does nothing without a terminal.
 
     *unit* "bytes" shows sizes and a rate, any other word counts. The bar is gone when the block

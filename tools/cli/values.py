@@ -66,7 +66,7 @@ def _time(text: str) -> datetime:
     return found
 
 
-class Size(click.ParamType[int]):
+class ByteSize(click.ParamType[int]):
     """A number of bytes: ``4096``, ``64k``, ``1.5GiB``; powers of 1024."""
 
     name = "BYTES"
@@ -82,7 +82,7 @@ class Size(click.ParamType[int]):
 
 
 MOMENT_TYPE: Final = Moment()
-SIZE_TYPE: Final = Size()
+SIZE_TYPE: Final = ByteSize()
 
 
 def shown_bytes(count: int) -> str:
