@@ -107,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status. Prints errors on stderr, raises none."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if _completes():
+            return OK
         # Not _cli.main(): that answers a closed pipe with the status of a problem.
         with _cli.make_context("mldb", words) as context:
             status = _cli.invoke(context)
@@ -126,6 +128,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mldb: {printable(str(error))}", file=sys.stderr)
         return status_of(error)
     return status if isinstance(status, int) else OK
+
+
+def root_command() -> click.Command:
+    """The command of all commands, for what describes them."""
+    return _cli
+
+
+def _completes() -> bool:
+    """Answer a shell that asks for completions; whether one did."""
+    asked = os.environ.get("_MLDB_COMPLETE")
+    if not asked:
+        return False
+    from click.shell_completion import shell_complete
+
+    shell_complete(_cli, {}, "mldb", "_MLDB_COMPLETE", asked)
+    return True
 
 
 def status_of(error: MldbError) -> int:

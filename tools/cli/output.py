@@ -2,8 +2,8 @@
 
 With ``--json`` a command prints one JSON document on stdout, or, where it goes on (``--follow``),
 one document a line. Numbers that JSON has not (NaN, the infinities) are strings; times are ISO 8601
-in UTC. In a terminal a table is drawn with rich and cut to its width; elsewhere columns are
-separated by tabs, so that ``cut`` and ``awk`` can read them.
+in UTC, spans are seconds. In a terminal a table is drawn with rich and cut to its width; elsewhere
+columns are separated by tabs, so that ``cut`` and ``awk`` can read them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mldb.tools.cli.printable import printable
@@ -94,6 +94,8 @@ def plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else _spelled(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, bytes | bytearray | memoryview):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 _EPOCH: Final = re.compile(r"-?\d+\Z", re.ASCII)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]|\Z)", re.ASCII)
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)\Z", re.ASCII | re.IGNORECASE)
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([wdhms])\Z", re.ASCII)
+_SPAN_UNITS: Final = {
+    "w": "weeks",
+    "d": "days",
+    "h": "hours",
+    "m": "minutes",
+    "s": "seconds",
+}
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -81,8 +89,27 @@ class ByteSize(click.ParamType[int]):
         return int(float(found[1]) * 1024 ** _POWERS[found[2].lower()])
 
 
+class Span(click.ParamType[timedelta]):
+    """A length of time: ``7d``, ``12h``, ``30m``, ``90s``, ``2w``."""
+
+    name = "SPAN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the span as a timedelta."""
+        if not isinstance(value, str):
+            return value
+        found = _SPAN.match(value.strip())
+        if found is None:
+            self.fail(f"{printable(value)!r} is no span; write 7d, 12h, 30m or 90s", param, ctx)
+        try:
+            return timedelta(**{_SPAN_UNITS[found[2]]: float(found[1])})
+        except OverflowError:
+            self.fail(f"{printable(value)!r} is longer than there are days", param, ctx)
+
+
 MOMENT_TYPE: Final = Moment()
 SIZE_TYPE: Final = ByteSize()
+SPAN_TYPE: Final = Span()
 
 
 def shown_bytes(count: int) -> str:
@@ -97,11 +124,20 @@ def shown_bytes(count: int) -> str:
 
 def shown_time(moment_: datetime) -> str:
     """A time in UTC to the second: ``2026-11-30 09:00:00Z``."""
-    from datetime import UTC
-
     return moment_.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def shown_shape(shape: tuple[int, ...]) -> str:
     """A shape: ``768x3072``, or ``scalar``."""
     return "x".join(map(str, shape)) if shape else "scalar"
+
+
+def shown_span(span: timedelta | None) -> str:
+    """A span as it is typed: ``7d``, ``90s``; ``-`` where there is none."""
+    if span is None:
+        return "-"
+    seconds = span.total_seconds()
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds and seconds % length == 0:
+            return f"{int(seconds // length)}{unit}"
+    return f"{seconds:g}s"

@@ -55,7 +55,7 @@ def test_a_command_that_writes_makes_no_store_of_a_folder_that_holds_something_e
     ran: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    found = ran("tag", tmp_path, "best")
+    found = ran("tag", tmp_path, "--set", "best")
     assert found.status == USAGE
     assert os.listdir(tmp_path) == ["notes.txt"]
 
