@@ -53,10 +53,7 @@ def test_diff_prints_what_changed(ran: Run, store: str) -> None:
 
 def test_a_graph_is_a_tree_below_what_nothing_leads_to(ran: Run, store: str) -> None:
     assert ran("graph", store).out == (
-        "conv1\n"
-        "└─ conv2  (feeds_into)\n"
-        "conv1_weights\n"
-        "└─ conv1_biases  (layer_params)\n"
+        "conv1\n└─ conv2  (feeds_into)\nconv1_weights\n└─ conv1_biases  (layer_params)\n"
     )
     assert '"conv1" -> "conv2" [label="feeds_into"];' in ran("graph", store, "--dot").out
     edges = ran("graph", store, "--kind", "feeds_into", "--json").json["relationships"]
@@ -93,3 +90,12 @@ def test_hostile_names_end_no_identifier(ran: Run, tmp_path: Path) -> None:
     with mldb.open(tmp_path / "run", durability="os") as db:
         db.store_tensor("safe\u202etxt", np.zeros(2))
     assert "safe\\u202etxt" in ran("ls", tmp_path / "run").out
+
+
+def test_stats_are_short_and_whole_as_json(ran: Run, store: str) -> None:
+    lines = dict(line.split(None, 1) for line in ran("stats", store).out.splitlines())
+    assert (lines["epoch"], lines["tensors"]) == ("4", "2")
+    every = ran("stats", store, "--all").out
+    assert "map_border.origin" in every
+    with mldb.open(store, mode="r") as db:
+        assert ran("stats", store, "--json").json.keys() == db.stats().keys()
