@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         VersionGoneError,
     )
     from mldb.history.checkpoints import Checkpoint
+    from mldb.history.diff import TensorDiff
     from mldb.history.events import Event
     from mldb.history.relationships import Relationship
     from mldb.history.snapshot import Snapshot
@@ -85,6 +86,7 @@ _HOMES = {
     "Options": "mldb.options",
     "Lsn": "mldb.log.index.address",
     "Event": "mldb.history.events",
+    "TensorDiff": "mldb.history.diff",
     "Snapshot": "mldb.history.snapshot",
     "Transaction": "mldb.write.transaction",
     "TensorHandle": "mldb.tensors.handle",
@@ -169,6 +171,7 @@ __all__ = [
     "StorageIOError",
     "StoreMovedError",
     "StreamOptions",
+    "TensorDiff",
     "TensorHandle",
     "TensorNotFoundError",
     "TensorWriter",

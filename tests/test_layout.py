@@ -79,8 +79,8 @@ DOORS = ("mldb.log.fs.*", "mldb.tools", "mldb.tools.*", "mldb.gpu.selftest.memor
 PICKLES = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 PICKLE_CALLS = frozenset({"torch.load", "torch.save"})
 
-# Names that two modules define: the entry points of commands.
-DOUBLED = frozenset({"main"})
+# Names that several modules define: the entry points of programs, and of the command line.
+DOUBLED = frozenset({"main", "command"})
 
 FILE_LINES_MAX = 400
 TEST_FILE_LINES_MAX = 700

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -11,10 +11,12 @@ from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, Missin
 from mldb.history import checkpoints, relationships, tags
 from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
 from mldb.history.checkpoints import Checkpoint
+from mldb.history.diff import TensorDiff, diff_of
 from mldb.history.reading import ReadSurface
 from mldb.history.relationships import Relationship
 from mldb.history.versions import Version, history_of
 from mldb.log.index.address import Lsn, to_time
+from mldb.log.readers import Hold
 from mldb.state.report import LoadReport, listed
 from mldb.state.structs import parts_of
 from mldb.state.tree import restore_into
@@ -43,6 +45,29 @@ class StateSurface(ReadSurface):
         InvalidNameError.
         """
         return history_of(self._scope(as_of), name)
+
+    def diff(
+        self,
+        before: AsOf,
+        after: AsOf = None,
+        *,
+        prefix: str = "",
+        values: bool = True,
+        same: bool = False,
+    ) -> Iterator[TensorDiff]:
+        """Yield what changed between two moments, tensor by tensor, in the order of names.
+
+        ``db.diff(3, 7)`` compares epoch 3 with epoch 7; *after* is now by default. Each has the
+        kind of change, dtypes, shapes, and where values can be compared the norm of the difference,
+        also relative to that before, the cosine, and the largest difference of an element. With
+        ``values=False`` nothing is read, and versions with other bytes count as changed. *same*
+        yields what did not change as well. Both moments are fixed at the call and stay readable
+        until the iterator ends.
+
+        Costs O(tensors), and reading those that changed, one at a time. Raises VersionGoneError,
+        and CorruptError where a tensor is damaged.
+        """
+        return _diff(self._scope(before), self._scope(after), prefix, values, same)
 
     def relationships(
         self,
@@ -153,6 +178,22 @@ class StateSurface(ReadSurface):
         One whose commit retention dropped is listed as well; to load it raises VersionGoneError.
         """
         return checkpoints.checkpoints_in(self._scope(as_of))
+
+
+def _diff(
+    before: Scope, after: Scope, prefix: str, values: bool, same: bool
+) -> Iterator[TensorDiff]:
+    one, hold_one = held(before)
+    two, hold_two = held(after)
+    return _told(diff_of(one, two, prefix, values=values, same=same), hold_one, hold_two)
+
+
+def _told(found: Iterator[TensorDiff], *holds: Hold) -> Iterator[TensorDiff]:
+    try:
+        yield from found
+    finally:
+        for hold in holds:
+            hold.release()
 
 
 def _refuse_names(state: object, tree: object) -> None:

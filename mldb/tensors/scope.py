@@ -37,7 +37,8 @@ def _tensor_key(name: str) -> bytes:
     return keys.TENSORS + check_name(name)
 
 
-def _names_prefix(prefix: str) -> bytes:
+def names_prefix(prefix: str) -> bytes:
+    """Return the prefix of the keys of tensors whose names start with *prefix*."""
     if not isinstance(prefix, str):
         raise InvalidTypeError(f"prefix is a {type(prefix).__name__}, not a str")
     return keys.TENSORS + prefix.encode("utf-8", "surrogatepass")
@@ -115,12 +116,12 @@ class Scope(NamedTuple):
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of tensors in byte order."""
-        found = self.view.live_keys(_names_prefix(prefix), self.intervals)
+        found = self.view.live_keys(names_prefix(prefix), self.intervals)
         return itertools.chain.from_iterable(map(keys.plain_names, found))
 
     def count_names(self, prefix: str = "") -> int:
         """Return how many names :meth:`names` yields; see ``mldb.log.counts``."""
-        return self.source.counts.count(self.view, _names_prefix(prefix), self.intervals)
+        return self.source.counts.count(self.view, names_prefix(prefix), self.intervals)
 
     def metadata(self, name: str) -> dict[str, Any]:
         """Return the metadata of *name* (a fresh dict), {} when it has none."""
