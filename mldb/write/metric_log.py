@@ -29,7 +29,6 @@ from mldb.write.rules import EpochRule, check_epoch
 FLUSH_SECONDS: Final = 0.5
 WAITING_MAX: Final = 1 << 16
 """So many calls wait at most; the next one stores them itself."""
-_LOOKED_AT: Final = 16  # versions of a key: others may have stored some since
 _LATE_NS: Final = 2_000_000_000  # a thread that has not begun by then never will
 
 
@@ -142,7 +141,7 @@ class MetricLog:
         with guard:
             self._finish_trying()
             # No more than there is now: who logs meanwhile must not keep this call for ever.
-            last = until or (self.waiting[-1:] or [None])[0]
+            last = until or next(reversed(self.waiting), None)
             while (batch := self._next(last, is_free=until is not None)) is not None:
                 self._store(*batch, durable=durable)
             if not self.waiting and not isinstance(self.failed, EpochOrderError):
@@ -209,9 +208,7 @@ class MetricLog:
                 self._appended = row.lsn
         except EpochOrderError as error:
             self._take_off(items[0], len(items))
-            raise EpochOrderError(
-                f"{_counted(len(items))} not stored: {error}"
-            ) from error
+            raise EpochOrderError(f"{_counted(len(items))} not stored: {error}") from error
         self._take_off(items[0], len(items))
         self.flushed += len(items)
 
@@ -229,7 +226,7 @@ class MetricLog:
         if self._trying is None:
             return
         first, count, (_, key, attr) = self._trying
-        if any(entry.attr == attr for entry in self._log.head().versions(key)[-_LOOKED_AT:]):
+        if any(entry.attr == attr for entry in self._log.head().versions(key)):
             self._take_off(first, count)
         self._trying = None
 

@@ -20,7 +20,7 @@ import pytest
 
 import mldb
 from mldb.history.events import MetricsLogged, Rewound, TensorStored
-from mldb.log import sequencer
+from mldb.log import batch, sequencer
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.write import metric_log
 from tests.support.faults import FaultFileSystem
@@ -85,7 +85,7 @@ def test_there_is_one_thread_and_none_where_nothing_was_buffered(
         started.append(arguments)
         return start(*arguments)
 
-    monkeypatch.setattr(metric_log._thread, "start_new_thread", count)
+    monkeypatch.setattr(_thread, "start_new_thread", count)
     db = store()
     db.log({"loss": 1})
     db.metrics("loss")
@@ -322,7 +322,7 @@ def test_a_handler_inside_a_commit_may_buffer_and_no_more(
 ) -> None:
     db = store()
     refused: list[mldb.MldbError] = []
-    encode = sequencer.encode_batch
+    encode = batch.encode_batch
 
     def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGUSR1)
@@ -349,7 +349,7 @@ def test_a_full_buffer_takes_what_a_handler_logs_inside_a_commit(
 ) -> None:
     monkeypatch.setattr(metric_log, "WAITING_MAX", 1)
     db = store()
-    encode = sequencer.encode_batch
+    encode = batch.encode_batch
 
     def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGUSR1)

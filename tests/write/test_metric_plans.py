@@ -75,6 +75,8 @@ def test_what_is_no_number_is_refused_by_name(
 
 
 def test_names_steps_and_epochs_are_checked(db: mldb.MLDatabase) -> None:
+    bad: Any
+    error: type[mldb.MldbError]
     for bad, error in (
         (["loss"], mldb.InvalidTypeError),
         ({}, mldb.InvalidValueError),
@@ -83,7 +85,8 @@ def test_names_steps_and_epochs_are_checked(db: mldb.MLDatabase) -> None:
         ({"x" * 256: 1.0}, mldb.InvalidNameError),
     ):
         with pytest.raises(error):
-            db.log(bad)  # type: ignore[arg-type]
+            db.log(bad)
+    step: Any
     for step, error in (
         (-1, mldb.LimitError),
         (1 << 63, mldb.LimitError),
@@ -91,13 +94,13 @@ def test_names_steps_and_epochs_are_checked(db: mldb.MLDatabase) -> None:
         (1.0, mldb.InvalidTypeError),
     ):
         with pytest.raises(error, match="step"):
-            db.log({"loss": 1}, step=step)  # type: ignore[arg-type]
-    db.log(MappingProxyType({"loss": 1}), step=np.int32(5), epoch=3)  # type: ignore[arg-type]
+            db.log({"loss": 1}, step=step)
+    db.log(MappingProxyType({"loss": 1}), step=np.int32(5), epoch=3)  # type: ignore[call-overload]
     for buffer in (False, True):
         with pytest.raises(mldb.EpochOrderError, match="epoch 2 is lower"):
             db.log({"loss": 1}, epoch=2, buffer=buffer)
         with pytest.raises(mldb.InvalidTypeError, match="epoch"):
-            db.log({"loss": 1}, epoch="3", buffer=buffer)  # type: ignore[arg-type]
+            db.log({"loss": 1}, epoch="3", buffer=buffer)  # type: ignore[call-overload]
     assert db.metrics("loss").step.tolist() == [5]
 
 
