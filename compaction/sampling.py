@@ -97,7 +97,7 @@ def _marked(part: SealedPart, count: int, look: _Look) -> Iterator[tuple[bytes, 
     rows = rows[np.argsort(offset[rows], kind="stable")]
     rows = rows[np.diff(offset[rows], prepend=-1) > 0]  # names may share bytes
     # A segment of which too little would be encoded is not rewritten for that.
-    if length[rows].sum() < COLD_SHARE * part.info.length:
+    if not len(rows) or length[rows].sum() < COLD_SHARE * part.info.length:
         return
     marks = ((np.arange(count) + 0.5) * (part.info.length / count)).astype(np.int64)
     place = np.searchsorted(offset[rows], marks, "right") - 1
