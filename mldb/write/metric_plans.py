@@ -23,7 +23,7 @@ from mldb.log import format as fmt
 from mldb.log.view import View
 from mldb.names import check_name
 
-SETS_MAX: Final = 1024
+SETS_MAX: Final = 256
 _PLANS_MAX: Final = 4096
 _STEP_MAX: Final = (1 << 63) - 1
 _REALS: Final = (bool, int, float, np.bool_, np.integer, np.floating)
