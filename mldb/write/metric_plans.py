@@ -7,7 +7,7 @@ So a curve is found under its own name and among few sets, however many names th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -23,7 +23,7 @@ from mldb.log import format as fmt
 from mldb.log.view import View
 from mldb.names import check_name
 
-SETS_MAX: Final = 1024
+SETS_MAX: Final = 256
 _PLANS_MAX: Final = 4096
 _STEP_MAX: Final = (1 << 63) - 1
 _REALS: Final = (bool, int, float, np.bool_, np.integer, np.floating)
@@ -33,11 +33,11 @@ PackedRows = tuple[tuple[bytes, bytes], ...]
 
 
 class _Part(NamedTuple):
-    """What of a call goes to one key: how its row is packed, and its values, in their order."""
+    """What of a call goes to one key: how its row is packed, and which values, None for all."""
 
     key: bytes
     pack: Callable[..., bytes]
-    taken: Callable[[list[float]], tuple[float, ...] | list[float]]
+    taken: Callable[[list[float]], Iterable[float]] | None
 
 
 class MetricPlans:
@@ -79,8 +79,11 @@ class MetricPlans:
             parts = self._plan(tuple(values))
         if len(parts) == 1:
             key, pack, taken = parts[0]
-            return ((key, pack(step, time, *taken(numbers))),)
-        return tuple((part.key, part.pack(step, time, *part.taken(numbers))) for part in parts)
+            return ((key, pack(step, time, *(taken(numbers) if taken else numbers))),)
+        return tuple(
+            (key, pack(step, time, *(taken(numbers) if taken else numbers)))
+            for key, pack, taken in parts
+        )
 
     def _plan(self, names: tuple[str, ...]) -> tuple[_Part, ...]:
         if not names:
@@ -121,18 +124,14 @@ def _groups(names: list[bytes]) -> list[list[bytes]]:
 
 def _part(names: list[bytes], places: Mapping[bytes, int]) -> _Part:
     order = [places[name] for name in names]
-    taken: Callable[[list[float]], Any]
+    taken: Callable[[list[float]], Any] | None = None
     if order == list(range(len(places))):
-        taken = _all
+        pass
     elif len(order) == 1:
         taken = itemgetter(slice(order[0], order[0] + 1))
     else:
         taken = itemgetter(*order)
     return _Part(keys.metrics_key(names), row_struct(len(names)).pack, taken)
-
-
-def _all(values: list[float]) -> list[float]:
-    return values
 
 
 class MetricRows:
@@ -148,6 +147,16 @@ class MetricRows:
     def add(self, rows: PackedRows) -> bool:
         """Take the rows of one call; False, and nothing is taken, when a key has no room left."""
         table = self._rows
+        if len(rows) == 1:  # nearly always
+            key, row = rows[0]
+            found = table.get(key)
+            if found is None:
+                table[key] = [row]
+            elif (len(found) + 1) * len(row) > fmt.ATTR_BYTES_MAX:
+                return False
+            else:
+                found.append(row)
+            return True
         for key, row in rows:
             had = table.get(key)
             if had is not None and (len(had) + 1) * len(row) > fmt.ATTR_BYTES_MAX:

@@ -69,12 +69,14 @@ class MetricVerbs(Handle):
         stores), ReadOnlyError, ClosedError, and what storing raises; then nothing is logged.
         """
         self._guard()
-        self._log.sequencer  # noqa: B018 - raises ReadOnlyError
+        if self.options.mode != "rw":
+            self._log.sequencer  # noqa: B018 - raises ReadOnlyError
         waiting = self._metrics
         if waiting.failed is not None:
             waiting.raise_failed()
         if buffer:
-            item = waiting.add(epoch, self.metric_rows(values, step))
+            now = self._log.fs.time_ns()
+            item = waiting.add(epoch, waiting.plans.rows(values, step, now))
             if self._closed and waiting.take_back(item):
                 raise ClosedError(f"the store {self.path} was closed. Nothing was logged.")
             preemption.safe_point(outermost=True)

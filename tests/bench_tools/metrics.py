@@ -24,8 +24,8 @@ VALUES = {"loss": 0.3, "lr": 1e-3, "grad/norm": 1.7, "acc": 0.5, "tokens": 4096.
 class Sizes:
     """What is measured; ``asked``: the bounds are meant for these sizes."""
 
-    rounds: int = 20
-    calls: int = 2000
+    rounds: int = 200
+    calls: int = 200
     points: int = 1_000_000
     single: int = 100_000
     sets: int = 20_000
