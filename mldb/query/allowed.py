@@ -67,7 +67,7 @@ _PARTS: Final[dict[type, frozenset[str]]] = {
     exp.Join: frozenset({"this", "on", "using", "side", "kind", "method"}),
     exp.Limit: frozenset({"expression"}),
     exp.Cast: frozenset({"this", "to"}),
-    exp.TryCast: frozenset({"this", "to"}),
+    exp.TryCast: frozenset({"this", "to", "safe"}),
     exp.Star: frozenset({"except_", "replace", "rename"}),
     exp.Column: frozenset({"this", "table", "db", "catalog"}),
     exp.In: frozenset({"this", "expressions", "query", "field"}),
