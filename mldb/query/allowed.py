@@ -125,6 +125,8 @@ def check_tree(tree: exp.Expr, text: str) -> None:
     for node in _nodes(tree, text):
         if type(node) not in NODES:
             raise _not_allowed(node, text)
+        if type(node) is exp.Select and not node.expressions:
+            raise refusal(text, start_of(node), "SELECT needs columns, as in SELECT name FROM …")
         parts = _PARTS.get(type(node))
         if parts is not None:
             _check_parts(node, parts, text)

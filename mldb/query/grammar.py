@@ -24,6 +24,9 @@ from mldb.query.messages import refusal, shown_word
 
 _SPECIAL_ARGUMENTS: Final = ("CAST", "TRY_CAST", "EXTRACT", "TRIM", "POSITION", "SUBSTRING")
 _DIALECT: Final = DuckDB()
+# Lists are counted from 1 in the text and in the engine: nothing is to be added or taken away, and
+# no line to be logged about it.
+_DIALECT.INDEX_OFFSET = 0
 
 
 class _PlainParser(DuckDBParser):

@@ -35,6 +35,11 @@ _IN_CTE: Final = frozenset(
     {*_STARTS, TokenType.PARTITION_BY, TokenType.ORDER_BY, TokenType.R_PAREN, TokenType.ROWS}
 )
 
+_CHECKED: Final = frozenset(
+    {TokenType.SEMICOLON, TokenType.NUMBER, TokenType.ALIAS, TokenType.PIPE_GT, TokenType.VAR}
+)
+_HALVES: Final = frozenset({"ORDER", "GROUP", "PARTITION"})
+
 
 def check_text(text: str) -> None:
     """Raise QueryError for a text that is too long, or has characters that no query has."""
@@ -54,17 +59,22 @@ def check_text(text: str) -> None:
         )
 
 
-def check_tokens(tokens: Sequence[Token], text: str) -> None:
-    """Raise QueryError unless *tokens* are those of one question of a reasonable depth."""
-    if not tokens:
+def question_of(tokens: Sequence[Token], text: str) -> list[Token]:
+    """Return *tokens* without semicolons at the end: those of one question of a bounded depth.
+
+    Raises QueryError for everything else.
+    """
+    end = len(tokens)
+    while end and tokens[end - 1].token_type is TokenType.SEMICOLON:
+        end -= 1
+    if not end:
         raise refusal(text, None, "the query is empty. Write SELECT name FROM tensors")
-    if len(tokens) > _TOKENS_MAX:
-        raise refusal(
-            text, None, f"the query has {len(tokens):,} words, the limit is {_TOKENS_MAX:,}"
-        )
-    _check_start(tokens[0], text)
+    if end > _TOKENS_MAX:
+        raise refusal(text, None, f"the query has {end:,} words, the limit is {_TOKENS_MAX:,}")
+    question = list(tokens[:end])
+    _check_start(question[0], text)
     depth = prefixes = selects = 0
-    for index, token in enumerate(tokens):
+    for index, token in enumerate(question):
         kind = token.token_type
         if kind in _OPENING or kind is TokenType.CASE:
             depth += 1
@@ -72,12 +82,8 @@ def check_tokens(tokens: Sequence[Token], text: str) -> None:
             depth -= 1
         elif kind is TokenType.SELECT or kind is TokenType.VALUES:
             selects += 1
-        elif kind is TokenType.SEMICOLON:
-            _check_end(tokens, index, text)
-        elif kind is TokenType.NUMBER:
-            _check_number(tokens, index, text)
-        elif kind is TokenType.ALIAS:
-            _check_cte(tokens, index, text)
+        elif kind in _CHECKED:
+            _check_token(question, index, text)
         prefixes = prefixes + 1 if kind in _PREFIXES else 0
         if depth > BRACKETS_MAX or prefixes > _PREFIXES_MAX or selects > SELECTS_MAX:
             what = (
@@ -85,6 +91,32 @@ def check_tokens(tokens: Sequence[Token], text: str) -> None:
                 f"row, {SELECTS_MAX} times SELECT"
             )
             raise refusal(text, token.start, f"the query is nested too deep; the limits are {what}")
+    return question
+
+
+def _check_token(tokens: Sequence[Token], index: int, text: str) -> None:
+    token = tokens[index]
+    if token.token_type is TokenType.SEMICOLON:
+        following = tokens[index + 1]
+        raise refusal(
+            text,
+            following.start,
+            f"a second statement starts at {shown_word(following.text)}. One text is one query; "
+            "nothing of it was run",
+        )
+    if token.token_type is TokenType.NUMBER:
+        _check_number(tokens, index, text)
+    elif token.token_type is TokenType.ALIAS:
+        _check_cte(tokens, index, text)
+    elif token.token_type is TokenType.PIPE_GT:
+        raise refusal(text, token.start, "the query holds |>. Write it as SELECT … FROM …")
+    elif token.text.upper() in _HALVES:  # the parser takes a lone one as the name of a table
+        word = token.text
+        raise refusal(
+            text,
+            token.start,
+            f"{word} goes with BY, as in {word} BY name. As text write '{word}' in single quotes",
+        )
 
 
 def _check_start(token: Token, text: str) -> None:
@@ -94,17 +126,6 @@ def _check_start(token: Token, text: str) -> None:
             token.start,
             f"a query starts with SELECT, not with {shown_word(token.text)}. Queries only read: "
             "nothing can be changed, attached, copied or set by one",
-        )
-
-
-def _check_end(tokens: Sequence[Token], index: int, text: str) -> None:
-    rest = [token for token in tokens[index:] if token.token_type is not TokenType.SEMICOLON]
-    if rest:
-        raise refusal(
-            text,
-            rest[0].start,
-            f"a second statement starts at {shown_word(rest[0].text)}. One text is one query; "
-            "nothing of it was run",
         )
 
 

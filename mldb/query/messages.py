@@ -10,7 +10,6 @@ from mldb.errors import QueryError
 
 _SHOWN_MAX = 60
 _LISTED_MAX = 40
-_UNPRINTABLE = re.compile(r"[^ -~\u00a1-\ud7ff]")
 
 NUMBERED_NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*\.\d\w*(?:\.\w+)*", re.ASCII)
 """A name such as model.0.weight, which SQL reads as numbers and words."""
@@ -32,12 +31,12 @@ def place_in(text: str, offset: int) -> str:
 def shown_word(word: str) -> str:
     """Return *word* for a message: short, printable, in quotes."""
     cut = word if len(word) <= _SHOWN_MAX else word[: _SHOWN_MAX - 1] + "…"
-    return "'" + _UNPRINTABLE.sub("?", cut) + "'"
+    return "'" + "".join(one if one.isprintable() else "?" for one in cut) + "'"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'type'?`` where one of *known* is close to *word*, else a dot."""
-    close = difflib.get_close_matches(word[:_SHOWN_MAX].lower(), list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:_SHOWN_MAX].lower(), list(known), n=1, cutoff=0.7)
     return f"; did you mean {shown_word(close[0])}?" if close else "."
 
 

@@ -8,6 +8,7 @@ has it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from sqlglot import exp
 
@@ -25,7 +26,7 @@ from mldb.query.scopes import (
     given_columns,
     with_new_names,
 )
-from mldb.query.short_form import compared_words, make_text, word_parts
+from mldb.query.short_form import make_texts
 
 _QUERIES = (exp.Select, exp.SetOperation, exp.Subquery, exp.Values)
 _SHORT_FORM = (
@@ -228,6 +229,7 @@ class Resolver:
 
     def _walk(self, root: exp.Expr, scope: QueryScope) -> None:
         stack = [root]
+        is_text = partial(self._is_text, scope=scope)
         while stack:
             node = stack.pop()
             if isinstance(node, _QUERIES):
@@ -244,23 +246,17 @@ class Resolver:
                     "single quotes. Functions are written f(x), not x.f()",
                 )
             else:
-                for word in list(compared_words(node)):
-                    self._word(word, scope)
+                make_texts(node, is_text)
                 stack.extend(node.iter_expressions(reverse=True))
 
-    def _word(self, word: exp.Expr, scope: QueryScope) -> None:
-        """Make *word* text, unless it names a column or may do so."""
-        parts = word_parts(word)
-        if not parts:
-            return
-        if not scope.is_short:
-            first = fold_name(parts[0].name)
-            if len(parts) == 1:
-                if scope.is_known(first) is not False or scope.source(first) is not None:
-                    return
-            elif scope.source(first) is not None:
-                return
-        make_text(word, parts)
+    def _is_text(self, parts: list[exp.Identifier], scope: QueryScope) -> bool:
+        """Say whether a word to the right of a comparison is text: it can name no column."""
+        if scope.is_short:
+            return True
+        first = fold_name(parts[0].name)
+        if scope.source(first) is not None:
+            return False
+        return len(parts) > 1 or scope.is_known(first) is False
 
     def _column(self, node: exp.Column, scope: QueryScope) -> None:
         if node.args.get("db"):

@@ -28,16 +28,14 @@ def parse_query(
     # sqlglot takes a while to import, and only queries need it.
     from mldb.query.allowed import check_tree
     from mldb.query.grammar import parse_tokens, sql_of, tokens_of, too_deep
-    from mldb.query.limits import check_text, check_tokens
+    from mldb.query.limits import check_text, question_of
     from mldb.query.relations import make_relations
     from mldb.query.resolve import Resolver
     from mldb.query.short_form import expand_short_form, short_table
     from mldb.query.words import cut_moments
 
     check_text(text)
-    tokens = tokens_of(text)
-    check_tokens(tokens, text)
-    kept, moments = cut_moments(tokens, text)
+    kept, moments = cut_moments(question_of(tokens_of(text), text), text)
     tree = parse_tokens(kept, text)
     check_tree(tree, text)
     resolver = Resolver(text, columns_of)

@@ -7,7 +7,7 @@ such a column exists" would turn ``type=layer`` into the comparison of two colum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from sqlglot import exp
 
@@ -45,21 +45,38 @@ def short_table(tree: exp.Expr) -> str | None:
     return table if table in QUERY_TABLES else None
 
 
-def compared_words(node: exp.Expr) -> Iterator[exp.Expr]:
-    """Yield what stands to the right in the comparison *node* and is a word without quotes."""
+def make_texts(node: exp.Expr, is_text: Callable[[list[exp.Identifier]], bool]) -> None:
+    """Make text of each word to the right in the comparison *node* that *is_text* says is one.
+
+    It is given the names between the dots of a word, none of which is in quotes.
+    """
+    right: tuple[str, ...]
     if isinstance(node, _COMPARISONS):
-        right = [node.expression]
+        right = ("expression",)
     elif type(node) is exp.In:
-        right = node.expressions
+        right = ("expressions",)
     elif type(node) is exp.Between:
-        right = [node.args["low"], node.args["high"]]
+        right = ("low", "high")
     else:
         return
-    for operand in right:
-        while type(operand) is exp.Paren:
-            operand = operand.this
-        if not any(part.quoted for part in word_parts(operand)):
-            yield operand
+    for key in right:
+        operand = node.args.get(key)
+        if isinstance(operand, list):  # as a whole: to replace one of n costs n
+            node.set(key, [_text_or_same(one, is_text) for one in operand])
+        elif operand is not None:
+            text = _text_or_same(operand, is_text)
+            if text is not operand:
+                node.set(key, text)
+
+
+def _text_or_same(operand: exp.Expr, is_text: Callable[[list[exp.Identifier]], bool]) -> exp.Expr:
+    word = operand
+    while type(word) is exp.Paren:
+        word = word.this
+    parts = word_parts(word)
+    if not parts or any(part.quoted for part in parts) or not is_text(parts):
+        return operand
+    return exp.Literal.string(".".join(part.name for part in parts))
 
 
 def word_parts(node: exp.Expr) -> list[exp.Identifier]:
@@ -76,11 +93,6 @@ def word_parts(node: exp.Expr) -> list[exp.Identifier]:
         elif part is not None:
             return []
     return parts[::-1]
-
-
-def make_text(word: exp.Expr, parts: list[exp.Identifier]) -> exp.Expr:
-    """Put the text of *word* in its place in the tree, and return it."""
-    return word.replace(exp.Literal.string(".".join(part.name for part in parts)))
 
 
 def _column(name: str) -> exp.Column:

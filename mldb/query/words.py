@@ -50,9 +50,6 @@ def cut_moments(tokens: Sequence[Token], text: str) -> tuple[list[Token], list[M
     """Return *tokens* without each AS OF, and what these say. Raises QueryError for a wrong one."""
     kept: list[Token] = []
     moments: list[Moment] = []
-    last = len(tokens) - 1
-    while last >= 0 and tokens[last].token_type is TokenType.SEMICOLON:
-        last -= 1
     index = 0
     while index < len(tokens):
         if not _is_as_of(tokens, index, text):
@@ -65,7 +62,7 @@ def cut_moments(tokens: Sequence[Token], text: str) -> tuple[list[Token], list[M
                 as_of=_moment(tokens[index + 2], tokens[index + 3], text),
                 start=start,
                 after=kept[-1].end if kept else -1,
-                is_last=index + 3 == last,
+                is_last=index + 4 == len(tokens),
                 words=text[start : end + 1],
             )
         )
@@ -76,12 +73,14 @@ def cut_moments(tokens: Sequence[Token], text: str) -> tuple[list[Token], list[M
 def _is_as_of(tokens: Sequence[Token], index: int, text: str) -> bool:
     words = tokens[index : index + 4]
     if (
-        len(words) < 3
+        len(words) < 2
         or words[0].token_type is not TokenType.ALIAS
         or words[1].token_type is not TokenType.VAR
         or words[1].text.upper() != "OF"
     ):
         return False
+    if len(words) == 2:
+        raise refusal(text, words[0].start, f"AS OF is not complete. Write {_FORMS}")
     kind = words[2]
     wanted = _KINDS.get(kind.text.upper()) if kind.token_type not in _VALUES else None
     if wanted is not None and len(words) == 4 and words[3].token_type is wanted:

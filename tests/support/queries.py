@@ -13,44 +13,31 @@ import duckdb
 from mldb.query.parsed import STATISTICS, STATISTICS_TABLES, ParsedQuery, TableUse, fold_name
 from mldb.query.rewrite import parse_query
 
-_STATISTICS = {name: "DOUBLE" for name in sorted(STATISTICS)}
-_COMMIT = {"lsn": "BIGINT", "epoch": "BIGINT", "time": "TIMESTAMP"}
-TYPES: dict[str, dict[str, str]] = {
-    "tensors": {
-        **{"name": "VARCHAR", "type": "VARCHAR", "layer": "VARCHAR", "position": "BIGINT"},
-        **{"creation_time": "TIMESTAMP", **_COMMIT, "dtype": "VARCHAR", "shape": "INTEGER[]"},
-        **{"ndim": "INTEGER", "size": "BIGINT", "nbytes": "BIGINT", "stored_bytes": "BIGINT"},
-        **{"encoding": "VARCHAR", "layout": "VARCHAR", "versions": "BIGINT"},
-        **_STATISTICS,
-        **{"lr": "DOUBLE", "Note": "VARCHAR", "odd key": "VARCHAR"},
-    },
-    "versions": {
-        **{"name": "VARCHAR", **_COMMIT, "dtype": "VARCHAR", "shape": "INTEGER[]"},
-        **{"ndim": "INTEGER", "size": "BIGINT", "nbytes": "BIGINT", "stored_bytes": "BIGINT"},
-        **{"encoding": "VARCHAR", "is_deleted": "BOOLEAN"},
-        **_STATISTICS,
-    },
-    "relationships": {
-        **{"source": "VARCHAR", "target": "VARCHAR", "kind": "VARCHAR", **_COMMIT},
-        "weight": "DOUBLE",
-    },
-    "checkpoints": {
-        **{"name": "VARCHAR", "epoch": "BIGINT", "step": "BIGINT", "lsn": "BIGINT"},
-        **{"time": "TIMESTAMP", "tensors": "BIGINT", "nbytes": "BIGINT"},
-        **{"interrupted": "BOOLEAN", "loss": "DOUBLE", "std": "DOUBLE"},
-    },
-    "metrics": {"name": "VARCHAR", "value": "DOUBLE", "step": "BIGINT", **_COMMIT},
-    "events": {**_COMMIT, "event": "VARCHAR", "name": "VARCHAR", "detail": "VARCHAR"},
-    "splats": {
-        **{"lake": "VARCHAR", "id": "BIGINT", "label": "BIGINT", "kappa": "DOUBLE"},
-        **{"alpha": "DOUBLE", "norm": "DOUBLE", "min_cos": "DOUBLE", "epoch": "BIGINT"},
-        "lsn": "BIGINT",
-    },
-    "segments": {
-        **{"number": "BIGINT", "id": "VARCHAR", "kind": "VARCHAR", "nbytes": "BIGINT"},
-        **{"first_lsn": "BIGINT", "last_lsn": "BIGINT", "commits": "BIGINT", "entries": "BIGINT"},
-    },
+_STATISTICS = " ".join(f"{name}:DOUBLE" for name in sorted(STATISTICS))
+_COMMIT = "lsn:BIGINT epoch:BIGINT time:TIMESTAMP"
+_ARRAY = "dtype:VARCHAR shape:INTEGER[] ndim:INTEGER size:BIGINT nbytes:BIGINT stored_bytes:BIGINT"
+_COLUMNS = {
+    "tensors": "name:VARCHAR type:VARCHAR layer:VARCHAR position:BIGINT creation_time:TIMESTAMP "
+    f"{_COMMIT} {_ARRAY} encoding:VARCHAR layout:VARCHAR versions:BIGINT {_STATISTICS} "
+    "lr:DOUBLE Note:VARCHAR odd-key:VARCHAR",
+    "versions": f"name:VARCHAR {_COMMIT} {_ARRAY} encoding:VARCHAR is_deleted:BOOLEAN "
+    f"{_STATISTICS}",
+    "relationships": f"source:VARCHAR target:VARCHAR kind:VARCHAR {_COMMIT} weight:DOUBLE",
+    "checkpoints": "name:VARCHAR epoch:BIGINT step:BIGINT lsn:BIGINT time:TIMESTAMP tensors:BIGINT "
+    "nbytes:BIGINT interrupted:BOOLEAN loss:DOUBLE std:DOUBLE",
+    "metrics": f"name:VARCHAR value:DOUBLE step:BIGINT {_COMMIT}",
+    "events": f"{_COMMIT} event:VARCHAR name:VARCHAR detail:VARCHAR",
+    "splats": "lake:VARCHAR id:BIGINT label:BIGINT kappa:DOUBLE alpha:DOUBLE norm:DOUBLE "
+    "min_cos:DOUBLE epoch:BIGINT lsn:BIGINT",
+    "segments": "number:BIGINT id:VARCHAR kind:VARCHAR nbytes:BIGINT first_lsn:BIGINT "
+    "last_lsn:BIGINT commits:BIGINT entries:BIGINT",
 }
+TYPES: dict[str, dict[str, str]] = {
+    table: dict(column.split(":") for column in columns.split())
+    for table, columns in _COLUMNS.items()
+}
+"""The columns of each table, each with its type; two of tensors are no plain words."""
+
 _ROWS = {"metrics": 4, "relationships": 5}
 _VALUES = {
     "VARCHAR": "(['conv1', 'conv2', 'wide', 'layer', 'it''s', 'a.b', '{\"a\": 1}'])[1 + i * k % 7]",
@@ -135,18 +122,17 @@ class LockedEngine:
 
     def state(self) -> str:
         """Return all that a query must not change: tables, their rows, functions, settings."""
-        found: list[object] = []
-        for sql in (
+        run = self._connection.execute
+        queries = (
             "SELECT table_name, sql FROM duckdb_tables() ORDER BY ALL",
             "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY ALL",
             "SELECT function_name FROM duckdb_functions() WHERE NOT internal ORDER BY ALL",
             "SELECT name, value FROM duckdb_settings() ORDER BY ALL",
             "SELECT database_name, path FROM duckdb_databases() ORDER BY ALL",
-        ):
-            found.append(self._connection.execute(sql).fetchall())
-        for name, _ in found[0] if isinstance(found[0], list) else ():
-            found.append(self._connection.execute(f'SELECT * FROM "{name}"').fetchall())
-        return repr(found)
+        )
+        catalogue = [run(sql).fetchall() for sql in queries]
+        rows = [run(f'SELECT * FROM "{name}"').fetchall() for name, _ in catalogue[0]]
+        return repr((catalogue, rows))
 
     def close(self) -> None:
         self._connection.close()
