@@ -14,11 +14,11 @@ from mldb.history import tags
 from mldb.history.as_of import AsOf, resolve
 from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.timeline import pin_cleared, pin_set, rewound, tag_deleted, tag_set
-from mldb.history.snapshot import Snapshot
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Lsn
 from mldb.log.readers import Hold
 from mldb.log.view import View
 from mldb.names import check_name
+from mldb.query.surface import Snapshot
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class TimelineVerbs(Handle):
             raise InvalidValueError("at() takes one of as_of, epoch, lsn, time, tag")
         scope = self._scope(asked[0] if asked else None)
         scope.source.reads.tell_if_due()  # a handle that only reads makes no commits that do
-        return Snapshot(scope, self._guard)
+        return Snapshot(scope, self._guard, self._queries)
 
     def tags(self) -> dict[str, Lsn]:
         """Return the tags and the commits that they name."""
