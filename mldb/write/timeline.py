@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time as clock
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, overload
@@ -100,28 +99,22 @@ class TimelineVerbs(Handle):
             hold.release()
 
     def follow(
-        self, start: AsOf = None, *, poll_seconds: float = 0.05, timeout: float | None = None
+        self, start: AsOf = None, *, poll: float = 0.2, timeout: float | None = None
     ) -> Iterator[Event]:
-        """Yield events as they are committed, by this process or another.
+        """Yield events as they are committed, by this process or another, each once, in log order.
 
-        They are those after commit *start*, or from now on. Waits for more until *timeout* seconds
-        pass without any (None: for ever, until the store is closed).
+        They are those after commit *start*, or from this call on, of every lineage. Looks every
+        *poll* seconds and sleeps in between; ends when *timeout* seconds pass without any (None:
+        never), and when the store is closed, by whichever thread. Works with ``mode="r"``. Until it
+        has told a commit, retention leaves it. Raises MissingError, VersionGoneError,
+        InvalidValueError at the call, CorruptError later. One thread for each iterator.
         """
-        seen = self._scope(start).commit.lsn
-        return self._follow(seen, poll_seconds, timeout)
+        from mldb.history.follow import Follower
 
-    def _follow(self, seen: int, poll_seconds: float, timeout: float | None) -> Iterator[Event]:
-        last = clock.monotonic()
-        while True:
-            view = self._scope().view
-            if view.commit.lsn > seen:
-                yield from self._events(seen + 1, view.commit.lsn)
-                seen = view.commit.lsn
-                last = clock.monotonic()
-            elif timeout is not None and clock.monotonic() - last > timeout:
-                return
-            else:
-                clock.sleep(poll_seconds)
+        self._guard()
+        return Follower(
+            self._log, start, self._guard, lambda: self._closed, poll=poll, timeout=timeout
+        ).told()
 
     def tag(self, name: str, as_of: AsOf = None) -> Lsn:
         """Name a commit (the head by default) and return its LSN; an existing tag moves."""
