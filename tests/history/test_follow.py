@@ -1,4 +1,4 @@
-"""db.follow: every commit once and in order, whatever happens to the log meanwhile; cheap, ended."""
+"""db.follow: every commit once, in order, whatever happens to the log meanwhile; cheap, ended."""
 
 from __future__ import annotations
 
