@@ -28,7 +28,7 @@ from mldb.log.index.lineage import Jump, Jumps
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.index.pause import collection_paused
 from mldb.log.manifest import Kept, SegmentInfo
-from mldb.log.scan import Batch, Cursor, refuse_unknown, scan
+from mldb.log.scan import Cursor, refuse_unknown, scan
 from mldb.log.segment import SEGMENTS, Segment, segment_name
 
 WRITE_STEP: Final = 8 << 20
@@ -122,9 +122,13 @@ class StoreBuilder:
 
     def _room(self, first: int, payload: int, count: int) -> Active:
         active = self._open
-        if active is not None and active.memory.last_lsn and (
-            active.cursor.offset + payload > self._segment_bytes
-            or active.count + count > self._segment_entries
+        if (
+            active is not None
+            and active.memory.last_lsn
+            and (
+                active.cursor.offset + payload > self._segment_bytes
+                or active.count + count > self._segment_entries
+            )
         ):
             self.close_segment()
             active = None
@@ -198,12 +202,22 @@ class StoreBuilder:
         active = self._begin(segment.id, segment.store_id, self.last_lsn + 1, header)
         cursor = active.cursor
         ended = False
+        last, known, add, jumps = self.last_lsn, self._known, active.memory.add, active.jumps
         with collection_paused():
             for batch in scan(data, cursor, segment.seed, segment.id, verify_after=0):
-                self._carry_batch(active, batch, segment.name)
-                if batch.row.lsn >= until:
+                row, _, entries, _ = batch
+                if known is not None:
+                    refuse_unknown(batch, known, segment.name)
+                if row.parent != last:
+                    jumps.append((row.lsn, row.parent))
+                add(row, entries)
+                last = row.lsn
+                active.count += len(entries)
+                self.commits += 1
+                if last >= until:
                     ended = True
                     break
+        self.last_lsn = last
         if not ended:
             raise CorruptError(
                 f"commit {self.last_lsn} is the last that can be read here, commit {until} was "
@@ -217,13 +231,9 @@ class StoreBuilder:
         self._waiting, self._waiting_bytes = [], 0
         self.close_segment()
 
-    def _carry_batch(self, active: Active, batch: Batch, name: str) -> None:
-        if self._known is not None:
-            refuse_unknown(batch, self._known, name)
-        # The cursor of the scan stands behind the batch already.
-        self._note(active, batch.row, batch.entries)
-
-    def copy(self, info: SegmentInfo, data: memoryview, jumps: Sequence[Jump], commits: int) -> None:
+    def copy(
+        self, info: SegmentInfo, data: memoryview, jumps: Sequence[Jump], commits: int
+    ) -> None:
         """Write a segment as it is, footer and all; the caller has checked *data*, its whole file.
 
         For compacted segments, which hold no batches.

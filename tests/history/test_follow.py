@@ -106,7 +106,8 @@ def test_a_forked_child_is_told_what_to_do(db: Any) -> None:
 
 def test_waiting_looks_once_a_poll(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle follower sleeps: so many looks as polls, and none in between."""
-    looks, slept = [0], []
+    looks: list[int] = [0]
+    slept: list[float] = []
     head = db._log.head
 
     def look() -> Any:

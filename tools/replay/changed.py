@@ -207,9 +207,7 @@ class Change(Choice):
         if draft.key[:1] not in (keys.RELATIONS, keys.REVERSE):
             return draft
         ends = keys.split_relation(draft.key)
-        source, kind, target = (
-            *(self._end(ends[0]), ends[1].encode(), self._end(ends[2])),
-        )
+        source, kind, target = (*(self._end(ends[0]), ends[1].encode(), self._end(ends[2])),)
         make = keys.relation_key if draft.key[:1] == keys.RELATIONS else keys.reverse_key
         return draft._replace(key=make(source, kind, target))
 
@@ -247,8 +245,7 @@ class Change(Choice):
 def _stores_whole(parts: list[Part]) -> bool:
     """Whether any of the entries is a tensor that is no patch."""
     return any(
-        draft.key[:1] == keys.TENSORS and draft.encoding != fmt.ENCODING_PATCH
-        for draft, _ in parts
+        draft.key[:1] == keys.TENSORS and draft.encoding != fmt.ENCODING_PATCH for draft, _ in parts
     )
 
 

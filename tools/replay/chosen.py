@@ -211,6 +211,4 @@ def _packed(record: Record, kind: int, extra: object, parts: Sequence[Part]) -> 
         drafts.append(draft._replace(offset=places[place]))
     is_one = len(places) == 1
     align = fmt.payload_align_log2(end) if is_one else fmt.PAYLOAD_ALIGN_LOG2
-    return Record(
-        kind, drafts, payload, end, extra, record.body_version, align, record.block_log2
-    )
+    return Record(kind, drafts, payload, end, extra, record.body_version, align, record.block_log2)

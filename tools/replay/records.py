@@ -70,4 +70,3 @@ def batch_extra(source: ReplaySource, batch: StoredBatch) -> dict[str, object]:
         return decode_commit(body).extra
     except DamagedFrame as error:
         raise CorruptError(str(error), file=segment.name, offset=batch.row.end) from None
-

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from mldb import keys
 from mldb.arrays import Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.history.as_of import AsOf
 from mldb.history.kinds import KNOWN_KINDS
-from mldb.history.kinds.timeline import unpack_tag
-from mldb.log import format as fmt
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.index.address import CommitRow, Lsn
-from mldb.log.index.lineage import is_left
+from mldb.log.index.address import Lsn
 from mldb.log.index.opened import open_index
 from mldb.log.log import Log
 from mldb.log.manifest import refuse_to_write
@@ -28,14 +25,14 @@ from mldb.options import Options
 from mldb.tools.replay.changed import Change, Transform
 from mldb.tools.replay.chosen import Choice
 from mldb.tools.replay.records import batch_extra
-from mldb.tools.replay.report import Comparison, ReplayReport
+from mldb.tools.replay.report import ReplayReport
 from mldb.tools.replay.selection import Names, chooser, described, function_name
+from mldb.tools.replay.staying import Staying
 from mldb.tools.replay.source import ReplaySource, metadata_columns, store_folder
 from mldb.tools.replay.unfinished import UnfinishedStore
 from mldb.tools.replay.whole import Advance, replay_whole
 
 _TOLD_EVERY: Final = 1024
-_Folder = "str | os.PathLike[str]"
 
 
 def replay(
@@ -78,24 +75,14 @@ def replay(
         return report
     from mldb.tools.replay.comparing import compare_stores
 
-    compared = compare_stores(
-        files, folder, report.until, chosen, transform, progress=advance
-    )
-    return _with(report, compared, time.monotonic() - began)
-
-
-def _with(report: ReplayReport, compared: Comparison, seconds: float) -> ReplayReport:
-    from dataclasses import replace
-
-    return replace(report, verified=compared, seconds=seconds)
+    compared = compare_stores(files, folder, report.until, chosen, transform, progress=advance)
+    return replace(report, verified=compared, seconds=time.monotonic() - began)
 
 
 def _target_folder(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> FileSystem:
     """The folder of the target. Raises InvalidValueError for the source, or one inside it."""
     one = os.path.realpath(os.fspath(store_folder(source).root))
-    two = os.path.realpath(os.fspath(store_folder(target).root)) if os.path.isdir(target) else (
-        os.path.realpath(os.path.expanduser(os.fspath(target)))
-    )
+    two = os.path.realpath(os.path.expanduser(os.fspath(target)))
     if two == one or two.startswith(one + os.sep):
         raise InvalidValueError(
             f"the target {two} is the source, or lies inside it. Give a new folder elsewhere; "
@@ -173,12 +160,12 @@ class _Replay:
     def _choose(self, builder: StoreBuilder, choice: Choice, until: int) -> None:
         """Write what is left of each commit."""
         source, advance = self.source, self.advance
-        staying = commits_that_stay(source, until)
+        staying = Staying(source, until)
         jumps = dict(source.jumps(1, until))
         for count, batch in enumerate(source.batches(builder.last_lsn + 1, until)):
             row = batch.row
             records = choice.records(batch)
-            if records or row.lsn in staying or not is_left(row.lsn, source.view.kept):
+            if records or staying.keeps(row.lsn, builder.last_lsn):
                 parent = jumps.get(row.lsn, builder.last_lsn)
                 extra = batch_extra(source, batch)
                 builder.append(row._replace(parent=parent), records, extra)
@@ -215,23 +202,6 @@ class _Replay:
         )
 
 
-def commits_that_stay(source: ReplaySource, until: int) -> set[int]:
-    """Commits that stay though nothing of them is left: those that something else names.
-
-    Those of tags and pins, set or taken back; both ends of each rewind; and the last one.
-    """
-    view = source.view
-    found = {until}
-    for jump in source.jumps(1, until):
-        found.update(jump)
-    for key in view.keys(keys.TAGS):
-        for entry in view.versions(key):
-            if not entry.flags & fmt.ENTRY_TOMBSTONE:
-                found.add(int(unpack_tag(key, entry.attr)))
-    found.update(keys.pinned_by(key) for key in view.keys(keys.PINS))
-    return found
-
-
 def _entries_of(fs: FileSystem, info: Any) -> Iterable[tuple[bytes, Any]]:
     """Every version that a finished segment of the target has."""
     segment = Segment(fs, info.id, info.origin, info.length)
@@ -248,8 +218,3 @@ def _lsns_of(log: Log) -> Numbers:
         if part.info.last_lsn
     ]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
-def row_without_place(row: CommitRow) -> tuple[object, ...]:
-    """What a commit is, wherever it lies."""
-    return (row.lsn, row.epoch, row.time, row.clock, row.id)

@@ -20,12 +20,10 @@ def chooser(names: Names) -> Callable[[str], bool] | None:
     """
     if names is None:
         return None
-    if isinstance(names, str):
-        names = [names]
     if callable(names):
         return names
     try:
-        patterns = list(names)
+        patterns: list[object] = [names] if isinstance(names, str) else list(names)
     except TypeError:
         patterns = [names]
     wrong = [item for item in patterns if not isinstance(item, str)]
@@ -33,8 +31,9 @@ def chooser(names: Names) -> Callable[[str], bool] | None:
         raise InvalidTypeError(
             f"names has a {type(wrong[0]).__name__}; give prefixes, globs, or a function of a name"
         )
-    globs = [item for item in patterns if _GLOB.intersection(item)]
-    prefixes = tuple(item for item in patterns if not _GLOB.intersection(item))
+    texts = list(map(str, patterns))
+    globs = [item for item in texts if _GLOB.intersection(item)]
+    prefixes = tuple(item for item in texts if not _GLOB.intersection(item))
 
     def chosen(name: str) -> bool:
         return name.startswith(prefixes) or any(fnmatchcase(name, glob) for glob in globs)

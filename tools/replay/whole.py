@@ -23,9 +23,7 @@ from mldb.tools.replay.source import ReplaySource
 Advance = Callable[[int, int], None]
 
 
-def replay_whole(
-    source: ReplaySource, builder: StoreBuilder, until: int, advance: Advance
-) -> None:
+def replay_whole(source: ReplaySource, builder: StoreBuilder, until: int, advance: Advance) -> None:
     """Write every commit up to *until* that *builder* has not yet. Raises CorruptError."""
     while builder.last_lsn < until:
         before = builder.last_lsn
