@@ -16,8 +16,14 @@ DIM = 8
 
 def record_run(path: Path, rng: np.random.Generator, *, epochs: int = 8, **options: Any) -> None:
     """Record a run with every kind of event, in several segments."""
-    options = {"durability": "os", "background_compaction": False, "segment_bytes": 60_000} | options
-    with mldb.open(path, **options) as db:
+    options = {
+        "durability": "os",
+        "background_compaction": False,
+        "segment_bytes": 60_000,
+        **options,
+    }
+    chosen: dict[str, Any] = options
+    with mldb.open(path, **chosen) as db:
         for epoch in range(1, epochs + 1):
             _train(db, epoch, rng)
             if epoch == 3:

@@ -25,6 +25,7 @@ from mldb.log.lock import GATE, LOCK
 from mldb.log.lone import PENDING, decode_lone, discard, encode_lone, publish_new, read_file
 from mldb.log.manifest import SegmentInfo, manifest_numbers
 from mldb.log.rebuild import BuiltSegment
+from mldb.log.segment import SEGMENTS
 
 _PART: Final = re.compile(rf"{UNFINISHED}-([0-9]{{10}})\Z")
 _KIND: Final = fmt.KIND_HINT
@@ -111,6 +112,15 @@ class UnfinishedStore:
                 raise self._damaged(match[0], str(error)) from None
         self._count = len(built)
         return built
+
+    def begin_anew(self) -> None:
+        """Forget what an earlier call built: for what is not continued."""
+        for name in self._fs.list(""):
+            if _PART.match(name):
+                discard(self._fs, name)
+        for name in self._fs.list(SEGMENTS):
+            discard(self._fs, f"{SEGMENTS}/{name}")
+        self.built, self._count = [], 0
 
     def note(self, built: BuiltSegment) -> None:
         """Write down that a segment is complete and durable."""

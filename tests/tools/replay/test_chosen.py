@@ -35,7 +35,7 @@ def at_each(old: Path, new: Path, report: Any) -> list[tuple[Any, Any]]:
     one, two = all_shown(old)["commits"], all_shown(new)["commits"]
     for lsn, shown in one.items():
         there = report.lsn(lsn)
-        empty = {"tensors": {}, "metadata": {}, "relations": [], "lakes": {}, "checkpoints": []}
+        empty: dict[str, Any] = {"tensors": {}, "metadata": {}, "relations": [], "lakes": {}, "checkpoints": []}
         found.append((shown, two[there] if there else empty))
     return found
 
@@ -51,9 +51,7 @@ CHOICES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_each_commit_shows_what_was_chosen_of_it(
-    source: Path, tmp_path: Path, choice: str
-) -> None:
+def test_each_commit_shows_what_was_chosen_of_it(source: Path, tmp_path: Path, choice: str) -> None:
     names = CHOICES[choice]
     takes = chooser(names)
     assert takes is not None

@@ -12,8 +12,8 @@ import pytest
 
 import mldb
 from mldb.log import format as fmt
+from mldb.log.rebuild import StoreBuilder
 from mldb.tensors.scope import stored_bytes
-from mldb.tools.replay import whole
 from tests.support.compacting import commits_of, compact_all, kept_of, shown_at
 from tests.support.recorded import all_shown, compact_with_retention, record_run
 
@@ -67,13 +67,11 @@ def test_it_may_end_at_any_commit(source: Path, tmp_path: Path, compacted: bool)
 
 
 def test_until_takes_what_as_of_takes(source: Path, tmp_path: Path) -> None:
+    moments: dict[str, Any] = {"epoch": 4, "tag": "moved", "check": "c1"}
     with mldb.open(source, mode="r") as db:
-        wanted = {
-            name: int(db.at(as_of).lsn)
-            for name, as_of in {"epoch": 4, "tag": "moved", "check": "c1"}.items()
-        }
+        wanted = {name: int(db.at(as_of).lsn) for name, as_of in moments.items()}
         time = db.at(4).time
-    for name, as_of in {"epoch": 4, "tag": "moved", "check": "c1"}.items():
+    for name, as_of in moments.items():
         assert mldb.replay(source, tmp_path / name, until=as_of).until == wanted[name]
     assert mldb.replay(source, tmp_path / "time", until=time).until <= wanted["epoch"]
     with pytest.raises(mldb.MissingError):
@@ -114,7 +112,11 @@ def stored_in(path: Path) -> dict[int, Any]:
             scope = db._scope(mldb.Lsn(lsn))
             entries = {name: scope.tensor_entry(name) for name in scope.names()}
             found[lsn] = {
-                name: (entry.attr, bytes(stored_bytes(scope, entry, name)), scope.metadata(name).keys())
+                name: (
+                    entry.attr,
+                    bytes(stored_bytes(scope, entry, name)),
+                    scope.metadata(name).keys(),
+                )
                 for name, entry in entries.items()
             }
     return found
@@ -150,7 +152,7 @@ class Killed(BaseException):
 def kill_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Let replay end behind its segment number *count*."""
     done = [0]
-    carry = whole.StoreBuilder._finish
+    carry = StoreBuilder._finish
 
     def finish(self: Any, *args: Any) -> None:
         carry(self, *args)
@@ -158,7 +160,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         if done[0] == count:
             raise Killed
 
-    monkeypatch.setattr(whole.StoreBuilder, "_finish", finish)
+    monkeypatch.setattr(StoreBuilder, "_finish", finish)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
