@@ -33,6 +33,8 @@ class Findings:
     files: list[FoundFile] = field(default_factory=list)
     missing: list[SegmentInfo] = field(default_factory=list)
     lacks_active: bool = False
+    lacks_manifest: bool = False
+    """There is, or was, a newer manifest than the one that can be read."""
     damage: list[FileDamage] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,26 +86,31 @@ def _read_manifests(fs: FileSystem, found: Findings) -> None:
             found.manifest = manifest
     if found.manifest is None:
         found.notes.append("no manifest can be read: the order of segments is that of their LSNs")
-    elif found.damage:
-        found.notes.append(f"{manifest_name(found.manifest.number)} is the newest that can be read")
+        return
+    number = found.manifest.number
+    announced = fs.look(LOCK) if fs.exists(LOCK) else None
+    if found.damage or (announced is not None and announced[2] > number):
+        found.lacks_manifest = True
+        found.notes.append(f"{manifest_name(number)} is the newest that can be read")
 
 
 def _origins(fs: FileSystem, found: Findings) -> list[bytes]:
     """The ids of stores whose segments may stand here, the most likely first."""
     if found.manifest is not None:
         return list(dict.fromkeys((found.manifest.store_id, *found.manifest.origins)))
-    votes: Counter[bytes] = Counter()
+    votes: Counter[bytes] = Counter()  # bytes: one large segment says more than two small ones
     names = [f"{SEGMENTS}/{name}" for name in fs.list(SEGMENTS)]
     names += [manifest_name(number) for number in manifest_numbers(fs.list(""))]
     for name in names:
         file = fs.open(name, "r")
         try:
+            size = file.size()
             header = decode_file_header(file.pread(fmt.FILE_HEADER_SIZE, 0), name)
         except (DamagedFrame, MldbError):
             continue
         finally:
             file.close()
-        votes[header.store_id] += 1
+        votes[header.store_id] += size
     return [store_id for store_id, _ in votes.most_common()]
 
 
@@ -136,6 +143,9 @@ def _read_segment(
         found.notes.append(
             f"{name} is segment {fmt.id_text(file.identity.segment_id)}: files were swapped"
         )
+    manifest = found.manifest
+    if manifest is not None and file.published > manifest.number:
+        found.lacks_manifest = True
     found.files.append(file)
     _keep_to(file, infos.get(file.identity.segment_id))
 

@@ -98,7 +98,7 @@ class _Repair:
             damage=tuple(damage_of(found)),
             unused=tuple(found.unused),
             reattached=tuple(self.reattached),
-            uncertain=found.manifest is None,
+            uncertain=found.manifest is None or found.lacks_manifest,
             notes=tuple(found.notes),
         )
 
@@ -178,14 +178,12 @@ class _Repair:
             )
         manifest = self.found.manifest
         last = max(best, default=0)
-        if manifest is not None and last < manifest.mark.lsn:
-            name, why = segment_name(manifest.mark.segment), "the end of the log is missing"
-            lost = Lost("unknown", "", None, last + 1, name, 0, why, manifest.mark.lsn)
-            self.lost.append(lost)
-        elif manifest is not None and self.found.lacks_active:
-            name, why = segment_name(manifest.active), "the active segment is missing"
-            lost = Lost("unknown", "", None, last + 1, name, 0, why, manifest.lsn_ceiling)
-            self.lost.append(lost)
+        if manifest is not None and (last < manifest.mark.lsn or self.found.lacks_active):
+            is_gone = self.found.lacks_active
+            until = manifest.lsn_ceiling if is_gone else manifest.mark.lsn
+            name = segment_name(manifest.active if is_gone else manifest.mark.segment)
+            why = "the active segment is missing" if is_gone else "the end of the log is missing"
+            self.lost.append(Lost("unknown", "", None, last + 1, name, 0, why, until))
         for file in self.found.files:
             if file.identity.kind == fmt.FILE_COMPACTED and not file.has_index and file.damage:
                 item = file.damage[0]
