@@ -21,6 +21,7 @@ from mldb.names import check_name
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:
+    from mldb.history.commits import CommitEntry
     from mldb.history.events import Event
 
 
@@ -97,6 +98,25 @@ class TimelineVerbs(Handle):
                 yield from events_of(row, frames, file)
         finally:
             hold.release()
+
+    def commits(
+        self,
+        *,
+        epochs: tuple[int | None, int | None] = (None, None),
+        since: datetime | None = None,
+    ) -> Iterator[CommitEntry]:
+        """Yield the commits of every lineage with their events, from the newest to the oldest.
+
+        *epochs* are the first and the last wanted, None for any; *since* is a time with its zone.
+        The log is read from its end: the first ones cost the same however long it is. The head is
+        fixed at the call. Raises InvalidTypeError, InvalidValueError at the call, CorruptError.
+        """
+        from mldb.history.commits import commits_of_view
+
+        self._guard()
+        hold, view = self._log.hold(1)
+        found = commits_of_view(view, self._log.batches, epochs=epochs, since=since)
+        return _while_held(hold, found)
 
     def follow(
         self, start: AsOf = None, *, poll: float = 0.2, timeout: float | None = None
@@ -176,6 +196,13 @@ class TimelineVerbs(Handle):
 
         record = rewound(0)
         return Lsn(self._log.commit([record], decide).lsn)
+
+
+def _while_held(hold: Hold, found: Iterator[CommitEntry]) -> Iterator[CommitEntry]:
+    try:
+        yield from found
+    finally:
+        hold.release()
 
 
 def _checked(option: str, value: object, kind: type) -> Any:

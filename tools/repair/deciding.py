@@ -19,7 +19,7 @@ from mldb.log.blocks import payload_checks
 from mldb.log.frame import DamagedFrame, Draft, Record, decode_entries, unpack
 from mldb.log.salvage import FoundCommit, FoundFile, FoundFrame, body_of
 from mldb.tools.repair.report import Lost
-from mldb.tools.replay.chosen import Part, assembled
+from mldb.tools.replay.chosen import LeftEntry, assembled
 
 SPACES: Final = {
     keys.TENSORS: "tensor",
@@ -240,6 +240,6 @@ class Deciding:
                 if more:
                     yield Record(TENSOR_DELETED, more)
                 continue
-            yield assembled(record, [*map(Part, left), *map(Part, more)])
+            yield assembled(record, [*map(LeftEntry, left), *map(LeftEntry, more)])
         if stones and not told:
             yield Record(TENSOR_DELETED, stones)

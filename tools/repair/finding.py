@@ -1,10 +1,10 @@
-"""The files of a damaged store: which are its own, what each holds, which copy of a commit counts."""
+"""The files of a damaged store: which are its own, what each holds, which copy counts."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +25,7 @@ _BLOBS: Final = "blobs"
 
 
 @dataclass(slots=True)
-class Findings:
+class DamagedStore:
     """Everything that was found in a damaged folder. One thread."""
 
     manifest: Manifest | None = None
@@ -40,12 +40,12 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def look_through(fs: FileSystem, progress: Callable[[int, int], None]) -> Findings:
+def look_through(fs: FileSystem, progress: Callable[[int, int], None]) -> DamagedStore:
     """Read every file of the store in *fs* that holds commits. Changes nothing.
 
     Raises CorruptError when there is nothing of a store of mldb, StorageIOError.
     """
-    found = Findings()
+    found = DamagedStore()
     _read_manifests(fs, found)
     origins = _origins(fs, found)
     if not origins:
@@ -73,7 +73,7 @@ def look_through(fs: FileSystem, progress: Callable[[int, int], None]) -> Findin
     return found
 
 
-def _read_manifests(fs: FileSystem, found: Findings) -> None:
+def _read_manifests(fs: FileSystem, found: DamagedStore) -> None:
     """Take the highest manifest that can be read; note those that cannot."""
     for number in reversed(manifest_numbers(fs.list(""))):
         try:
@@ -94,7 +94,7 @@ def _read_manifests(fs: FileSystem, found: Findings) -> None:
         found.notes.append(f"{manifest_name(number)} is the newest that can be read")
 
 
-def _origins(fs: FileSystem, found: Findings) -> list[bytes]:
+def _origins(fs: FileSystem, found: DamagedStore) -> list[bytes]:
     """The ids of stores whose segments may stand here, the most likely first."""
     if found.manifest is not None:
         return list(dict.fromkeys((found.manifest.store_id, *found.manifest.origins)))
@@ -116,7 +116,7 @@ def _origins(fs: FileSystem, found: Findings) -> list[bytes]:
 
 def _read_segment(
     fs: FileSystem,
-    found: Findings,
+    found: DamagedStore,
     text: str,
     origins: list[bytes],
     infos: dict[bytes, SegmentInfo],
@@ -158,7 +158,7 @@ def _keep_to(file: FoundFile, info: SegmentInfo | None) -> None:
         del file.commits[lsn]
 
 
-def _drop_strangers(found: Findings) -> None:
+def _drop_strangers(found: DamagedStore) -> None:
     """Without a manifest, leave out segments that are of another store.
 
     A copy of a store has segments of several origins. Those of one store follow each other: their
@@ -185,15 +185,15 @@ def _follows(file: FoundFile, mine: list[FoundFile]) -> bool:
     own = {lsn for each in mine for lsn in each.commits}
     if any(low <= lsn <= high for lsn in own):
         return False
-    return any(
-        row.parent in other
-        for commits, other in ((file.commits, own), *((each.commits, file.commits) for each in mine))
-        for commit in commits.values()
-        if (row := commit.row) is not None
-    )
+    every = [commit for each in mine for commit in each.commits.values()]
+    return _have_parent_in(file.commits.values(), own) or _have_parent_in(every, file.commits)
 
 
-def _note_missing(found: Findings) -> None:
+def _have_parent_in(commits: Iterable[FoundCommit], lsns: Container[int]) -> bool:
+    return any(commit.row is not None and commit.row.parent in lsns for commit in commits)
+
+
+def _note_missing(found: DamagedStore) -> None:
     """Note segments that a manifest names and no file is."""
     manifest = found.manifest
     if manifest is None:
@@ -214,7 +214,7 @@ def _note_missing(found: Findings) -> None:
 # --- commits --------------------------------------------------------------------------------------
 
 
-def best_commits(found: Findings) -> dict[int, tuple[FoundFile, FoundCommit]]:
+def best_commits(found: DamagedStore) -> dict[int, tuple[FoundFile, FoundCommit]]:
     """Return of each commit the best copy, by LSN, ascending.
 
     Compaction, interrupted, leaves two: the one that the manifest names counts unless the other one
@@ -251,7 +251,7 @@ def _whole_frames(commit: FoundCommit) -> int:
     return sum(frame.is_whole for frame in commit.frames)
 
 
-def damage_of(findings: Findings) -> Iterable[FileDamage]:
+def damage_of(findings: DamagedStore) -> Iterable[FileDamage]:
     """Everything that is not what was written, by file and offset."""
     every = [*findings.damage, *(item for file in findings.files for item in file.damage)]
     return sorted(every, key=lambda item: (item.file, item.offset))

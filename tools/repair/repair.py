@@ -16,7 +16,7 @@ from mldb.log.rebuild import StoreBuilder
 from mldb.log.salvage import FoundCommit, FoundFile
 from mldb.log.segment import segment_name
 from mldb.tools.repair.deciding import Deciding
-from mldb.tools.repair.finding import Findings, best_commits, damage_of, look_through
+from mldb.tools.repair.finding import DamagedStore, best_commits, damage_of, look_through
 from mldb.tools.repair.report import Lost, RepairReport
 from mldb.tools.replay.source import metadata_columns, store_folder
 from mldb.tools.replay.unfinished import UnfinishedStore
@@ -38,8 +38,9 @@ def repair(
     and the names of what is lost come from whatever index is left. Commits keep their LSN, epoch,
     time and id. What is reported as lost by name does not exist from its commit on, until it was
     stored again; what is lost without a name may show an older value. *progress* is told how far it
-    is, done and in all: half of it is reading, half writing; it may raise to stop. One thread. Raises CorruptError when nothing of a store
-    is there, InvalidValueError for a target that is not empty, StorageFullError, StorageIOError.
+    is, done and in all: half of it is reading, half writing; it may raise to stop. One thread.
+    Raises CorruptError when nothing of a store is there, InvalidValueError for a target that is not
+    empty, StorageFullError, StorageIOError.
     """
     files = store_folder(source)
     one = os.path.realpath(files.root)
@@ -62,7 +63,7 @@ class _Repair:
         self,
         source: FileSystem,
         folder: FileSystem,
-        found: Findings,
+        found: DamagedStore,
         progress: Callable[[int, int], None],
     ) -> None:
         self.source = source

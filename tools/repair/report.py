@@ -33,8 +33,8 @@ class RepairReport:
     ``commits`` and ``versions`` are in the new store, with the LSNs they had. ``damage`` are bytes
     that are not what was written, whether anything is lost by it or not. ``unused`` are files that
     are no part of the store, or that newer ones stand for. ``reattached`` are commits whose parent
-    is lost, each with the commit that it continues now. ``uncertain``: the newest manifest, or all of
-    them, cannot be read, so that nobody can tell whether more stood behind what was found.
+    is lost, each with the commit that it continues now. ``uncertain``: the newest manifest, or all
+    of them, cannot be read, so that nobody can tell whether more stood behind what was found.
     """
 
     source: str

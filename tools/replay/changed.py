@@ -34,21 +34,21 @@ from mldb.tensors.codec import (
 )
 from mldb.tensors.dtypes import torch_dtype
 from mldb.tensors.scope import Scope, read_array
-from mldb.tools.replay.chosen import Choice, Chosen, Part, assembled, names_in_state
+from mldb.tools.replay.chosen import ChosenName, LeftEntry, NameChoice, assembled, names_in_state
 from mldb.tools.replay.source import ReplaySource
 
 Transform = Callable[[str, Any, dict[str, Any]], "tuple[str, Any, Mapping[str, Any]] | None"]
 _TENSORISH: Final = frozenset({keys.TENSORS, keys.METADATA})
 
 
-class Change(Choice):
-    """Like :class:`Choice`, with a function of every tensor. One thread, commits in log order.
+class TensorChange(NameChoice):
+    """Like :class:`NameChoice`, with a function of every tensor. One thread, commits in log order.
 
     Commits up to *trusted_from* were written by an earlier run: nothing is built on what they have.
     """
 
     def __init__(
-        self, source: ReplaySource, chosen: Chosen, transform: Transform, trusted_from: int
+        self, source: ReplaySource, chosen: ChosenName, transform: Transform, trusted_from: int
     ) -> None:
         super().__init__(source, chosen)
         self._transform = transform
@@ -129,10 +129,10 @@ class Change(Choice):
         if not any(draft.key[:1] in _TENSORISH for draft in drafts):
             left = super().record(record, batch)
             return None if left is None else self._renamed_record(left)
-        parts: list[Part] = []
+        parts: list[LeftEntry] = []
         for draft in drafts:
             if draft.key[:1] not in _TENSORISH:
-                parts += [Part(self._renamed(draft))] if self._stays(draft) else []
+                parts += [LeftEntry(self._renamed(draft))] if self._stays(draft) else []
             elif self.takes(keys.name_of(draft.key)):
                 parts += self._parts(draft, batch.row)
         if not parts:
@@ -141,19 +141,19 @@ class Change(Choice):
             record = replace(record, kind=TENSOR_STORED, extra=None)
         return assembled(record, parts)
 
-    def _parts(self, draft: Draft, row: CommitRow) -> list[Part]:
+    def _parts(self, draft: Draft, row: CommitRow) -> list[LeftEntry]:
         """What one entry becomes. Of a name that changed, all is told with its first entry."""
         name = keys.name_of(draft.key)
         target = self.target(name)
         assert target is not None
         if draft.flags & fmt.ENTRY_TOMBSTONE:
-            return [Part(draft._replace(key=draft.key[:1] + target.encode()))]
+            return [LeftEntry(draft._replace(key=draft.key[:1] + target.encode()))]
         is_same = self._decided.get(name)
         if is_same is None:
             scope = self.source.scope_at(row)
             entry = scope.find(keys.TENSORS + name.encode())
             if entry is None:  # metadata of a tensor that does not exist here
-                return [Part(draft._replace(key=draft.key[:1] + target.encode()))]
+                return [LeftEntry(draft._replace(key=draft.key[:1] + target.encode()))]
             changed = self._changed_parts(scope, entry, name, target)
             self._decided[name] = is_same = not changed
             if changed:
@@ -165,7 +165,7 @@ class Change(Choice):
             self._note_owner(part.draft.digest, draft.key, row.lsn, part.draft.encoding)
         return [part]
 
-    def _changed_parts(self, scope: Scope, entry: Entry, name: str, target: str) -> list[Part]:
+    def _changed_parts(self, scope: Scope, entry: Entry, name: str, target: str) -> list[LeftEntry]:
         """The tensor and its metadata as the function makes them; nothing where all is the same."""
         answer = self._call(scope, name)
         assert answer is not None  # its target is known, and there is one
@@ -183,7 +183,10 @@ class Change(Choice):
         blank = Draft(key, 0, fmt.ENCODING_RAW, 0, 0, b"", 0, prepared.attr)
         part = self.own(blank, _joined(prepared))
         self._note_owner(part.draft.digest, key, scope.commit.lsn, part.draft.encoding)
-        return [part, Part(attr_draft(keys.METADATA + target.encode(), pack_metadata(metadata)))]
+        return [
+            part,
+            LeftEntry(attr_draft(keys.METADATA + target.encode(), pack_metadata(metadata))),
+        ]
 
     def _is_foreign(self, lsn: int, scope: Scope) -> bool:
         """Whether a version of an older commit was written by an earlier run: changed perhaps."""
@@ -242,7 +245,7 @@ class Change(Choice):
         )
 
 
-def _stores_whole(parts: list[Part]) -> bool:
+def _stores_whole(parts: list[LeftEntry]) -> bool:
     """Whether any of the entries is a tensor that is no patch."""
     return any(
         draft.key[:1] == keys.TENSORS and draft.encoding != fmt.ENCODING_PATCH for draft, _ in parts

@@ -29,11 +29,11 @@ from mldb.tensors.codec import unpack_descriptor
 from mldb.tools.replay.records import records_as_they_are
 from mldb.tools.replay.source import ReplaySource
 
-Chosen = Callable[[str], bool]
+ChosenName = Callable[[str], bool]
 _NAMED: Final = frozenset({keys.TENSORS, keys.METADATA, keys.LAKES, keys.POLICIES})
 
 
-class Part(NamedTuple):
+class LeftEntry(NamedTuple):
     """An entry that stays. ``data``: its bytes where they are new, None where they are as stored.
 
     The offset of the draft is that in the old payload.
@@ -43,10 +43,10 @@ class Part(NamedTuple):
     data: Buffer | None = None
 
 
-class Choice:
+class NameChoice:
     """Turns the records of each commit into those that stay. One thread, commits in log order."""
 
-    def __init__(self, source: ReplaySource, chosen: Chosen) -> None:
+    def __init__(self, source: ReplaySource, chosen: ChosenName) -> None:
         self.source = source
         self.checkpoints_left_out: list[str] = []
         self._chosen = chosen
@@ -121,9 +121,9 @@ class Choice:
 
     # --- bytes ------------------------------------------------------------------------------------
 
-    def _with_bytes(self, draft: Draft, lsn: int) -> Part:
+    def _with_bytes(self, draft: Draft, lsn: int) -> LeftEntry:
         if draft.encoding not in fmt.BUILT_ENCODINGS or self._keeps_base(draft):
-            return Part(draft)
+            return LeftEntry(draft)
         nbytes = unpack_descriptor(draft.attr).nbytes
         entry = self.source.view.version_at(draft.key, lsn)
         assert entry is not None  # it was just read from there
@@ -133,7 +133,7 @@ class Choice:
         """Whether the version that has the bytes of this one goes over as it is."""
         return self.takes(keys.name_of(draft.owner or draft.key))
 
-    def own(self, draft: Draft, data: Buffer) -> Part:
+    def own(self, draft: Draft, data: Buffer) -> LeftEntry:
         """Return an entry with these decoded bytes: stored, or referring to some that are.
 
         Others may build on a delta or a patch, and nothing builds on a reference.
@@ -143,10 +143,10 @@ class Choice:
         owner = None if is_base else self._owners.get(digest)
         plain = draft._replace(flags=0, digest=digest, base=0, owner=b"", offset=0, length=0)
         if owner is None:
-            return Part(plain._replace(encoding=fmt.ENCODING_RAW, length=len(data)), data)
+            return LeftEntry(plain._replace(encoding=fmt.ENCODING_RAW, length=len(data)), data)
         key, lsn = owner
         own = b"" if key == draft.key else key
-        return Part(plain._replace(encoding=fmt.ENCODING_REFERENCE, base=lsn, owner=own))
+        return LeftEntry(plain._replace(encoding=fmt.ENCODING_REFERENCE, base=lsn, owner=own))
 
     def _note_owner(self, digest: bytes, key: bytes, lsn: int, encoding: int) -> None:
         if digest and encoding not in fmt.BUILT_ENCODINGS:
@@ -162,7 +162,7 @@ def names_in_state(record: Record) -> list[str]:
     return [*tensor_names(skeleton.root), *skeleton.aliases]
 
 
-def assembled(record: Record, parts: Sequence[Part]) -> Record:
+def assembled(record: Record, parts: Sequence[LeftEntry]) -> Record:
     """Return the record with these entries in the place of those that it has.
 
     Where the payload stays whole it is taken over with its checksums.
@@ -191,7 +191,7 @@ def _places(drafts: Sequence[Draft]) -> set[tuple[int, int]]:
     return {(draft.offset, draft.length) for draft in drafts if draft.length}
 
 
-def _packed(record: Record, kind: int, extra: object, parts: Sequence[Part]) -> Record:
+def _packed(record: Record, kind: int, extra: object, parts: Sequence[LeftEntry]) -> Record:
     """The record with a payload of only what stays, each part at a multiple of 64 bytes."""
     whole = memoryview(record.payload[0]) if record.payload else memoryview(b"")
     payload: list[Buffer] = []

@@ -21,8 +21,8 @@ from mldb.log.frame import Draft, Record, hash_record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.tensors.codec import unpack_descriptor
-from mldb.tools.replay.changed import Change, Transform
-from mldb.tools.replay.chosen import Choice
+from mldb.tools.replay.changed import TensorChange, Transform
+from mldb.tools.replay.chosen import NameChoice
 from mldb.tools.replay.records import records_as_they_are
 from mldb.tools.replay.report import Comparison
 from mldb.tools.replay.source import ReplaySource
@@ -71,10 +71,10 @@ def _choice(
     source: ReplaySource,
     chosen: Callable[[str], bool] | None,
     transform: Transform | None,
-) -> Choice | None:
+) -> NameChoice | None:
     if transform is not None:
-        return Change(source, chosen or (lambda name: True), transform, 0)
-    return None if chosen is None else Choice(source, chosen)
+        return TensorChange(source, chosen or (lambda name: True), transform, 0)
+    return None if chosen is None else NameChoice(source, chosen)
 
 
 class _EnoughError(Exception):
@@ -85,7 +85,7 @@ class _Comparing:
     """One comparison. One thread."""
 
     def __init__(
-        self, source: ReplaySource, target: ReplaySource, until: int, choice: Choice | None
+        self, source: ReplaySource, target: ReplaySource, until: int, choice: NameChoice | None
     ) -> None:
         self.source = source
         self.target = target

@@ -22,15 +22,15 @@ from mldb.log.manifest import refuse_to_write
 from mldb.log.rebuild import StoreBuilder
 from mldb.log.segment import Segment
 from mldb.options import Options
-from mldb.tools.replay.changed import Change, Transform
-from mldb.tools.replay.chosen import Choice
+from mldb.tools.replay.changed import TensorChange, Transform
+from mldb.tools.replay.chosen import NameChoice
 from mldb.tools.replay.records import batch_extra
 from mldb.tools.replay.report import ReplayReport
-from mldb.tools.replay.selection import Names, chooser, described, function_name
-from mldb.tools.replay.staying import Staying
+from mldb.tools.replay.selection import WantedNames, chooser, described, function_name
 from mldb.tools.replay.source import ReplaySource, metadata_columns, store_folder
+from mldb.tools.replay.staying import Staying
 from mldb.tools.replay.unfinished import UnfinishedStore
-from mldb.tools.replay.whole import Advance, replay_whole
+from mldb.tools.replay.whole import ReplayProgress, replay_whole
 
 _TOLD_EVERY: Final = 1024
 
@@ -40,10 +40,10 @@ def replay(
     target: str | os.PathLike[str],
     *,
     until: AsOf = None,
-    names: Names = None,
+    names: WantedNames = None,
     transform: Transform | None = None,
     verify: bool = False,
-    progress: Advance | None = None,
+    progress: ReplayProgress | None = None,
 ) -> ReplayReport:
     """Write the store *source* anew at *target* from its events, and return what was done.
 
@@ -100,7 +100,7 @@ class _Replay:
         folder: FileSystem,
         chosen: Callable[[str], bool] | None,
         transform: Transform | None,
-        advance: Advance,
+        advance: ReplayProgress,
     ) -> None:
         self.source = source
         self.folder = folder
@@ -109,7 +109,7 @@ class _Replay:
         self.advance = advance
         self.left_out = 0
 
-    def run(self, until: AsOf, names: Names, began: float) -> ReplayReport:
+    def run(self, until: AsOf, names: WantedNames, began: float) -> ReplayReport:
         """Build the target, or go on with it, and say what is there."""
         source = self.source
         last = source.find(until)
@@ -132,7 +132,7 @@ class _Replay:
             unfinished.close()
         return self._report(last_lsn, choice, began, resumed=bool(unfinished.built))
 
-    def _build(self, unfinished: UnfinishedStore, until: int) -> Choice | None:
+    def _build(self, unfinished: UnfinishedStore, until: int) -> NameChoice | None:
         source = self.source
         store_id = source.log.store_id
         builder = StoreBuilder(
@@ -151,13 +151,13 @@ class _Replay:
         builder.publish(source.kept(until), origins)
         return choice
 
-    def _choice(self, trusted_from: int) -> Choice | None:
+    def _choice(self, trusted_from: int) -> NameChoice | None:
         if self.transform is not None:
             chosen = self.chosen or (lambda name: True)
-            return Change(self.source, chosen, self.transform, trusted_from)
-        return None if self.chosen is None else Choice(self.source, self.chosen)
+            return TensorChange(self.source, chosen, self.transform, trusted_from)
+        return None if self.chosen is None else NameChoice(self.source, self.chosen)
 
-    def _choose(self, builder: StoreBuilder, choice: Choice, until: int) -> None:
+    def _choose(self, builder: StoreBuilder, choice: NameChoice, until: int) -> None:
         """Write what is left of each commit."""
         source, advance = self.source, self.advance
         staying = Staying(source, until)
@@ -174,7 +174,7 @@ class _Replay:
         advance(until, until)
 
     def _report(
-        self, until: int, choice: Choice | None, began: float, *, resumed: bool
+        self, until: int, choice: NameChoice | None, began: float, *, resumed: bool
     ) -> ReplayReport:
         log = Log(self.folder, Options(mode="r"), known=KNOWN_KINDS)
         try:

@@ -8,11 +8,11 @@ from typing import Final, TypeAlias
 
 from mldb.errors import InvalidTypeError
 
-Names: TypeAlias = "str | Iterable[str] | Callable[[str], bool] | None"
+WantedNames: TypeAlias = "str | Iterable[str] | Callable[[str], bool] | None"
 _GLOB: Final = frozenset("*?[")
 
 
-def chooser(names: Names) -> Callable[[str], bool] | None:
+def chooser(names: WantedNames) -> Callable[[str], bool] | None:
     """Return what says of a name whether it is taken; None takes all.
 
     A text with ``*``, ``?`` or ``[`` is a glob of the whole name, any other is a prefix; of several
@@ -41,7 +41,7 @@ def chooser(names: Names) -> Callable[[str], bool] | None:
     return chosen
 
 
-def described(names: Names) -> object:
+def described(names: WantedNames) -> object:
     """Return what tells one selection from another, as plain values: for an unfinished target."""
     if names is None or isinstance(names, str):
         return names

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mldb.errors import CorruptError, InvalidValueError, LockedError
 from mldb.log import format as fmt
-from mldb.log.birth import FOLDERS, UNFINISHED
+from mldb.log.birth import FOLDERS, UNFINISHED_MARK
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import DamagedFrame, pack, unpack
 from mldb.log.fs.protocol import FileSystem, KernelLock
@@ -27,7 +27,7 @@ from mldb.log.manifest import SegmentInfo, manifest_numbers
 from mldb.log.rebuild import BuiltSegment
 from mldb.log.segment import SEGMENTS
 
-_PART: Final = re.compile(rf"{UNFINISHED}-([0-9]{{10}})\Z")
+_PART: Final = re.compile(rf"{UNFINISHED_MARK}-([0-9]{{10}})\Z")
 _KIND: Final = fmt.KIND_HINT
 _BYTES_MAX: Final = 1 << 26
 _VERSION: Final = 1
@@ -50,7 +50,7 @@ class UnfinishedStore:
         self._lock: KernelLock | None = None
         self.is_published = False
         names = fs.list("")
-        if UNFINISHED not in names:
+        if UNFINISHED_MARK not in names:
             self._refuse_content(names)
         for folder in FOLDERS:
             fs.mkdir(folder)
@@ -80,8 +80,8 @@ class UnfinishedStore:
     def _settle(self, plan: Mapping[str, Any]) -> dict[str, Any]:
         """Write down *plan*, or return the one that was begun here with the same request."""
         fs = self._fs
-        if fs.exists(UNFINISHED):
-            found = self._read(UNFINISHED)
+        if fs.exists(UNFINISHED_MARK):
+            found = self._read(UNFINISHED_MARK)
             asked = {key: value for key, value in plan.items() if not key.startswith("found_")}
             if any(found.get(key) != value for key, value in asked.items()):
                 raise InvalidValueError(
@@ -95,7 +95,7 @@ class UnfinishedStore:
         for folder in FOLDERS:
             for name in fs.list(folder):
                 discard(fs, f"{folder}/{name}")
-        publish_new(fs, _owner(), self._file(plan), UNFINISHED)
+        publish_new(fs, _owner(), self._file(plan), UNFINISHED_MARK)
         return dict(plan)
 
     def _read_built(self) -> list[BuiltSegment]:
@@ -126,7 +126,7 @@ class UnfinishedStore:
         """Write down that a segment is complete and durable."""
         self._count += 1
         content = {"info": list(astuple(built.info)), "jumps": [list(item) for item in built.jumps]}
-        name = f"{UNFINISHED}-{self._count:010d}"
+        name = f"{UNFINISHED_MARK}-{self._count:010d}"
         discard(self._fs, name)  # behind a gap: of a build that was interrupted twice
         publish_new(self._fs, _owner(), self._file(content), name)
 
@@ -137,7 +137,7 @@ class UnfinishedStore:
                 discard(self._fs, name)
         for name in self._fs.list(PENDING):
             discard(self._fs, f"{PENDING}/{name}")
-        discard(self._fs, UNFINISHED)
+        discard(self._fs, UNFINISHED_MARK)
 
     def close(self) -> None:
         """Let the folder go. Closing twice is harmless."""

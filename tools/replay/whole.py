@@ -20,10 +20,12 @@ from mldb.log.segment import SegmentGoneError
 from mldb.tools.replay.records import replay_commits
 from mldb.tools.replay.source import ReplaySource
 
-Advance = Callable[[int, int], None]
+ReplayProgress = Callable[[int, int], None]
 
 
-def replay_whole(source: ReplaySource, builder: StoreBuilder, until: int, advance: Advance) -> None:
+def replay_whole(
+    source: ReplaySource, builder: StoreBuilder, until: int, advance: ReplayProgress
+) -> None:
     """Write every commit up to *until* that *builder* has not yet. Raises CorruptError."""
     while builder.last_lsn < until:
         before = builder.last_lsn

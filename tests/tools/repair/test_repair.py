@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 
 import mldb
 from mldb import keys
-from mldb.log import format as fmt
-from tests.support.recorded import all_shown, compact_with_retention, record_run
+from tests.support.recorded import compact_with_retention, record_run
 from tests.tools.repair.damaged import Damaging, Written, content_of
 
 SEEDS = range(40)

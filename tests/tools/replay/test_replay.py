@@ -38,13 +38,16 @@ def files_of(path: Path) -> dict[str, bytes]:
 def test_every_commit_shows_what_it_showed(source: Path, tmp_path: Path) -> None:
     before = files_of(source)
     report = mldb.replay(source, tmp_path / "new", verify=True)
-    assert report.verified is not None and report.verified.differences == ()
-    assert report.verified.commits == report.commits > 60 and report.verified.versions > 60
+    assert report.verified is not None
+    assert report.verified.differences == ()
+    assert report.verified.commits == report.commits > 60
+    assert report.verified.versions > 60
     assert all_shown(tmp_path / "new") == all_shown(source)
     assert files_of(source) == before
     with mldb.open(tmp_path / "new") as db, mldb.open(source, mode="r") as old:
         assert db.verify().ok
-        assert report.until == old.lsn and report.lsn(old.lsn) == old.lsn
+        assert report.until == old.lsn
+        assert report.lsn(old.lsn) == old.lsn
         assert db.stats()["store_id"] != old.stats()["store_id"]
         assert db.store_tensor("more", 1) > old.lsn  # the log goes on
 
@@ -58,12 +61,14 @@ def test_it_may_end_at_any_commit(source: Path, tmp_path: Path, compacted: bool)
     for number, lsn in enumerate(lsns[:: max(len(lsns) // 9, 1)]):
         new = tmp_path / f"new{number}"
         report = mldb.replay(source, new, until=mldb.Lsn(lsn), verify=True)
-        assert report.verified is not None and report.verified.differences == ()
+        assert report.verified is not None
+        assert report.verified.differences == ()
         found = all_shown(new)
         assert found["commits"] == {at: shown["commits"][at] for at in lsns if at <= lsn}
         assert found["events"] == [event for event in shown["events"] if event.lsn <= lsn]
         with mldb.open(new) as db:
-            assert db.verify().ok and db.lsn == lsn == report.until
+            assert db.verify().ok
+            assert db.lsn == lsn == report.until
 
 
 def test_until_takes_what_as_of_takes(source: Path, tmp_path: Path) -> None:
@@ -87,7 +92,8 @@ def test_what_retention_pruned_stays_pruned(source: Path, tmp_path: Path) -> Non
     assert 3 < len(kept) < len(every)
     mldb.replay(source, tmp_path / "new", verify=True)
     with mldb.open(tmp_path / "new") as db:
-        assert kept_of(db) == kept and [row.lsn for row in commits_of(db)] == every
+        assert kept_of(db) == kept
+        assert [row.lsn for row in commits_of(db)] == every
         gone = next(lsn for lsn in every if lsn not in kept)
         with pytest.raises(mldb.VersionGoneError):
             db.at(mldb.Lsn(gone))
@@ -100,7 +106,8 @@ def test_sources_of_format_1_and_copies_go_over(tmp_path: Path) -> None:
         old = tmp_path / name
         shutil.copytree(ROOT / "tests/golden" / name, old)
         report = mldb.replay(old, tmp_path / f"{name}-new", verify=True)
-        assert report.verified is not None and report.verified.differences == ()
+        assert report.verified is not None
+        assert report.verified.differences == ()
         assert stored_in(tmp_path / f"{name}-new") == stored_in(old)
 
 
@@ -127,7 +134,8 @@ def test_an_empty_store_becomes_an_empty_store(tmp_path: Path) -> None:
     report = mldb.replay(tmp_path / "source", tmp_path / "new", verify=True)
     assert (report.commits, report.until) == (0, 0)
     with mldb.open(tmp_path / "new") as db:
-        assert len(db) == 0 and db.lsn == 0
+        assert len(db) == 0
+        assert db.lsn == 0
         db["x"] = 1
 
 
@@ -139,7 +147,8 @@ def test_damage_of_the_source_is_no_part_of_the_target(source: Path, tmp_path: P
     (source / name).write_bytes(bytes(data))
     with pytest.raises(mldb.CorruptError) as found:
         mldb.replay(source, tmp_path / "new")
-    assert found.value.file == name and "repair" in str(found.value)
+    assert found.value.file == name
+    assert "repair" in str(found.value)
 
 
 # --- a target that is not finished ----------------------------------------------------------------
@@ -186,9 +195,12 @@ def test_a_killed_replay_goes_on(
     with mldb.open(source, durability="os", background_compaction=False) as db:
         db["later"] = 1  # is not part of what was begun
     report = mldb.replay(source, new, verify=True)
-    assert report.resumed and report.verified is not None and report.verified.ok
+    assert report.resumed
+    assert report.verified is not None
+    assert report.verified.ok
     found = all_shown(new)
-    assert found["commits"] == shown["commits"] and found["events"] == shown["events"]
+    assert found["commits"] == shown["commits"]
+    assert found["events"] == shown["events"]
     assert not [name for name in os.listdir(new) if name.startswith("REPLAY")]
 
 
@@ -228,7 +240,7 @@ def test_a_target_that_cannot_be_is_refused(source: Path, tmp_path: Path) -> Non
     (tmp_path / "other" / "notes.txt").write_text("mine")
     (tmp_path / "link").symlink_to(source)
     for target in (source, source / "inside", tmp_path / "link", tmp_path / "other"):
-        with pytest.raises(mldb.InvalidValueError, match="not(hing)?"):
+        with pytest.raises(mldb.InvalidValueError, match=r"empty|nothing was changed"):
             mldb.replay(source, target)
     assert os.listdir(tmp_path / "other") == ["notes.txt"]
     with pytest.raises(mldb.MldbError):
@@ -251,7 +263,8 @@ def test_commits_and_compaction_meanwhile_change_nothing(
 
     report = mldb.replay(source, tmp_path / "new", progress=meanwhile)
     found = all_shown(tmp_path / "new")
-    assert report.until == max(shown["commits"]) and found["commits"] == shown["commits"]
+    assert report.until == max(shown["commits"])
+    assert found["commits"] == shown["commits"]
     assert found["events"] == shown["events"]
 
 
@@ -271,7 +284,7 @@ def test_the_comparison_finds_what_differs(source: Path, tmp_path: Path) -> None
     found = compare_stores(store_folder(source), store_folder(changed), until)
     assert len(found.differences) >= 8
     assert all("'decoder.w'" in text for text in found.differences)
-    assert fmt.LSN_MAX > until
+    assert until < fmt.LSN_MAX
 
 
 def test_views_agree_with_a_snapshot_of_each_commit(source: Path, tmp_path: Path) -> None:
