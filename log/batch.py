@@ -115,12 +115,16 @@ class Placed(NamedTuple):
 
 
 def encode_batch(
-    records: Sequence[Record], start: StartFields, extra: Mapping[str, object] = _NO_EXTRA
+    records: Sequence[Record],
+    start: StartFields,
+    extra: Mapping[str, object] = _NO_EXTRA,
+    commit_id: bytes | None = None,
 ) -> BatchFields:
     """Return the fields of an :class:`EncodedBatch`; writes nothing.
 
     The records are hashed. Payloads of those that are ``written`` are in the file already, where
-    :func:`place` puts them. *extra* is what the commit says beside the rest. Raises LimitError.
+    :func:`place` puts them. *extra* is what the commit says beside the rest, *commit_id* its id
+    where it had one before. Raises LimitError.
     """
     seed, segment, chain, first, lsn, durable, parent, epoch, clock = start
     count = len(records)
@@ -167,7 +171,8 @@ def encode_batch(
             offset += padding
         lsn += 1
     time = max(parent.time, clock)
-    row = (last, parent.lsn, epoch, time, clock, first, offset, new_commit_id())
+    own_id = new_commit_id() if commit_id is None else commit_id
+    row = (last, parent.lsn, epoch, time, clock, first, offset, own_id)
     chain = digest128(b"".join(heads))
     commit = encode_commit(row, count, chain, durable, seed, extra)
     if extra and len(commit) > fmt.BODY_BYTES_MAX:

@@ -28,6 +28,9 @@ from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name
 
 FOLDERS: Final = (SEGMENTS, PENDING, READERS, HINTS, LOST)
+UNFINISHED_MARK: Final = "REPLAY"
+"""Stands in the folder of a store that replay or repair is still building (mldb.tools.replay)."""
+
 _OWN_NAMES: Final = frozenset({*FOLDERS, LOCK, GATE})
 
 
@@ -40,6 +43,11 @@ def create_store(
     never taken for something foreign. Raises FormatVersionError for a folder of something else,
     CorruptError for one whose manifests were deleted.
     """
+    if UNFINISHED_MARK in names:
+        raise FormatVersionError(
+            f"{fs.root} is no store yet: a replay or repair into it was not finished. Nothing was "
+            "changed. Call it again with the same arguments to finish it, or delete the folder."
+        )
     foreign = [name for name in names if name not in _OWN_NAMES]
     if foreign or not writable:
         shown = ", ".join(map(repr, foreign[:5])) or "nothing"

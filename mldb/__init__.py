@@ -69,6 +69,10 @@ if TYPE_CHECKING:
     from mldb.state.report import LoadReport, NothingLoadedWarning
     from mldb.state.structs import register_state_type
     from mldb.tensors.handle import TensorHandle
+    from mldb.tools.repair.repair import repair
+    from mldb.tools.repair.report import RepairReport
+    from mldb.tools.replay.replay import replay
+    from mldb.tools.replay.report import ReplayReport
     from mldb.write.tensor_writer import TensorWriter
     from mldb.write.transaction import Transaction
 
@@ -122,6 +126,10 @@ _HOMES = {
     "M2M": "mldb.lake.m2m",
     "M2MConfig": "mldb.lake.m2m",
     "create_m2m": "mldb.lake.m2m",
+    "replay": "mldb.tools.replay.replay",
+    "ReplayReport": "mldb.tools.replay.report",
+    "repair": "mldb.tools.repair.repair",
+    "RepairReport": "mldb.tools.repair.report",
     **dict.fromkeys(_ERRORS, "mldb.errors"),
 }
 
@@ -169,6 +177,8 @@ __all__ = [
     "Recovery",
     "ReentryError",
     "Relationship",
+    "RepairReport",
+    "ReplayReport",
     "Retention",
     "RetryableError",
     "Snapshot",
@@ -189,6 +199,8 @@ __all__ = [
     "create_m2m",
     "open",
     "register_state_type",
+    "repair",
+    "replay",
 ]
 
 

@@ -45,6 +45,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("mldb.lake", "mldb.lake.*", "mldb.query", "mldb.query.*"),
     ),
     ("mldb.database", "mldb.lake.m2m", "mldb.worker"),
+    # What mldb.replay and mldb.repair are; the rest of mldb.tools stands above mldb.
+    *(("mldb.tools.replay", "mldb.tools.replay.*", "mldb.tools.repair", "mldb.tools.repair.*"),),
     ("mldb",),
     ("mldb.adapters", "mldb.adapters.*", "mldb.tools", "mldb.tools.*"),
 )

@@ -285,7 +285,7 @@ def write_and_die(path: Path, who: int, count: int, line: Line) -> None:
 def test_following_meets_every_commit_of_other_processes_once_and_in_order(store: Path) -> None:
     count = 30
     with mldb.open(store, mode="r") as db:
-        following = db.follow(timeout=30, poll_seconds=0.002)
+        following = db.follow(timeout=30, poll=0.002)
         children = [Child(partial(write_and_die, store, who, count)) for who in range(2)]
         for child in children:
             child.say("go")
@@ -293,7 +293,7 @@ def test_following_meets_every_commit_of_other_processes_once_and_in_order(store
         for child in children:
             with child:
                 assert child.hear() == ["done"]
-        assert list(db.follow(timeout=0.01, poll_seconds=0.002)) == []
+        assert list(db.follow(timeout=0.01, poll=0.002)) == []
         assert [event.lsn for event in events] == sorted({event.lsn for event in events})
         names = [event.name for event in events if isinstance(event, TensorStored)]
         assert sorted(names) == sorted(f"{who}/{n}" for who in range(2) for n in range(count))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time as clock
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, overload
@@ -22,6 +21,7 @@ from mldb.query.surface import Snapshot
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:
+    from mldb.history.commits import CommitEntry
     from mldb.history.events import Event
 
 
@@ -101,29 +101,42 @@ class TimelineVerbs(Handle):
         finally:
             hold.release()
 
-    def follow(
-        self, start: AsOf = None, *, poll_seconds: float = 0.05, timeout: float | None = None
-    ) -> Iterator[Event]:
-        """Yield events as they are committed, by this process or another.
+    def commits(
+        self,
+        *,
+        epochs: tuple[int | None, int | None] = (None, None),
+        since: datetime | None = None,
+    ) -> Iterator[CommitEntry]:
+        """Yield the commits of every lineage with their events, from the newest to the oldest.
 
-        They are those after commit *start*, or from now on. Waits for more until *timeout* seconds
-        pass without any (None: for ever, until the store is closed).
+        *epochs* are the first and the last wanted, None for any; *since* is a time with its zone.
+        The log is read from its end: the first ones cost the same however long it is. The head is
+        fixed at the call. Raises InvalidTypeError, InvalidValueError at the call, CorruptError.
         """
-        seen = self._scope(start).commit.lsn
-        return self._follow(seen, poll_seconds, timeout)
+        from mldb.history.commits import commits_of_view
 
-    def _follow(self, seen: int, poll_seconds: float, timeout: float | None) -> Iterator[Event]:
-        last = clock.monotonic()
-        while True:
-            view = self._scope().view
-            if view.commit.lsn > seen:
-                yield from self._events(seen + 1, view.commit.lsn)
-                seen = view.commit.lsn
-                last = clock.monotonic()
-            elif timeout is not None and clock.monotonic() - last > timeout:
-                return
-            else:
-                clock.sleep(poll_seconds)
+        self._guard()
+        hold, view = self._log.hold(1)
+        found = commits_of_view(view, self._log.batches, epochs=epochs, since=since)
+        return _while_held(hold, found)
+
+    def follow(
+        self, start: AsOf = None, *, poll: float = 0.2, timeout: float | None = None
+    ) -> Iterator[Event]:
+        """Yield events as they are committed, by this process or another, each once, in log order.
+
+        They are those after commit *start*, or from this call on, of every lineage. Looks every
+        *poll* seconds and sleeps in between; ends when *timeout* seconds pass without any (None:
+        never), and when the store is closed, by whichever thread. Works with ``mode="r"``. Until it
+        has told a commit, retention leaves it. Raises MissingError, VersionGoneError,
+        InvalidValueError at the call, CorruptError later. One thread for each iterator.
+        """
+        from mldb.history.follow import Follower
+
+        self._guard()
+        return Follower(
+            self._log, start, self._guard, lambda: self._closed, poll=poll, timeout=timeout
+        ).told()
 
     def tag(self, name: str, as_of: AsOf = None) -> Lsn:
         """Name a commit (the head by default) and return its LSN; an existing tag moves."""
@@ -186,6 +199,13 @@ class TimelineVerbs(Handle):
 
         record = rewound(0)
         return Lsn(self._log.commit([record], decide).lsn)
+
+
+def _while_held(hold: Hold, found: Iterator[CommitEntry]) -> Iterator[CommitEntry]:
+    try:
+        yield from found
+    finally:
+        hold.release()
 
 
 def _checked(option: str, value: object, kind: type) -> Any:

@@ -162,7 +162,11 @@ def _named(
 
 
 def read_tensor_stored(drafts: list[Draft], extra: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield name, dtype, shape, nbytes and metadata (None: left as they were) of each tensor."""
+    """Yield name, dtype, shape, nbytes and metadata (None: left as they were) of each tensor.
+
+    One that ends here was damaged, and a repair had nothing of it to store.
+    """
+    drafts = [draft for draft in drafts if not draft.flags & fmt.ENTRY_TOMBSTONE]
     metadata = {draft.key[1:]: draft.attr for draft in drafts if draft.key[:1] == keys.METADATA}
     for draft in drafts:
         if draft.key[:1] == keys.TENSORS:
