@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from mldb.history.diff import TensorDiff
     from mldb.history.events import Event
     from mldb.history.relationships import Relationship
-    from mldb.history.snapshot import Snapshot
     from mldb.history.versions import Version
     from mldb.lake.consolidation.settings import ConsolidationPolicy
     from mldb.lake.lake import Lake
@@ -63,6 +62,8 @@ if TYPE_CHECKING:
     from mldb.log.recovery import Recovery
     from mldb.log.verify import Problem, VerifyReport
     from mldb.options import Options
+    from mldb.query.result import QueryResult
+    from mldb.query.surface import Snapshot
     from mldb.state.checkpointing import PendingCheckpoint
     from mldb.state.report import LoadReport, NothingLoadedWarning
     from mldb.state.structs import register_state_type
@@ -84,10 +85,11 @@ _HOMES = {
     "MLDatabase": "mldb.database",
     "open": "mldb.database",
     "Options": "mldb.options",
+    "QueryResult": "mldb.query.result",
     "Lsn": "mldb.log.index.address",
     "Event": "mldb.history.events",
     "TensorDiff": "mldb.history.diff",
-    "Snapshot": "mldb.history.snapshot",
+    "Snapshot": "mldb.query.surface",
     "Transaction": "mldb.write.transaction",
     "TensorHandle": "mldb.tensors.handle",
     "TensorWriter": "mldb.write.tensor_writer",
@@ -159,6 +161,7 @@ __all__ = [
     "PendingCheckpoint",
     "Problem",
     "QueryError",
+    "QueryResult",
     "ReadOnlyError",
     "Recovery",
     "ReentryError",

@@ -225,7 +225,7 @@ def _refuse_names(state: object, tree: object) -> None:
         )
 
 
-class Snapshot(StateSurface, Closing):
+class StateSnapshot(StateSurface, Closing):
     """Everything as it was at one commit, for as long as it is open. Made by ``db.at(as_of)``.
 
     A context manager; any thread. While open, its commit is registered, so compaction keeps what it

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mldb.history.as_of import AsOf
-from mldb.history.snapshot import Snapshot
+from mldb.history.snapshot import StateSnapshot
 from mldb.lake.states import LakeStates
 from mldb.log.frame import Record
 from mldb.log.index.address import CommitRow
@@ -31,7 +31,7 @@ class Host:
     path: str
     reopen: Callable[..., Any]
     scope: Callable[[AsOf], Scope]
-    at: Callable[[AsOf], Snapshot]
+    at: Callable[[AsOf], StateSnapshot]
     commit: Commit
     open_pending: Callable[[], PendingSegment]
     settle: Callable[[], None]

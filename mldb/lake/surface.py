@@ -11,7 +11,7 @@ import numpy as np
 from mldb.arrays import Numbers
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError
-from mldb.history.snapshot import Snapshot
+from mldb.history.snapshot import StateSnapshot
 from mldb.integers import integer
 from mldb.lake import projection
 from mldb.lake.consolidation.told import sources_of
@@ -100,7 +100,7 @@ class LakeSnapshot(LakeSurface, Closing):
     While open its commit is registered, so that compaction keeps what it reads.
     """
 
-    def __init__(self, host: Host, name: str, snapshot: Snapshot) -> None:
+    def __init__(self, host: Host, name: str, snapshot: StateSnapshot) -> None:
         """*snapshot* is this one's own: it is closed with it. Raises MissingError."""
         super().__init__(host, name)
         self._snapshot = snapshot

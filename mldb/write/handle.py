@@ -20,6 +20,7 @@ from mldb.log.log import Log
 from mldb.log.pending import PendingSegment
 from mldb.log.view import View
 from mldb.options import Options
+from mldb.query.surface import QuerySurface
 from mldb.state.background import Background
 from mldb.state.checkpointing import CheckpointJob, stage
 from mldb.state.planning import commit_planned
@@ -35,6 +36,7 @@ from mldb.write.staging import Staging
 
 if TYPE_CHECKING:
     from mldb.lake.states import LakeStates
+    from mldb.query.queries import Queries
 
 _NO_EXTRA: Mapping[str, object] = {}
 _INTERRUPTED: Mapping[str, object] = {"interrupted": True}
@@ -50,7 +52,7 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
-class Handle(StateSurface):
+class Handle(StateSurface, QuerySurface):
     """The state of one open store. Any thread; refuses use after close and in a forked child."""
 
     def __init__(self, fs: FileSystem, options: Options, metadata_of: MetadataOf) -> None:
@@ -68,6 +70,7 @@ class Handle(StateSurface):
         self._buffers = BufferPool()
         self._duplicates = Duplicates(options.deduplicate, self._source.door, self._state.head)
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
+        self._made_queries: dict[str, Any] = {}  # one mldb.query.queries.Queries, when needed
         self._epochs = EpochRule()
         self._compaction = BackgroundCompaction(self._log)
         self._found_reclaimable: tuple[tuple[int, Any], int] | None = None
@@ -112,12 +115,25 @@ class Handle(StateSurface):
             known = self._lake_states.setdefault("", made)
         return known
 
+    def _queries(self) -> Queries:
+        """What answers the queries of this handle; made when first needed."""
+        self._guard()
+        made: Queries | None = self._made_queries.get("")
+        if made is None:
+            from mldb.query.queries import Queries  # it imports DuckDB's half of the package
+
+            new = Queries(self._known_lakes, saves=self.options.mode == "rw")
+            made = self._made_queries.setdefault("", new)
+        return made
+
     def _close_log(self) -> None:
         """Save what is known of lakes where that is worth it, and close the log.
 
         What others hold of lakes stays readable.
         """
         self._compaction.close()
+        for queries in self._made_queries.values():
+            queries.close()
         try:
             for known in self._lake_states.values():
                 view = self._state.view

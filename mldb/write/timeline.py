@@ -14,11 +14,11 @@ from mldb.history import tags
 from mldb.history.as_of import AsOf, resolve
 from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.timeline import pin_cleared, pin_set, rewound, tag_deleted, tag_set
-from mldb.history.snapshot import Snapshot
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Lsn
 from mldb.log.readers import Hold
 from mldb.log.view import View
 from mldb.names import check_name
+from mldb.query.surface import Snapshot
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class TimelineVerbs(Handle):
         asked = [point for point in points if point is not None]
         if len(asked) > 1:
             raise InvalidValueError("at() takes one of as_of, epoch, lsn, time, tag")
-        return Snapshot(self._scope(asked[0] if asked else None), self._guard)
+        scope = self._scope(asked[0] if asked else None)
+        return Snapshot(scope, self._guard, self._queries)
 
     def tags(self) -> dict[str, Lsn]:
         """Return the tags and the commits that they name."""
