@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mldb.html import html_of, html_pairs, html_table
+from mldb.printable import shown_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class NameReport:
@@ -52,3 +55,33 @@ class CompactionReport:
     def bytes_returned(self) -> int:
         """What comes back; below zero where the new files take more."""
         return self.bytes_before - self.bytes_after
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: the figures, and the names that gave back most."""
+        return html_of(self, self._html)
+
+    def _html(self) -> str:
+        sizes = f"{shown_bytes(self.bytes_before)} to {shown_bytes(self.bytes_after)}"
+        figures = html_pairs(
+            {
+                "bytes": sizes,
+                "returned": shown_bytes(self.bytes_returned),
+                "segments": f"{self.segments_before:,} to {self.segments_after:,}",
+                "commits": f"{self.commits_kept:,} kept, {self.commits_pruned:,} pruned",
+                "versions": f"{self.versions_kept:,} kept, {self.versions_dropped:,} dropped",
+                "encoded anew": f"{self.recoded:,} ({shown_bytes(self.recoded_bytes)})",
+                "seconds": f"{self.seconds:.2f}",
+            },
+            caption="compaction, planned only" if self.planned_only else "compaction",
+        )
+        if not self.names:
+            return figures
+        return figures + html_table(
+            ("name", "versions", "dropped", "bytes dropped"),
+            (
+                (item.name, item.versions, item.dropped, shown_bytes(item.bytes_dropped))
+                for item in self.names
+            ),
+            right=("versions", "dropped", "bytes dropped"),
+            rest=f"{len(self.names):,} names in all",
+        )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mldb.errors import MldbError, StorageIOError
+from mldb.html import html_of, html_pairs, html_table
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
 from mldb.log.blocks import Blocks, payload_checks
@@ -22,6 +23,7 @@ from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.verify_owners import unowned
 from mldb.log.view import View
+from mldb.printable import shown_bytes
 
 Progress = Callable[[int, int], None]
 
@@ -49,6 +51,32 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether every byte is as it was written."""
         return not self.problems
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: what was read, and the first problems."""
+        return html_of(self, self._html)
+
+    def _html(self) -> str:
+        figures = html_pairs(
+            {
+                "segments": f"{self.segments:,}",
+                "commits": f"{self.commits:,}",
+                "bytes": shown_bytes(self.bytes),
+                "problems": f"{len(self.problems):,}" if self.problems else "none",
+            },
+            caption="verification",
+        )
+        if self.ok:
+            return figures
+        return figures + html_table(
+            ("file", "offset", "problem", "commits"),
+            (
+                (item.file, item.offset, item.message, ", ".join(map(str, item.lsns[:8])))
+                for item in self.problems
+            ),
+            right=("offset",),
+            rest=f"{len(self.problems):,} problems in all",
+        )
 
 
 @dataclass(slots=True)

@@ -11,6 +11,8 @@ from mldb import keys
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.history.as_of import AsOf
+from mldb.history.shown import moment_html
+from mldb.html import html_of
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import Lsn
@@ -295,6 +297,12 @@ class MLDatabase(
         """One line: the path and whether it is open."""
         closed = " closed" if self._closed else ""
         return f"<MLDatabase {self.path!r} mode={self.options.mode}{closed}>"
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: the store, its head, and the first tensors. Reads none of them."""
+        return html_of(
+            self, lambda: moment_html(self._scope(), self.path, {"mode": self.options.mode})
+        )
 
     def __eq__(self, other: object) -> bool:
         """A handle equals itself only; comparing contents would read both stores."""

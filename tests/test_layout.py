@@ -32,7 +32,7 @@ STATE_TREES = (
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("mldb.errors", "mldb.options", "mldb.names", "mldb.keys", "mldb.closing", "mldb.arrays"),
-        "mldb.integers",
+        *("mldb.integers", "mldb.printable", "mldb.html"),
     ),
     ("mldb.log", "mldb.log.*"),
     ("mldb.noise", "mldb.noise.*", "mldb.sphere", "mldb.sphere.*"),

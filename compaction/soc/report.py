@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mldb.compaction.soc.avalanches import AvalancheStats
+from mldb.html import html_of, html_pairs
 
 ConsolidationMethod = Literal["sweep", "sandpile"]
 """The batch, or stress that arrivals drive."""
@@ -73,3 +74,23 @@ class ConsolidationReport:
         Exponents kappa mu.x move by at most kappa |mu_i - mu|, and a log-sum-exp by no more.
         """
         return kappa * self.displacement
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: what the run did, in figures."""
+        return html_of(self, self._html)
+
+    def _html(self) -> str:
+        pairs: dict[str, object] = {
+            "commit": "nothing stored" if self.lsn is None else self.lsn,
+            "rows": f"{self.rows_before:,} to {self.rows_after:,} ({self.kept:.1%})",
+            "merged": f"{self.sources:,} rows into {self.merged:,}",
+            "mass": f"{self.mass:.6g}",
+            "least cosine": f"{self.min_cos_true:.6g} (certified {self.min_cos_certified:.6g})",
+            "displacement": f"{self.displacement:.4g}",
+            "topplings": f"{self.topplings:,} in {self.passes:,} passes",
+        }
+        if self.avalanches is not None:
+            pairs["grains"] = f"{self.arrivals:,}, at rest: {'yes' if self.is_relaxed else 'no'}"
+            pairs["largest avalanche"] = f"{self.avalanches.largest:,}"
+        pairs["seconds"] = f"{self.seconds:.2f}"
+        return html_pairs(pairs, caption=f"{self.method} of lake {self.lake}")

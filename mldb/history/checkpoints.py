@@ -10,7 +10,9 @@ from mldb import keys
 from mldb.errors import InvalidTypeError, MissingError
 from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds.checkpoints import unpack_checkpoint
+from mldb.html import html_of, html_pairs, html_table
 from mldb.log.index.address import Entry, Lsn, to_time
+from mldb.printable import shown_bytes, shown_time
 from mldb.state.parts import state_at, tensor_names
 from mldb.state.skeleton import parse_skeleton
 from mldb.state.tree import unflatten
@@ -41,6 +43,25 @@ class Checkpoint:
     nbytes: int = 0
     stall_ms: float = 0.0
     interrupted: bool = False
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: when it was taken, how large, and its metrics."""
+        return html_of(self, self._html)
+
+    def _html(self) -> str:
+        pairs: dict[str, object] = {
+            "epoch": self.epoch,
+            "step": "-" if self.step is None else self.step,
+            "commit": self.lsn,
+            "time": shown_time(self.time),
+            "tensors": f"{self.tensors:,} ({shown_bytes(self.nbytes)})",
+        }
+        if self.interrupted:
+            pairs["interrupted"] = "in the middle of a step"
+        figures = html_pairs(pairs, caption=f"checkpoint {self.name}")
+        if not self.metrics:
+            return figures
+        return figures + html_table(("metric", "value"), self.metrics.items(), right=("value",))
 
 
 def checkpoints_in(scope: Scope) -> list[Checkpoint]:

@@ -15,7 +15,9 @@ from mldb.history.diff import TensorDiff, diff_of
 from mldb.history.metrics import MetricColumns, metric_columns, metric_names
 from mldb.history.reading import ReadSurface
 from mldb.history.relationships import Relationship
-from mldb.history.versions import Version, history_of
+from mldb.history.shown import moment_html
+from mldb.history.versions import Version, entry_of, history_of, listing_of
+from mldb.html import html_of
 from mldb.log.index.address import Lsn, to_time
 from mldb.log.readers import Hold
 from mldb.state.report import LoadReport, listed
@@ -38,6 +40,23 @@ class StateSurface(ReadSurface):
         """
         scope = self._scope(as_of)
         return TensorHandle(scope, name, scope.tensor_entry(name))
+
+    def tensor_version(self, name: str, lsn: int) -> TensorHandle:
+        """Return a handle of the version of *name* that commit *lsn* stored, as histories list it.
+
+        Unlike ``tensor(name, as_of=lsn)`` it needs that version alone: retention may have dropped
+        the commit and kept the version, for a later moment at which it is still the newest. Raises
+        VersionGoneError where this lineage has no such version, or no longer.
+        """
+        scope = self._scope()
+        return TensorHandle(scope, name, entry_of(scope, name, lsn))
+
+    def listing(self, prefix: str = "", *, as_of: AsOf = None) -> dict[str, Version]:
+        """Return the version of each tensor whose name starts with *prefix*, in byte order.
+
+        For lists of many: a tenth of what a handle of each costs. Nothing of the tensors is read.
+        """
+        return listing_of(self._scope(as_of), prefix)
 
     def history(self, name: str, *, as_of: AsOf = None) -> list[Version]:
         """Return every version of *name* along this lineage, oldest first.
@@ -280,3 +299,7 @@ class StateSnapshot(StateSurface, Closing):
     def __repr__(self) -> str:
         """One line: epoch and commit."""
         return f"<Snapshot epoch={self.epoch} lsn={self.lsn}>"
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: the moment, and the first tensors. Reads none of them."""
+        return html_of(self, lambda: moment_html(self._scope(), "snapshot", {}))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final
 
 import numpy as np
 
 from mldb import keys
-from mldb.log.index.address import Lsn
+from mldb.errors import VersionGoneError
+from mldb.log import format as fmt
+from mldb.log.index.address import Entry, Lsn, to_time
 from mldb.log.index.bulk import VersionColumns
+from mldb.log.index.lineage import is_visible
 from mldb.log.index.pause import collection_paused
 from mldb.names import check_name
 from mldb.tensors.codec import unpack_descriptor
-from mldb.tensors.scope import Scope
+from mldb.tensors.scope import Scope, names_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,58 @@ def history_of(scope: Scope, name: str) -> list[Version]:
         for part in scope.view.history(keys.TENSORS + check_name(name), scope.intervals):
             versions += _versions_of(scope, part)
     return versions
+
+
+def entry_of(scope: Scope, name: str, lsn: int) -> Entry:
+    """Return the version of *name* that commit *lsn* of this lineage stored.
+
+    Raises InvalidNameError, VersionGoneError.
+    """
+    entry = scope.view.version_at(keys.TENSORS + check_name(name), int(lsn))
+    if (
+        entry is None
+        or entry.flags & fmt.ENTRY_TOMBSTONE
+        or not is_visible(entry.commit_lsn, scope.intervals)
+    ):
+        raise VersionGoneError(
+            f"this lineage has no version of {name[:80]!r} of commit {int(lsn)}; "
+            "db.history(name) lists those there are."
+        )
+    return entry
+
+
+def listing_of(scope: Scope, prefix: str) -> dict[str, Version]:
+    """Return the version of each tensor whose name starts with *prefix*, in byte order of names."""
+    return first_of(scope, prefix, None)
+
+
+def first_of(scope: Scope, prefix: str, count: int | None) -> dict[str, Version]:
+    """Return the first *count* of a listing, None for all; no more than that is decoded."""
+    with collection_paused():
+        found = list(islice(scope.view.live(names_prefix(prefix), scope.intervals), count))
+        names = keys.plain_names([key for key, _ in found])
+        return dict(zip(names, _versions_at(scope, [entry for _, entry in found]), strict=True))
+
+
+def _versions_at(scope: Scope, entries: Sequence[Entry]) -> Iterator[Version]:
+    """Make the versions of entries; each distinct commit and descriptor is looked up once."""
+    lsns = {entry.commit_lsn for entry in entries}
+    rows = {lsn: scope.view.commit_at(lsn) for lsn in lsns}  # None: pruned
+    commits = {
+        lsn: (Lsn(lsn), 0 if row is None else row.epoch, to_time(0 if row is None else row.time))
+        for lsn, row in rows.items()
+    }
+    known = {attr: unpack_descriptor(attr) for attr in {entry.attr for entry in entries}}
+    for entry in entries:
+        what = known[entry.attr]
+        yield Version(
+            *commits[entry.commit_lsn],
+            what.shape,
+            what.dtype,
+            what.nbytes,
+            entry.length,
+            entry.digest.hex(),
+        )
 
 
 def _versions_of(scope: Scope, part: VersionColumns) -> list[Version]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mldb.html import html_of, html_table
+
 _SHOWN = 4
 _SHOWN_LENGTH = 80
 
@@ -48,6 +50,21 @@ class LoadReport:
             if names:
                 parts.append(f"{len(names)} {kind} ({listed(names, _SHOWN)})")
         return f"<LoadReport {', '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: how many of each, and the first names."""
+        return html_of(self, self._html)
+
+    def _html(self) -> str:
+        return html_table(
+            ("", "names", "the first of them"),
+            (
+                (kind, len(getattr(self, kind)), ", ".join(getattr(self, kind)[:_SHOWN]))
+                for kind in ("loaded", "missing", "unexpected", "ignored")
+            ),
+            caption="load",
+            right=("names",),
+        )
 
 
 class Findings(NamedTuple):

@@ -30,6 +30,19 @@ _UNPACKED: Final = 128 << 10
 _RATIO_LOG2: Final = 15
 """A block of zstd takes 4 bytes or more and gives 2^17 or fewer."""
 
+_NAMES: Final = {
+    fmt.ENCODING_RAW: "raw",
+    ENCODING_ZSTD: "zstd",
+    fmt.ENCODING_REFERENCE: "reference",
+    fmt.ENCODING_DELTA: "delta",
+    fmt.ENCODING_PATCH: "patch",
+}
+
+
+def encoding_name(encoding: int) -> str:
+    """Return the word for an encoding; ``encoding 9`` for one of a newer mldb."""
+    return _NAMES.get(encoding, f"encoding {encoding}")
+
 
 def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
     """Return the encoded form of a payload, or None when it would not be at least 5 % smaller."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import CorruptError, InvalidTypeError
+from mldb.html import html_of, html_pairs, html_table
 from mldb.log.index.address import Entry, Lsn, to_time
+from mldb.printable import shown_bytes, shown_shape, shown_time
 from mldb.tensors.codec import (
+    Descriptor,
     index_array,
     rebuild,
     slice_bytes,
@@ -21,6 +25,7 @@ from mldb.tensors.codec import (
 )
 from mldb.tensors.decode import plain_mode
 from mldb.tensors.dtypes import dtype_of
+from mldb.tensors.encoding import encoding_name
 from mldb.tensors.scope import Scope, holder, own_bytes, read_array, stored_bytes
 
 if TYPE_CHECKING:
@@ -60,6 +65,11 @@ class TensorHandle:
         self._dtype = dtype_of(what.dtype)
 
     @property
+    def descriptor(self) -> Descriptor:
+        """All of what is known of the type, the parts of a sparse tensor among it."""
+        return self._descriptor
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape."""
         return self._descriptor.shape
@@ -78,6 +88,16 @@ class TensorHandle:
     def nbytes(self) -> int:
         """Decoded size in bytes."""
         return self._descriptor.nbytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes on disk; 0 where another version has the same bytes for both."""
+        return self._entry.length
+
+    @property
+    def encoding(self) -> str:
+        """How it is stored: "raw", "zstd", "reference" to another version, "delta", "patch"."""
+        return encoding_name(self._entry.encoding)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -108,6 +128,26 @@ class TensorHandle:
         that is written to, take :meth:`torch`. See ``MLDatabase.query_tensor``.
         """
         return read_array(self._scope, self._entry, self.name)
+
+    def decoded(self) -> memoryview:
+        """Return the bytes that were stored, read-only; of a sparse tensor its parts, as described.
+
+        A view of the log, or of the cache where they are encoded. Raises CorruptError.
+        """
+        return stored_bytes(self._scope, self._entry, self.name)
+
+    def flat_values(self) -> np.ndarray[Any, Any]:
+        """Return the values as one axis, read-only: all, or those that a sparse layout stores.
+
+        In stored order, where sparse layouts may have explicit zeros, duplicates that are summed
+        when it is used (COO), and padding (DIA). Views of the log where :meth:`numpy` is one.
+        """
+        what = self._descriptor
+        if what.layout == "dense":
+            return np.ndarray((math.prod(what.shape),), self._dtype, self.decoded())
+        part = what.components[-1]
+        values = self.decoded()[part.offset : part.offset + part.nbytes]
+        return np.ndarray((math.prod(part.shape),), dtype_of(part.dtype), values)
 
     def torch(self, device: str | Device | None = None) -> Tensor:
         """Return a torch tensor that may be written to; what is written reaches no other reader.
@@ -229,3 +269,22 @@ class TensorHandle:
             f"<TensorHandle {self.name!r} shape={self.shape} dtype={self._descriptor.dtype} "
             f"epoch={self.epoch} lsn={self.lsn}>"
         )
+
+    def _repr_html_(self) -> str:
+        """The form of notebooks: what it is and the metadata of its name. Reads no value."""
+        return html_of(self, self._html)
+
+    def _html(self) -> str:
+        pairs: dict[str, object] = {
+            "dtype": self._descriptor.dtype,
+            "shape": shown_shape(self.shape),
+            "layout": self.layout,
+            "epoch": self.epoch,
+            "commit": self.lsn,
+            "time": shown_time(self.time),
+            "bytes": shown_bytes(self.nbytes),
+            "stored": f"{shown_bytes(self.stored_bytes)}, {self.encoding}",
+        }
+        figures = html_pairs(pairs, caption=self.name)
+        metadata = self.metadata
+        return figures + html_table(("key", "value"), metadata.items()) if metadata else figures

@@ -18,7 +18,8 @@ from typing import Final
 import click
 
 from mldb.errors import MissingError, MldbError, UsageError
-from mldb.tools.cli.printable import printable
+from mldb.printable import printable
+from mldb.tools.cli.wrapping import print_fitted
 
 OK: Final = 0
 PROBLEM: Final = 1
@@ -106,6 +107,7 @@ def _cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status. Prints errors on stderr, raises none."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _print_anything()
     try:
         if _completes():
             return OK
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _forget_output()
         return BROKEN_PIPE
     except MldbError as error:
-        print(f"mldb: {printable(str(error))}", file=sys.stderr)
+        print_fitted(f"mldb: {printable(str(error))}", sys.stderr)
         return status_of(error)
     return status if isinstance(status, int) else OK
 
@@ -149,6 +151,13 @@ def _completes() -> bool:
 def status_of(error: MldbError) -> int:
     """The exit status that an error of mldb stands for."""
     return USAGE if isinstance(error, UsageError | MissingError) else PROBLEM
+
+
+def _print_anything() -> None:
+    """Have stdout write what its encoding lacks as escapes; a name is no reason to end."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None and sys.stdout.errors == "strict":
+        reconfigure(errors="backslashreplace")
 
 
 def _forget_output() -> None:

@@ -13,9 +13,12 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
-from mldb.tools.cli.printable import printable
+from mldb.printable import printable
+from mldb.tools.cli.wrapping import print_fitted
+
+_LABEL_MAX: Final = 24
 
 
 class Output:
@@ -39,8 +42,16 @@ class Output:
         print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), flush=True)
 
     def text(self, text: str = "") -> None:
-        """Print a line that may hold names: what a terminal would obey is escaped."""
-        print(printable(text))
+        """Print a line that may hold names: what a terminal would obey is escaped.
+
+        In a terminal it is broken where it is wider than that.
+        """
+        print_fitted(printable(text), sys.stdout)
+
+    def problem(self, text: str) -> None:
+        """Print what is wrong with a store on stderr; with --json the document has it."""
+        if not self.as_json:
+            print_fitted(f"mldb: {printable(text)}", sys.stderr)
 
     def table(
         self,
@@ -63,11 +74,15 @@ class Output:
             for row in (columns, *cells):
                 print("\t".join(row))
 
-    def pairs(self, pairs: Mapping[str, object]) -> None:
+    def pairs(self, pairs: Mapping[str, object] | Sequence[tuple[str, object]]) -> None:
         """Print names with their values, a line each, values in a column."""
-        width = max(map(len, pairs), default=0)
-        for name, value in pairs.items():
-            print(f"{printable(name):<{width}}  {printable(str(value))}")
+        items = list(pairs.items()) if isinstance(pairs, Mapping) else pairs
+        lines = [
+            (printable(name, limit=_LABEL_MAX), printable(str(value))) for name, value in items
+        ]
+        width = max((len(name) for name, _ in lines), default=0)
+        for name, value in lines:
+            print_fitted(f"{name:<{width}}  {value}".rstrip(), sys.stdout, hang=width + 2)
 
 
 def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], right: frozenset[str]) -> None:

@@ -1,30 +1,7 @@
-"""Text from a store made safe for a terminal. Pure.
-
-Names, metadata and messages may hold anything that is UTF-8: escape sequences that clear a screen,
-marks that turn the direction of writing, line breaks that forge a line. They are shown as escapes.
-"""
+"""Text made safe for a terminal, under the name that commands know it by."""
 
 from __future__ import annotations
 
-import re
-from typing import Final
+from mldb.printable import printable
 
-# C0, C1, DEL; line and paragraph separators; marks and overrides of direction; zero widths, the
-# byte order mark, lone surrogates and tag characters.
-_UNSAFE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
-
-def printable(text: str, *, limit: int | None = None) -> str:
-    """Return *text* with what a terminal would obey as escapes, cut to *limit* characters."""
-    safe = _UNSAFE.sub(_escaped, text)
-    return safe if limit is None or len(safe) <= limit else safe[: max(limit - 1, 0)] + "…"
-
-
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if code < 0x100:
-        return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code, f"\\x{code:02x}")
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+__all__ = ["printable"]

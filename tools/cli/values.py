@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mldb.tools.cli.printable import printable
+from mldb.printable import printable, shown_bytes, shown_shape, shown_time
 
 if TYPE_CHECKING:
     from mldb.history.as_of import AsOf
+
+__all__ = [
+    "MOMENT_TYPE",
+    "SIZE_TYPE",
+    "SPAN_TYPE",
+    "ByteSize",
+    "Moment",
+    "Span",
+    "moment",
+    "shown_bytes",
+    "shown_shape",
+    "shown_span",
+    "shown_time",
+]
 
 _EPOCH: Final = re.compile(r"-?\d+\Z", re.ASCII)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]|\Z)", re.ASCII)
@@ -110,26 +124,6 @@ class Span(click.ParamType[timedelta]):
 MOMENT_TYPE: Final = Moment()
 SIZE_TYPE: Final = ByteSize()
 SPAN_TYPE: Final = Span()
-
-
-def shown_bytes(count: int) -> str:
-    """Bytes for people: ``512 B``, ``1.5 KiB``, ``20 GiB``; three digits are enough."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1000:
-            return f"{int(value)} B" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
-
-
-def shown_time(moment_: datetime) -> str:
-    """A time in UTC to the second: ``2026-11-30 09:00:00Z``."""
-    return moment_.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def shown_shape(shape: tuple[int, ...]) -> str:
-    """A shape: ``768x3072``, or ``scalar``."""
-    return "x".join(map(str, shape)) if shape else "scalar"
 
 
 def shown_span(span: timedelta | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,38 +21,31 @@ if TYPE_CHECKING:
 @click.option("--prefix", default="", help="Only names that start with this.")
 @click.option("-n", "--limit", type=click.IntRange(0), default=None, help="So many at most.")
 def command(call: Call, as_of: AsOf, prefix: str, limit: int | None) -> None:
-    """List tensors with type, shape, epoch and size, in the order of their names."""
-    db = call.store
-    with db.at(as_of) as snapshot:
-        names = snapshot.names(prefix)
-        found = [_row(snapshot.tensor(name)) for name in names[:limit]]
+    """List tensors with type, shape, epoch and size, in the order of their names.
+
+    \b
+    mldb ls run
+    mldb ls run --as-of 3 --prefix encoder.
+    """
+    found = call.store.listing(prefix, as_of=as_of)
+    shown = dict(islice(found.items(), limit))
     if call.out.as_json:
-        call.out.document({"tensors": found, "count": len(names)})
+        fields = ("dtype", "shape", "epoch", "lsn", "nbytes")
+        rows = [
+            {"name": name, **{field: getattr(version, field) for field in fields}}
+            for name, version in shown.items()
+        ]
+        call.out.document({"tensors": rows, "count": len(found)})
         return
+    size = shown_bytes if call.out.is_terminal else str
     call.out.table(
         ("name", "dtype", "shape", "epoch", "bytes"),
         (
-            (row["name"], row["dtype"], shown_shape(row["shape"]), row["epoch"], row["nbytes"])
-            if not call.out.is_terminal
-            else (
-                *(row["name"], row["dtype"], shown_shape(row["shape"]), row["epoch"]),
-                shown_bytes(row["nbytes"]),
-            )
-            for row in found
+            (name, item.dtype, shown_shape(item.shape), item.epoch, size(item.nbytes))
+            for name, item in shown.items()
         ),
         right=("epoch", "bytes"),
         empty=f"no tensor{' of this prefix' if prefix else ''} at this moment",
     )
-    if limit is not None and len(names) > limit:
-        call.out.text(f"{len(names) - limit} more; --limit shows them")
-
-
-def _row(handle: Any) -> dict[str, Any]:
-    return {
-        "name": handle.name,
-        "dtype": str(handle.dtype),
-        "shape": tuple(handle.shape),
-        "epoch": handle.epoch,
-        "lsn": int(handle.lsn),
-        "nbytes": handle.nbytes,
-    }
+    if len(found) > len(shown):
+        call.out.text(f"{len(found) - len(shown)} more; --limit shows them")
