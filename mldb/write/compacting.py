@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a process that only trains needs none of it
     from mldb.compaction.report import CompactionReport
     from mldb.compaction.retention import Retention
     from mldb.compaction.rules import ColdAge, EventRules
+    from mldb.compaction.usage import Usage
 
 Cold: TypeAlias = "timedelta | Literal['all', 'none'] | None"
 """What is encoded anew: older than this, everything, nothing; None: older than COLD_AGE."""
@@ -152,6 +153,22 @@ class CompactionVerbs(Handle):
         self._guard()
         self._compaction.resume()
 
+    def usage(self) -> Usage:
+        """Return where the bytes of the store are: by tensor, lake and kind, most first.
+
+        Of all epochs and lineages; :class:`~mldb.compaction.usage.Usage` has the columns. Costs
+        O(versions) in NumPy. Raises CorruptError, StorageIOError.
+        """
+        from mldb.compaction.planning import read_sources
+        from mldb.compaction.table import make_table
+        from mldb.compaction.usage import usage_of
+        from mldb.log.index.pause import collection_paused
+
+        self._guard()
+        with collection_paused():
+            table = make_table(read_sources(self._log, with_active=True).sources)
+            return usage_of(table, _owner_of, _size_of)
+
     def _reclaimable(self) -> int | None:
         """Bytes of sealed segments that retention would give back; None when it cannot be met.
 
@@ -217,6 +234,27 @@ def _cold_age(cold: Any) -> ColdAge:
 def _size_of(key: bytes, attr: bytes) -> int | None:
     """The decoded size of a tensor; all else is stored raw."""
     return unpack_descriptor(attr).nbytes if key[:1] == keys.TENSORS and attr else None
+
+
+_KINDS: Final = {
+    keys.RELATIONS: "relationships",
+    keys.REVERSE: "relationships",
+    keys.CHECKPOINTS: "checkpoints",
+    keys.TAGS: "tags and pins",
+    keys.PINS: "tags and pins",
+    keys.RETENTION: "retention",
+    keys.METRICS: "metrics",
+}
+
+
+def _owner_of(key: bytes) -> tuple[str, str, bool]:
+    """What a key belongs to, and whether its versions are those of that."""
+    space = key[:1]
+    if space in (keys.TENSORS, keys.METADATA):
+        return "tensor", keys.shown(key), space == keys.TENSORS
+    if space in (keys.LAKES, keys.SPLATS, keys.POLICIES):
+        return "lake", keys.shown(key), space == keys.SPLATS
+    return _KINDS.get(space, "other"), "", True
 
 
 def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int, bytes] | None:

@@ -21,10 +21,10 @@ from mldb.tensors.dtypes import dtype_of, itemsize_of
 from mldb.tools.formats.tensors import (
     NAME_BYTES_MAX,
     TENSORS_MAX,
+    BytesMoved,
     IncomingFile,
     IncomingTensor,
     MappedFile,
-    BytesMoved,
     OutgoingTensor,
     chunks_of,
     low_address,
