@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -22,6 +22,7 @@ from mldb.tensors.encoding import decode_bytes
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:  # a process that only trains needs none of it
+    from mldb.compaction.keepers import Keeper
     from mldb.compaction.report import CompactionReport
     from mldb.compaction.retention import Retention
     from mldb.compaction.rules import ColdAge, EventRules
@@ -168,6 +169,26 @@ class CompactionVerbs(Handle):
         with collection_paused():
             table = make_table(read_sources(self._log, with_active=True).sources)
             return usage_of(table, _owner_of, _size_of)
+
+    def keepers(self, readers: Mapping[str, int] | None = None) -> tuple[Keeper, ...]:
+        """Return who keeps which commits: tags, pins, checkpoints, rules of the retention.
+
+        Each with about the bytes that would come back without it. *readers* are living
+        registrations with the lowest commit that each needs, which count as well. Costs O(versions)
+        in NumPy, for each that keeps anything alone. Raises CorruptError, StorageIOError.
+        """
+        from mldb.compaction.keepers import keepers
+        from mldb.history import tags
+
+        self._guard()
+        view = self._scope().view
+        return keepers(
+            self._log,
+            self._event_rules(),
+            tags=tags.tags(view),
+            pins=tags.pins(view),
+            readers=readers or {},
+        )
 
     def _reclaimable(self) -> int | None:
         """Bytes of sealed segments that retention would give back; None when it cannot be met.
