@@ -94,6 +94,11 @@ def row_bytes(table: VersionTable) -> Numbers:
 
     Names that share bytes share what they take.
     """
+    return frame_shares(table) + _ROW_BYTES
+
+
+def frame_shares(table: VersionTable) -> Numbers:
+    """What each version takes of the frames: together no more than the segments are long."""
     if not len(table):
         return np.zeros(0, np.int64)
     own = np.where(table.shared, 0, table.length)
@@ -109,7 +114,7 @@ def row_bytes(table: VersionTable) -> Numbers:
     extra = (table.frame_bytes[order[starts]] - stored) // counts
     shares = np.empty(len(order), np.int64)
     shares[order] = np.repeat(extra, counts)
-    return own + np.maximum(shares, 0) + _ROW_BYTES
+    return own + np.maximum(shares, 0)
 
 
 def fixed_bytes(table: VersionTable) -> Numbers:

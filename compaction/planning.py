@@ -89,18 +89,37 @@ def make_plan(log: Log, rules: EventRules, cold: ColdAge, *, with_active: bool) 
     for a retention that cannot be met, CorruptError, StorageIOError, SegmentGoneError when a
     segment is replaced meanwhile.
     """
+    found = read_sources(log)
+    active = _Active(found.footer > 0, with_active)
+    with collection_paused():
+        plan = _plan(log, rules, found.view, found.sources, cold, active)
+    return Planned(plan, found.parts, found.footer > 0, found.footer)
+
+
+class Sources(NamedTuple):
+    """The segments of one moment as a table takes them in, in log order.
+
+    The active one is the last where ``footer`` is not 0: what it would have as a footer.
+    """
+
+    view: View
+    parts: tuple[SealedPart, ...]
+    sources: list[TableSource]
+    footer: int
+
+
+def read_sources(log: Log) -> Sources:
+    """Read the indexes of all segments; changes nothing. Raises as :func:`make_plan` does."""
     _, active, view = log.still()
     parts = tuple(view.sealed)
     sources = [TableSource(columns_of(part), _end_of(part), part.info.length) for part in parts]
-    has_active, footer = active.has_commits(), 0
-    if has_active:
+    footer = 0
+    if active.has_commits():
         columns = finish(column_steps(active, view.commit.lsn, None, rows=0))
         end = active.cursor.offset
         footer = footer_bytes(len(columns["row_commit"]), len(columns["commit_lsn"]))
         sources.append(TableSource(columns, end, end + footer))
-    with collection_paused():
-        plan = _plan(log, rules, view, sources, cold, _Active(has_active, with_active))
-    return Planned(plan, parts, has_active, footer)
+    return Sources(view, parts, sources, footer)
 
 
 def columns_of(part: SealedPart) -> Columns:
@@ -127,9 +146,9 @@ def _plan(
     cold: ColdAge,
     active: _Active,
 ) -> CompactionPlan:
-    table, timeline = make_table(sources), _timeline(view, sources)
+    table, timeline = make_table(sources), timeline_of(view, sources)
     policy, roots, now = rules.policy(view), rules.roots(view), log.fs.time_ns()
-    sight = _Sight(rules, table, timeline.jumps[:])
+    sight = Sight(rules, table, timeline.jumps[:])
     kept = _kept(log, policy, timeline, roots, view, now, sight)
     shown = sight.shown(kept) if len(kept) < len(timeline.lsn) else np.ones(len(table), np.bool_)
     may_change = np.ones(len(table.sizes), np.bool_)
@@ -198,7 +217,9 @@ def _folding(
     return found.folds, found.stays
 
 
-def _timeline(view: View, sources: Sequence[TableSource]) -> Timeline:
+def timeline_of(view: View, sources: Sequence[TableSource]) -> Timeline:
+    """The commits of these segments, and how lineages lead through them."""
+
     def joined(name: str) -> Numbers:
         found = [own[name].astype(np.int64) for own, _, _ in sources]
         return np.concatenate([np.empty(0, np.int64), *found])
@@ -206,7 +227,7 @@ def _timeline(view: View, sources: Sequence[TableSource]) -> Timeline:
     return Timeline(joined("commit_lsn"), joined("commit_epoch"), joined("commit_time"), view.jumps)
 
 
-class _Sight:
+class Sight:
     """What commits see of a table, and what that takes."""
 
     def __init__(self, rules: EventRules, table: VersionTable, jumps: Sequence[Jump]) -> None:
@@ -246,7 +267,7 @@ def _kept(
     roots: Roots,
     view: View,
     now: int,
-    sight: _Sight,
+    sight: Sight,
 ) -> Numbers:
     lowest = lowest_needed(log.fs)
     kept = kept_commits(policy, timeline, roots, now=now, already=view.kept, lowest=lowest)
@@ -256,7 +277,7 @@ def _kept(
 
 
 def _cold(
-    sight: _Sight,
+    sight: Sight,
     rules: EventRules,
     timeline: Timeline,
     roots: Roots,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -22,9 +22,11 @@ from mldb.tensors.encoding import decode_stored
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:  # a process that only trains needs none of it
+    from mldb.compaction.keepers import Keeper
     from mldb.compaction.report import CompactionReport
     from mldb.compaction.retention import Retention
     from mldb.compaction.rules import ColdAge, EventRules
+    from mldb.compaction.usage import Usage
 
 Cold: TypeAlias = "timedelta | Literal['all', 'none'] | None"
 """What is encoded anew: older than this, everything, nothing; None: older than COLD_AGE."""
@@ -155,6 +157,42 @@ class CompactionVerbs(Handle):
         self._guard()
         self._compaction.resume()
 
+    def usage(self) -> Usage:
+        """Return where the bytes of the store are: by tensor, lake and kind, most first.
+
+        Of all epochs and lineages; :class:`~mldb.compaction.usage.Usage` has the columns. Costs
+        O(versions) in NumPy. Raises CorruptError, StorageIOError.
+        """
+        from mldb.compaction.planning import read_sources
+        from mldb.compaction.table import make_table
+        from mldb.compaction.usage import usage_of
+        from mldb.log.index.pause import collection_paused
+
+        self._guard()
+        with collection_paused():
+            table = make_table(read_sources(self._log).sources)
+            return usage_of(table, _owner_of, _size_of)
+
+    def keepers(self, readers: Mapping[str, int] | None = None) -> tuple[Keeper, ...]:
+        """Return who keeps which commits: tags, pins, checkpoints, rules of the retention.
+
+        Each with about the bytes that would come back without it. *readers* are living
+        registrations with the lowest commit that each needs, which count as well. Costs O(versions)
+        in NumPy, for each that keeps anything alone. Raises CorruptError, StorageIOError.
+        """
+        from mldb.compaction.keepers import keepers
+        from mldb.history import tags
+
+        self._guard()
+        view = self._scope().view
+        return keepers(
+            self._log,
+            self._event_rules(),
+            tags=tags.tags(view),
+            pins=tags.pins(view),
+            readers=readers or {},
+        )
+
     def _reclaimable(self) -> dict[str, Any]:
         """What :meth:`compact` would give back of sealed segments; see Reclaimable."""
         age = COLD_AGE // _MICROSECOND * 1000
@@ -211,6 +249,27 @@ def _cold_age(cold: Any) -> ColdAge:
 def _size_of(key: bytes, attr: bytes) -> int | None:
     """The decoded size of a tensor; all else is stored raw."""
     return unpack_descriptor(attr).nbytes if key[:1] == keys.TENSORS and attr else None
+
+
+_KINDS: Final = {
+    keys.RELATIONS: "relationships",
+    keys.REVERSE: "relationships",
+    keys.CHECKPOINTS: "checkpoints",
+    keys.TAGS: "tags and pins",
+    keys.PINS: "tags and pins",
+    keys.RETENTION: "retention",
+    keys.METRICS: "metrics",
+}
+
+
+def _owner_of(key: bytes) -> tuple[str, str, bool]:
+    """What a key belongs to, and whether its versions are those of that."""
+    space = key[:1]
+    if space in (keys.TENSORS, keys.METADATA):
+        return "tensor", keys.shown(key), space == keys.TENSORS
+    if space in (keys.LAKES, keys.SPLATS, keys.POLICIES):
+        return "lake", keys.shown(key), space == keys.SPLATS
+    return _KINDS.get(space, "other"), "", True
 
 
 def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int, bytes] | None:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mldb.history.relationships import Relationship
-    from mldb.history.snapshot import Snapshot
     from mldb.history.versions import Version
     from mldb.query.statistics import TensorStatistics
+    from mldb.query.surface import Snapshot
     from mldb.tensors.handle import TensorHandle
     from mldb.tools.cli.progress import Advance
 

@@ -1,0 +1,88 @@
+"""``mldb import``: tensors of a file that others wrote, as one commit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+import click
+
+from mldb.tools.cli.command import Call, store_command
+from mldb.tools.cli.progress import progress_bar
+from mldb.tools.cli.values import SIZE_TYPE, shown_bytes
+
+
+@store_command("import", "FILE", access="path")
+@click.option("--prefix", default="", help="Put this in front of the names.")
+@click.option("--only", default="", help="Only names of the file that start with this.")
+@click.option("--epoch", type=click.IntRange(0), default=None, help="That of the head by default.")
+@click.option("--format", type=click.Choice(["safetensors", "npz", "npy"]), default=None)
+@click.option("--escape", is_flag=True, help="Write names that mldb does not allow with %XX.")
+@click.option("--max-bytes", type=SIZE_TYPE, default=None, help="What a packed npz may grow to.")
+@click.option("--new", is_flag=True, help="Make the store when it does not exist.")
+def command(
+    call: Call,
+    prefix: str,
+    only: str,
+    epoch: int | None,
+    format: str | None,
+    escape: bool,
+    max_bytes: int | None,
+    new: bool,
+) -> None:
+    """Store the tensors of a safetensors, npz or npy file as one commit.
+
+    The end of FILE says which. Nothing of the file is believed, pickled objects are refused, and
+    whatever is wrong with it, or when Ctrl-C comes, nothing is stored. The file may be larger than
+    memory. Metadata that `mldb export` wrote come back.
+
+    \b
+    mldb import run model.safetensors --prefix model/ --epoch 4
+    mldb import run model.safetensors --new        into a store that does not exist yet
+    """
+    from mldb.tools.formats.import_file import SPILL_BYTES, import_file, read_tensors
+
+    path = call.words[0]
+    if _is_to_be_made(call.path, new=new):
+        read_tensors(path, format=format, max_bytes=max_bytes)  # no store for a file that is none
+    import mldb
+
+    with (
+        mldb.open(call.path, background_compaction=False, spill_bytes=SPILL_BYTES) as db,
+        progress_bar("importing", quiet=call.out.as_json) as moved,
+    ):
+        report = import_file(
+            db,
+            path,
+            format=format,
+            prefix=prefix,
+            only=only,
+            epoch=epoch,
+            escape=escape,
+            max_bytes=max_bytes,
+            progress=moved,
+        )
+    if call.out.as_json:
+        call.out.document(asdict(report))
+        return
+    call.out.text(
+        f"{report.tensors:,} tensors, {shown_bytes(report.bytes)}, stored as epoch {report.epoch} "
+        f"(lsn:{report.lsn})"
+    )
+    for name, key in report.escaped.items():
+        call.out.text(f"{name} is stored as {key}")
+
+
+def _is_to_be_made(path: str, *, new: bool) -> bool:
+    """Whether a store is to be made: where that is asked for, never in a folder of something else.
+
+    Raises click.UsageError.
+    """
+    found = os.listdir(path) if os.path.isdir(path) else []
+    if any(name.startswith("MANIFEST-") for name in found):
+        return False
+    if found or (os.path.exists(path) and not os.path.isdir(path)):
+        raise click.UsageError(f"{path!r} holds no store of mldb; nothing was changed.")
+    if not new:
+        raise click.UsageError(f"there is no store at {path!r}; --new makes one.")
+    return True
