@@ -1,4 +1,4 @@
-"""Building a store of commits made before: what they keep, what is refused, what is no store yet."""
+"""Building a store of commits made before: what they keep, and what is refused."""
 
 from __future__ import annotations
 
