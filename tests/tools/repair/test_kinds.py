@@ -14,6 +14,7 @@ import mldb
 from mldb.log import format as fmt
 from mldb.tools.repair.report import RepairReport
 from tests.support.recorded import all_shown, compact_with_retention, record_run
+from tests.tools.replay.test_replay import ROOT, stored_in
 
 
 @pytest.fixture
@@ -246,6 +247,15 @@ def test_a_lake_with_a_hole_ends_there(tmp_path: Path, rng: np.random.Generator)
         assert db.lakes(as_of=before) == ["default"]
         assert len(db.lake().at(before)) == 20
         assert int(db["w"]) == 1
+
+
+@pytest.mark.parametrize("name", ["format-1", "format-2", "format-2-backup"])
+def test_stores_of_format_1_and_copies_are_salvaged_whole(tmp_path: Path, name: str) -> None:
+    old = tmp_path / name
+    shutil.copytree(ROOT / "tests/golden" / name, old)
+    report = mldb.repair(old, tmp_path / "new")
+    assert report.ok, report.lost
+    assert stored_in(tmp_path / "new") == stored_in(old)
 
 
 def test_nothing_to_salvage_and_targets_that_cannot_be(store: Path, tmp_path: Path) -> None:
