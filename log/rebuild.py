@@ -270,6 +270,12 @@ class StoreBuilder:
         self.jumps += built.jumps
         self.last_lsn = built.info.last_lsn
 
+    def close(self) -> None:
+        """Let go of a segment that is not finished; it is no part of anything. Harmless again."""
+        active, self._open = self._open, None
+        if active is not None:
+            active.file.close()
+
     # --- the end ----------------------------------------------------------------------------------
 
     def publish(self, kept: Kept | None, origins: Sequence[bytes]) -> None:

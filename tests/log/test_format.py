@@ -29,7 +29,7 @@ from mldb.log.active import HINTS, hint_name
 from mldb.log.batch import (
     LSN_ROOM,
 )
-from mldb.log.birth import FOLDERS
+from mldb.log.birth import FOLDERS, UNFINISHED_MARK
 from mldb.log.checksum import check64, checks_and_digest
 from mldb.log.directory.catalog import CATALOG
 from mldb.log.directory.maker import MAKER_LOCK
@@ -271,6 +271,8 @@ def check_folder(rows: list[Row]) -> None:
         **dict.fromkeys((f"{HINTS}/{WISHES}{kind}-{unique}" for kind in WISH_KINDS), "-"),
         **dict.fromkeys(lakes, str(fmt.FILE_HINT)),
         LOST + "/": str(fmt.FILE_LOST),
+        UNFINISHED_MARK: str(fmt.FILE_HINT),
+        f"{UNFINISHED_MARK}-N": str(fmt.FILE_HINT),
     }
     assert {name.split("/")[0] for name in said if "/" in name} == {*FOLDERS, "blobs"}
 

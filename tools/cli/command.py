@@ -89,16 +89,21 @@ def _split(args: Sequence[str], words: Sequence[str]) -> tuple[str, tuple[str, .
     raise click.UsageError(f"this command takes {wanted}, not {len(args)} words")
 
 
+def require_folder(path: str) -> None:
+    """Raise click.UsageError when there is no folder at *path*."""
+    if not os.path.isdir(path):
+        raise click.UsageError(
+            f"there is no store at {path!r}. Name its folder, or set ${STORE_VARIABLE}."
+        )
+
+
 @contextmanager
 def opened(path: str, *, mode: Literal["r", "rw"] = "r") -> Iterator[MLDatabase]:
     """Open a store that exists; a command makes none where none is.
 
     Raises click.UsageError when nothing is there, and what ``mldb.open`` raises.
     """
-    if not os.path.isdir(path):
-        raise click.UsageError(
-            f"there is no store at {path!r}. Name its folder, or set ${STORE_VARIABLE}."
-        )
+    require_folder(path)
     import mldb
 
     if mode == "rw" and not any(name.startswith("MANIFEST-") for name in os.listdir(path)):

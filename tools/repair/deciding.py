@@ -16,6 +16,7 @@ from mldb.errors import MldbError
 from mldb.history.kinds import TENSOR_DELETED, TENSOR_STORED
 from mldb.log import format as fmt
 from mldb.log.blocks import payload_checks
+from mldb.log.checksum import digest128
 from mldb.log.frame import DamagedFrame, Draft, Record, decode_entries, unpack
 from mldb.log.salvage import FoundCommit, FoundFile, FoundFrame, body_of
 from mldb.tools.repair.report import Lost
@@ -66,7 +67,7 @@ class Deciding:
             for frame, record in frames:
                 for draft in record.named_drafts():
                     if (draft.encoding not in fmt.BUILT_ENCODINGS) == owns:
-                        why = self._fault(frame, draft)
+                        why = self._fault(frame, record, draft)
                         if why:
                             lost[draft.key] = why
                         else:
@@ -103,9 +104,9 @@ class Deciding:
             *(header.body_version, header.align_log2, header.block_log2, checks),
         )
 
-    def _fault(self, frame: FoundFrame, draft: Draft) -> str:
+    def _fault(self, frame: FoundFrame, record: Record, draft: Draft) -> str:
         """Why a version cannot be had, "" when it can."""
-        if not frame.has(draft.offset, draft.length):
+        if not frame.has(draft.offset, draft.length) and not _is_intact(record, draft):
             return "its bytes are damaged"
         if draft.encoding not in fmt.BUILT_ENCODINGS:
             return ""
@@ -185,18 +186,15 @@ class Deciding:
             keyed = len({entry.frame for entry in stored.values()})
             missing = count - keyed - sum(not record.drafts for _, record in frames)
             what, why = "event", "without names are damaged: no tensor is lost with them"
-        else:
-            row = commit.row
-            missing = (
-                0
-                if row is None
-                else sum(
-                    item.offset < row.end and row.start < item.offset + item.length
-                    for item in file.damage
-                    if item.file == file.name
-                )
+        elif file.identity.kind == fmt.FILE_COMPACTED and commit.row is not None:
+            missing = sum(
+                item.offset < commit.row.end and commit.row.start < item.offset + item.length
+                for item in file.damage
+                if item.file == file.name
             )
             what, why = "event", "without names are damaged: no tensor is lost with them"
+        else:
+            return
         if missing > 0:
             why = f"{missing} frames of this commit {why}"
             self.lost.append(Lost(what, "", epoch, commit.lsn, file.name, at, why))
@@ -243,3 +241,11 @@ class Deciding:
             yield assembled(record, [*map(LeftEntry, left), *map(LeftEntry, more)])
         if stones and not told:
             yield Record(TENSOR_DELETED, stones)
+
+
+def _is_intact(record: Record, draft: Draft) -> bool:
+    """Whether the bytes of a version are whole though another part of their block is not."""
+    if draft.encoding != fmt.ENCODING_RAW or len(draft.digest) != fmt.DIGEST_SIZE:
+        return False
+    data = memoryview(record.payload[0])[draft.offset : draft.offset + draft.length]
+    return len(data) == draft.length and digest128(data) == draft.digest

@@ -144,16 +144,21 @@ def _read_segment(
             f"{name} is segment {fmt.id_text(file.identity.segment_id)}: files were swapped"
         )
     manifest = found.manifest
-    if manifest is not None and file.published > manifest.number:
-        found.lacks_manifest = True
+    if manifest is not None and file.identity.segment_id not in {*infos, manifest.active}:
+        # A copy of a store has segments that were published in another one.
+        is_own = file.identity.store_id == manifest.store_id
+        found.lacks_manifest |= is_own and file.published > manifest.number
     found.files.append(file)
     _keep_to(file, infos.get(file.identity.segment_id))
 
 
 def _keep_to(file: FoundFile, info: SegmentInfo | None) -> None:
-    """Leave out commits that the store itself dropped: those behind the end of a closed segment."""
+    """Leave out what the store itself dropped: all behind the end of a closed segment."""
     if info is None or not info.last_lsn:
         return
+    file.damage = [
+        item for item in file.damage if item.file != file.name or item.offset < info.length
+    ]
     for lsn in [lsn for lsn in file.commits if not info.first_lsn <= lsn <= info.last_lsn]:
         del file.commits[lsn]
 

@@ -81,10 +81,13 @@ class _Repair:
         try:
             unfinished.begin_anew()
             builder = StoreBuilder(self.folder, found.store_id, metadata_columns)
-            best = best_commits(found)
-            self._lose_segments(best)
-            self._write(builder, best)
-            builder.publish(self._kept(best), ())
+            try:
+                best = best_commits(found)
+                self._lose_segments(best)
+                self._write(builder, best)
+                builder.publish(self._kept(best), ())
+            finally:
+                builder.close()
             unfinished.finished()
         finally:
             unfinished.close()

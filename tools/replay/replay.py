@@ -56,7 +56,8 @@ def replay(
     one and those that tags, pins and rewinds name. Of a compacted source goes over what is left.
 
     The source is opened read-only, may be written to and compacted meanwhile, and is never changed.
-    The target is a store at the very end; a call with the same arguments continues a killed one.
+    The target is a store at the very end; a call with the same arguments continues a killed one
+    (functions are known by their names).
     *verify* then compares every commit. *progress* is told LSNs, done and in all; it may raise to
     stop. One thread. Raises InvalidValueError (a target that is not empty, or is the source),
     MissingError, VersionGoneError, LockedError, CorruptError, StorageFullError, StorageIOError.
@@ -138,17 +139,19 @@ class _Replay:
         builder = StoreBuilder(
             self.folder, store_id, metadata_columns, known=KNOWN_KINDS, done=unfinished.note
         )
-        for built in unfinished.built:
-            builder.adopt(built)
-        choice = self._choice(builder.last_lsn)
-        if choice is None:
-            replay_whole(source, builder, until, self.advance)
-        else:
+        try:
             for built in unfinished.built:
-                choice.note_stored(_entries_of(self.folder, built.info))
-            self._choose(builder, choice, until)
-        origins = source.log.state.manifest.origins
-        builder.publish(source.kept(until), origins)
+                builder.adopt(built)
+            choice = self._choice(builder.last_lsn)
+            if choice is None:
+                replay_whole(source, builder, until, self.advance)
+            else:
+                for built in unfinished.built:
+                    choice.note_stored(_entries_of(self.folder, built.info))
+                self._choose(builder, choice, until)
+            builder.publish(source.kept(until), source.log.state.manifest.origins)
+        finally:
+            builder.close()
         return choice
 
     def _choice(self, trusted_from: int) -> NameChoice | None:

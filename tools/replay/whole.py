@@ -68,13 +68,13 @@ def _active(source: ReplaySource, builder: StoreBuilder, until: int) -> None:
     """Carry the segment that is appended to, or what is in another one by now."""
     _, active, view = source.log.still()
     source.view = view
+    if view.between(builder.last_lsn + 1, until):
+        return  # sealed meanwhile: it is carried as the others are
     end = active.cursor.offset
     rows = [row for part in reversed(active.parts()) for row in part.commits(1, 1 << 62)]
     if not rows or rows[0].lsn <= builder.last_lsn or rows[-1].lsn < until:
         replay_commits(source, builder, until)
         return
-    if view.between(builder.last_lsn + 1, rows[0].lsn - 1):
-        replay_commits(source, builder, rows[0].lsn - 1)
     file = source.fs.open(active.segment.name, "r")
     try:
         data = file.map(end)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mldb.tools.cli.command import Call, store_command
+from mldb.tools.cli.command import Call, require_folder, store_command
 from mldb.tools.cli.progress import progress_bar
 from mldb.tools.cli.values import shown_bytes
 
@@ -29,6 +29,7 @@ def command(call: Call, is_all: bool) -> int:
     \b
     Example: mldb repair broken-run salvaged-run
     """
+    require_folder(call.path)
     import mldb
 
     with progress_bar("repair", unit="steps") as advance:
@@ -45,7 +46,7 @@ def command(call: Call, is_all: bool) -> int:
             "commits": report.commits,
             "versions": report.versions,
             "bytes": f"{shown_bytes(report.bytes)} from {report.files} files",
-            "damage": f"{len(report.damage)} places",
+            "damaged places": len(report.damage),
             "lost": len(report.lost),
         }
     )

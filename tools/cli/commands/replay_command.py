@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mldb.tools.cli.command import Call, store_command
+from mldb.tools.cli.command import Call, require_folder, store_command
 from mldb.tools.cli.progress import progress_bar
 from mldb.tools.cli.values import MOMENT_TYPE, shown_bytes
 
@@ -32,6 +32,7 @@ def command(call: Call, until: AsOf, names: tuple[str, ...], verify: bool) -> in
     \b
     Example: mldb replay run small --until 40 --name encoder --name 'head.*' --verify
     """
+    require_folder(call.path)
     import mldb
 
     with progress_bar("replay", unit="LSNs") as advance:
