@@ -137,6 +137,11 @@ def check_tree(tree: exp.Expr, text: str) -> None:
                 raise refusal(text, start_of(node), message)
         elif isinstance(node, exp.DataType):
             _check_type(node, text)
+        elif isinstance(node, (exp.JSONExtract, exp.JSONExtractScalar)) and not isinstance(
+            node.expression, (exp.JSONPath, exp.Literal)
+        ):
+            message = "-> and ->> need brackets around them, as in (detail->>'key') = 'text'"
+            raise refusal(text, start_of(node), message)
         elif isinstance(node, exp.Var) and str(node.this).upper() not in _UNITS:
             raise refusal(text, start_of(node), f"{shown_word(str(node.this))} is no unit of time")
         elif isinstance(node, exp.Column) and not isinstance(node.this, (exp.Identifier, exp.Star)):

@@ -45,6 +45,10 @@ class _PlainParser(DuckDBParser):
         "CASE": DuckDBParser.NO_PAREN_FUNCTION_PARSERS["CASE"]
     }
 
+    def _warn_unsupported(self) -> None:
+        # It would log, and take what follows as a command of which nothing is known.
+        self.raise_error("no query")
+
 
 class _PlainGenerator(DuckDBGenerator):
     """Writes what ``_PlainParser`` left."""
@@ -54,6 +58,17 @@ class _PlainGenerator(DuckDBGenerator):
 
     def respectnulls_sql(self, expression: exp.RespectNulls) -> str:
         return self._inside(expression, "RESPECT NULLS")
+
+    def neg_sql(self, expression: exp.Neg) -> str:
+        return self._prefixed("-", expression)
+
+    def bitwisenot_sql(self, expression: exp.BitwiseNot) -> str:
+        return self._prefixed("~", expression)
+
+    def _prefixed(self, sign: str, expression: exp.Expr) -> str:
+        operand = self.sql(expression, "this")
+        space = "" if operand[:1].isalnum() or operand[:1] in {'"', "("} else " "
+        return f"{sign}{space}{operand}"  # -~ would be one operator, and -- a comment
 
     def _inside(self, expression: exp.Expr, words: str) -> str:
         call = expression.this

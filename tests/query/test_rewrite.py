@@ -114,8 +114,9 @@ CASES: list[tuple[str, str, list[TableUse]]] = [
     (
         "WITH old AS (SELECT name, std FROM tensors AS OF EPOCH 3) "
         "SELECT n.name FROM tensors n JOIN old o USING (name) WHERE n.std > o.std",
-        'WITH "old" AS (SELECT "name", "std" FROM "tensors__0" AS "tensors") SELECT "n"."name" '
-        'FROM "tensors__1" AS "n" JOIN "old" AS "o" USING ("name") WHERE "n"."std" > "o"."std"',
+        'WITH "with__old" AS (SELECT "name", "std" FROM "tensors__0" AS "tensors") SELECT '
+        '"n"."name" FROM "tensors__1" AS "n" JOIN "with__old" AS "o" USING ("name") '
+        'WHERE "n"."std" > "o"."std"',
         [use("tensors", 0, "name std", 3), use("tensors", 1, "name std")],
     ),
     (
@@ -200,14 +201,14 @@ CASES: list[tuple[str, str, list[TableUse]]] = [
     # --- names in each other's way
     (
         "WITH tensors AS (SELECT * FROM tensors WHERE epoch > 3) SELECT name FROM tensors",
-        'WITH "tensors" AS (SELECT * FROM "tensors__0" AS "tensors" WHERE "epoch" > 3) '
-        'SELECT "name" FROM "tensors"',
+        'WITH "with__tensors" AS (SELECT * FROM "tensors__0" AS "tensors" WHERE "epoch" > 3) '
+        'SELECT "name" FROM "with__tensors" AS "tensors"',
         [use("tensors", 0, "epoch", star=True)],
     ),
     (
         "WITH tensors__0 AS (SELECT 1 AS x) SELECT t.name FROM tensors t, tensors__0",
-        'WITH "tensors__0" AS (SELECT 1 AS "x") SELECT "t"."name" FROM "tensors__1" AS "t", '
-        '"tensors__0"',
+        'WITH "with__tensors__0" AS (SELECT 1 AS "x") SELECT "t"."name" FROM "tensors__1" AS "t", '
+        '"with__tensors__0" AS "tensors__0"',
         [use("tensors", 1, "name")],
     ),
     (

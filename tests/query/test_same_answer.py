@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from mldb.query.parsed import STATISTICS
-from tests.query.corpus import PLAIN, STARS
+from tests.query.corpus import ORDERS, PLAIN, STARS
 from tests.support.queries import TYPES, LockedEngine, columns_of, parse
 
 
@@ -30,7 +30,7 @@ def whole() -> Iterator[LockedEngine]:
     made.close()
 
 
-@pytest.mark.parametrize("text", [*PLAIN, *STARS])
+@pytest.mark.parametrize("text", [*PLAIN, *ORDERS, *STARS])
 def test_the_engine_answers_the_same(engine: LockedEngine, whole: LockedEngine, text: str) -> None:
     query = parse(text)
     with engine.relations(query):
