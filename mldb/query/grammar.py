@@ -9,7 +9,7 @@ Pure; any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Final
 
 from sqlglot import Token, TokenType, exp
@@ -21,6 +21,9 @@ from sqlglot.parsers.duckdb import DuckDBParser
 from mldb.errors import QueryError
 from mldb.query.limits import number_in_name
 from mldb.query.messages import refusal, shown_word
+
+COMMA: Final = "is_comma"
+"""What the meta of a join says of it: it is a comma in FROM."""
 
 _SPECIAL_ARGUMENTS: Final = ("CAST", "TRY_CAST", "EXTRACT", "TRIM", "POSITION", "SUBSTRING")
 _DIALECT: Final = DuckDB()
@@ -44,6 +47,19 @@ class _PlainParser(DuckDBParser):
     NO_PAREN_FUNCTION_PARSERS: ClassVar[dict[str, Callable[..., Any]]] = {
         "CASE": DuckDBParser.NO_PAREN_FUNCTION_PARSERS["CASE"]
     }
+
+    def _parse_join(
+        self,
+        skip_join_token: bool = False,
+        parse_bracket: bool = False,
+        alias_tokens: Collection[TokenType] | None = None,
+    ) -> exp.Join | None:
+        # In the tree "a, b" and "a LEFT JOIN b" without ON are the same, and so is their SQL.
+        is_comma = bool(self._curr) and self._curr.token_type is TokenType.COMMA
+        join = super()._parse_join(skip_join_token, parse_bracket, alias_tokens)
+        if join is not None:
+            join.meta[COMMA] = is_comma
+        return join
 
     def _warn_unsupported(self) -> None:
         # It would log, and take what follows as a command of which nothing is known.
@@ -107,6 +123,12 @@ def parse_tokens(tokens: list[Token], text: str) -> exp.Expr:
 
 def sql_of(tree: exp.Expr, text: str) -> str:
     """Return *tree* as the engine reads it. *tree* is used up; *text* is for the error."""
+    for node in list(tree.find_all(exp.JSONExtract, exp.JSONExtractScalar)):
+        # The engine binds these less tightly than the tree that was checked.
+        if not isinstance(node.parent, exp.Paren):
+            arrow = exp.Paren()
+            node.replace(arrow)
+            arrow.set("this", node)
     generator = _PlainGenerator(
         dialect=_DIALECT,
         comments=False,

@@ -507,6 +507,17 @@ SELECT name FROM tensors WHERE type LIKE
 SELECT max(*) FROM tensors
 SELECT * REPLACE (upper(name)) FROM tensors
 SELECT * REPLACE (name) FROM tensors
+SELECT tensors.name FROM tensors JOIN versions
+SELECT tensors.name FROM tensors INNER JOIN versions
+SELECT tensors.name FROM tensors LEFT JOIN versions
+SELECT tensors.name FROM tensors FULL JOIN versions WHERE true
+SELECT tensors.name FROM tensors SEMI JOIN versions
+SELECT tensors.name FROM tensors JOIN versions USING ()
+SELECT tensors.name FROM (tensors LEFT JOIN versions)
+SELECT tensors.name FROM tensors JOIN versions v JOIN metrics m ON true
+SELECT tensors JOIN versions USING (name)
+SELECT tensors JOIN versions USING ()
+SELECT 1 JOIN versions ON true
 SELECT * RENAME (name) FROM tensors
 SELECT count(*, *) FROM tensors
 SELECT name FROM tensors t(a, b)

@@ -142,6 +142,29 @@ SELECT name /* a comment; DROP TABLE tensors */ FROM tensors -- and one more
 SELECT name FROM tensors AS t WHERE t.epoch = 1;
 FROM versions SELECT name, epoch
 SELECT ALL name FROM tensors LIMIT ALL
+SELECT name FROM tensors EXCEPT ALL SELECT name FROM metrics
+SELECT name FROM tensors INTERSECT ALL SELECT name FROM versions
+SELECT name FROM tensors UNION DISTINCT SELECT name FROM versions
+SELECT time, SUM(std) OVER (ORDER BY time ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING EXCLUDE
+    CURRENT ROW) FROM versions
+SELECT time, SUM(std) OVER (ORDER BY epoch GROUPS BETWEEN 1 PRECEDING AND CURRENT ROW) FROM versions
+SELECT time, SUM(std) OVER (ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED
+    FOLLOWING) FROM versions
+SELECT time, NTH_VALUE(std, 2) OVER (ORDER BY time), FIRST_VALUE(std ORDER BY lsn) OVER () FROM
+    versions
+SELECT layer, COUNT(DISTINCT name) FILTER (WHERE epoch > 1) FROM tensors GROUP BY layer
+SELECT layer, type, GROUPING(layer) FROM tensors GROUP BY layer, ROLLUP (type)
+SELECT name FROM tensors WHERE name NOT IN (SELECT name FROM metrics WHERE epoch > 3)
+SELECT name, epoch FROM tensors ORDER BY epoch DESC, name ASC NULLS FIRST LIMIT 4
+SELECT t.name FROM tensors AS t INNER JOIN versions AS v USING (name, epoch)
+SELECT t.name, v.lsn FROM tensors t RIGHT JOIN versions v ON t.lsn = v.lsn AND t.epoch > 2
+WITH x AS NOT MATERIALIZED (SELECT name FROM tensors) SELECT a.name FROM x a, x b WHERE a.name =
+    b.name
+WITH x AS (WITH y AS (SELECT name FROM tensors) SELECT name FROM y) SELECT name FROM x
+SELECT name FROM (WITH y AS (SELECT name FROM tensors) SELECT name FROM y)
+SELECT t.name FROM tensors t WHERE t.epoch = (SELECT MAX(epoch) FROM versions WHERE name = t.name)
+SELECT t.name FROM tensors t, (SELECT v.name AS n FROM versions v WHERE v.epoch = t.epoch) s
+    WHERE s.n = t.name
 SELECT 1
 SELECT e: epoch, n: name FROM tensors
 """.strip()
@@ -175,7 +198,8 @@ SELECT epoch IS NULL = false, epoch = 1 IS TRUE, epoch IS NOT NULL AND std IS NU
     = true FROM versions
 SELECT epoch IS DISTINCT FROM 1 AND std > 1, epoch IS NOT DISTINCT FROM 1 OR std > 1, epoch + 1
     IS DISTINCT FROM 2 FROM versions
-SELECT (detail->>'a') = '1', (detail->'a') IS NULL, (detail->>'a') || 'x', NOT (detail->>'a') = '1'
+SELECT (detail->>'a') = '1', detail->'a'->'b', LENGTH(detail->>'a'), (detail->>'a') || 'x', NOT
+    (detail->>'a') = '1'
     FROM events WHERE detail LIKE '{%'
 SELECT shape[1] + 1, -shape[1], (shape)[1], shape[1] * shape[2], shape[1 + 1], ([1, 2] ||
     shape)[1] FROM tensors
