@@ -17,7 +17,7 @@ from mldb.query.grammar import start_of
 from mldb.query.messages import refusal
 from mldb.query.parsed import STATISTICS, STATISTICS_TABLES, TableUse, fold_name
 from mldb.query.scopes import Occurrence, StarUse, rename_table
-from mldb.query.words import Moment
+from mldb.query.words import AsOfClause
 
 _AsOf = int | Lsn | datetime | str | None
 
@@ -25,7 +25,7 @@ _AsOf = int | Lsn | datetime | str | None
 def make_relations(
     occurrences: Sequence[Occurrence],
     stars: Sequence[StarUse],
-    moments: Sequence[Moment],
+    moments: Sequence[AsOfClause],
     taken: Collection[str],
     text: str,
 ) -> tuple[TableUse, ...]:
@@ -58,7 +58,7 @@ def make_relations(
 
 
 def _dated(
-    occurrences: Sequence[Occurrence], moments: Sequence[Moment], text: str
+    occurrences: Sequence[Occurrence], moments: Sequence[AsOfClause], text: str
 ) -> dict[int, _AsOf]:
     """Return the moment of each occurrence that has one, by the id of the occurrence."""
     dated: dict[int, _AsOf] = {}
