@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -314,3 +315,19 @@ def test_the_parser_is_imported_by_the_first_query() -> None:
         "assert 'sqlglot' in sys.modules and 'duckdb' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_threads_parse_at_once() -> None:
+    texts = [
+        f"SELECT name, std + {i} AS x{i} FROM tensors AS OF EPOCH {i} t WHERE type = w{i}"
+        for i in range(8)
+    ]
+    expected = [parse(text) for text in texts]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(parse, texts * 20))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected * 20
