@@ -10,6 +10,7 @@ closed pipe, as shells say of signals.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -26,6 +27,10 @@ PROBLEM: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
+
+_CLICK_LEAST: Final = 52
+"""Columns below which click writes help wider than the terminal is."""
+_HELP_LEAST: Final = 20
 
 COMMAND_LINES: Final = {
     "ls": "Tensors, with type, shape, epoch and size.",
@@ -112,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _completes():
             return OK
         # Not _cli.main(): that answers a closed pipe with the status of a problem.
-        with _cli.make_context("mldb", words) as context:
+        with _cli.make_context("mldb", words, terminal_width=_narrow_width()) as context:
             status = _cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:
@@ -151,6 +156,12 @@ def _completes() -> bool:
 def status_of(error: MldbError) -> int:
     """The exit status that an error of mldb stands for."""
     return USAGE if isinstance(error, UsageError | MissingError) else PROBLEM
+
+
+def _narrow_width() -> int | None:
+    """The width of help in a terminal narrower than click knows; None for what it finds out."""
+    columns = shutil.get_terminal_size().columns
+    return max(columns - 2, _HELP_LEAST) if columns < _CLICK_LEAST else None
 
 
 def _print_anything() -> None:
