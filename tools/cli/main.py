@@ -62,8 +62,24 @@ COMMAND_LINES: Final = {
 """Each command with the line that ``mldb --help`` shows of it, in that order."""
 
 
+class _Formatter(click.HelpFormatter):
+    """Help whose options leave room for what is said of them in a narrow terminal."""
+
+    def write_dl(
+        self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        narrow = self.width < _CLICK_LEAST - 2
+        super().write_dl(rows, self.width // 4 if narrow else col_max, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class _Commands(click.Group):
     """The group of all commands, imported when they are called."""
+
+    context_class = _Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMAND_LINES)
@@ -73,6 +89,7 @@ class _Commands(click.Group):
             return None
         module = import_module(f"mldb.tools.cli.commands.{cmd_name}_command")
         command: click.Command = module.command
+        command.context_class = _Context
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
