@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mldb.history.checkpoints import Checkpoint
     from mldb.history.diff import TensorDiff
     from mldb.history.events import Event
+    from mldb.history.metrics import MetricColumns
     from mldb.history.relationships import Relationship
     from mldb.history.versions import Version
     from mldb.lake.consolidation.settings import ConsolidationPolicy
@@ -99,6 +100,7 @@ _HOMES = {
     "LoadReport": "mldb.state.report",
     "NothingLoadedWarning": "mldb.state.report",
     "register_state_type": "mldb.state.structs",
+    "MetricColumns": "mldb.history.metrics",
     "Relationship": "mldb.history.relationships",
     "Retention": "mldb.compaction.retention",
     "CompactionReport": "mldb.compaction.report",
@@ -152,6 +154,7 @@ __all__ = [
     "M2MConfig",
     "M2MDataLake",
     "MLDatabase",
+    "MetricColumns",
     "MissingError",
     "MldbError",
     "NameReport",

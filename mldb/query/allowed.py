@@ -19,7 +19,7 @@ from mldb.query.functions import (
     why_refused,
     wrong_size,
 )
-from mldb.query.grammar import start_of
+from mldb.query.grammar import COMMA, start_of
 from mldb.query.limits import number_in_name
 from mldb.query.messages import comma_list, refusal, shown_word
 
@@ -85,6 +85,7 @@ _UNITS: Final = frozenset(
         "ALL",  # GROUP BY ALL, ORDER BY ALL
     }
 )
+_FRAMES: Final = frozenset({"CURRENT ROW", "TIES", "NO OTHERS"})
 _DTYPE: Final = exp.DataType.Type
 _TYPES: Final = frozenset(
     {
@@ -125,8 +126,8 @@ def check_tree(tree: exp.Expr, text: str) -> None:
     for node in _nodes(tree, text):
         if type(node) not in NODES:
             raise _not_allowed(node, text)
-        if type(node) is exp.Select and not node.expressions:
-            raise refusal(text, start_of(node), "SELECT needs columns, as in SELECT name FROM …")
+        if isinstance(node, exp.Select):
+            _check_select(node, text)
         parts = _PARTS.get(type(node))
         if parts is not None:
             _check_parts(node, parts, text)
@@ -137,8 +138,13 @@ def check_tree(tree: exp.Expr, text: str) -> None:
                 raise refusal(text, start_of(node), message)
         elif isinstance(node, exp.DataType):
             _check_type(node, text)
-        elif isinstance(node, exp.Var) and str(node.this).upper() not in _UNITS:
-            raise refusal(text, start_of(node), f"{shown_word(str(node.this))} is no unit of time")
+        elif isinstance(node, exp.Join):
+            _check_join(node, text)
+        elif isinstance(node, exp.Var):
+            words = _FRAMES if isinstance(node.parent, exp.WindowSpec) else _UNITS
+            if str(node.this).upper() not in words:
+                message = f"{shown_word(str(node.this))} is not known here, as a unit of time or so"
+                raise refusal(text, start_of(node), message)
         elif isinstance(node, exp.Column) and not isinstance(node.this, (exp.Identifier, exp.Star)):
             start = start_of(node)
             raise (start is not None and number_in_name(text, start)) or refusal(
@@ -169,6 +175,27 @@ def _not_allowed(node: exp.Expr, text: str) -> QueryError:
     return refusal(
         text, start_of(node), f"SELECT with joins, subqueries and windows is allowed here; {what}"
     )
+
+
+def _check_select(node: exp.Select, text: str) -> None:
+    joins = node.args.get("joins") or ()
+    if not node.expressions or (joins and not node.args.get("from_")):
+        raise refusal(
+            text, start_of(node), "SELECT needs columns, and joins a FROM: SELECT name FROM …"
+        )
+
+
+def _check_join(node: exp.Join, text: str) -> None:
+    """Refuse a join without a condition: it would be every row with every row, and no error."""
+    is_bare = not node.args.get("on") and not node.args.get("using")
+    is_meant = node.meta.get(COMMA) or "CROSS" in str(node.args.get("kind")).upper()
+    if is_bare and not is_meant and not node.args.get("method"):
+        raise refusal(
+            text,
+            start_of(node),
+            "JOIN needs a condition: write USING (name) or ON a.name = b.name behind the table; "
+            "every row with every row is CROSS JOIN",
+        )
 
 
 def _check_parts(node: exp.Expr, allowed: frozenset[str], text: str) -> None:

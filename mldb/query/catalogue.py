@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from mldb import keys
 from mldb.arrays import Numbers
 from mldb.lake.states import LakeStates
-from mldb.query.columns import ColumnData, moments
+from mldb.log.checksum import digest128
+from mldb.query.columns import ColumnData, json_text, moments
 from mldb.query.commits import CommitColumns
 from mldb.query.rows import SpaceRows
 from mldb.tensors.codec import unpack_metadata
 from mldb.tensors.scope import Scope
 
-_DECODED_MAX = 1 << 14
+_DECODED_MAX: Final = 1 << 14
 """Metadata that are kept decoded; most are a few dozen bytes."""
+_DERIVED_ROWS: Final = 1 << 18
+"""Names in what is kept of several moments, together."""
+
+_Made = TypeVar("_Made")
+
+
+class DecodedMetadata:
+    """Metadata of one version: the fields, not to be changed, and all of them as JSON."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+
+    @cached_property
+    def text(self) -> str | None:
+        """As JSON; None where there are none."""
+        return json_text(self.fields) if self.fields else None
+
+
+NO_METADATA: Final = DecodedMetadata({})
 
 
 class Catalogue:
@@ -33,7 +55,8 @@ class Catalogue:
         self.lakes = lakes
         self._spaces: dict[bytes, SpaceRows] = {}
         self._commits = CommitColumns()
-        self._decoded: dict[bytes, dict[str, Any]] = {}
+        self._decoded: dict[bytes, DecodedMetadata] = {}
+        self._derived: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def space(self, scope: Scope, space: bytes) -> SpaceRows:
         """Return the versions of a key space, those of *scope* among them. Raises CorruptError."""
@@ -48,23 +71,36 @@ class Catalogue:
         self._commits.bring_up_to(scope.view)
         return self._commits
 
-    def decoded(self, attr: bytes) -> dict[str, Any]:
-        """Return the metadata of an attr, not to be changed. Raises CorruptError."""
+    def decoded(self, attr: bytes) -> DecodedMetadata:
+        """Return the metadata of an attr. Raises CorruptError."""
         found = self._decoded.get(attr)
         if found is None:
-            found = unpack_metadata(attr)
+            found = DecodedMetadata(unpack_metadata(attr))
             if len(self._decoded) >= _DECODED_MAX:
                 self._decoded.clear()
             self._decoded[attr] = found
         return found
+
+    def derived(self, key: Hashable, size: int, make: Callable[[], _Made]) -> _Made:
+        """Return what *make* makes of *size* names, kept under *key* while there is room."""
+        found = self._derived.get(key)
+        if found is not None:
+            self._derived.move_to_end(key)
+            kept: _Made = found[0]
+            return kept
+        made = make()
+        self._derived[key] = made, size + 1
+        while len(self._derived) > 1 and sum(n for _, n in self._derived.values()) > _DERIVED_ROWS:
+            self._derived.popitem(last=False)
+        return made
 
 
 @dataclass(frozen=True, slots=True)
 class StoreMoment:
     """One snapshot that a query asks about. It lives as long as the query does.
 
-    ``memo`` keeps what two tables of one query both need; ``check`` ends what takes long, when the
-    query shall end.
+    All moments of a query have one view. ``memo`` keeps what two tables of one query both need;
+    ``check`` ends what takes long, when the query shall end.
     """
 
     scope: Scope
@@ -84,26 +120,39 @@ class StoreMoment:
             found = self.memo[f"newest {space!r}"] = rows.newest(self.scope.intervals)
         return rows, found
 
-    def metadata(self) -> dict[bytes, dict[str, Any]]:
+    def newest_key(self, space: bytes) -> Hashable:
+        """What names the keys of a space that exist and their attrs, at whatever moment."""
+        rows, newest = self.newest(space)
+        codes, attrs = rows.key_codes(newest), rows.take("attr", newest)
+        return space, rows.number, digest128(codes.astype("<i8").tobytes() + attrs.tobytes())
+
+    def metadata(self) -> Mapping[bytes, DecodedMetadata]:
         """The metadata of each tensor that exists and has any, by its name."""
-        found: dict[bytes, dict[str, Any]] | None = self.memo.get("metadata")
+        found: Mapping[bytes, DecodedMetadata] | None = self.memo.get("metadata")
         if found is None:
             rows, newest = self.newest(keys.METADATA)
-            found = self.memo["metadata"] = {
-                rows.keys[code]: self.catalogue.decoded(rows.attrs[attr])
-                for code, attr in zip(
-                    rows.key_codes(newest).tolist(),
-                    rows.take("attr", newest).tolist(),
-                    strict=True,
-                )
-            }
+            key = ("metadata", self.newest_key(keys.METADATA))
+
+            def decoded() -> dict[bytes, DecodedMetadata]:
+                codes, attrs = rows.key_codes(newest).tolist(), rows.take("attr", newest).tolist()
+                return {
+                    rows.keys[code]: self.catalogue.decoded(rows.attrs[attr])
+                    for code, attr in zip(codes, attrs, strict=True)
+                }
+
+            found = self.catalogue.derived(key, len(newest), decoded)
+            self.memo["metadata"] = found
         return found
+
+    def counted(self, space: bytes, count: Callable[[], Counter[str]]) -> Counter[str]:
+        """What *count* counts of the keys of a space that exist, kept while they are the same."""
+        return self.catalogue.derived(("keys", self.newest_key(space)), 0, count)
 
     def commit_columns(self, lsns: Numbers) -> dict[str, ColumnData]:
         """The columns ``lsn``, ``epoch`` and ``time`` of things that these commits stored."""
         epochs, times, is_unknown = self.catalogue.commits(self.scope).of(lsns)
         return {
             "lsn": lsns,
-            "epoch": np.ma.MaskedArray(epochs, is_unknown),
+            "epoch": np.ma.MaskedArray(epochs, is_unknown) if is_unknown.any() else epochs,
             "time": moments(times, is_unknown),
         }

@@ -57,7 +57,9 @@ class TableColumns:
 def moments(times: Numbers, is_unknown: Bools | None = None) -> npt.NDArray[Any]:
     """Return a TIMESTAMP column (UTC, microseconds) of times in nanoseconds."""
     values = (times // 1000).astype("M8[us]")
-    return values if is_unknown is None else np.ma.MaskedArray(values, is_unknown)
+    if is_unknown is None or not is_unknown.any():
+        return values
+    return np.ma.MaskedArray(values, is_unknown)
 
 
 def coded(values: Iterable[str | None], kind: str = TEXT_TYPE) -> Coded:

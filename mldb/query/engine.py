@@ -79,6 +79,7 @@ class Engine:
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET lock_configuration = true")
         self._kept: OrderedDict[Hashable, tuple[str, int]] = OrderedDict()
+        self._views: dict[str, str] = {}
         self._made = 0
         self._statistic: Statistic | None = None
         self._has_functions = False
@@ -135,10 +136,13 @@ class Engine:
             for name in relation.statistics
         ]
         table = self._table(relation.key, relation.make, relation.columns)
-        self._connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW {_quoted(relation.name)} AS "
-            f"SELECT {', '.join(shown)} FROM {table}"
-        )
+        view = f"SELECT {', '.join(shown)} FROM {table}"
+        if self._views.get(relation.name) != view:
+            self._views.pop(relation.name, None)
+            self._connection.execute(
+                f"CREATE OR REPLACE TEMP VIEW {_quoted(relation.name)} AS {view}"
+            )
+            self._views[relation.name] = view
 
     def _table(self, key: Hashable, make: Callable[[], TableColumns], names: Sequence[str]) -> str:
         """Return the name of the table with this key, made when it is not there."""

@@ -13,6 +13,7 @@ _PLAIN: Final = frozenset(
         *("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT"),
         *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "FLOAT", "DOUBLE", "VARCHAR"),
         "TIMESTAMP",
+        *("INTEGER[]", "BIGINT[]", "DOUBLE[]", "VARCHAR[]"),
     }
 )
 _INT64_MAX: Final = 2**63 - 1
@@ -61,7 +62,11 @@ def _array(values: list[Any], kind: str) -> npt.NDArray[Any]:
 
 
 def _is_number(kind: str) -> bool:
-    return kind in _PLAIN - {"TIMESTAMP"} or "HUGEINT" in kind or kind.startswith("DECIMAL")
+    return (
+        (kind in _PLAIN - {"TIMESTAMP", "VARCHAR"} and not kind.endswith("]"))
+        or "HUGEINT" in kind
+        or kind.startswith("DECIMAL")
+    )
 
 
 def _dtype(kind: str) -> Any:

@@ -9,7 +9,7 @@ Pure; any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Final
 
 from sqlglot import Token, TokenType, exp
@@ -21,6 +21,9 @@ from sqlglot.parsers.duckdb import DuckDBParser
 from mldb.errors import QueryError
 from mldb.query.limits import number_in_name
 from mldb.query.messages import refusal, shown_word
+
+COMMA: Final = "is_comma"
+"""What the meta of a join says of it: it is a comma in FROM."""
 
 _SPECIAL_ARGUMENTS: Final = ("CAST", "TRY_CAST", "EXTRACT", "TRIM", "POSITION", "SUBSTRING")
 _DIALECT: Final = DuckDB()
@@ -45,6 +48,23 @@ class _PlainParser(DuckDBParser):
         "CASE": DuckDBParser.NO_PAREN_FUNCTION_PARSERS["CASE"]
     }
 
+    def _parse_join(
+        self,
+        skip_join_token: bool = False,
+        parse_bracket: bool = False,
+        alias_tokens: Collection[TokenType] | None = None,
+    ) -> exp.Join | None:
+        # In the tree "a, b" and "a LEFT JOIN b" without ON are the same, and so is their SQL.
+        is_comma = bool(self._curr) and self._curr.token_type is TokenType.COMMA
+        join = super()._parse_join(skip_join_token, parse_bracket, alias_tokens)
+        if join is not None:
+            join.meta[COMMA] = is_comma
+        return join
+
+    def _warn_unsupported(self) -> None:
+        # It would log, and take what follows as a command of which nothing is known.
+        self.raise_error("no query")
+
 
 class _PlainGenerator(DuckDBGenerator):
     """Writes what ``_PlainParser`` left."""
@@ -54,6 +74,17 @@ class _PlainGenerator(DuckDBGenerator):
 
     def respectnulls_sql(self, expression: exp.RespectNulls) -> str:
         return self._inside(expression, "RESPECT NULLS")
+
+    def neg_sql(self, expression: exp.Neg) -> str:
+        return self._prefixed("-", expression)
+
+    def bitwisenot_sql(self, expression: exp.BitwiseNot) -> str:
+        return self._prefixed("~", expression)
+
+    def _prefixed(self, sign: str, expression: exp.Expr) -> str:
+        operand = self.sql(expression, "this")
+        space = "" if operand[:1].isalnum() or operand[:1] in {'"', "("} else " "
+        return f"{sign}{space}{operand}"  # -~ would be one operator, and -- a comment
 
     def _inside(self, expression: exp.Expr, words: str) -> str:
         call = expression.this
@@ -92,6 +123,12 @@ def parse_tokens(tokens: list[Token], text: str) -> exp.Expr:
 
 def sql_of(tree: exp.Expr, text: str) -> str:
     """Return *tree* as the engine reads it. *tree* is used up; *text* is for the error."""
+    for node in list(tree.find_all(exp.JSONExtract, exp.JSONExtractScalar)):
+        # The engine binds these less tightly than the tree that was checked.
+        if not isinstance(node.parent, exp.Paren):
+            arrow = exp.Paren()
+            node.replace(arrow)
+            arrow.set("this", node)
     generator = _PlainGenerator(
         dialect=_DIALECT,
         comments=False,

@@ -36,7 +36,10 @@ _IN_CTE: Final = frozenset(
 )
 
 _CHECKED: Final = frozenset(
-    {TokenType.SEMICOLON, TokenType.NUMBER, TokenType.ALIAS, TokenType.PIPE_GT, TokenType.VAR}
+    {
+        *(TokenType.SEMICOLON, TokenType.NUMBER, TokenType.ALIAS, TokenType.WITH),
+        *(TokenType.PIPE_GT, TokenType.VAR),
+    }
 )
 _HALVES: Final = frozenset({"ORDER", "GROUP", "PARTITION"})
 
@@ -108,6 +111,11 @@ def _check_token(tokens: Sequence[Token], index: int, text: str) -> None:
         _check_number(tokens, index, text)
     elif token.token_type is TokenType.ALIAS:
         _check_cte(tokens, index, text)
+    elif token.token_type is TokenType.WITH:
+        # Behind UNION it is read, and lost when SQL is written: its tables would be others.
+        if index and tokens[index - 1].token_type is not TokenType.L_PAREN:
+            message = "WITH stands at the start of a query or behind a bracket"
+            raise refusal(text, token.start, message)
     elif token.token_type is TokenType.PIPE_GT:
         raise refusal(text, token.start, "the query holds |>. Write it as SELECT … FROM …")
     elif token.text.upper() in _HALVES:  # the parser takes a lone one as the name of a table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -139,21 +139,14 @@ class Queries:
         first_only: bool,
     ) -> QueryResult:
         with ExitStack() as stack:
-            moments: dict[_Place, StoreMoment] = {}
-            for place in {(type(one), one): None for one in (as_of, *moments_in(text))}:
-                scope, hold = held(_scope_at(base, place[1]))
-                stack.callback(hold.release)
-                moments[place] = StoreMoment(scope, self._catalogue, work.check)
+            moments = self._moments(stack, base, (as_of, *moments_in(text)), work.check)
             here = (type(as_of), as_of)
             fields: dict[str, _Fields] = {}
             parsed = self._parsed(text, first_only, partial(_columns_of, fields, moments))
             relations = [
                 self._relation(work, use, moments, here, fields[use.table]) for use in parsed.uses
             ]
-            scope = max(
-                (moment.scope for moment in moments.values()),
-                key=lambda one: (one.view.number, one.view.commit.lsn),
-            )
+            scope = moments[here].scope
 
             def statistic(which: str, name: str, lsn: int) -> float | None:
                 return shown_value(getattr(self._known.of(scope, name, lsn, work.check), which))
@@ -161,6 +154,22 @@ class Queries:
             answer = self._opened(work).run(parsed.sql, relations, statistic)
             self._known.save(scope)
             return QueryResult(answer.columns, answer.arrays)
+
+    def _moments(
+        self, stack: ExitStack, base: Scope, asked: Iterable[AsOf], check: Callable[[], None]
+    ) -> dict[_Place, StoreMoment]:
+        """Hold the snapshots that are asked about until *stack* ends; all get the newest view."""
+        scopes: dict[_Place, Scope] = {}
+        for place in {(type(one), one): None for one in asked}:
+            scope, hold = held(_scope_at(base, place[1]))
+            stack.callback(hold.release)
+            scopes[place] = scope
+        views = [scope.view for scope in scopes.values()]
+        view = max(views, key=lambda one: (one.number, one.commit.lsn))
+        return {
+            place: StoreMoment(scope._replace(view=view), self._catalogue, check)
+            for place, scope in scopes.items()
+        }
 
     def _opened(self, work: StoppableWork[QueryResult]) -> Engine:
         work.check()

@@ -16,8 +16,8 @@ from mldb.log.index.address import Lsn
 from mldb.query.grammar import start_of
 from mldb.query.messages import refusal
 from mldb.query.parsed import STATISTICS, STATISTICS_TABLES, TableUse, fold_name
-from mldb.query.scopes import Occurrence, StarUse
-from mldb.query.words import Moment
+from mldb.query.scopes import Occurrence, StarUse, rename_table
+from mldb.query.words import AsOfClause
 
 _AsOf = int | Lsn | datetime | str | None
 
@@ -25,7 +25,7 @@ _AsOf = int | Lsn | datetime | str | None
 def make_relations(
     occurrences: Sequence[Occurrence],
     stars: Sequence[StarUse],
-    moments: Sequence[Moment],
+    moments: Sequence[AsOfClause],
     taken: Collection[str],
     text: str,
 ) -> tuple[TableUse, ...]:
@@ -51,14 +51,14 @@ def make_relations(
         uses.append(TableUse(table, relation, as_of, columns, names))
         for one in found:
             named[id(one)] = names
-            _rename(one.node, relation)
+            rename_table(one.node, relation)
     for star in stars:
         _leave_out_statistics(star, named)
     return tuple(uses)
 
 
 def _dated(
-    occurrences: Sequence[Occurrence], moments: Sequence[Moment], text: str
+    occurrences: Sequence[Occurrence], moments: Sequence[AsOfClause], text: str
 ) -> dict[int, _AsOf]:
     """Return the moment of each occurrence that has one, by the id of the occurrence."""
     dated: dict[int, _AsOf] = {}
@@ -89,14 +89,6 @@ def _dated(
                 f"FROM tensors {moment.words}, or at the end of the text for all of them",
             )
     return dated
-
-
-def _rename(node: exp.Table, relation: str) -> None:
-    """Make *node* read *relation*; the rest of the query calls it as before."""
-    name = node.this
-    if node.args.get("alias") is None:
-        node.set("alias", exp.TableAlias(this=exp.Identifier(this=name.name, quoted=True)))
-    node.set("this", exp.Identifier(this=relation, quoted=True))
 
 
 def _leave_out_statistics(use: StarUse, named: dict[int, frozenset[str]]) -> None:

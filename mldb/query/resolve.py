@@ -24,6 +24,8 @@ from mldb.query.scopes import (
     StarUse,
     alias_columns,
     given_columns,
+    made_name,
+    rename_table,
     with_new_names,
 )
 from mldb.query.short_form import make_texts
@@ -99,6 +101,8 @@ class Resolver:
             inner = {**seen, name: renamed} if made.args.get("recursive") else seen
             given = self._query(one.this, outer, inner)
             seen[name] = with_new_names(given, renamed)
+            label = one.args["alias"]
+            label.set("this", exp.Identifier(this=made_name(one.alias), quoted=True))
         return seen
 
     def _set_operation(
@@ -176,6 +180,7 @@ class Resolver:
         name = fold_name(node.name)
         if name in scope.tables:
             columns = with_new_names(scope.tables[name], alias_columns(node))
+            rename_table(node, made_name(node.name))
             return QuerySource(alias or name, columns)
         if name not in QUERY_TABLES:
             known = (*QUERY_TABLES, *scope.tables)
@@ -312,10 +317,14 @@ class Resolver:
         self.stars.append(StarUse(star, list(sources), is_qualified))
         for part in ("except_", "rename"):  # names, checked by the engine where they are not ours
             for name in star.args.get(part) or ():
-                word = name.this if isinstance(name, exp.Alias) else name
+                if (part == "rename") != isinstance(name, exp.Alias):
+                    raise self._error(name, "write * EXCLUDE (name) or * RENAME (name AS label)")
+                word = name.this if part == "rename" else name
                 if scope.is_known(fold_name(word.name)) is False:
                     raise self._unknown(word, word.name, scope)
         for replacement in star.args.get("replace") or ():
+            if not isinstance(replacement, exp.Alias):
+                raise self._error(replacement, "write * REPLACE (upper(name) AS name)")
             self._walk(replacement.this, scope)
 
     # --- errors -------------------------------------------------------------------------------

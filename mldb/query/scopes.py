@@ -158,3 +158,22 @@ def given_columns(projections: Sequence[exp.Expr], scope: QueryScope) -> KnownCo
         if star.args.get("rename"):
             return None
     return frozenset(names)
+
+
+def made_name(name: str) -> str:
+    """Return what a table of WITH called *name* is called in SQL.
+
+    The engine has tables of its own, and none of this name: were a table of WITH ever lost on the
+    way, nothing else would be read in its place.
+    """
+    return f"with__{name}"
+
+
+def rename_table(node: exp.Table, name: str) -> None:
+    """Make *node* read the table *name*; the rest of the query calls it as before."""
+    alias, before = node.args.get("alias"), exp.Identifier(this=node.name, quoted=True)
+    if alias is None:
+        node.set("alias", exp.TableAlias(this=before))
+    elif alias.args.get("this") is None:
+        alias.set("this", before)
+    node.set("this", exp.Identifier(this=name, quoted=True))

@@ -35,7 +35,7 @@ _VALUES: Final = frozenset({TokenType.NUMBER, TokenType.STRING, TokenType.DASH})
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class AsOfClause:
     """One AS OF of a text: what it says, and where it stands. Offsets are characters."""
 
     as_of: int | Lsn | datetime | str
@@ -46,10 +46,10 @@ class Moment:
     words: str
 
 
-def cut_moments(tokens: Sequence[Token], text: str) -> tuple[list[Token], list[Moment]]:
+def cut_moments(tokens: Sequence[Token], text: str) -> tuple[list[Token], list[AsOfClause]]:
     """Return *tokens* without each AS OF, and what these say. Raises QueryError for a wrong one."""
     kept: list[Token] = []
-    moments: list[Moment] = []
+    moments: list[AsOfClause] = []
     index = 0
     while index < len(tokens):
         if not _is_as_of(tokens, index, text):
@@ -58,7 +58,7 @@ def cut_moments(tokens: Sequence[Token], text: str) -> tuple[list[Token], list[M
             continue
         start, end = tokens[index].start, tokens[index + 3].end
         moments.append(
-            Moment(
+            AsOfClause(
                 as_of=_moment(tokens[index + 2], tokens[index + 3], text),
                 start=start,
                 after=kept[-1].end if kept else -1,

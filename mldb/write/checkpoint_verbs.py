@@ -66,6 +66,9 @@ class CheckpointVerbs(Handle):
         checkpoint of that name, ``epoch-3~2``, ``epoch-3~3`` and so on. A *name* that is given goes
         to the newest checkpoint it was given to.
 
+        *metrics* are plain values that belong to the checkpoint. They are no points of curves:
+        what ``db.metrics`` is to have goes through :meth:`log`.
+
         What it leaves behind: a tensor of an earlier checkpoint that this one does not have stays
         readable at the head as it was stored (``db[name]``); :meth:`load` and :meth:`state_dict`
         take those of the newest checkpoint alone. With ``prune=True`` the same commit deletes it at
@@ -99,7 +102,7 @@ class CheckpointVerbs(Handle):
             self._epochs.check(head, checked)
             if name is None:
                 job.naming.name = free_name(head, job.naming.base, background.names())
-            taken = background.submit(job, started, self._write_job)
+            taken = background.submit(job, started, self._writer())
         preemption.safe_point()
         return taken
 

@@ -228,6 +228,12 @@ SELECT (SELECT count(*) FROM pg_class)
 SELECT * FROM tensors__0
 SELECT * FROM (FROM sqlite_master)
 WITH x AS (SELECT * FROM duckdb_settings()) SELECT * FROM x
+SELECT 1 UNION ALL WITH duckdb_views AS (SELECT 1) SELECT * FROM duckdb_views
+SELECT 1 UNION ALL WITH pg_class AS (SELECT 1) (SELECT 1 FROM pg_class)
+WITH duckdb_views AS (SELECT 1) EXECUTE IMMEDIATE 'x'
+WITH x AS (FROM duckdb_views) EXECUTE IMMEDIATE 'DROP TABLE tensors'
+WITH x AS (SELECT 1) CALL pragma_version()
+WITH x AS (SELECT 1) COPY x TO 'y'
 SELECT has_table_privilege('tensors', 'select')
 SELECT col_description(1, 2)
 SELECT pg_get_viewdef(1)
@@ -499,6 +505,20 @@ SELECT tensor WHERE type = weights
 SELECT name WHERE type = weights
 SELECT name FROM tensors WHERE type LIKE
 SELECT max(*) FROM tensors
+SELECT * REPLACE (upper(name)) FROM tensors
+SELECT * REPLACE (name) FROM tensors
+SELECT tensors.name FROM tensors JOIN versions
+SELECT tensors.name FROM tensors INNER JOIN versions
+SELECT tensors.name FROM tensors LEFT JOIN versions
+SELECT tensors.name FROM tensors FULL JOIN versions WHERE true
+SELECT tensors.name FROM tensors SEMI JOIN versions
+SELECT tensors.name FROM tensors JOIN versions USING ()
+SELECT tensors.name FROM (tensors LEFT JOIN versions)
+SELECT tensors.name FROM tensors JOIN versions v JOIN metrics m ON true
+SELECT tensors JOIN versions USING (name)
+SELECT tensors JOIN versions USING ()
+SELECT 1 JOIN versions ON true
+SELECT * RENAME (name) FROM tensors
 SELECT count(*, *) FROM tensors
 SELECT name FROM tensors t(a, b)
 SELECT name FROM tensors, tensors

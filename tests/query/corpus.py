@@ -142,8 +142,94 @@ SELECT name /* a comment; DROP TABLE tensors */ FROM tensors -- and one more
 SELECT name FROM tensors AS t WHERE t.epoch = 1;
 FROM versions SELECT name, epoch
 SELECT ALL name FROM tensors LIMIT ALL
+SELECT name FROM tensors EXCEPT ALL SELECT name FROM metrics
+SELECT name FROM tensors INTERSECT ALL SELECT name FROM versions
+SELECT name FROM tensors UNION DISTINCT SELECT name FROM versions
+SELECT time, SUM(std) OVER (ORDER BY time ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING EXCLUDE
+    CURRENT ROW) FROM versions
+SELECT time, SUM(std) OVER (ORDER BY epoch GROUPS BETWEEN 1 PRECEDING AND CURRENT ROW) FROM versions
+SELECT time, SUM(std) OVER (ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED
+    FOLLOWING) FROM versions
+SELECT time, NTH_VALUE(std, 2) OVER (ORDER BY time), FIRST_VALUE(std ORDER BY lsn) OVER () FROM
+    versions
+SELECT layer, COUNT(DISTINCT name) FILTER (WHERE epoch > 1) FROM tensors GROUP BY layer
+SELECT layer, type, GROUPING(layer) FROM tensors GROUP BY layer, ROLLUP (type)
+SELECT name FROM tensors WHERE name NOT IN (SELECT name FROM metrics WHERE epoch > 3)
+SELECT name, epoch FROM tensors ORDER BY epoch DESC, name ASC NULLS FIRST LIMIT 4
+SELECT t.name FROM tensors AS t INNER JOIN versions AS v USING (name, epoch)
+SELECT t.name, v.lsn FROM tensors t RIGHT JOIN versions v ON t.lsn = v.lsn AND t.epoch > 2
+WITH x AS NOT MATERIALIZED (SELECT name FROM tensors) SELECT a.name FROM x a, x b WHERE a.name =
+    b.name
+WITH x AS (WITH y AS (SELECT name FROM tensors) SELECT name FROM y) SELECT name FROM x
+SELECT name FROM (WITH y AS (SELECT name FROM tensors) SELECT name FROM y)
+SELECT t.name FROM tensors t WHERE t.epoch = (SELECT MAX(epoch) FROM versions WHERE name = t.name)
+SELECT t.name FROM tensors t, (SELECT v.name AS n FROM versions v WHERE v.epoch = t.epoch) s
+    WHERE s.n = t.name
 SELECT 1
 SELECT e: epoch, n: name FROM tensors
+""".strip()
+    .replace("\n    ", " ")
+    .splitlines()
+)
+
+# What binds tighter: the tree that was checked has to be the one that the engine sees.
+ORDERS = (
+    """
+SELECT -2 ^ 2, 2 ^ 3 ^ 2, 2 * 3 ^ 2, 2 ^ -1, -epoch ** 2, (-2) ^ 2, 2 ** 3 ** 2 FROM versions
+SELECT 2 - 3 - 4, 100 / 10 / 2, 7 % 4 * 2, 2 * 7 % 4, 7 // 2 * 2, 100 / 10 * 2, 1 + 2 // 2, 5 -
+    -1
+SELECT 1 << 2 + 3, 1 + 2 << 3, 6 & 3 | 8, 1 | 2 & 3, 5 & 4 = 4, ~1 + 2, - ~1, ~ -1, - -1, - + 1,
+    12 >> 1 << 2
+SELECT 'x' || 1 + 2, 1 || 'x', 'a' || 'b' = 'ab', 'a' || 'b' || 'c' LIKE 'a%'
+SELECT -1::DOUBLE, - '1'::INT, 1 + '2'::INT * 3, '1' || 2::VARCHAR, -epoch::DOUBLE FROM
+    versions
+SELECT NOT epoch = 1, NOT epoch IS NULL, NOT epoch = 1 AND std > 1, NOT (epoch = 1 AND std > 1)
+    FROM versions
+SELECT epoch = 1 OR std > 1 AND mean > 1, (epoch = 1 OR std > 1) AND mean > 1 FROM versions
+SELECT NOT name LIKE 'c%', name NOT LIKE 'c%', name LIKE 'c' || '%', NOT name ~ 'c' FROM
+    versions
+SELECT name || 'x' ~ 'x$', (name ~ 'c') = true, name ^@ 'c' AND true, name || 'a' ^@ 'c' FROM
+    versions
+SELECT epoch BETWEEN 1 AND 2 AND std > 1, epoch + 1 BETWEEN 1 AND 1 + 1, NOT epoch BETWEEN 1 AND
+    2 FROM versions
+SELECT epoch IN (1, 2) = true, NOT epoch IN (1, 2), epoch + 1 IN (1, 2), epoch NOT IN (1, 2) OR
+    std > 1 FROM versions
+SELECT epoch IS NULL = false, epoch = 1 IS TRUE, epoch IS NOT NULL AND std IS NULL, (epoch < 2)
+    = true FROM versions
+SELECT epoch IS DISTINCT FROM 1 AND std > 1, epoch IS NOT DISTINCT FROM 1 OR std > 1, epoch + 1
+    IS DISTINCT FROM 2 FROM versions
+SELECT (detail->>'a') = '1', detail->'a'->'b', LENGTH(detail->>'a'), (detail->>'a') || 'x', NOT
+    (detail->>'a') = '1'
+    FROM events WHERE detail LIKE '{%'
+SELECT shape[1] + 1, -shape[1], (shape)[1], shape[1] * shape[2], shape[1 + 1], ([1, 2] ||
+    shape)[1] FROM tensors
+SELECT CASE WHEN epoch = 1 THEN 2 END + 1, CASE epoch WHEN 1 THEN 'a' ELSE 'b' END || 'c' FROM
+    versions
+SELECT INTERVAL 1 DAY * 2, time + INTERVAL 1 DAY > time, time - INTERVAL 2 HOUR - INTERVAL 1
+    HOUR FROM versions
+SELECT (1 = 1) = true, 1 < 2, 1 <> 2, 1 != 2, 1 <= 2 AND 2 >= 1, (3 > 2) = true
+SELECT name FROM tensors UNION SELECT source FROM relationships INTERSECT SELECT name FROM
+    versions
+SELECT name FROM tensors EXCEPT SELECT name FROM metrics UNION ALL SELECT kind FROM segments
+(SELECT name FROM tensors UNION SELECT source FROM relationships) INTERSECT SELECT name FROM
+    metrics
+SELECT name FROM tensors EXCEPT (SELECT name FROM metrics UNION ALL SELECT 'a.b')
+SELECT COUNT(*) FROM tensors a JOIN versions b ON a.epoch = b.epoch AND a.name = b.name OR a.lsn
+    < 1
+SELECT COUNT(*) FROM tensors a, versions b JOIN metrics c ON b.epoch = c.epoch WHERE a.epoch =
+    b.epoch
+SELECT COUNT(*) FROM tensors a LEFT JOIN (versions b JOIN metrics c USING (epoch)) ON a.epoch =
+    c.step
+SELECT COUNT(*) FROM tensors a LEFT JOIN versions b JOIN metrics c ON b.epoch = c.epoch ON
+    a.epoch = b.epoch
+SELECT a.name, u.x FROM tensors a, UNNEST(a.shape) u(x), metrics m WHERE m.epoch = u.x
+SELECT SUM(epoch) FILTER (WHERE std > 1) OVER (ORDER BY time) + 1 FROM versions
+SELECT -SUM(epoch), SUM(-epoch), SUM(epoch) / COUNT(*), SUM(epoch + 1) * 2 FROM versions
+SELECT (SELECT MAX(epoch) FROM metrics) + 1, 1 + (SELECT MIN(epoch) FROM metrics) * 2
+SELECT EXISTS (SELECT 1 FROM metrics WHERE epoch > 100) OR true, NOT EXISTS (SELECT 1 FROM
+    metrics)
+SELECT epoch > ANY (SELECT epoch FROM metrics) AND true, NOT epoch = ANY (SELECT epoch FROM
+    metrics) FROM versions
 """.strip()
     .replace("\n    ", " ")
     .splitlines()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from tests.query.attacks import attack_texts
-from tests.query.corpus import PLAIN, STARS
+from tests.query.corpus import ORDERS, PLAIN, STARS
 from tests.support.queries import TYPES
 
 _WORD = re.compile(r"\s+|\w+|'(?:[^']|'')*'|\"[^\"]*\"|[^\w\s]")
@@ -28,7 +28,7 @@ class QueryMaker:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self._texts = [*PLAIN, *STARS, *attack_texts()]
+        self._texts = [*PLAIN, *ORDERS, *STARS, *attack_texts()]
 
     def mixed(self) -> str:
         """Return a text that may be anything, often close to a query."""

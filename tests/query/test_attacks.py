@@ -33,6 +33,22 @@ def test_attacks_are_refused(text: str, caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
+@pytest.mark.parametrize("name", ["duckdb_views", "pg_class", "sqlite_master", "duckdb_settings"])
+def test_a_table_of_with_never_becomes_one_of_the_engine(name: str) -> None:
+    """``SELECT … UNION ALL WITH x AS (…) SELECT … FROM x`` lost its WITH on the way to SQL.
+
+    Where x was called as a table of the engine, that was read. It is refused now, and in SQL no
+    table of WITH has a name of its own choice.
+    """
+    query = parse(f"WITH {name} AS (SELECT 1 AS a) SELECT {name}.a FROM {name}")
+    engine = LockedEngine()
+    assert engine.rows(query.sql) == (["a"], [(1,)])
+    lost = query.sql[query.sql.index("SELECT", query.sql.index(")")) :]
+    with pytest.raises(duckdb.CatalogException):
+        engine.rows(lost)
+    engine.close()
+
+
 LARGE: dict[str, Callable[[int], str]] = {
     "brackets": lambda n: "SELECT " + "(" * n + "1" + ")" * n,
     "brackets without end": lambda n: "SELECT " + "(" * n,

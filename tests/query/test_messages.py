@@ -59,6 +59,7 @@ MESSAGES = [
     ("SELECT name FROM tensors t(a)", "columns get other names behind SELECT"),
     ("SELECT name FROM tensors USING SAMPLE 3", "'SAMPLE' cannot be used"),
     ("SELECT std FROM (SELECT * FROM tensors)", "a star leaves them out"),
+    ("SELECT 1 FROM tensors LEFT JOIN versions", "at column 33: JOIN needs a condition: write US"),
     ("SELECT 0xFF", "at column 8: '0xFF' is neither a number nor a name"),
     ("SELECT name, 'a FROM tensors", "quotes or a comment have no end"),
     ("", "the query is empty. Write SELECT name FROM tensors"),

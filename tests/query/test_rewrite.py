@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -114,8 +115,9 @@ CASES: list[tuple[str, str, list[TableUse]]] = [
     (
         "WITH old AS (SELECT name, std FROM tensors AS OF EPOCH 3) "
         "SELECT n.name FROM tensors n JOIN old o USING (name) WHERE n.std > o.std",
-        'WITH "old" AS (SELECT "name", "std" FROM "tensors__0" AS "tensors") SELECT "n"."name" '
-        'FROM "tensors__1" AS "n" JOIN "old" AS "o" USING ("name") WHERE "n"."std" > "o"."std"',
+        'WITH "with__old" AS (SELECT "name", "std" FROM "tensors__0" AS "tensors") SELECT '
+        '"n"."name" FROM "tensors__1" AS "n" JOIN "with__old" AS "o" USING ("name") '
+        'WHERE "n"."std" > "o"."std"',
         [use("tensors", 0, "name std", 3), use("tensors", 1, "name std")],
     ),
     (
@@ -200,14 +202,14 @@ CASES: list[tuple[str, str, list[TableUse]]] = [
     # --- names in each other's way
     (
         "WITH tensors AS (SELECT * FROM tensors WHERE epoch > 3) SELECT name FROM tensors",
-        'WITH "tensors" AS (SELECT * FROM "tensors__0" AS "tensors" WHERE "epoch" > 3) '
-        'SELECT "name" FROM "tensors"',
+        'WITH "with__tensors" AS (SELECT * FROM "tensors__0" AS "tensors" WHERE "epoch" > 3) '
+        'SELECT "name" FROM "with__tensors" AS "tensors"',
         [use("tensors", 0, "epoch", star=True)],
     ),
     (
         "WITH tensors__0 AS (SELECT 1 AS x) SELECT t.name FROM tensors t, tensors__0",
-        'WITH "tensors__0" AS (SELECT 1 AS "x") SELECT "t"."name" FROM "tensors__1" AS "t", '
-        '"tensors__0"',
+        'WITH "with__tensors__0" AS (SELECT 1 AS "x") SELECT "t"."name" FROM "tensors__1" AS "t", '
+        '"with__tensors__0" AS "tensors__0"',
         [use("tensors", 1, "name")],
     ),
     (
@@ -313,3 +315,19 @@ def test_the_parser_is_imported_by_the_first_query() -> None:
         "assert 'sqlglot' in sys.modules and 'duckdb' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_threads_parse_at_once() -> None:
+    texts = [
+        f"SELECT name, std + {i} AS x{i} FROM tensors AS OF EPOCH {i} t WHERE type = w{i}"
+        for i in range(8)
+    ]
+    expected = [parse(text) for text in texts]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(parse, texts * 20))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected * 20

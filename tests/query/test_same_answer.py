@@ -6,12 +6,13 @@ runs on relations that have no more than the columns it says it reads.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
 
 from mldb.query.parsed import STATISTICS
-from tests.query.corpus import PLAIN, STARS
+from tests.query.corpus import ORDERS, PLAIN, STARS
 from tests.support.queries import TYPES, LockedEngine, columns_of, parse
 
 
@@ -30,7 +31,7 @@ def whole() -> Iterator[LockedEngine]:
     made.close()
 
 
-@pytest.mark.parametrize("text", [*PLAIN, *STARS])
+@pytest.mark.parametrize("text", [*PLAIN, *ORDERS, *STARS])
 def test_the_engine_answers_the_same(engine: LockedEngine, whole: LockedEngine, text: str) -> None:
     query = parse(text)
     with engine.relations(query):
@@ -83,3 +84,24 @@ def test_a_metric_called_as_a_statistic_is_in_a_star(engine: LockedEngine) -> No
     with engine.relations(query):
         names, _ = engine.rows(query.sql)
     assert names == columns_of("checkpoints")
+
+
+def test_arrows_bind_as_the_eye_reads_them(engine: LockedEngine) -> None:
+    """To the engine ``detail->>'a' IS NULL`` is ``detail->>('a' IS NULL)``, and an error."""
+    query = parse(
+        "SELECT detail->>'a' = '1', detail->>'a' IS NULL, NOT detail->>'a' = '1' FROM events "
+        "WHERE detail LIKE '{%' AND detail->>'a' = '1'"
+    )
+    with engine.relations(query):
+        _, rows = engine.rows(query.sql)
+    assert set(rows) == {(True, False, False)}
+
+
+def test_texts_and_names_arrive_as_they_are_written(engine: LockedEngine) -> None:
+    chance = random.Random(7)
+    letters = "ab%_'\"\\\n\t\r {}$:;-/*#@`?é€\u00a0\u2028\U0001f600"
+    for _ in range(200):
+        word = "".join(chance.choices(letters, k=chance.randint(1, 8)))
+        text, name = word.replace("'", "''"), word.replace('"', '""')
+        query = parse(f"SELECT '{text}' AS \"{name}\" WHERE '{text}' = '{text}'")
+        assert engine.rows(query.sql) == ([word], [(word,)])

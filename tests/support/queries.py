@@ -105,9 +105,11 @@ class LockedEngine:
         """Hold the tables of *made*, a name with a table and columns of it for each."""
         for name, (table, columns) in made.items():
             self._connection.execute(table_sql(name, table, columns))
-        yield
-        for name in made:
-            self._connection.execute(f'DROP TABLE "{name}"')
+        try:
+            yield
+        finally:
+            for name in made:
+                self._connection.execute(f'DROP TABLE "{name}"')
 
     def rows(self, sql: str, *, seconds: float = 5.0) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Run *sql* and return its columns and rows; it is interrupted after *seconds*."""

@@ -20,7 +20,9 @@ def _found(moment: StoreMoment) -> tuple[Numbers, list[CheckpointInfo]]:
     """The commits of the checkpoints, oldest first, and what they say."""
     rows, found = moment.newest(keys.CHECKPOINTS)
     codes = rows.key_codes(found).tolist()
-    found = found[[bool(rows.keys[code]) for code in codes]]  # the other is the newest of any name
+    found = found[
+        np.array([bool(rows.keys[code]) for code in codes], np.bool_)
+    ]  # the other is the newest of any name
     lsns = rows.take("commit", found).astype(np.int64)
     order = np.argsort(lsns, kind="stable")
     found, lsns = found[order], lsns[order]
@@ -55,7 +57,9 @@ def _no_steps(rows: int) -> ColumnData:
 
 
 def _keys_at(moment: StoreMoment) -> Counter[str]:
-    return count_keys_in(info.metrics for info in _found(moment)[1])
+    return moment.counted(
+        keys.CHECKPOINTS, lambda: count_keys_in(info.metrics for info in _found(moment)[1])
+    )
 
 
 CHECKPOINTS_TABLE: Final = TableKind(

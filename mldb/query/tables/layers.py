@@ -16,9 +16,13 @@ def layers_at(moment: StoreMoment) -> dict[str, int | None]:
 
     Positions count from 0 along ``feeds_into``; they are those of the ends that are no tensors.
     """
-    found: dict[str, int | None] | None = moment.memo.get("layers")
-    if found is not None:
-        return found
+    if not len(moment.newest(keys.RELATIONS)[1]):
+        return {}
+    key = ("layers", moment.newest_key(keys.RELATIONS), moment.newest_key(keys.TENSORS))
+    return moment.catalogue.derived(key, 0, lambda: _layers(moment))
+
+
+def _layers(moment: StoreMoment) -> dict[str, int | None]:
     rows, newest = moment.newest(keys.RELATIONS)
     lsns = rows.take("commit", newest).tolist()
     first: dict[str, tuple[int, str]] = {}
@@ -34,8 +38,7 @@ def layers_at(moment: StoreMoment) -> dict[str, int | None]:
     ends = sorted(first.keys() - known)
     order = [name for name in feeding_order(edges, first) if name not in known]
     positions: dict[str, int | None] = {name: place for place, name in enumerate(order)}
-    found = moment.memo["layers"] = {name: positions.get(name) for name in ends}
-    return found
+    return {name: positions.get(name) for name in ends}
 
 
 def feeding_order(edges: list[tuple[str, str]], first: dict[str, tuple[int, str]]) -> list[str]:

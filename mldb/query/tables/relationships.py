@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from mldb import keys
-from mldb.query.catalogue import StoreMoment
-from mldb.query.columns import ColumnData, TableColumns, coded, json_text
+from mldb.query.catalogue import DecodedMetadata, StoreMoment
+from mldb.query.columns import ColumnData, TableColumns, coded
 from mldb.query.fields import count_keys_in, field_columns
 from mldb.query.tables.table import Asked, TableKind
 
 
-def _metadata(moment: StoreMoment) -> list[dict[str, Any]]:
+def _metadata(moment: StoreMoment) -> list[DecodedMetadata]:
     rows, found = moment.newest(keys.RELATIONS)
     attrs = rows.take("attr", found).tolist()
     return [moment.catalogue.decoded(rows.attrs[attr]) for attr in attrs]
@@ -34,13 +34,15 @@ def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
         **moment.commit_columns(rows.take("commit", found).astype(np.int64)),
     }
     if "metadata" in asked.columns:
-        own["metadata"] = coded(json_text(one) if one else None for one in metadata)
-    own |= field_columns(asked.fields, metadata)
+        own["metadata"] = coded(one.text for one in metadata)
+    own |= field_columns(asked.fields, [one.fields for one in metadata])
     return TableColumns(own, len(found))
 
 
 def _keys_at(moment: StoreMoment) -> Counter[str]:
-    return count_keys_in(_metadata(moment))
+    return moment.counted(
+        keys.RELATIONS, lambda: count_keys_in(one.fields for one in _metadata(moment))
+    )
 
 
 RELATIONSHIPS_TABLE: Final = TableKind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,13 +11,12 @@ import numpy as np
 
 from mldb import keys
 from mldb.arrays import Numbers
-from mldb.query.catalogue import StoreMoment
+from mldb.query.catalogue import NO_METADATA, StoreMoment
 from mldb.query.columns import (
     Coded,
     ColumnData,
     TableColumns,
     coded,
-    json_text,
     moments,
     plain_text,
     typed,
@@ -41,9 +41,13 @@ def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
     own: dict[str, ColumnData] = {"name": Coded(np.arange(len(every)), every)}
     own |= _padded(_stored(moment, rows, found, wanted), len(layers))
     metadata = moment.metadata()
-    fields = [metadata.get(rows.keys[code], {}) for code in rows.key_codes(found).tolist()]
+    codes = rows.key_codes(found).tolist()
+    decoded = [metadata.get(rows.keys[code], NO_METADATA) for code in codes]
+    fields = [one.fields for one in decoded]
     fields += [{"type": LAYER_TYPE, "position": place} for place in layers.values()]
-    own |= _of_metadata(fields, len(names), wanted)
+    own |= _of_metadata(fields, wanted)
+    if "metadata" in wanted:
+        own["metadata"] = coded([*(one.text for one in decoded), *(None for _ in layers)])
     own |= field_columns(asked.fields, [*fields[: len(names)], *({} for _ in layers)])
     versions = None
     if asked.statistics:
@@ -90,9 +94,9 @@ def _with_nulls(column: ColumnData, count: int) -> ColumnData:
 
 
 def _of_metadata(
-    fields: list[dict[str, Any]], tensors: int, wanted: frozenset[str]
+    fields: Sequence[Mapping[str, Any]], wanted: frozenset[str]
 ) -> dict[str, ColumnData]:
-    """Type, layer and position, and all of it as JSON."""
+    """Type, layer and position."""
     own: dict[str, ColumnData] = {}
     for name in ("type", "layer"):
         if name in wanted:
@@ -104,14 +108,15 @@ def _of_metadata(
         own["position"] = (
             typed(values) if some else np.ma.MaskedArray(np.zeros(len(fields), np.int64), True)
         )
-    if "metadata" in wanted:
-        texts = [json_text(one) if one else None for one in fields[:tensors]]
-        own["metadata"] = coded([*texts, *[None] * (len(fields) - tensors)])
     return own
 
 
 def _keys_at(moment: StoreMoment) -> Counter[str]:
-    counts = count_keys_in(moment.metadata().values())
+    return moment.counted(keys.METADATA, lambda: _counted(moment))
+
+
+def _counted(moment: StoreMoment) -> Counter[str]:
+    counts = count_keys_in(one.fields for one in moment.metadata().values())
     for name in _OF_METADATA:
         counts.pop(name, None)
     return counts

@@ -25,6 +25,7 @@ from mldb.log.index.listing import (
     ListedPart,
     PlainIndex,
     all_keys,
+    attrs_in,
     changes_in,
     count_keys,
     history_in,
@@ -194,6 +195,28 @@ def test_a_history_has_the_visible_versions_that_are_no_deletions(log: Log, key:
                 entry.attr,
                 entry.digest,
             )
+            for entry in every
+            if not entry.flags & fmt.ENTRY_TOMBSTONE and is_visible(entry.commit_lsn, intervals)
+        ]
+
+
+@given(logs(), KEYS)
+def test_the_attrs_of_a_key_are_those_of_its_history(log: Log, key: bytes) -> None:
+    rows = {row.lsn: row for row in log.history.rows}
+    every = [entry for entries in log.history.entries for name, entry in entries if name == key]
+    for intervals in log.history.heads():
+        told: list[tuple[int, int, bytes]] = []
+        for part in log.parts:
+            found = attrs_in(part.index, key, intervals)
+            if found is None:
+                continue
+            assert found.epochs is not None
+            ends = np.cumsum(found.sizes).tolist()
+            assert len(found.data) == ends[-1]
+            attrs = [found.data[low:high] for low, high in zip([0, *ends], ends, strict=False)]
+            told += zip(found.lsns.tolist(), found.epochs.tolist(), attrs, strict=True)
+        assert told == [
+            (entry.commit_lsn, rows[entry.commit_lsn].epoch, entry.attr)
             for entry in every
             if not entry.flags & fmt.ENTRY_TOMBSTONE and is_visible(entry.commit_lsn, intervals)
         ]
