@@ -1,7 +1,5 @@
 """The command line without its console script: ``python -m mldb.tools``."""
 
-import sys
+from mldb.tools.cli.main import run_process
 
-from mldb.tools.cli.main import main
-
-sys.exit(main())
+run_process()

@@ -120,3 +120,38 @@ def test_a_version_made_by_columns_is_as_frozen_as_another() -> None:
         with pytest.raises(AttributeError):
             version.epoch = 2  # type: ignore[misc]
         assert hash(version) == hash(db.history("x")[0])
+
+
+@settings(max_examples=40)
+@given(steps, st.sampled_from([2, 1000]))
+def test_a_listing_has_the_version_of_each_handle(moves: list[Any], entries: int) -> None:
+    db, lsns = play(moves, entries)
+    with db:
+        for as_of in (None, *lsns[1:]):
+            found = db.listing(as_of=as_of)
+            assert list(found) == db.names(as_of=as_of)
+            for name, version in found.items():
+                handle = db.tensor(name, as_of=as_of)
+                assert (version.lsn, version.epoch, version.time) == (
+                    *(handle.lsn, handle.epoch, handle.time),
+                )
+                assert (version.shape, version.nbytes) == (handle.shape, handle.nbytes)
+                assert version == db.history(name, as_of=as_of)[-1]
+        assert list(db.listing("x")) == db.names("x")
+
+
+@settings(max_examples=40)
+@given(steps, st.sampled_from([2, 1000]))
+def test_every_version_of_a_history_has_a_handle_and_no_other(
+    moves: list[Any], entries: int
+) -> None:
+    db, lsns = play(moves, entries)
+    with db:
+        for name in ("x", "y"):
+            there = {version.lsn for version in db.history(name)}
+            for lsn in lsns:
+                if lsn in there:
+                    assert db.tensor_version(name, lsn).lsn == lsn
+                else:
+                    with pytest.raises(mldb.VersionGoneError):
+                        db.tensor_version(name, lsn)

@@ -518,3 +518,38 @@ def test_small_and_empty_shapes(db: mldb.MLDatabase, shape: tuple[int, ...]) -> 
         writer[...] = 7
     same(db["x"], np.full(shape, 7.0))
     assert db.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.arange(6.0).reshape(2, 3), [0, 1, 2, 3, 4, 5]),
+        (np.array(7), [7]),
+        (np.zeros((0, 3)), []),
+        (sp.csr_array(np.array([[0, 2.0], [3, 0]])), [2, 3]),
+        (sp.csr_array((4, 5)), []),
+        (torch.sparse_coo_tensor([[0, 1], [1, 0]], [2.0, 3.0], (2, 2)), [2, 3]),
+    ],
+    ids=["dense", "scalar", "empty", "csr", "csr of nothing", "coo"],
+)
+def test_flat_values_are_what_is_stored(
+    db: mldb.MLDatabase, value: Any, expected: list[Any]
+) -> None:
+    db.store_tensor("t", value)
+    handle = db.tensor("t")
+    flat = handle.flat_values()
+    assert flat.tolist() == expected
+    assert flat.ndim == 1
+    assert not flat.flags.writeable or not flat.size
+    assert len(handle.decoded()) == handle.nbytes == handle.descriptor.nbytes
+
+
+def test_a_handle_tells_how_it_is_stored(tmp_path: Path) -> None:
+    with mldb.open(tmp_path / "run", durability="os", compression="zstd") as db:
+        db.store_tensor("zeros", np.zeros(100_000))
+        packed = db.tensor("zeros")
+        assert packed.encoding == "zstd"
+        assert 0 < packed.stored_bytes < packed.nbytes
+    with mldb.open(tmp_path / "run", durability="os") as db:
+        db.store_tensor("raw", np.arange(3.0))
+        assert (db.tensor("raw").encoding, db.tensor("raw").stored_bytes) == ("raw", 24)

@@ -9,11 +9,13 @@ closed pipe, as shells say of signals.
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -26,6 +28,12 @@ PROBLEM: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
+
+_GARBAGE_AT: Final = 100_000
+"""Objects made and not freed after which garbage is looked for; Python's default is hundreds."""
+_CLICK_LEAST: Final = 52
+"""Columns below which click writes help wider than the terminal is."""
+_HELP_LEAST: Final = 20
 
 COMMAND_LINES: Final = {
     "ls": "Tensors, with type, shape, epoch and size.",
@@ -57,8 +65,22 @@ COMMAND_LINES: Final = {
 """Each command with the line that ``mldb --help`` shows of it, in that order."""
 
 
+class _Formatter(click.HelpFormatter):
+    """Help whose options leave room for what is said of them in a narrow terminal."""
+
+    def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
+        narrow = self.width < _CLICK_LEAST - 2
+        super().write_dl(rows, self.width // 4 if narrow else col_max, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class _Commands(click.Group):
     """The group of all commands, imported when they are called."""
+
+    context_class = _Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMAND_LINES)
@@ -68,6 +90,7 @@ class _Commands(click.Group):
             return None
         module = import_module(f"mldb.tools.cli.commands.{cmd_name}_command")
         command: click.Command = module.command
+        command.context_class = _Context
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -112,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _completes():
             return OK
         # Not _cli.main(): that answers a closed pipe with the status of a problem.
-        with _cli.make_context("mldb", words) as context:
+        with _cli.make_context("mldb", words, terminal_width=_narrow_width()) as context:
             status = _cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:
@@ -130,6 +153,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_fitted(f"mldb: {printable(str(error))}", sys.stderr)
         return status_of(error)
     return status if isinstance(status, int) else OK
+
+
+def run_process() -> NoReturn:
+    """Run the command line of this process and end it: the entry of ``mldb``.
+
+    Modules are no garbage: looking through them for some, at the start and once more at the end, is
+    a fifth of what a short command takes.
+    """
+    gc.set_threshold(_GARBAGE_AT)
+    status = main()
+    gc.freeze()
+    sys.exit(status)
 
 
 def root_command() -> click.Command:
@@ -151,6 +186,12 @@ def _completes() -> bool:
 def status_of(error: MldbError) -> int:
     """The exit status that an error of mldb stands for."""
     return USAGE if isinstance(error, UsageError | MissingError) else PROBLEM
+
+
+def _narrow_width() -> int | None:
+    """The width of help in a terminal narrower than click knows; None for what it finds out."""
+    columns = shutil.get_terminal_size().columns
+    return max(columns - 2, _HELP_LEAST) if columns < _CLICK_LEAST else None
 
 
 def _print_anything() -> None:

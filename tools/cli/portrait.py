@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mldb.history.relationships import Relationship
+    from mldb.history.snapshot import StateSnapshot
     from mldb.history.versions import Version
     from mldb.query.statistics import TensorStatistics
-    from mldb.query.surface import Snapshot
     from mldb.tensors.handle import TensorHandle
     from mldb.tools.cli.progress import Advance
 
@@ -88,7 +88,7 @@ class Wanted:
     figure: CurveFigure = "norm"
 
 
-def portrait_of(snapshot: Snapshot, name: str, wanted: Wanted, moved: Advance) -> Portrait:
+def portrait_of(snapshot: StateSnapshot, name: str, wanted: Wanted, moved: Advance) -> Portrait:
     """Look at tensor *name*; *moved* is told the bytes that were looked at, and those there are.
 
     Raises TensorNotFoundError, which proposes a name, InvalidNameError.
@@ -115,7 +115,7 @@ def portrait_of(snapshot: Snapshot, name: str, wanted: Wanted, moved: Advance) -
     return found
 
 
-def _relationships(snapshot: Snapshot, name: str) -> list[Relationship]:
+def _relationships(snapshot: StateSnapshot, name: str) -> list[Relationship]:
     return [
         *snapshot.relationships(source=name),
         *(item for item in snapshot.relationships(target=name) if item.source != name),
@@ -238,7 +238,7 @@ def _first(handle: TensorHandle) -> npt.NDArray[Any]:
 
 
 def _point(
-    found: Portrait, snapshot: Snapshot, version: Version, figure: CurveFigure, meter: _Meter
+    found: Portrait, snapshot: StateSnapshot, version: Version, figure: CurveFigure, meter: _Meter
 ) -> CurvePoint:
     """A point of the curve; one that cannot be read is a gap, and named unless it is just gone."""
     lsn, epoch = int(version.lsn), version.epoch

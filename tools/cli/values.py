@@ -18,7 +18,7 @@ __all__ = [
     "SIZE_TYPE",
     "SPAN_TYPE",
     "ByteSize",
-    "Moment",
+    "MomentType",
     "Span",
     "moment",
     "shown_bytes",
@@ -41,7 +41,7 @@ _SPAN_UNITS: Final = {
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-class Moment(click.ParamType[Any]):
+class MomentType(click.ParamType[Any]):
     """AS_OF as typed: ``3`` is an epoch, ``lsn:17``, ``tag:3``, a time with its zone, a name."""
 
     name = "AS_OF"
@@ -121,7 +121,7 @@ class Span(click.ParamType[timedelta]):
             self.fail(f"{printable(value)!r} is longer than there are days", param, ctx)
 
 
-MOMENT_TYPE: Final = Moment()
+MOMENT_TYPE: Final = MomentType()
 SIZE_TYPE: Final = ByteSize()
 SPAN_TYPE: Final = Span()
 

@@ -138,7 +138,7 @@ def _print(
         _print_csv(columns, rows)
     elif rows:
         right = {name for place, name in enumerate(columns) if _is_number(rows[0][place])}
-        call.out.table(columns, (tuple(map(_cell, row)) for row in rows), right=right)
+        call.out.table(columns, ([_cell(value) for value in row] for row in rows), right=right)
     elif not count:
         print("no row", file=sys.stderr)
     if count > len(rows):

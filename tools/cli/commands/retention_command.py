@@ -29,8 +29,8 @@ def command(call: Call, keep_all: bool, **rules: Any) -> None:
     `mldb compact --plan` tells what would go, `mldb compact` drops it. Tags and pins always stay.
 
     \b
-    mldb retention run                             show what is set
-    mldb retention run --last 10 --every 50        keep ten epochs, and every fiftieth
+    mldb retention run                        show what is set
+    mldb retention run --last 10 --every 50   keep ten epochs, and every fiftieth
     """
     given = {name: value for name, value in rules.items() if value is not None}
     if keep_all and given:
