@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -240,6 +241,32 @@ def test_a_retention_that_cannot_be_met_is_a_problem(path: str) -> None:
     with mldb.open(path, background_compaction=False) as db:
         db.retention.set(max_bytes=1000)
     assert "cannot be met" in _texts(examine(path), "retention", "problem")[0]
+
+
+def test_a_store_that_others_write_to_and_compact_has_no_problem(path: str) -> None:
+    """Segments and manifests come and go between two looks."""
+    over = threading.Event()
+
+    def work() -> None:
+        options: dict[str, Any] = {"durability": "os", "background_compaction": False}
+        with mldb.open(path, segment_bytes=1 << 20, **options) as db:
+            db.retention.set(last=3, abandoned=timedelta(0))
+            while not over.is_set():
+                for _ in range(5):
+                    db.store_tensor(
+                        "w", np.random.default_rng(0).random(40_000), epoch=db.epoch + 1
+                    )
+                db.compact()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(15):
+            found = examine(path)
+            assert [item for item in found.findings if item.level == "problem"] == []
+    finally:
+        over.set()
+        worker.join()
 
 
 Break = Callable[[Path], None]
