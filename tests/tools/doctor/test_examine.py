@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from mldb.compaction.status import WORKER_LOCK, WorkerStatus
 from mldb.errors import MldbError
 from mldb.log.active import hint_name
 from mldb.log.fs.posix import OsFileSystem
+from mldb.log.manifest import Manifest
 from mldb.log.newest import load_newest
 from mldb.tools.doctor.examine import Examination, examine
+from mldb.tools.doctor.findings import Finding
 from mldb.tools.doctor.locks import see_lock
 
 
@@ -267,6 +270,28 @@ def test_a_store_that_others_write_to_and_compact_has_no_problem(path: str) -> N
     finally:
         over.set()
         worker.join()
+
+
+def test_a_segment_that_goes_between_two_looks_is_no_problem(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was read, then a compaction replaced what it names."""
+    module = import_module("mldb.tools.doctor.examine")
+    real, looks = module.segment_findings, []
+
+    def late(fs: OsFileSystem, manifest: Manifest) -> list[Finding]:
+        if not looks:
+            with mldb.open(path, background_compaction=False) as db:
+                db.retention.set(last=1, abandoned=timedelta(0))
+                db.compact()
+        looks.append(list(real(fs, manifest)))
+        return looks[-1]
+
+    monkeypatch.setattr(module, "segment_findings", late)
+    found = examine(path)
+    assert "problem" in [item.level for item in looks[0]]
+    assert len(looks) == 2
+    assert not found.has_problem
 
 
 Break = Callable[[Path], None]
