@@ -277,7 +277,8 @@ def test_a_segment_that_goes_between_two_looks_is_no_problem(
 ) -> None:
     """The manifest was read, then a compaction replaced what it names."""
     module = import_module("mldb.tools.doctor.examine")
-    real, looks = module.segment_findings, []
+    real = module.segment_findings
+    looks: list[list[Finding]] = []
 
     def late(fs: OsFileSystem, manifest: Manifest) -> list[Finding]:
         if not looks:
