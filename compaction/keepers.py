@@ -142,12 +142,14 @@ def _measured(
 ) -> dict[_Key, int | None]:
     """What comes back without the commits that each of them keeps alone."""
     whole = sight.bytes_of(kept)
+    most = int(sight.table.sizes.sum())  # what a footer takes is only known about
     found: dict[_Key, int | None] = {}
     for number, (key, commits) in enumerate(alone):
         if not len(commits):
             found[key] = 0
         elif number < MEASURED_MAX:
-            found[key] = max(whole - sight.bytes_of(np.setdiff1d(kept, commits)), 0)
+            less = sight.bytes_of(np.setdiff1d(kept, commits))
+            found[key] = min(max(whole - less, 0), most)
         else:
             found[key] = None
     return found

@@ -15,7 +15,7 @@ from mldb.errors import QueryError
 from mldb.query.functions import (
     GROWTH_MAX,
     TABLE_FUNCTIONS,
-    growth_of,
+    text_growth_of,
     why_refused,
     wrong_size,
 )
@@ -231,7 +231,7 @@ def _check_call(node: exp.Anonymous, text: str) -> int:
         wrong = f"{name}(*) is not possible; name a column"
     if wrong is not None:
         raise refusal(text, start_of(node), wrong)
-    return growth_of(name, arguments)
+    return text_growth_of(name, arguments)
 
 
 def _check_type(node: exp.DataType, text: str) -> None:

@@ -152,7 +152,7 @@ def wrong_size(name: str, arguments: Sequence[exp.Expr]) -> str | None:
     return None
 
 
-def growth_of(name: str, arguments: Sequence[exp.Expr]) -> int:
+def text_growth_of(name: str, arguments: Sequence[exp.Expr]) -> int:
     """Return how many times longer a text can become by a call that ``wrong_size`` allows."""
     if name not in {"replace", "regexp_replace"}:
         return 1

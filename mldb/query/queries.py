@@ -30,7 +30,7 @@ from mldb.query.result import QueryResult
 from mldb.query.rewrite import parse_query
 from mldb.query.running import StoppableWork, StoppedError
 from mldb.query.statistics_cache import KnownStatistics, shown_value
-from mldb.query.tables.table import Asked
+from mldb.query.tables.table import TableAsk
 from mldb.query.tables.tables import TABLES
 from mldb.tensors.scope import Scope
 
@@ -215,7 +215,7 @@ class Queries:
         shown = _shown(use, table.columns, fields, place)
         chosen = {name: fields.names[name] for name in shown if name in fields.names}
         statistics = sorted(use.named & STATISTICS) if use.table in STATISTICS_TABLES else []
-        asked = Asked(frozenset(shown) - chosen.keys(), chosen, bool(statistics))
+        asked = TableAsk(frozenset(shown) - chosen.keys(), chosen, bool(statistics))
         view, commit = moment.scope.view, moment.scope.commit
         key: object = (use.table, view.number, commit.lsn, tuple(shown), *chosen.items(), asked[2])
 

@@ -116,3 +116,15 @@ def test_of_many_only_the_first_are_measured(
 def test_an_empty_store_keeps_nothing(tmp_path: Path) -> None:
     with mldb.open(tmp_path / "run") as db:
         assert db.keepers() == ()
+
+
+def test_nobody_keeps_more_than_there_is(tmp_path: Path) -> None:
+    """What a footer takes is estimated: of tiny versions that came to more than the store."""
+    with mldb.open(tmp_path / "run", durability="os", background_compaction=False) as db:
+        for epoch in range(1, 40):
+            with db.transaction(epoch=epoch) as txn:
+                for number in range(50):
+                    txn.store_tensor(f"t{number}", np.float32(epoch))
+        (keeper,) = db.keepers()
+        assert keeper.bytes is not None
+        assert keeper.bytes <= db.usage().file_bytes

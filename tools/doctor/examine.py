@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mldb.compaction.keepers import Keeper
 from mldb.compaction.status import WORKER_LOCK, WorkerStatus, load_status
@@ -13,13 +13,15 @@ from mldb.database import MLDatabase
 from mldb.errors import MldbError
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.lock import GATE, LOCK
+from mldb.log.newest import load_newest
 from mldb.log.segment import segment_name
 from mldb.tools.doctor.findings import Finding
 from mldb.tools.doctor.folder import FolderSeen, folder_findings, look_at_folder, segment_findings
 from mldb.tools.doctor.locks import LOCKS, LockSeen, see_locks
 from mldb.tools.doctor.processes import ProcessSeen, processes
 
-_OLD_SECONDS = 86_400
+_OLD_SECONDS: Final = 86_400
+_LOOKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,9 @@ def examine(root: str) -> Examination:
     Raises StorageIOError where not even the folder can be listed.
     """
     fs = OsFileSystem(root)
-    folder = look_at_folder(fs)
+    folder, of_segments = _still(fs)
     locks, users = see_locks(fs.root), processes(fs)
-    findings = [*folder_findings(folder), *_of_locks(locks), *_of_processes(users)]
-    with suppress(MldbError):
-        if folder.manifest is not None:
-            findings += segment_findings(fs, folder.manifest)
+    findings = [*folder_findings(folder), *_of_locks(locks), *_of_processes(users), *of_segments]
     is_working = any(seen.name == WORKER_LOCK and seen.state == "held" for seen in locks)
     findings += _of_worker(load_status(fs), is_working=is_working)
     found: tuple[Keeper, ...] = ()
@@ -81,6 +80,22 @@ def examine(root: str) -> Examination:
     return Examination(
         tuple(findings), folder, tuple(locks), tuple(users), found, returnable, stats
     )
+
+
+def _still(fs: OsFileSystem) -> tuple[FolderSeen, list[Finding]]:
+    """Look at the folder and its segments, again where somebody replaced them meanwhile."""
+    for _ in range(_LOOKS):
+        folder, found = look_at_folder(fs), []
+        if folder.manifest is None:
+            break
+        with suppress(MldbError):
+            found = list(segment_findings(fs, folder.manifest))
+        if all(item.level != "problem" for item in (*folder_findings(folder), *found)):
+            break
+        with suppress(MldbError):
+            if load_newest(fs, []).number == folder.manifest.number:
+                break
+    return folder, found
 
 
 def _opens(stats: dict[str, Any], db: MLDatabase) -> Finding:

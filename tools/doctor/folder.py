@@ -22,7 +22,7 @@ from mldb.log.readers import READERS
 from mldb.log.recovery import LOST
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import SEGMENTS, segment_name
-from mldb.tools.doctor.findings import Finding
+from mldb.tools.doctor.findings import Finding, Level
 
 _FOLDERS: Final = (SEGMENTS, HINTS, PENDING, READERS, LOST)
 _LOW_BYTES: Final = 1 << 30
@@ -53,6 +53,7 @@ class FolderSeen:
 
 def look_at_folder(fs: FileSystem) -> FolderSeen:
     """Look at the folder of a store. Raises StorageIOError where it cannot be listed."""
+    announced = fs.look(LOCK)  # first: a manifest is announced before it is there
     files: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for folder in ("", *_FOLDERS):
@@ -66,7 +67,6 @@ def look_at_folder(fs: FileSystem) -> FolderSeen:
         manifest = load_newest(fs, distrusted)
     except MldbError as error:
         distrusted.append(str(error))
-    announced = fs.look(LOCK)
     return FolderSeen(
         fs.root,
         files,
@@ -113,12 +113,13 @@ def folder_findings(seen: FolderSeen) -> Iterator[Finding]:
 def _of_disk(seen: FolderSeen) -> Iterator[Finding]:
     kind = seen.kind or "of a kind that is not known"
     if seen.free_bytes is not None:
-        low = seen.free_bytes < _LOW_BYTES
-        level, then = ("note", "mldb compact STORE --plan tells what would come back")
-        if seen.free_bytes == 0:
-            level = "problem"
-        text = f"{seen.free_bytes:,} bytes are free on a file system {kind}"
-        yield Finding(level if low else "ok", "disk", text, then if low else "")  # type: ignore[arg-type]
+        level: Level = "note" if seen.free_bytes < _LOW_BYTES else "ok"
+        yield Finding(
+            "problem" if seen.free_bytes == 0 else level,
+            "disk",
+            f"{seen.free_bytes:,} bytes are free on a file system {kind}",
+            "" if level == "ok" else "mldb compact STORE --plan tells what would come back",
+        )
     if not seen.is_local:
         yield Finding(
             "note",

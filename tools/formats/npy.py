@@ -198,6 +198,8 @@ def read_npz(path: str, *, limit: int | None = None) -> IncomingFile:
 def _refuse_bombs(file: MappedFile, infos: list[zipfile.ZipInfo], limit: int | None) -> None:
     if limit is None:
         limit = max(_LEAST_LIMIT, _RATIO * file.size)
+    if sum(info.compress_size for info in infos) > file.size:
+        raise file.damaged("its members lie on top of each other")  # so one counts many times
     grown = 0
     for info in infos:
         if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:

@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from mldb.errors import InvalidTypeError, LimitError, UsageError
+from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
 from mldb.tensors.dtypes import dtype_of, itemsize_of
 from mldb.tools.formats.tensors import (
     NAME_BYTES_MAX,
@@ -79,12 +79,18 @@ def write_safetensors(
 ) -> None:
     """Write a whole file of dense tensors whose dtypes the format has, wide ones first.
 
-    Raises InvalidTypeError for another dtype, LimitError for a header that no reader takes.
+    Raises InvalidTypeError for another dtype, InvalidValueError for a name that the format keeps
+    for itself, LimitError for a header that no reader takes.
     """
     ordered = sorted(tensors, key=lambda tensor: (-itemsize_of(tensor.code), tensor.name))
     header: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
     offset = 0
     for tensor in ordered:
+        if tensor.name == METADATA_KEY:
+            raise InvalidValueError(
+                f"{METADATA_KEY} cannot be the name of a tensor in a safetensors file. Nothing was "
+                "written; write .npz, or store it under another name."
+            )
         word = safetensors_dtype(tensor.code)
         if word is None:
             raise InvalidTypeError(f"safetensors has no dtype for {tensor.code} ({tensor.name!r})")

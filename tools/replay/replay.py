@@ -26,7 +26,7 @@ from mldb.tools.replay.changed import TensorChange, Transform
 from mldb.tools.replay.chosen import NameChoice
 from mldb.tools.replay.records import batch_extra
 from mldb.tools.replay.report import ReplayReport
-from mldb.tools.replay.selection import WantedNames, chooser, described, function_name
+from mldb.tools.replay.selection import WantedNames, chooser, described_names, function_name
 from mldb.tools.replay.source import ReplaySource, metadata_columns, store_folder
 from mldb.tools.replay.staying import Staying
 from mldb.tools.replay.unfinished import UnfinishedStore
@@ -118,7 +118,7 @@ class _Replay:
         plan = {
             "source": source.log.store_id,
             "until": None if until is None else last.lsn,
-            "names": described(names),
+            "names": described_names(names),
             "transform": function,
             "found_until": last.lsn,
         }

@@ -41,7 +41,7 @@ def chooser(names: WantedNames) -> Callable[[str], bool] | None:
     return chosen
 
 
-def described(names: WantedNames) -> object:
+def described_names(names: WantedNames) -> object:
     """Return what tells one selection from another, as plain values: for an unfinished target."""
     if names is None or isinstance(names, str):
         return names

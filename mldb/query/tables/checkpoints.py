@@ -13,7 +13,7 @@ from mldb.history.kinds.checkpoints import CheckpointInfo, unpack_checkpoint
 from mldb.query.catalogue import StoreMoment
 from mldb.query.columns import ColumnData, TableColumns, coded, json_text, typed
 from mldb.query.fields import count_keys_in, field_columns
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 
 def _found(moment: StoreMoment) -> tuple[Numbers, list[CheckpointInfo]]:
@@ -35,7 +35,7 @@ def _found(moment: StoreMoment) -> tuple[Numbers, list[CheckpointInfo]]:
     return lsns, infos
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     lsns, infos = _found(moment)
     metrics = [info.metrics for info in infos]
     steps = [info.step for info in infos]

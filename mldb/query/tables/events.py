@@ -11,7 +11,7 @@ from mldb.compaction.retention import Retention
 from mldb.history.events import Event, events_of
 from mldb.query.catalogue import StoreMoment
 from mldb.query.columns import ColumnData, TableColumns, coded, json_text, moments
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 _OF_EVERY: Final = frozenset({"lsn", "epoch", "time"})
 _NAMES: Final = ("name", "lake", "source")
@@ -19,7 +19,7 @@ _NAMES: Final = ("name", "lake", "source")
 _CHECKED_EVERY: Final = 256
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     log, high = moment.scope.source.log, moment.scope.commit.lsn
     hold, view = log.hold(1)  # what every commit has still to tell stays readable
     lsns, epochs, times = list[int](), list[int](), list[int]()

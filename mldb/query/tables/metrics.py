@@ -10,12 +10,12 @@ import numpy.typing as npt
 from mldb.history.metrics import MetricColumns, metric_columns, metric_names
 from mldb.query.catalogue import StoreMoment
 from mldb.query.columns import Coded, ColumnData, TableColumns
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 _NO_STEP: Final = -1
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     names = metric_names(moment.scope)
     curves: list[MetricColumns] = []
     for name in names:

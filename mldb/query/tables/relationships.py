@@ -11,7 +11,7 @@ from mldb import keys
 from mldb.query.catalogue import DecodedMetadata, StoreMoment
 from mldb.query.columns import ColumnData, TableColumns, coded
 from mldb.query.fields import count_keys_in, field_columns
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 
 def _metadata(moment: StoreMoment) -> list[DecodedMetadata]:
@@ -20,7 +20,7 @@ def _metadata(moment: StoreMoment) -> list[DecodedMetadata]:
     return [moment.catalogue.decoded(rows.attrs[attr]) for attr in attrs]
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     rows, found = moment.newest(keys.RELATIONS)
     ends = [
         keys.split_relation(keys.RELATIONS + rows.keys[code])

@@ -10,10 +10,10 @@ from mldb.log import format as fmt
 from mldb.log.sealed import SealedPart
 from mldb.query.catalogue import StoreMoment
 from mldb.query.columns import TableColumns, coded
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     view = moment.scope.view
     counted = bool(asked.columns & {"commits", "entries"})
     rows = []

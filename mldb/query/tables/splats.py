@@ -14,7 +14,7 @@ from mldb.lake.projection import names
 from mldb.lake.rows.live import Rows, rows_in
 from mldb.query.catalogue import StoreMoment
 from mldb.query.columns import Coded, ColumnData, TableColumns, coded
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 _FLOATS: Final = ("kappa", "alpha", "norm", "min_cos")
 _OWN: Final = frozenset({"mu", "id", "label", *_FLOATS})
@@ -31,7 +31,7 @@ def _lakes(moment: StoreMoment) -> dict[str, Rows]:
     return found
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     lakes = _lakes(moment)
     counts = [len(rows) for rows in lakes.values()]
     own: dict[str, ColumnData] = {

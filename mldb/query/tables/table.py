@@ -10,7 +10,7 @@ from mldb.query.catalogue import StoreMoment
 from mldb.query.columns import TableColumns
 
 
-class Asked(NamedTuple):
+class TableAsk(NamedTuple):
     """What a query wants of a table: fixed columns by name, and keys by the column's name.
 
     ``statistics``: it names one.
@@ -35,7 +35,7 @@ class TableKind(NamedTuple):
     """
 
     columns: tuple[str, ...]
-    read: Callable[[StoreMoment, Asked], TableColumns]
+    read: Callable[[StoreMoment, TableAsk], TableColumns]
     keys_at: Callable[[StoreMoment], Counter[str]] = _no_keys
     prefix: str = "metadata"
     is_kept: bool = True

@@ -25,14 +25,14 @@ from mldb.query.fields import count_keys_in, field_columns
 from mldb.query.rows import SpaceRows
 from mldb.query.tables.descriptors import DESCRIBED, described, encodings
 from mldb.query.tables.layers import layers_at
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 LAYER_TYPE: Final = "layer"
 _OF_METADATA: Final = ("type", "layer", "position")
 _COMMITTED: Final = frozenset({"time", "epoch", "lsn"})
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     rows, found = moment.newest(keys.TENSORS)
     names = [rows.keys[code].decode() for code in rows.key_codes(found).tolist()]
     layers = layers_at(moment)

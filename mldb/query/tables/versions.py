@@ -12,10 +12,10 @@ from mldb.log import format as fmt
 from mldb.query.catalogue import StoreMoment
 from mldb.query.columns import Coded, ColumnData, TableColumns
 from mldb.query.tables.descriptors import DESCRIBED, described, encodings
-from mldb.query.tables.table import Asked, TableKind
+from mldb.query.tables.table import TableAsk, TableKind
 
 
-def _read(moment: StoreMoment, asked: Asked) -> TableColumns:
+def _read(moment: StoreMoment, asked: TableAsk) -> TableColumns:
     rows = moment.rows(keys.TENSORS)
     found = rows.visible(moment.scope.intervals)
     wanted = asked.columns

@@ -223,3 +223,29 @@ def test_help_shows_an_example(name: str) -> None:
     done = CliRunner().invoke(root_command(), [name, "--help"])
     assert done.exit_code == 0
     assert f"mldb {name} run" in done.output
+
+
+def test_a_file_is_not_written_into_the_store(ran: Run, store: str) -> None:
+    (segment,) = Path(store, "segments").iterdir()
+    before = segment.read_bytes()
+    found = ran("export", store, segment, "--format", "npz", "--force")
+    assert found.status == USAGE
+    assert "lies in the store" in found.err
+    assert segment.read_bytes() == before
+
+
+def test_the_name_that_safetensors_keeps_for_itself_is_refused(ran: Run, tmp_path: Path) -> None:
+    with mldb.open(tmp_path / "run", durability="os") as db:
+        db["__metadata__"] = np.ones(3)
+    assert ran("export", tmp_path / "run", tmp_path / "x.safetensors").status == USAGE
+    assert os.listdir(tmp_path) == ["run"]
+    assert ran("export", tmp_path / "run", tmp_path / "x.npz").status == 0
+
+
+def test_a_name_that_is_no_utf8_is_told_all_the_same(ran: Run, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    header = b'{"a\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"7")
+    assert ran("import", tmp_path / "run", file, "--new").status == USAGE
+    found = ran("import", tmp_path / "run", file, "--new", "--escape", "--json")
+    assert found.json["escaped"] == {"a\\ud800": "a%ED%A0%80"}

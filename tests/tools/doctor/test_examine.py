@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from mldb.compaction.status import WORKER_LOCK, WorkerStatus
 from mldb.errors import MldbError
 from mldb.log.active import hint_name
 from mldb.log.fs.posix import OsFileSystem
+from mldb.log.manifest import Manifest
 from mldb.log.newest import load_newest
 from mldb.tools.doctor.examine import Examination, examine
+from mldb.tools.doctor.findings import Finding
 from mldb.tools.doctor.locks import see_lock
 
 
@@ -240,6 +244,55 @@ def test_a_retention_that_cannot_be_met_is_a_problem(path: str) -> None:
     with mldb.open(path, background_compaction=False) as db:
         db.retention.set(max_bytes=1000)
     assert "cannot be met" in _texts(examine(path), "retention", "problem")[0]
+
+
+def test_a_store_that_others_write_to_and_compact_has_no_problem(path: str) -> None:
+    """Segments and manifests come and go between two looks."""
+    over = threading.Event()
+
+    def work() -> None:
+        options: dict[str, Any] = {"durability": "os", "background_compaction": False}
+        with mldb.open(path, segment_bytes=1 << 20, **options) as db:
+            db.retention.set(last=3, abandoned=timedelta(0))
+            while not over.is_set():
+                for _ in range(5):
+                    db.store_tensor(
+                        "w", np.random.default_rng(0).random(40_000), epoch=db.epoch + 1
+                    )
+                db.compact()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(15):
+            found = examine(path)
+            assert [item for item in found.findings if item.level == "problem"] == []
+    finally:
+        over.set()
+        worker.join()
+
+
+def test_a_segment_that_goes_between_two_looks_is_no_problem(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was read, then a compaction replaced what it names."""
+    module = import_module("mldb.tools.doctor.examine")
+    real = module.segment_findings
+    looks: list[list[Finding]] = []
+
+    def late(fs: OsFileSystem, manifest: Manifest) -> list[Finding]:
+        if not looks:
+            with mldb.open(path, background_compaction=False) as db:
+                db.retention.set(last=1, abandoned=timedelta(0))
+                db.compact()
+        looks.append(list(real(fs, manifest)))
+        return looks[-1]
+
+    monkeypatch.setattr(module, "segment_findings", late)
+    found = examine(path)
+    assert "problem" in [item.level for item in looks[0]]
+    assert len(looks) == 2
+    assert not found.has_problem
 
 
 Break = Callable[[Path], None]

@@ -220,3 +220,17 @@ def test_any_damage_is_a_typed_error(tmp_path: Path, save: Any) -> None:
             pass
 
     damaged()
+
+
+def test_members_that_lie_on_top_of_each_other_are_refused(tmp_path: Path) -> None:
+    """A hundred names of one member would be a hundred times as much, without any packing."""
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.arange(1000.0))
+    data = path.read_bytes()
+    start = data.rindex(b"PK\x01\x02")
+    entry, end = data[start : data.rindex(b"PK\x05\x06")], data[data.rindex(b"PK\x05\x06") :]
+    many = b"".join(entry.replace(b"a.npy", b"%c.npy" % letter) for letter in range(97, 123))
+    end = end[:8] + struct.pack("<HHL", 26, 26, len(many)) + end[16:]
+    path.write_bytes(data[:start] + many + end)
+    with pytest.raises(CorruptError, match="on top of each other"):
+        read_npz(str(path))

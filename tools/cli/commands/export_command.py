@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,9 @@ def command(
     """
     from mldb.tools.formats.export_file import export_file
 
+    inside = os.path.join(os.path.realpath(call.path), "")
+    if os.path.realpath(call.words[0]).startswith(inside):
+        raise click.UsageError(f"{call.words[0]!r} lies in the store; name a file elsewhere")
     if names and prefix:
         raise click.UsageError("--name and --prefix select in two ways; give one of them")
     with (

@@ -63,7 +63,12 @@ def command(
             progress=moved,
         )
     if call.out.as_json:
-        call.out.document(asdict(report))
+        # A name of the file may be no UTF-8.
+        escaped = {
+            name.encode("utf-8", "backslashreplace").decode(): key
+            for name, key in report.escaped.items()
+        }
+        call.out.document(asdict(report) | {"escaped": escaped})
         return
     call.out.text(
         f"{report.tensors:,} tensors, {shown_bytes(report.bytes)}, stored as epoch {report.epoch} "

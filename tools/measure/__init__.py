@@ -1,0 +1,1 @@
+"""Short measurements of this machine: a store against a plain file and a copy in memory."""
