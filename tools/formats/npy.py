@@ -43,6 +43,12 @@ _LOCAL_MAGIC: Final = b"PK\x03\x04"
 _ENCRYPTED: Final = 0x1
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _TIME: Final = (1980, 1, 1, 0, 0, 0)  # the first that an archive can say: equal exports are equal
+_ZIP_ERRORS: Final = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError),
+    *(ValueError, LookupError, OverflowError),
+    RuntimeError,  # encrypted, or (NotImplementedError) packed in a way that is not known
+)
+"""What reading an archive raises for one that is damaged."""
 _LEAST_LIMIT: Final = 1 << 30
 _RATIO: Final = 20
 
@@ -178,7 +184,7 @@ def read_npz(path: str, *, limit: int | None = None) -> IncomingFile:
     file = MappedFile(path)
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise file.damaged(f"this is no npz archive: {error!s:.200}") from None
     infos = archive.infolist()
     if len(infos) > TENSORS_MAX:
@@ -275,5 +281,5 @@ def _unpacked(
     try:
         with archive.open(info) as member:
             return member.read(count)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
+    except _ZIP_ERRORS as error:
         raise file.damaged(f"{info.filename[:80]!r} cannot be unpacked: {error!s:.200}") from None
