@@ -22,6 +22,7 @@ _CHOICES = {
     "arrays": ("shared", "private"),
     "background_compaction": (False, True, "auto"),
     "compaction_drops": (False, True),
+    "note_reads": (False, True),
 }
 
 
@@ -58,6 +59,9 @@ class Options:
     max_mapped:          how many sealed segments stay mapped; each mapping holds a descriptor.
     pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one
                          waits. Each holds one buffer of the state's size.
+    note_reads:          whether reads of versions that are not the newest keep these from being
+                         encoded anew for a week. False for what reads a whole history once, as
+                         the tools do.
     background_compaction: "auto": a process beside this one compacts now and then, at idle
                          priority, where two cores are allowed, the disk is local, and a pass gives
                          back compaction_gain_bytes and compaction_gain_share. True: whatever the
@@ -87,6 +91,7 @@ class Options:
     lake_cache_bytes: int = 256 << 20
     max_mapped: int = 256
     pending_checkpoints: int = 1
+    note_reads: bool = True
     background_compaction: bool | Literal["auto"] = "auto"
     compaction_drops: bool = False
     compaction_rate: int = 64 << 20

@@ -52,7 +52,7 @@ def export_metrics(
     event, summary, writer_of = _writing()
     with ExitStack() as opened:
         if not isinstance(store, MLDatabase | Snapshot):
-            store = opened.enter_context(MLDatabase(store, mode="r"))
+            store = opened.enter_context(MLDatabase(store, mode="r", note_reads=False))
         wanted = store.metrics(as_of=as_of) if names is None else list(names)
         writer = writer_of(os.fspath(folder), max_queue_size=_QUEUED)
         opened.callback(writer.close)

@@ -53,6 +53,7 @@ class ReadNotes:
             "__weakref__",
             "_fresh",
             "_fs",
+            "_notes",
             "_now",
             "_process",
             "_rows",
@@ -63,8 +64,9 @@ class ReadNotes:
         *("noted", "told"),
     )
 
-    def __init__(self, fs: FileSystem, store_id: bytes) -> None:
+    def __init__(self, fs: FileSystem, store_id: bytes, *, notes: bool = True) -> None:
         self._fs = fs
+        self._notes = notes
         self._now = fs.time_ns
         self._store_id = store_id
         self._process = CURRENT[0]
@@ -78,6 +80,8 @@ class ReadNotes:
 
     def note(self, name: str, commit: int) -> None:
         """Note that the version of tensor *name* that *commit* stored is read now."""
+        if not self._notes:
+            return
         now = self._now()
         version = name, commit
         if 0 <= now - self._fresh.get(version, _NEVER) <= _GRAIN_NS:

@@ -60,7 +60,7 @@ class Source:
     def __init__(self, log: Log, border: MapBorder, cache: ByteCache) -> None:
         self.log = log
         self.state = log.state
-        self.reads = ReadNotes(log.fs, log.store_id)
+        self.reads = ReadNotes(log.fs, log.store_id, notes=log.options.note_reads)
         self.door = Door(log.head, log.options.verify, decode_stored, cache, _tensor_key)
         self.border = border
         self.cache = cache

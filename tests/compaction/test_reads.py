@@ -429,3 +429,18 @@ def test_adding_to_the_hint_keeps_what_was_told_before(store_path: Path) -> None
         assert add_reads(fs, store_id, rows_of(3, first=2, second=20), 0) == 5
         found = load_reads(fs, store_id)
         assert sorted(found["second"].tolist()) == [10, 10, 20, 20, 20]
+
+
+def test_who_reads_a_whole_history_once_notes_nothing(tmp_path: Path) -> None:
+    # A replay or a report had kept every version of a store from being encoded for a week.
+    path = tmp_path / "run"
+    with mldb.open(path, durability="os") as db:
+        for epoch in range(3):
+            db.store_tensor("w", np.arange(4.0) + epoch, epoch=epoch)
+    with mldb.open(path, mode="r", note_reads=False) as db:
+        assert [db.query_tensor("w", as_of=epoch)[0] for epoch in range(3)] == [0, 1, 2]
+        assert db.stats()["reads"]["noted"] == 0
+    assert not (path / "hints" / "reads").exists()
+    with mldb.open(path, mode="r") as db:
+        db.query_tensor("w", as_of=0)
+    assert (path / "hints" / "reads").exists()

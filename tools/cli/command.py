@@ -108,5 +108,5 @@ def opened(path: str, *, mode: Literal["r", "rw"] = "r") -> Iterator[MLDatabase]
 
     if mode == "rw" and not any(name.startswith("MANIFEST-") for name in os.listdir(path)):
         raise click.UsageError(f"{path!r} holds no store of mldb; nothing was changed.")
-    with mldb.open(path, mode=mode, background_compaction=False) as db:
+    with mldb.open(path, mode=mode, background_compaction=False, note_reads=False) as db:
         yield db

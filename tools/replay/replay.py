@@ -179,7 +179,8 @@ class _Replay:
     def _report(
         self, until: int, choice: NameChoice | None, began: float, *, resumed: bool
     ) -> ReplayReport:
-        log = Log(self.folder, Options(mode="r"), known=KNOWN_KINDS)
+        options = Options(mode="r", note_reads=False)
+        log = Log(self.folder, options, known=KNOWN_KINDS)
         try:
             view = log.head()
             lsns = _lsns_of(log)

@@ -48,7 +48,7 @@ class ReplaySource(Closing):
 
     def __init__(self, fs: FileSystem) -> None:
         """Open it read-only. Raises what opening a store raises."""
-        options = Options(mode="r")
+        options = Options(mode="r", note_reads=False)
         self.fs = fs
         self._segment: Segment | None = None  # the one asked for last
         self.log = Log(fs, options, known=kinds.KNOWN_KINDS)

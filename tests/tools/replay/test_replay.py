@@ -42,8 +42,8 @@ def test_every_commit_shows_what_it_showed(source: Path, tmp_path: Path) -> None
     assert report.verified.differences == ()
     assert report.verified.commits == report.commits > 60
     assert report.verified.versions > 60
-    assert all_shown(tmp_path / "new") == all_shown(source)
     assert files_of(source) == before
+    assert all_shown(tmp_path / "new") == all_shown(source)
     with mldb.open(tmp_path / "new") as db, mldb.open(source, mode="r") as old:
         assert db.verify().ok
         assert report.until == old.lsn
