@@ -13,9 +13,9 @@ from mldb.errors import CorruptError, InvalidTypeError, MissingError
 from mldb.history.as_of import AsOf
 from mldb.history.kinds.changes import records_of
 from mldb.history.kinds.metrics import NO_STEP
-from mldb.history.snapshot import Snapshot
 from mldb.log import format as fmt
 from mldb.names import escape_key
+from mldb.query.surface import Snapshot
 from mldb.write.metric_plans import MetricRows
 from mldb.write.rules import check_epoch
 
