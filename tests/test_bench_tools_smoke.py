@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench_compaction.row import Row
-from tests.bench_tools import metrics, runner
+from tests.bench_tools import command_line, metrics, runner
 
 TINY = metrics.Sizes(2, 20, 100, 50, 20, asked=False)
 
@@ -34,6 +34,13 @@ def test_the_fastest_round_is_judged_where_it_is_asked() -> None:
     measured = metrics.timed(sizes, lambda step: step)
     assert 0 < measured.fastest <= measured.median
     assert [row.met for row in metrics.logging(sizes) if row.must].count(None) == 0
+
+
+def test_the_command_line_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "QUICK", command_line.CallSizes(3, 2, 1, asked=False))
+    found = command_line.rows(quick=True)
+    assert [row.must for row in found if row.must] == ["<= 100", "<= 250"]
+    assert all(row.met is None for row in found)
 
 
 def test_every_section_that_is_named_is_run() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mldb.history.versions import first_of
+from mldb.history.versions import listing_of
 from mldb.html import ROWS_MAX, html_pairs, html_table
 from mldb.log.index.address import to_time
 from mldb.printable import shown_bytes, shown_shape, shown_time
@@ -23,7 +23,7 @@ def moment_html(scope: Scope, caption: str, pairs: Mapping[str, object]) -> str:
         "commit": commit.lsn,
         "time": shown_time(to_time(commit.time)) if commit.lsn else "-",
     }
-    found = first_of(scope, "", ROWS_MAX + 1)
+    found = listing_of(scope, "", ROWS_MAX + 1)
     if not found:
         return html_pairs({**told, "tensors": "none"}, caption=caption)
     return html_pairs(told, caption=caption) + html_table(

@@ -18,6 +18,7 @@ from mldb.history.relationships import Relationship
 from mldb.history.shown import moment_html
 from mldb.history.versions import Version, entry_of, history_of, listing_of
 from mldb.html import html_of
+from mldb.integers import integer
 from mldb.log.index.address import Lsn, to_time
 from mldb.log.readers import Hold
 from mldb.state.report import LoadReport, listed
@@ -51,12 +52,18 @@ class StateSurface(ReadSurface):
         scope = self._scope()
         return TensorHandle(scope, name, entry_of(scope, name, lsn))
 
-    def listing(self, prefix: str = "", *, as_of: AsOf = None) -> dict[str, Version]:
+    def listing(
+        self, prefix: str = "", *, as_of: AsOf = None, limit: int | None = None
+    ) -> dict[str, Version]:
         """Return the version of each tensor whose name starts with *prefix*, in byte order.
 
-        For lists of many: a tenth of what a handle of each costs. Nothing of the tensors is read.
+        With *limit* only the first so many, which costs what these do. For lists of many: a tenth
+        of what a handle of each costs. Nothing of the tensors is read. Raises InvalidTypeError and
+        InvalidValueError for a limit that is no count.
         """
-        return listing_of(self._scope(as_of), prefix)
+        if limit is not None and integer("limit", limit) < 0:
+            raise InvalidValueError(f"limit={limit} is no count; None lists all")
+        return listing_of(self._scope(as_of), prefix, limit)
 
     def history(self, name: str, *, as_of: AsOf = None) -> list[Version]:
         """Return every version of *name* along this lineage, oldest first.

@@ -76,13 +76,11 @@ def entry_of(scope: Scope, name: str, lsn: int) -> Entry:
     return entry
 
 
-def listing_of(scope: Scope, prefix: str) -> dict[str, Version]:
-    """Return the version of each tensor whose name starts with *prefix*, in byte order of names."""
-    return first_of(scope, prefix, None)
+def listing_of(scope: Scope, prefix: str, count: int | None = None) -> dict[str, Version]:
+    """Return the version of each tensor whose name starts with *prefix*, in byte order of names.
 
-
-def first_of(scope: Scope, prefix: str, count: int | None) -> dict[str, Version]:
-    """Return the first *count* of a listing, None for all; no more than that is decoded."""
+    Of the first *count* only, None for all; not many more than these are decoded.
+    """
     with collection_paused():
         found = list(islice(scope.view.live(names_prefix(prefix), scope.intervals), count))
         names = keys.plain_names([key for key, _ in found])

@@ -138,6 +138,10 @@ def test_a_listing_has_the_version_of_each_handle(moves: list[Any], entries: int
                 assert (version.shape, version.nbytes) == (handle.shape, handle.nbytes)
                 assert version == db.history(name, as_of=as_of)[-1]
         assert list(db.listing("x")) == db.names("x")
+        for limit in range(3):
+            assert list(db.listing(limit=limit)) == db.names()[:limit]
+        with pytest.raises(mldb.UsageError):
+            db.listing(limit=-1)
 
 
 @settings(max_examples=40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,20 @@ def test_brief_and_no_points_read_less(
 
     monkeypatch.setattr("mldb.tensors.handle.stored_bytes", refuse)
     assert ran("show", store, "conv1_weights", "--brief").status == 0
+
+
+def test_a_large_tensor_is_taken_in_blocks(ran: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with mldb.open(path, durability="os") as db:
+        for epoch in (1, 2):
+            db.store_tensor("w", np.arange(6_000_000, dtype=np.float32), epoch=epoch)
+    ran("show", path, "w")
+    tracemalloc.start()
+    try:
+        assert ran("show", path, "w", "--values").status == 0
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000, "half of what one version takes"
+    finally:
+        tracemalloc.stop()
 
 
 def test_ascii_needs_no_blocks(ran: Run, store: str) -> None:

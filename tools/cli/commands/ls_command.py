@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -27,15 +26,16 @@ def command(call: Call, as_of: AsOf, prefix: str, limit: int | None) -> None:
     mldb ls run
     mldb ls run --as-of 3 --prefix encoder.
     """
-    found = call.store.listing(prefix, as_of=as_of)
-    shown = dict(islice(found.items(), limit))
+    with call.store.at(as_of) as snapshot:
+        shown = snapshot.listing(prefix, limit=limit)
+        count = len(shown) if limit is None else snapshot.count(prefix)
     if call.out.as_json:
         fields = ("dtype", "shape", "epoch", "lsn", "nbytes")
         rows = [
             {"name": name, **{field: getattr(version, field) for field in fields}}
             for name, version in shown.items()
         ]
-        call.out.document({"tensors": rows, "count": len(found)})
+        call.out.document({"tensors": rows, "count": count})
         return
     size = shown_bytes if call.out.is_terminal else str
     call.out.table(
@@ -47,5 +47,5 @@ def command(call: Call, as_of: AsOf, prefix: str, limit: int | None) -> None:
         right=("epoch", "bytes"),
         empty=f"no tensor{' of this prefix' if prefix else ''} at this moment",
     )
-    if len(found) > len(shown):
-        call.out.text(f"{len(found) - len(shown)} more; --limit shows them")
+    if count > len(shown):
+        call.out.text(f"{count - len(shown):,} more; --limit shows them")

@@ -112,7 +112,10 @@ def _told(found: Portrait) -> list[tuple[str, object]]:
     stored = shown_bytes(version.stored_bytes)
     pairs: list[tuple[str, object]] = [
         ("dtype", version.dtype),
-        ("shape", shown_shape(version.shape) + (f" = {found.size:,}" if version.shape else "")),
+        (
+            "shape",
+            shown_shape(version.shape) + (f" = {found.size:,}" if len(version.shape) > 1 else ""),
+        ),
         ("layout", found.layout or "-"),
         ("epoch", version.epoch),
         ("commit", f"lsn:{int(version.lsn)}"),
