@@ -1,7 +1,7 @@
 # Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
 PYTHON ?= python3
 
-.PHONY: demo test test-large bench bench-lake bench-growth bench-compaction lint setup
+.PHONY: demo test test-large bench bench-lake bench-growth bench-compaction bench-tools lint setup
 
 demo:
 	@$(PYTHON) tools/dev.py demo
@@ -23,6 +23,9 @@ bench-growth:
 
 bench-compaction:
 	@$(PYTHON) tools/dev.py bench-compaction $(ARGS)
+
+bench-tools:
+	@$(PYTHON) tools/dev.py bench-tools $(ARGS)
 
 lint:
 	@$(PYTHON) tools/dev.py lint

@@ -164,11 +164,12 @@ class _Sight:
         self.weights = row_bytes(table)
         self._jumps = jumps
         self._store_wide = table.keys_where(rules.is_store_wide)
+        self._curves = np.fromiter(map(rules.is_curve, table.keys), np.bool_, len(table.keys))
         self._anchors = table.keys_where(rules.anchors.__contains__)
 
     def seen(self, commits: Numbers) -> Bools:
         """The rows that these commits see, and what they refer to."""
-        return seen_by(self.table, commits, self._jumps, self._store_wide)
+        return seen_by(self.table, commits, self._jumps, self._store_wide, self._curves)
 
     def closed(self, commits: Numbers) -> Numbers:
         """These commits, and those that must be readable because of what they see."""

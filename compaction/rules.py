@@ -28,7 +28,8 @@ class EventRules:
     """What the database says of keys, attrs and events. All of it pure, but for views it reads.
 
     ``policy`` and ``roots`` read the retention of a view, and the commits that others name.
-    ``is_store_wide`` holds for keys that no rewind touches. ``anchors`` are keys of whose newest
+    ``is_store_wide`` holds for keys that no rewind touches. ``is_curve`` holds for keys of which a
+    commit sees every version on the path that leads to it. ``anchors`` are keys of whose newest
     version the commit must be readable wherever the version is seen. ``size_of`` returns the
     decoded size of what may be encoded. ``kind_of`` is told of frames that lost entries.
     ``shown`` names a key for people. ``door_of`` makes a door over other views, with a cache of
@@ -38,6 +39,7 @@ class EventRules:
     policy: Callable[[View], Retention]
     roots: Callable[[View], Roots]
     is_store_wide: Callable[[bytes], bool]
+    is_curve: Callable[[bytes], bool]
     anchors: frozenset[bytes]
     size_of: SizeOf
     encode: Encode

@@ -21,17 +21,24 @@ _NEVER: Final = np.iinfo(np.int64).max
 
 
 def seen_by(
-    table: VersionTable, commits: Numbers, jumps: Sequence[Jump], store_wide: Bools
+    table: VersionTable,
+    commits: Numbers,
+    jumps: Sequence[Jump],
+    store_wide: Bools,
+    curves: Bools | None = None,
 ) -> Bools:
     """Return which rows these commits see, which ascend; and what these rows refer to.
 
     *store_wide* are rows whose keys belong to no lineage: of them a commit sees the newest one in
-    front of it in the log. O(rows), and O(keys) for each jump that leads to any of the commits.
+    front of it in the log. Of the keys in *curves*, a mask over the keys, it sees every version on
+    the path that leads to it. O(rows), and O(keys) for each jump that leads to any of the commits.
     """
     seen = np.zeros(len(table), np.bool_)
+    if curves is None:
+        curves = np.zeros(len(table.keys), np.bool_)
     if len(commits):
         _see_in_order(table, commits, np.flatnonzero(store_wide), seen)
-        _see_by_runs(table, commits, jumps, np.flatnonzero(~store_wide), seen)
+        _see_by_runs(table, commits, jumps, np.flatnonzero(~store_wide), seen, curves)
     return with_bases(table, seen)
 
 
@@ -52,7 +59,12 @@ def _see_in_order(table: VersionTable, commits: Numbers, rows: Numbers, seen: Bo
 
 
 def _see_by_runs(
-    table: VersionTable, commits: Numbers, jumps: Sequence[Jump], rows: Numbers, seen: Bools
+    table: VersionTable,
+    commits: Numbers,
+    jumps: Sequence[Jump],
+    rows: Numbers,
+    seen: Bools,
+    curves: Bools,
 ) -> None:
     lows = np.array([1, *(low for low, _ in jumps)], np.int64)
     run_of = np.searchsorted(lows, table.commit[rows], "right") - 1
@@ -67,7 +79,8 @@ def _see_by_runs(
         questions = asked.pop(run, {})
         if not len(own) and not questions:
             continue
-        lacking = _see_in_run(table, own, questions, rows[starts[run] : starts[run + 1]], seen)
+        inside = rows[starts[run] : starts[run + 1]]
+        lacking = _see_in_run(table, own, questions, inside, seen, curves)
         target = jumps[run - 1][1] if run else 0
         if target <= 0:
             continue
@@ -77,17 +90,24 @@ def _see_by_runs(
 
 
 def _see_in_run(
-    table: VersionTable, own: Numbers, questions: dict[int, Bools], rows: Numbers, seen: Bools
+    table: VersionTable,
+    own: Numbers,
+    questions: dict[int, Bools],
+    rows: Numbers,
+    seen: Bools,
+    curves: Bools,
 ) -> Bools:
     """Mark the rows of a run that are seen; return the keys that are to be found before it."""
     key, commit = table.key[rows], table.commit[rows]
     after = _following(key, commit)
+    after[curves[key]] = _NEVER  # no version hides an older one
     found = _any_between(own, commit, after)
     for target, keys in questions.items():
         found |= (commit <= target) & (target < after) & keys[key]
     seen[rows[found]] = True
     first = np.full(len(table.keys), _NEVER, np.int64)
     np.minimum.at(first, key, commit)
+    first[curves] = _NEVER
     lacking = first > own[0] if len(own) else np.zeros(len(first), np.bool_)
     for target, keys in questions.items():
         lacking |= keys & (first > target)

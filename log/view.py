@@ -13,13 +13,14 @@ from mldb.log import format as fmt
 from mldb.log.directory.units import Units
 from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
-from mldb.log.index.bulk import Change, VersionColumns
+from mldb.log.index.bulk import AttrColumns, Change, VersionColumns
 from mldb.log.index.lineage import NO_JUMPS, Jumps, lowest, newest_unless
 from mldb.log.index.listing import (
     HeldPart,
     ListedPart,
     all_keys,
     asked,
+    attrs_in,
     changes_in,
     count_keys,
     history_in,
@@ -138,6 +139,13 @@ class View(NamedTuple):
         """Yield the visible versions of *key*, deletions left out, part by part, oldest first."""
         for part in self.parts(intervals):
             found = asked(part, lambda index: history_in(index, key, intervals))
+            if found is not None:
+                yield found
+
+    def attrs(self, key: bytes, intervals: Intervals) -> Iterator[AttrColumns]:
+        """Yield the attrs of the visible versions of *key*, part by part, oldest first."""
+        for part in self.parts(intervals):
+            found = asked(part, lambda index: attrs_in(index, key, intervals))
             if found is not None:
                 yield found
 

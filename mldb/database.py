@@ -19,6 +19,7 @@ from mldb.tensors.codec import unpack_metadata
 from mldb.write import preemption
 from mldb.write.checkpoint_verbs import CheckpointVerbs
 from mldb.write.compacting import CompactionVerbs
+from mldb.write.metric_verbs import MetricVerbs
 from mldb.write.ops import Operations
 from mldb.write.packs import PACK_BELOW
 from mldb.write.timeline import TimelineVerbs
@@ -36,6 +37,7 @@ DEFAULT_PATH = "ml_storage"
 class MLDatabase(
     CheckpointVerbs,
     WriteVerbs,
+    MetricVerbs,
     TimelineVerbs,
     CompactionVerbs,
     Closing,
@@ -157,6 +159,7 @@ class MLDatabase(
         self._guard()
         if self._log.options.mode == "rw":
             self._settle_background()
+            self._metrics.flush()
         target = OsFileSystem(_store_path(path, create=True))
         if target.list(""):
             raise InvalidValueError(
@@ -207,6 +210,7 @@ class MLDatabase(
             "counts": source.counts.stats(),
             "deduplication": self._duplicates.stats(),
             "lakes": self._known_lakes().stats(),
+            "metrics": self._metrics.stats(),
             "pack_below_bytes": PACK_BELOW,
             "spill_bytes": self.options.spill_bytes,
             "reclaimable": self._reclaimable(),
@@ -221,7 +225,9 @@ class MLDatabase(
         """
         self._guard()
         self._settle_background()
+        self._metrics.flush()
         self._log.sync()
+        self._metrics.raise_failed()
 
     def close(self) -> None:
         """Finish background checkpoints, record a durable mark and close.

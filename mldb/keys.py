@@ -15,7 +15,7 @@ pins         7     LSN, big-endian                    empty
 retention    8     ""                                 msgpack of what is kept
 lakes        9     lake                               what the lake is, and its next row id
 splats       10    lake NUL sequence, big-endian      one change of the rows of a lake
-metrics      11    reserved
+metrics      11    name; or NUL and several, NUL between  points, row by row
 branches     12    reserved
 patches      13    reserved
 policies     14    lake                               msgpack of a consolidation policy
@@ -26,6 +26,7 @@ Tags, pins and retention belong to the store and are not rewound.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 TENSORS: Final = b"\x01"
@@ -63,6 +64,23 @@ def split_relation(key: bytes) -> tuple[str, str, str]:
     if key[:1] == REVERSE:
         first, second = second, first
     return first.decode(), kind.decode(), second.decode()
+
+
+def metrics_key(names: Sequence[bytes]) -> bytes:
+    """The key of the points of these metrics, which ascend; that of one alone is its name."""
+    return METRICS + names[0] if len(names) == 1 else metric_sets_prefix() + NUL.join(names)
+
+
+def metric_sets_prefix() -> bytes:
+    """The prefix of the keys of several metrics."""
+    return METRICS + NUL
+
+
+def metrics_of(key: bytes) -> list[str]:
+    """The metrics of a METRICS key, ascending."""
+    if key[1:2] == NUL:
+        return key[2:].decode().split("\0")
+    return [name_of(key)]
 
 
 def splats_prefix(lake: bytes) -> bytes:
@@ -112,4 +130,6 @@ def shown(key: bytes) -> str:
         return " -> ".join(split_relation(key))
     if key[:1] == SPLATS:
         return lake_of(key)
+    if key[:1] == METRICS:
+        return ", ".join(metrics_of(key))
     return key[1:].decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
 """Set up the checkout and run what a developer runs; standard library only.
 
 ``python3 tools/dev.py setup|demo|test|test-large|lint [arguments]``, and likewise
-``bench|bench-lake|bench-growth|bench-compaction``.
+``bench|bench-lake|bench-growth|bench-compaction|bench-tools``.
 
 Arguments are those of the last step.
 
@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "bench-lake": (("-m", "tests.bench_lake"),),
     "bench-growth": (("-m", "tests.bench_growth"),),
     "bench-compaction": (("-m", "tests.bench_compaction"),),
+    "bench-tools": (("-m", "tests.bench_tools"),),
     "lint": LINT,
 }
 _HINTS = {

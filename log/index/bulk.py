@@ -232,7 +232,8 @@ def version_columns(
     if not len(rows):
         return None
     lsns = lsns[rows]
-    epochs, times = _commit_fields(reader, lsns)
+    known = _commit_fields(reader, lsns)
+    epochs, times = (None, None) if known is None else (known[0].tolist(), known[1].tolist())
     return VersionColumns(
         lsns.tolist(),
         epochs,
@@ -245,18 +246,59 @@ def version_columns(
 
 def _commit_fields(
     reader: ColumnReader, lsns: npt.NDArray[np.uint64]
-) -> tuple[list[int], list[int]] | tuple[None, None]:
+) -> tuple[_Numbers, _Numbers] | None:
     """The epochs and times of commits, which ascend; None unless all are in the table."""
     count = reader.count("commit_lsn")
     low = reader.search_right("commit_lsn", int(lsns[0]) - 1, 0, count)
     high = reader.search_right("commit_lsn", int(lsns[-1]), low, count)
     if low == high:
-        return None, None
+        return None
     known = reader.span("commit_lsn", low, high)
     place = np.minimum(np.searchsorted(known, lsns), high - low - 1)
     if (known[place] != lsns).any():
-        return None, None
+        return None
     return (
-        reader.span("commit_epoch", low, high)[place].tolist(),
-        reader.span("commit_time", low, high)[place].tolist(),
+        reader.span("commit_epoch", low, high)[place],
+        reader.span("commit_time", low, high)[place],
     )
+
+
+class AttrColumns(NamedTuple):
+    """The attrs of versions of one key, oldest first: ``data`` has them one after another.
+
+    ``epochs`` are those of their commits, None where the part does not know all of them.
+    """
+
+    lsns: _Numbers
+    epochs: _Numbers | None
+    sizes: _Numbers
+    data: bytes
+
+
+def attr_columns(
+    reader: ColumnReader, low: int, high: int, intervals: Intervals
+) -> AttrColumns | None:
+    """Return the attrs of the visible versions among the rows low..high of one key; None for none.
+
+    Attrs are numbered as the rows come that have them: those of a key whose versions all differ
+    stand side by side, and are copied at once.
+    """
+    lsns = reader.span("row_commit", low, high)
+    stored = reader.span("row_flags", low, high) & fmt.ENTRY_TOMBSTONE == 0
+    rows = np.flatnonzero(visible_mask(lsns, intervals) & stored)
+    if not len(rows):
+        return None
+    lsns = lsns[rows]
+    numbers = reader.span("row_attr", low, high)[rows].astype(np.int64)
+    first = int(numbers.min())
+    offsets = reader.span("attr_offset", first, int(numbers.max()) + 2).astype(np.int64)
+    begins, ends = offsets[numbers - first], offsets[numbers - first + 1]
+    sizes = ends - begins
+    if sizes.min() < 0:
+        raise CorruptError("the index contradicts itself", file=reader.file)
+    breaks = np.flatnonzero(begins[1:] != ends[:-1])
+    starts, stops = begins[np.append(0, breaks + 1)].tolist(), ends[np.append(breaks, -1)].tolist()
+    runs = [reader.span("attr_heap", *run).tobytes() for run in zip(starts, stops, strict=True)]
+    known = _commit_fields(reader, lsns)
+    epochs = None if known is None else known[0]
+    return AttrColumns(lsns.astype(np.int64), epochs, sizes, b"".join(runs))

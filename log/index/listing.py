@@ -20,7 +20,7 @@ import numpy as np
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.index.bulk import GONE, Change, VersionColumns
+from mldb.log.index.bulk import GONE, AttrColumns, Change, VersionColumns
 from mldb.log.index.lineage import is_visible
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import MemoryIndex
@@ -313,11 +313,7 @@ def history_in(
     """Return the visible versions of a key, deletions left out; None for none."""
     if isinstance(index, MappedIndex):
         return index.history(key, intervals)
-    found = [
-        entry
-        for entry in index.versions(key)
-        if not entry.flags & fmt.ENTRY_TOMBSTONE and is_visible(entry.commit_lsn, intervals)
-    ]
+    found = _stored(index, key, intervals)
     if not found:
         return None
     rows = [row for entry in found if (row := index.commit_at(entry.commit_lsn)) is not None]
@@ -330,6 +326,34 @@ def history_in(
         [entry.attr for entry in found],
         [entry.digest for entry in found],
     )
+
+
+def attrs_in(
+    index: MappedIndex | PlainIndex, key: bytes, intervals: Intervals
+) -> AttrColumns | None:
+    """Return the attrs of the visible versions of a key; None for none."""
+    if isinstance(index, MappedIndex):
+        return index.attrs(key, intervals)
+    found = _stored(index, key, intervals)
+    if not found:
+        return None
+    rows = [row for entry in found if (row := index.commit_at(entry.commit_lsn)) is not None]
+    whole = len(rows) == len(found)
+    return AttrColumns(
+        np.array([entry.commit_lsn for entry in found], np.int64),
+        np.array([row.epoch for row in rows], np.int64) if whole else None,
+        np.array([len(entry.attr) for entry in found], np.int64),
+        b"".join([entry.attr for entry in found]),
+    )
+
+
+def _stored(index: PlainIndex, key: bytes, intervals: Intervals) -> list[Entry]:
+    """The visible versions of a key, deletions left out."""
+    return [
+        entry
+        for entry in index.versions(key)
+        if not entry.flags & fmt.ENTRY_TOMBSTONE and is_visible(entry.commit_lsn, intervals)
+    ]
 
 
 def keys_around(

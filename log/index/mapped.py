@@ -18,8 +18,10 @@ from mldb.log.format import DIGEST_SIZE
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.bulk import (
     ABSENT,
+    AttrColumns,
     Change,
     VersionColumns,
+    attr_columns,
     changed_keys,
     entries_at,
     newest_rows,
@@ -252,6 +254,11 @@ class MappedIndex(MappedCommits):
         """Return the visible versions of a key, deletions left out; None for none."""
         span = self._span(key)
         return None if span is None else version_columns(self._reader, *span, intervals)
+
+    def attrs(self, key: bytes, intervals: Intervals) -> AttrColumns | None:
+        """Return the attrs of the visible versions of a key; None for none."""
+        span = self._span(key)
+        return None if span is None else attr_columns(self._reader, *span, intervals)
 
     def key_number(self, prefix: bytes) -> int:
         """Return the number of the first key that is not below *prefix*."""

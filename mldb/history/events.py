@@ -16,6 +16,7 @@ from mldb.history import kinds
 from mldb.history.kinds import (
     checkpoints,
     lakes,
+    metrics,
     patches,
     relationships,
     retention,
@@ -206,6 +207,15 @@ class LakePolicySet(Event):
     policy: dict[str, Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class MetricsLogged(Event):
+    """Metrics were logged at *moment* (UTC): one event for each call, with its values by name."""
+
+    values: dict[str, float]
+    step: int | None
+    moment: datetime
+
+
 # --- out of frames --------------------------------------------------------------------------------
 
 
@@ -240,6 +250,7 @@ EVENT_KINDS: Final[Mapping[int, EventKind]] = {
     kinds.SPLATS_CONSOLIDATED: EventKind(SplatsConsolidated, lakes.read_splats_consolidated),
     kinds.CONSOLIDATION_UNDONE: EventKind(ConsolidationUndone, lakes.read_consolidation_undone),
     kinds.LAKE_POLICY_SET: EventKind(LakePolicySet, lakes.read_lake_policy_set),
+    kinds.METRICS_LOGGED: EventKind(MetricsLogged, metrics.read_metrics_logged),
 }
 """By the number in the log. A kind that is not here is skipped: it may be read over, or the log
 would not have been opened."""

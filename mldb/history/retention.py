@@ -39,6 +39,11 @@ def is_store_wide(key: bytes) -> bool:
     return key[:1] in (keys.TAGS, keys.PINS, keys.RETENTION)
 
 
+def is_curve(key: bytes) -> bool:
+    """Whether the versions of a key are points of curves: a kept commit keeps those before it."""
+    return key[:1] == keys.METRICS
+
+
 def kind_of_rest(kind: int, left: Sequence[bytes]) -> int:
     """The kind of an event of which only these keys are left: metadata without their tensors."""
     if kind == TENSOR_STORED and left and all(key[:1] == keys.METADATA for key in left):

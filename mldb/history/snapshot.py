@@ -12,6 +12,7 @@ from mldb.history import checkpoints, relationships, tags
 from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
 from mldb.history.checkpoints import Checkpoint
 from mldb.history.diff import TensorDiff, diff_of
+from mldb.history.metrics import MetricColumns, metric_columns, metric_names
 from mldb.history.reading import ReadSurface
 from mldb.history.relationships import Relationship
 from mldb.history.versions import Version, history_of
@@ -171,6 +172,24 @@ class StateSurface(ReadSurface):
                 raise
             saved = checkpoints.keys_of_newest(scope)
             raise MissingError(f"{error} The checkpoint has {listed(saved)}.") from None
+
+    @overload
+    def metrics(self, name: None = None, *, as_of: AsOf = None) -> list[str]: ...
+    @overload
+    def metrics(self, name: str, *, as_of: AsOf = None) -> MetricColumns: ...
+    def metrics(self, name: str | None = None, *, as_of: AsOf = None) -> MetricColumns | list[str]:
+        """Return the curve of metric *name* along this lineage, or the names of all metrics.
+
+        A curve is NumPy columns: ``.step .epoch .time .value .lsn``; without points it is empty. On
+        a database, what this handle has buffered is stored first. Raises InvalidNameError,
+        VersionGoneError, CorruptError.
+        """
+        self._settle_metrics()
+        scope = self._scope(as_of)
+        return metric_names(scope) if name is None else metric_columns(scope, name)
+
+    def _settle_metrics(self) -> None:
+        """Store what was logged and waits; a snapshot has nothing."""
 
     def checkpoints(self, *, as_of: AsOf = None) -> list[Checkpoint]:
         """Return the checkpoints of this lineage, oldest first; the newest of each name.

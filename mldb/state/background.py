@@ -269,6 +269,10 @@ class Background:
         """Whether anything is queued or unseen."""
         return bool(self._queue)
 
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return self._next() is not None
+
     def names(self) -> set[str]:
         """The names of the checkpoints that are on their way."""
         return {queued.pending.name for queued in self._queue[:]}

@@ -99,7 +99,7 @@ class CheckpointVerbs(Handle):
             self._epochs.check(head, checked)
             if name is None:
                 job.naming.name = free_name(head, job.naming.base, background.names())
-            taken = background.submit(job, started, self._write_job)
+            taken = background.submit(job, started, self._writer())
         preemption.safe_point()
         return taken
 

@@ -178,12 +178,19 @@ class CompactionVerbs(Handle):
 
     def _event_rules(self) -> EventRules:
         from mldb.compaction.rules import EventRules
-        from mldb.history.retention import is_store_wide, kind_of_rest, retention_of, roots_of
+        from mldb.history.retention import (
+            is_curve,
+            is_store_wide,
+            kind_of_rest,
+            retention_of,
+            roots_of,
+        )
 
         return EventRules(
             policy=retention_of,
             roots=roots_of,
             is_store_wide=is_store_wide,
+            is_curve=is_curve,
             anchors=frozenset({keys.LATEST_CHECKPOINT}),
             size_of=_size_of,
             encode=_encode,

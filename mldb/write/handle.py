@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mldb.compaction.background import BackgroundCompaction
@@ -28,6 +29,8 @@ from mldb.tensors.cache import ByteCache
 from mldb.tensors.scope import Scope, Source, make_scope
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
+from mldb.write.metric_log import MetricLog, Waiting
+from mldb.write.metric_plans import PackedRows
 from mldb.write.preemption import is_forced
 from mldb.write.references import OwnersGone, References
 from mldb.write.rules import EpochRule
@@ -74,6 +77,7 @@ class Handle(StateSurface):
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
         )
+        self._metrics = MetricLog(self._log, self._epochs, self._background)
 
     def _is_forked(self) -> bool:
         """Whether this is a forked child of the process that opened the store."""
@@ -118,6 +122,12 @@ class Handle(StateSurface):
         What others hold of lakes stays readable.
         """
         self._compaction.close()
+        try:
+            self._metrics.close()
+        finally:
+            self._close_rest()
+
+    def _close_rest(self) -> None:
         try:
             for known in self._lake_states.values():
                 view = self._state.view
@@ -230,6 +240,8 @@ class Handle(StateSurface):
     ) -> CommitRow:
         if self._closed or _process[0] != self._pid:
             self._guard()
+        if self._metrics.waiting:
+            self._metrics.flush_before()
         rule = self._epochs
         decide = rule.join if epoch is None and validate is None else rule.choice(epoch, validate)
         extra = _INTERRUPTED if interrupted or is_forced() else _NO_EXTRA
@@ -244,6 +256,23 @@ class Handle(StateSurface):
         if background.busy() and not background.is_inside():
             self._guard()  # a forked child has no part in what its parent has on the way
             background.drain()
+
+    def metric_rows(self, values: Mapping[str, Any], step: int | None) -> PackedRows:
+        """Return the rows of metrics logged now. Raises errors that name the metric."""
+        return self._metrics.plans.rows(values, step, self._log.fs.time_ns())
+
+    def _settle_metrics(self) -> None:
+        if self._metrics.waiting:
+            self._metrics.flush()
+
+    def _writer(self) -> Callable[[CheckpointJob], CommitRow]:
+        """What writes a checkpoint behind: first the metrics that were logged before it."""
+        last = self._metrics.waiting[-1:]
+        return partial(self._write_behind, last[0]) if last else self._write_job
+
+    def _write_behind(self, until: Waiting, job: CheckpointJob) -> CommitRow:
+        self._metrics.flush_before(until)
+        return self._write_job(job)
 
     def _write_job(self, job: CheckpointJob) -> CommitRow:
         staging = self.new_staging(fix=False, checkpoint=True)

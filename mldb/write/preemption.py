@@ -2,11 +2,11 @@
 
 Python runs a signal handler between any two steps of the main thread: inside a commit, or while it
 holds a lock. Nothing can be stored there. So the handler of :func:`save_on_signal` only notes the
-signal, and the user's function runs at the next *safe point*: the end of ``db.checkpoint``, a
-loader's next batch, ``db.safe_point()``, the beginning of ``db.close()``, the end of the program.
-When none comes within the grace, a thread sends the signal again and again, until the handler finds
-the main thread in no call of mldb; then the function runs in the handler, and what it stores is
-marked as interrupted.
+signal, and the user's function runs at the next *safe point*: the end of ``checkpoint`` or ``log``,
+a loader's next batch, ``safe_point()``, the beginning of ``close()``, the end of the program. When
+none comes within the grace, a thread sends the signal again and again, until the handler finds the
+main thread in no call of mldb; then the function runs in the handler, and what it stores is marked
+as interrupted.
 
 Everything here belongs to the process, as signals do: one record for each signal that is listened
 to, with the functions of all databases, in the order in which they were given.
@@ -34,6 +34,7 @@ from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
 from mldb.integers import seconds
 from mldb.log.ownership import OwnedLock
 from mldb.state import background, lost
+from mldb.write.metric_log import finish_metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -320,12 +321,13 @@ def _is_inside_mldb(frame: FrameType | None) -> bool:
     return False
 
 
-def safe_point() -> None:
+def safe_point(*, outermost: bool = False) -> None:
     """Run what waits for a safe point, in the main thread; elsewhere, and mostly, do nothing.
 
+    With *outermost* nothing is done, either, where the caller was called inside another of mldb.
     Raises what a user's function raises, and what the former handler raises.
     """
-    if _noted and _is_main_thread():
+    if _noted and _is_main_thread() and not (outermost and _is_inside_mldb(sys._getframe(2))):
         _save(sys._getframe(1), late=None)
 
 
@@ -379,6 +381,7 @@ def _serve(heard: _Heard, frame: FrameType | None, *, forced: bool) -> None:
         if {save.then for save in saves} == {"continue"}:
             return
         if heard.former is signal.SIG_DFL:
+            finish_metrics()
             lost.tell(background.finish_all())
     heard.act_as_before(frame)
 

@@ -173,6 +173,7 @@ class TimelineVerbs(Handle):
         """
         self._guard()
         self._settle_background()
+        self._metrics.flush_before()
         rule = self._epochs
 
         def decide(view: View) -> tuple[int, CommitRow]:

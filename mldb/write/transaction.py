@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from threading import current_thread, get_ident
 from types import TracebackType
 from typing import Any, Protocol
 
 from mldb import keys
-from mldb.errors import ClosedError, TensorNotFoundError, UsageError
+from mldb.errors import ClosedError, LimitError, TensorNotFoundError, UsageError
 from mldb.history import relationships
 from mldb.history.as_of import held
 from mldb.history.kinds.relationships import relationship_created, relationship_deleted
 from mldb.history.kinds.tensors import metadata_set, tensor_deleted
 from mldb.history.relationships import Relationship
+from mldb.log import format as fmt
 from mldb.log.index.address import CommitRow, Lsn
 from mldb.log.readers import Hold
 from mldb.log.view import View
@@ -28,6 +29,7 @@ from mldb.tensors.codec import (
     view_numpy,
 )
 from mldb.tensors.scope import Scope, read_array
+from mldb.write.metric_plans import MetricRows, PackedRows
 from mldb.write.patch_verbs import Found, stage_rows, stage_sum
 from mldb.write.rules import ReadCheck, ReadSet
 from mldb.write.staged import Staged
@@ -39,6 +41,9 @@ class Store(Protocol):
 
     def begin(self) -> Scope:
         """Return the newest head."""
+
+    def metric_rows(self, values: Mapping[str, Any], step: int | None) -> PackedRows:
+        """Return the rows of metrics that are logged now."""
 
     def new_staging(self, *, fix: bool) -> Staging:
         """Return an empty staging area."""
@@ -66,6 +71,7 @@ class Transaction(MutableMapping[str, Any]):
         self._epoch = epoch
         self._base = store.begin()
         self._staging = store.new_staging(fix=True)
+        self._metrics = MetricRows()
         self._reads = ReadSet()
         self._open = False
         self._entered = False
@@ -96,6 +102,7 @@ class Transaction(MutableMapping[str, Any]):
                 return
             if get_ident() != self._owner:
                 raise self._foreign("ended")
+            self._staging.change(*self._metrics.changes())
             if not self._staging:
                 self.lsn = Lsn(self._base.commit.lsn)
                 return
@@ -184,6 +191,19 @@ class Transaction(MutableMapping[str, Any]):
         ended = relationship_deleted(check_name(source), check_name(target), check_name(kind))
         relationships.require_relationship(self._exists(ended[0].key), source, target, kind)
         staging.change(*ended)
+
+    def log(self, values: Mapping[str, Any], *, step: int | None = None) -> None:
+        """Stage metrics of this commit; see ``MLDatabase.log``.
+
+        Several calls are several points. Raises LimitError from 1 MiB of points of the same names.
+        """
+        self._check()
+        if not self._metrics.add(self._store.metric_rows(values, step)):
+            raise LimitError(
+                f"this transaction has as many points of {', '.join(values)[:80]!r} as one commit "
+                f"holds ({fmt.ATTR_BYTES_MAX} bytes). This call was not staged; commit and go on "
+                "in another transaction."
+            )
 
     def __setitem__(self, name: str, data: Any) -> None:
         """``txn[name] = data`` is :meth:`store_tensor`."""

@@ -64,16 +64,18 @@ def test_what_commits_see_is_what_each_of_them_looks_up(
     table = table_of(history, pieces)
     jumps = Jumps.of(history.jumps)
     wide = table.keys_where(lambda key: key[:1] == WIDE)
-    seen = seen_by(table, np.array(chosen, np.int64), history.jumps, wide)
+    is_curve = np.array([len(key) % 2 == 0 for key in table.keys], np.bool_)
+    is_curve &= data.draw(st.booleans())
+    seen = seen_by(table, np.array(chosen, np.int64), history.jumps, wide, is_curve)
     versions = {(table.key_of(row), int(table.commit[row])): row for row in range(len(table))}
     assert len(versions) == len(table)
     expected = np.zeros(len(table), np.bool_)
-    for key in table.keys:
+    for key, whole in zip(table.keys, is_curve.tolist(), strict=True):
         for lsn in chosen:
             path = ((1, lsn),) if key[:1] == WIDE else jumps.intervals_at(lsn)
             own = [at for other, at in versions if other == key and is_visible(at, path)]
-            if own:
-                expected[versions[key, max(own)]] = True
+            for at in own if whole and key[:1] != WIDE else sorted(own)[-1:]:
+                expected[versions[key, at]] = True
     assert (seen == with_bases(table, expected)).all()
 
 

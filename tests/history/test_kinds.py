@@ -49,9 +49,9 @@ def test_known_are_all_kinds_but_the_reserved_ones() -> None:
         if number & ~fmt.MUST_UNDERSTAND not in kinds.KNOWN_KINDS
     }
     assert unknown == {
-        *("METRICS_LOGGED", "BRANCH_SET", "BRANCH_DELETED"),
+        *("BRANCH_SET", "BRANCH_DELETED"),
     }
-    assert len(kinds.KNOWN_KINDS) == len(NUMBERS) - 3
+    assert len(kinds.KNOWN_KINDS) == len(NUMBERS) - 2
 
 
 def test_every_known_kind_is_read_as_an_event_of_its_own() -> None:

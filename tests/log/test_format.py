@@ -489,13 +489,13 @@ def check_reserved(rows: list[Row]) -> None:
     assert f"encodings from {fmt.ENCODING_PATCH + 1}" in what
     assert f"frame flag {fmt.FLAG_EXTERNAL}" in what
     assert f"file kind {fmt.FILE_BLOB}, frame kind {fmt.KIND_BLOB}" in what
-    spaces = f"key spaces {keys.METRICS[0]} to {keys.PATCHES[0]}"
+    spaces = f"key spaces {keys.BRANCHES[0]} to {keys.PATCHES[0]}"
     assert spaces in what
     assert f"frame kinds {fmt.KIND_BLOB + 1} to {fmt.KIND_FIRST_EVENT - 1}" in what
     reserved = {
         int(row["kind"]) for row in document().tables[5, "kind"] if row["state"] == "reserved"
     }
-    assert reserved == {34, 35, 36}
+    assert reserved == {35, 36}
     assert "event kinds " + ", ".join(map(str, sorted(reserved))) in what
     zero = next(row for row in document().tables[2, "offset"] if row["field"] == "(zero)")
     end = int(zero["offset"]) + int(zero["bytes"]) - 1
