@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mldb.errors import MldbError
-from mldb.lake.consolidation.told import ToldMerge, told_merges
+from mldb.lake.consolidation.told import AVALANCHES, ToldMerge, told_merges
 from mldb.tools.report.facts import LakeFacts, LakesFacts, MergeFacts, NumberColumn
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 LAKES_SHOWN: Final = 12
 MERGES_SHOWN: Final = 400
-AVALANCHES: Final = "avalanches"
-"""The setting of a run under which a sandpile tells how large its avalanches were."""
-
 _GROWTH_POINTS: Final = 400
 
 

@@ -229,7 +229,7 @@ def _states(
         state, move, array = None, math.nan, None
         try:
             handle = _handle(scope, name)
-            if handle is not None:
+            if handle is not None and has_numbers(handle.dtype):
                 state, move, array = _state(sight, handle, last, sample_size)
         except MldbError as error:
             text = f"{name}: {error}"
@@ -266,6 +266,11 @@ class _Lazy:
         return self._found
 
 
+def has_numbers(dtype: np.dtype[Any]) -> bool:
+    """Whether values of this type are numbers: texts, bytes and times have no norm."""
+    return dtype.kind not in "SUmMO" and dtype.names is None
+
+
 def plain_values(handle: TensorHandle) -> NumberColumn:
     """The values of a tensor: all of a dense one, those that are stored of a sparse one."""
     found = handle.numpy()
@@ -281,12 +286,14 @@ def _state(
     """Measure one state, and its distance from the one before."""
     entry, cache = handle._entry, sight.cache
     lazy = _Lazy(handle, sight.advance)
-    key = entry.digest, entry.attr, sample_size
+    # A version without a digest is what its name and commit say, as nothing else may be equal.
+    own = entry.digest or f"{entry.commit_lsn} {handle.name}".encode("utf-8", "surrogatepass")
+    key = own, entry.attr, sample_size
     found = cache.states.get(key)
     if found is None:
         found = measure(lazy.values(), sample_size)
         cache.keep(key, found)
-    identity = entry.digest + entry.attr
+    identity = own + entry.attr
     if last is None:
         return found, math.nan, (identity, lazy)
     pair = last[0], identity

@@ -52,7 +52,8 @@ def placed_nodes(edges: list[tuple[str, str]], main: int | None = None) -> Graph
         node: [target for target in targets if (node, target) not in backward]
         for node, targets in below.items()
     }
-    return GraphLayout(_ordered(forward, _columns(forward)), backward)
+    leading = frozenset(end for edge in first for end in edge)
+    return GraphLayout(_ordered(forward, _columns(forward), leading), backward)
 
 
 def _leading_back(
@@ -101,8 +102,13 @@ def _columns(forward: dict[str, list[str]]) -> dict[str, int]:
     return column
 
 
-def _ordered(forward: dict[str, list[str]], column: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Rows in each column: nodes near the mean of what they are tied to, alternating the side."""
+def _ordered(
+    forward: dict[str, list[str]], column: dict[str, int], leading: frozenset[str]
+) -> dict[str, tuple[int, int]]:
+    """Rows in each column: *leading* nodes on top, then each near the mean of what it is tied to.
+
+    Sweeps look at what is before and at what comes after in turn.
+    """
     levels: list[list[str]] = [[] for _ in range(1 + max(column.values(), default=-1))]
     for node in forward:
         levels[column[node]].append(node)
@@ -114,7 +120,13 @@ def _ordered(forward: dict[str, list[str]], column: dict[str, int]) -> dict[str,
     for sweep in range(_SWEEPS):
         near = forward if sweep % 2 else above
         for level in levels[::-1] if sweep % 2 else levels:
-            level.sort(key=lambda node: (_mean(row, near[node], row[node]), row[node]))
+            level.sort(
+                key=lambda node: (
+                    node not in leading,
+                    _mean(row, near[node], row[node]),
+                    row[node],
+                )
+            )
             row.update((node, place) for place, node in enumerate(level))
     return {node: (column[node], row[node]) for node in forward}
 

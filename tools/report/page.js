@@ -76,7 +76,15 @@
       show(plot, Math.max(0, Math.min(count - 1, before + step)));
     });
   }
-  window.addEventListener("scroll", clear, { passive: true });
+  window.addEventListener(
+    "scroll",
+    () => {
+      const plot = document.activeElement;
+      if (shown && plot && plot.contains(shown)) show(plot, Number(plot.dataset.at));
+      else clear();
+    },
+    { passive: true },
+  );
 
   const folds = [];
   window.addEventListener("beforeprint", () => {

@@ -11,10 +11,10 @@ from mldb.tools.report.graph_layout import GraphLayout, placed_nodes
 from mldb.tools.report.markup import remark, safe, table
 from mldb.tools.report.parts import Page, Section, figure, nothing, unread
 
-_BOX, _TALL = 138, 28
-_ACROSS, _DOWN = 200, 42
-_EDGE = 14
-_LETTERS: Final = 19
+_BOX, _TALL = 128, 28
+_ACROSS, _DOWN = 172, 42
+_EDGE, _OVER = 30, 34
+_LETTERS: Final = 18
 FLOW: Final = "feeds_into"
 """The kind of relationships along which data flows through a model."""
 
@@ -66,48 +66,57 @@ def _main_first(
 
 def _drawn(facts: GraphFacts, layout: GraphLayout, kinds: list[str], label: str) -> str:
     width = 2 * _EDGE + _BOX + (layout.columns - 1) * _ACROSS
-    height = 2 * _EDGE + _TALL + (layout.rows - 1) * _DOWN
-    tall: dict[int, int] = {}
-    for column, row in layout.places.values():
-        tall[column] = max(tall.get(column, 0), row)
+    low = _OVER + _TALL + (layout.rows - 1) * _DOWN
+    height = low + (_OVER if layout.backward else _EDGE // 2)
     corner = {
-        name: (
-            _EDGE + column * _ACROSS,
-            _EDGE + row * _DOWN + (layout.rows - 1 - tall[column]) * _DOWN / 2,
-        )
+        name: (_EDGE + column * _ACROSS, _OVER + row * _DOWN)
         for name, (column, row) in layout.places.items()
     }
     parts = [
-        f'<svg class="own" viewBox="0 0 {width} {height:.0f}" width="{width}" '
-        f'height="{height:.0f}" role="img" aria-label="{safe(label, 400)}">'
+        f'<svg class="own" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{safe(label, 400)}">'
     ]
     for source, target, kind in facts.edges:
         tone = kinds.index(kind) % TONES
         is_back = source == target or (source, target) in layout.backward
-        parts.append(_arrow(corner[source], corner[target], tone, is_back=is_back))
+        draw = _arrow_back if is_back else _arrow
+        parts.append(draw(corner[source], corner[target], tone, low))
     for name, (x, y) in corner.items():
         form = "node leaf" if name in facts.tensors else "node"
         shown = (
             name if len(name) <= _LETTERS else f"{name[: _LETTERS // 2]}…{name[-_LETTERS // 2 :]}"
         )
         parts.append(
-            f'<g><title>{safe(name)}</title><rect class="{form}" x="{x}" y="{y:.1f}" '
-            f'width="{_BOX}" height="{_TALL}" rx="6"/><text class="tick m" x="{x + _BOX / 2:.0f}" '
-            f'y="{y + 18:.1f}">{safe(shown, 60)}</text></g>'
+            f'<g><title>{safe(name)}</title><rect class="{form}" x="{x}" y="{y}" '
+            f'width="{_BOX}" height="{_TALL}" rx="6"/><text class="tick m" x="{x + _BOX // 2}" '
+            f'y="{y + 18}">{safe(shown, 60)}</text></g>'
         )
     return "".join(parts) + "</svg>"
 
 
-def _arrow(
-    source: tuple[float, float], target: tuple[float, float], tone: int, *, is_back: bool
-) -> str:
-    x, y = source[0] + _BOX, source[1] + _TALL / 2
-    to_x, to_y = target[0], target[1] + _TALL / 2
-    form = f"edge t{tone}{' dashed' if is_back else ''}"
-    reach = max((to_x - x) / 2, 24.0) if not is_back else 34.0
-    lift = -30 if is_back and abs(y - to_y) < 1 else 0
+def _arrow(source: tuple[int, int], target: tuple[int, int], tone: int, low: int) -> str:
+    """An arrow to the right; over a node that stands between in the same row it makes an arc."""
+    x, y = source[0] + _BOX, source[1] + _TALL // 2
+    to_x, to_y = target[0], target[1] + _TALL // 2
+    lift = _DOWN if y == to_y and target[0] - source[0] > _ACROSS else 0
+    reach = max((to_x - x) // 2, 20)
     return (
-        f'<path class="{form}" d="M{x} {y:.1f}C{x + reach:.1f} {y + lift:.1f} {to_x - reach:.1f} '
-        f'{to_y + lift:.1f} {to_x - 5} {to_y:.1f}"/>'
-        f'<path class="tip t{tone}" d="M{to_x} {to_y:.1f}l-7 -3.5v7z"/>'
+        f'<path class="edge t{tone}" d="M{x} {y}C{x + reach} {y - lift} {to_x - reach} '
+        f'{to_y - lift} {to_x - 5} {to_y}"/>{_tip(to_x, to_y, tone)}'
     )
+
+
+def _arrow_back(source: tuple[int, int], target: tuple[int, int], tone: int, low: int) -> str:
+    """An arrow to the left, which runs below all nodes."""
+    x, y = source[0] + _BOX, source[1] + _TALL // 2
+    to_x, to_y = target[0], target[1] + _TALL // 2
+    under = low + _OVER // 2
+    return (
+        f'<path class="edge dashed t{tone}" d="M{x} {y}C{x + 26} {y} {x + 26} {under} {x} {under}'
+        f'H{to_x}C{to_x - 24} {under} {to_x - 24} {to_y} {to_x - 5} {to_y}"/>'
+        f"{_tip(to_x, to_y, tone)}"
+    )
+
+
+def _tip(x: int, y: int, tone: int) -> str:
+    return f'<path class="tip t{tone}" d="M{x} {y}l-7 -3.5v7z"/>'

@@ -101,7 +101,7 @@ def _overview(page: Page, facts: ParameterFacts, shown: Sequence[LayerFacts], ke
     ]
     columns = ["epoch", *(layer.name for layer in shown)]
     figures = table(columns, rows, caption=f"{name} by layer", text=0)
-    return figure(page, chart, f"{name} of the largest layers", table=figures)
+    return figure(page, chart, name, table=figures, about="Of the largest layers.")
 
 
 def _sizes(page: Page, facts: ParameterFacts) -> str:
@@ -116,7 +116,7 @@ def _sizes(page: Page, facts: ParameterFacts) -> str:
     ]
     made = table(("layer", "tensors", "values", "bytes"), rows, caption="Layers")
     chart = bar_rows(bars, label=f"Bytes of the {len(bars)} largest layers")
-    return figure(page, chart, "Size of the largest layers", table=made)
+    return figure(page, chart, "Size", table=made, about="Of the largest layers.")
 
 
 def _layer(page: Page, epochs: list[int], layer: LayerFacts) -> str:

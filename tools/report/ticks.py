@@ -11,6 +11,8 @@ from mldb.tools.report.markup import figure_text
 
 _STEPS: Final = (1, 2, 2.5, 5, 10)
 _DECADES_MOST: Final = 5
+_LEAST, _MOST = 1e-290, 1e290
+_APART: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,11 @@ class Axis:
     def place(self, value: float) -> float:
         """Pixel of a value."""
         if self.is_log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
+            low = math.log(self.low)
+            share = (math.log(value) - low) / (math.log(self.high) - low)
         else:
             share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.stop - self.start)
+        return self.start + min(max(share, -1.0), 2.0) * (self.stop - self.start)
 
     def holds(self, value: float) -> bool:
         """Whether a value can be placed."""
@@ -57,15 +60,16 @@ def axis_of(
         return Axis(1, 10, start, stop, is_log) if is_log else Axis(0, 1, start, stop)
     low, high = min(found), max(found)
     if is_log:
-        low, high = (low / 2, high * 2) if low == high else (low, high)
+        low, high = (min(max(end, _LEAST), _MOST) for end in (low, high))
+        low, high = (low / 2, high * 2) if high <= low * 1.000001 else (low, high)
         return Axis(low, high, start, stop, is_log=True)
     if with_zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if low == high:
-        room = 1.0 if whole or not low else abs(low) * 0.1
+    low, high = max(low, -_MOST), min(high, _MOST)
+    size = max(abs(low), abs(high))
+    if high - low <= max(size * _APART, _LEAST):  # one value, as far as pixels can tell
+        room = 1.0 if whole or size < _LEAST else size * 0.1
         low, high = (low, high + room) if with_zero and not low else (low - room, high + room)
-    if not math.isfinite(high - low):
-        low, high = max(low, -1e307), min(high, 1e307)
     return Axis(low, high, start, stop)
 
 
@@ -91,7 +95,7 @@ def _decades(low: float, high: float, count: int) -> list[float]:
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     stride = max(1, -(-(last - first + 1) // max(count, 1)))
     found = [10.0**power for power in range(first, last + 1, stride)]
-    if len(found) < 2 and high / low < 10.0**_DECADES_MOST:
+    if len(found) < 2 and high < low * 10.0**_DECADES_MOST:
         inside = [
             factor * 10.0**power for power in range(first - 1, last + 1) for factor in (1, 2, 5)
         ]
