@@ -29,10 +29,12 @@ UNFINISHED = VENV / ".unfinished"
 
 OLDEST_PYTHON = (3, 11)
 # Debian packages that the tests or the demo need; installed with apt, and only by root.
-# The Vulkan loader, lavapipe (Vulkan on the CPU), the shader tools and the validation layer.
+# The Vulkan loader, lavapipe (Vulkan on the CPU), the shader tools and the validation layer; a
+# browser, and a font for it, in which the page of `mldb report` is looked at.
 SYSTEM_PACKAGES: tuple[str, ...] = (
     *("libvulkan1", "mesa-vulkan-drivers", "vulkan-validationlayers"),
     *("glslc", "spirv-tools"),
+    *("chromium", "fonts-dejavu-core"),
 )
 
 TYPES = ("-m", "mypy")
@@ -132,13 +134,13 @@ def _pip(*arguments: str) -> list[str]:
 
 
 def _install_system_packages() -> None:
-    """Install what is missing where that is possible; without it the Vulkan tests are skipped."""
+    """Install what is missing where that is possible; without it some tests are skipped."""
     missing = [name for name in SYSTEM_PACKAGES if not _succeeds(["dpkg", "-s", name])]
     if not missing:
         return
     names = " ".join(missing)
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("apt-get") is None:
-        _say(f"  not installed, so that Vulkan tests are skipped: apt-get install {names}")
+        _say(f"  not installed, so that some tests are skipped: apt-get install {names}")
         return
     install = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
     try:

@@ -55,6 +55,12 @@ class AvalancheStats:
     llr: float | None = None
 
 
+def size_counts(sizes: Numbers) -> tuple[int, ...]:
+    """Return how many of these *sizes* are 0, 1, 2 to 3, 4 to 7, and so on by powers of two."""
+    _, power = np.frexp(sizes.astype(np.float64))
+    return tuple(np.bincount(power).tolist()) if len(sizes) else ()
+
+
 def avalanche_stats(sizes: Numbers, *, k: int, p: float) -> AvalancheStats:
     """Return the statistics of avalanches of these *sizes*, int64 [n], in topplings."""
     mean = float(np.mean(sizes)) if len(sizes) else 0.0

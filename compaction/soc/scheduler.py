@@ -21,7 +21,7 @@ import numpy as np
 
 from mldb.arrays import Float32s, Numbers
 from mldb.compaction.soc.active import NONE, ActiveSplats, largest_angle
-from mldb.compaction.soc.avalanches import AvalancheStats, avalanche_stats
+from mldb.compaction.soc.avalanches import AvalancheStats, avalanche_stats, size_counts
 from mldb.compaction.soc.merging import merge_groups
 from mldb.compaction.soc.rows import SplatRows
 from mldb.compaction.soc.sandpile import Sandpile
@@ -49,6 +49,7 @@ class Toppled:
                first of its sources.
     residue:   the counter of losses.
     avalanches: of the arrivals, and ``is_relaxed``, whether none is still unstable.
+    size_counts: how many of them took no toppling, 1, 2 to 3, 4 to 7, and so on by powers of two.
     """
 
     merges: Merges
@@ -57,6 +58,7 @@ class Toppled:
     lost: int
     avalanches: AvalancheStats
     is_relaxed: bool
+    size_counts: tuple[int, ...] = ()
 
 
 def carried_stress(seed: int, ids: Numbers, k: int) -> Numbers:
@@ -114,13 +116,15 @@ def topple_arrivals(
     merges = Merges(
         sources, starts, made, active.count, pile.topplings, 0, min_cos, took, search_seconds=0.0
     )
+    every = np.array(sizes, np.int64)
     return Toppled(
         merges,
         np.minimum(np.array(pile.stress, np.int64), STRESS_MAX),
         pile.residue,
         pile.lost,
-        avalanche_stats(np.array(sizes, np.int64), k=links.shape[1], p=p),
+        avalanche_stats(every, k=links.shape[1], p=p),
         pile.is_stable,
+        size_counts(every),
     )
 
 

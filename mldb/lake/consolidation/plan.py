@@ -17,7 +17,7 @@ from mldb.compaction.soc.scheduler import carried_stress, topple_arrivals
 from mldb.compaction.soc.sweep import Merges, exact_search, sweep_rows
 from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_graph
 from mldb.lake.consolidation.settings import ConsolidationPolicy, kept_rows
-from mldb.lake.consolidation.told import arrivals_since, told_stress
+from mldb.lake.consolidation.told import AVALANCHES, arrivals_since, told_stress
 from mldb.lake.rows.live import Rows
 from mldb.sphere.approximate import approximate_nearest
 from mldb.sphere.graph import EXACT_ROWS_MAX, build_graph
@@ -159,7 +159,9 @@ def _plan_sandpile(
         rows,
         splats,
         _timed(merges, searched),
-        run | {"residue": done.residue, "arrivals": len(arrivals)},
+        run
+        | {"residue": done.residue, "arrivals": len(arrivals)}
+        | {AVALANCHES: " ".join(map(str, done.size_counts))},
         StressTold(done.stress[first], splats.ids[told], done.stress[told], is_whole),
         len(arrivals),
         done.avalanches,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from mldb.lake.rows.live import Rows
 from mldb.lake.rows.parts import merge_part
 from mldb.log.index.address import Entry
 from mldb.names import check_name
+
+AVALANCHES: Final = "avalanches"
+"""Under which a run of the sandpile tells how many avalanches took 0, 1, 2-3, 4-7 ... topplings."""
 
 
 class ToldMerge:
