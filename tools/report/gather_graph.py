@@ -8,7 +8,7 @@ from mldb.errors import MldbError
 from mldb.tools.report.facts import GraphFacts
 
 if TYPE_CHECKING:
-    from mldb.history.snapshot import Snapshot
+    from mldb.query.surface import Snapshot
 
 NODES_SHOWN: Final = 160
 EDGES_SHOWN: Final = 400

@@ -12,7 +12,7 @@ from mldb.tools.report.facts import LakeFacts, LakesFacts, MergeFacts, NumberCol
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
-    from mldb.history.snapshot import Snapshot
+    from mldb.query.surface import Snapshot
     from mldb.lake.rows.live import Rows
 
 LAKES_SHOWN: Final = 12

@@ -25,7 +25,7 @@ from mldb.tools.report.measures import Measured, distance, histogram_columns, me
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
-    from mldb.history.snapshot import Snapshot
+    from mldb.query.surface import Snapshot
     from mldb.tensors.handle import TensorHandle
     from mldb.tensors.scope import Scope
 

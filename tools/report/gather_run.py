@@ -14,7 +14,7 @@ from mldb.tools.report.facts import Curve, RunFacts
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
-    from mldb.history.snapshot import Snapshot
+    from mldb.query.surface import Snapshot
 
 CURVES_SHOWN: Final = 24
 """Metrics that are drawn; the rest is counted."""

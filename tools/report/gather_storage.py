@@ -13,7 +13,7 @@ from mldb.tools.report.facts import NumberColumn, StorageFacts
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
-    from mldb.history.snapshot import Snapshot
+    from mldb.query.surface import Snapshot
 
 ENCODING_NAMES: Final = {
     fmt.ENCODING_RAW: "as they are",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from mldb.errors import MldbError
 
 if TYPE_CHECKING:
-    from mldb.history.snapshot import Snapshot
+    from mldb.query.surface import Snapshot
 
 OTHER_LAYERS: Final = "all further layers"
 
