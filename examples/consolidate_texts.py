@@ -350,7 +350,7 @@ def print_shares(kept: dict[float, mldb.ConsolidationReport]) -> None:
         print(
             f"  min_cos {cap:4.2f}  kept {100 * report.kept:5.1f} %   least cosine, true "
             f"{report.min_cos_true:.4f}, certified {report.min_cos_certified:.4f}   energy moves "
-            f"by at most {report.energy_bound():.3f} kappa"
+            f"by at most {report.energy_bound():.3f} kappa, density by {report.density_bound:.3f}"
         )
 
 
