@@ -38,12 +38,15 @@ class MergedGroups(NamedTuple):
     """Many merges: the splats made, the furthest source of each, and its heaviest one.
 
     ``cosines`` float64 [G] are the least of each mu with its sources; ``heaviest`` int64 [G] are
-    row numbers, of equal masses the first.
+    row numbers, of equal masses the first. ``moved`` float64 [G] is the mass that a merge can have
+    laid elsewhere, sum alpha_i min(1, sqrt(KL / 2)): it bounds the total variation, times mass,
+    from the laws of the sources to that of their splat.
     """
 
     splats: SplatRows
     cosines: Float64s
     heaviest: Numbers
+    moved: Float64s
 
 
 def merge_laws(mu: Floats, kappa: Floats, alpha: Floats) -> MergedLaw:
@@ -101,6 +104,7 @@ def merge_groups(rows: SplatRows, sources: Numbers, starts: Numbers) -> MergedGr
     groups = len(starts) - 1
     mu = np.empty((groups, rows.mu.shape[1]), np.float32)
     length, furthest, widest = np.empty(groups), np.empty(groups), np.empty(groups)
+    to_mean = np.empty(len(sources))  # the angle of every source
     weights, rad = moment_lengths(rows), radii(rows.min_cos)
     for part in _chunks(starts, rows.mu.shape[1]):
         low, high = starts[part.start], starts[part.stop]
@@ -112,6 +116,7 @@ def merge_groups(rows: SplatRows, sources: Numbers, starts: Numbers) -> MergedGr
         mu[part] = total / length[part, None]
         which = np.repeat(np.arange(len(offsets)), np.diff(starts[part.start : part.stop + 1]))
         angles = row_angles(wide, mu[part].astype(np.float64)[which])
+        to_mean[low:high] = angles
         furthest[part] = np.maximum.reduceat(angles, offsets)
         widest[part] = np.maximum.reduceat(rad[at] + angles, offsets)
     alpha = np.add.reduceat(rows.alpha[sources], starts[:-1]) if groups else np.empty(0)
@@ -127,7 +132,11 @@ def merge_groups(rows: SplatRows, sources: Numbers, starts: Numbers) -> MergedGr
         rows.labels[heaviest],
         rows.ids[heaviest],
     )
-    return MergedGroups(splats, np.cos(furthest), heaviest)
+    made_kappa = np.repeat(splats.kappa, np.diff(starts))
+    spread = vmf.divergence(rows.kappa[sources], made_kappa, to_mean, mu.shape[1])
+    moved = rows.alpha[sources] * np.minimum(np.sqrt(spread / 2), 1.0)  # Pinsker
+    moved = np.add.reduceat(moved, starts[:-1]) if groups else moved
+    return MergedGroups(splats, np.cos(furthest), heaviest, moved)
 
 
 def _heaviest(alpha: Float64s, sources: Numbers, starts: Numbers) -> Numbers:

@@ -178,6 +178,22 @@ def log_normalizer(kappa: npt.ArrayLike, dim: int) -> Float64s:
     return np.asarray(log_peak_density(kappa, dim) - real_numbers("kappa", kappa))
 
 
+def divergence(
+    kappa: npt.ArrayLike, other: npt.ArrayLike, angle: npt.ArrayLike, dim: int
+) -> Float64s:
+    """Return KL(f || g) in nats: f of *kappa*, g of *other*, their mean directions *angle* apart.
+
+    KL = log C(k) - log C(m) + A(k) (k - m cos angle), never below 0; float64 of the common shape.
+    Written so that equal laws give 0 whatever their kappa: peaks take the place of log C, and
+    1 - cos is formed of half the angle. The error is about 1e-13 |k - m|. Angles are in radians.
+    """
+    one, two = checked_kappa(kappa), checked_kappa(other)
+    mean = _moments(one, checked_dim(dim)).mean
+    far = 2 * np.sin(real_numbers("angle", angle) / 2) ** 2
+    peaks = log_peak_density(one, dim) - log_peak_density(two, dim)
+    return np.asarray(np.maximum(peaks + (two - one) * (1 - mean) + two * mean * far, 0.0))
+
+
 def mean_pairwise_cosine(unit_rows: npt.ArrayLike) -> float:
     """Return the mean cosine of two different rows of [n, d], n >= 2: unbiased for A_d^2."""
     rows = real_numbers("unit_rows", unit_rows)

@@ -132,6 +132,9 @@ def test_groups_conserve_mass_and_first_moment(seed: int, dim: int) -> None:
         assert made.cosines[group] == pytest.approx(cosines.min(), abs=1e-12)
         assert made.splats.min_cos[group] <= cosines.min() + 1e-12
         assert made.splats.min_cos[group] >= cosines.min() - 1e-6
+        spread = vmf.divergence(rows.kappa[part], law.kappa, np.arccos(cosines.clip(-1, 1)), dim)
+        parted = np.minimum(np.sqrt(spread / 2), 1)
+        assert made.moved[group] == pytest.approx(rows.alpha[part] @ parted, rel=1e-6, abs=1e-6)
     assert np.abs(after - before).max() <= 1e-9 * rows.alpha.sum()
 
 

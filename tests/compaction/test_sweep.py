@@ -14,6 +14,7 @@ from mldb.compaction.soc.rows import SplatRows, plain_rows
 from mldb.compaction.soc.sweep import LEVELS, Merges, exact_search, sweep_rows
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.sphere import vmf
+from mldb.sphere.draws import sample_rows
 from mldb.sphere.energy import energy
 from tests.support.parts import examples
 from tests.support.splats import PlainSweep, partition, planted, unit
@@ -164,6 +165,42 @@ def test_energy_stays_within_its_bound(rng: np.random.Generator) -> None:
         after = energy(x, after_mu, kappa, after_alpha, normalized=False)
         difference = np.abs(before.astype(np.float64) - after).max()
         assert 0 < difference <= kappa * move + 1e-3  # energies are float32 here
+
+
+@pytest.mark.parametrize(
+    "dim, mean_cos, min_cos",
+    [(3, 0.9, 0.97), (3, 0.5, 0.9), (16, 0.5, 0.97), (16, 0.9, 0.97), (640, 0.9, 0.9)],
+)
+def test_the_density_stays_within_its_bound(
+    dim: int, mean_cos: float, min_cos: float, rng: np.random.Generator
+) -> None:
+    """Total variation as what draws of the density before say: E[max(0, 1 - f after / f)]."""
+    mu, _ = planted(rng, 40, dim, 0.3)
+    mu = mu[:200]
+    rows = plain_rows(
+        mu,
+        kappa=float(vmf.concentration(mean_cos, dim)) * rng.uniform(0.8, 1.25, len(mu)),
+        alpha=rng.integers(1, 5, len(mu)).astype(float),
+    )
+    merges = sweep_rows(rows, min_cos=min_cos)
+    alone = np.setdiff1d(np.arange(len(mu)), merges.sources)
+    splats, mass = merges.made.splats, rows.alpha.sum()
+    drawn = rng.choice(len(mu), 20_000, p=rows.alpha / mass)
+    x = sample_rows(mu.astype(float)[drawn], rows.kappa[drawn], rng)
+    before = energy(x, mu.astype(float), rows.kappa, rows.alpha)
+    after = energy(
+        x,
+        *(
+            np.concatenate([getattr(rows, name)[alone], getattr(splats, name)]).astype(float)
+            for name in ("mu", "kappa", "alpha")
+        ),
+    )
+    lost = np.maximum(-np.expm1(before - after), 0)
+    variation, error = lost.mean(), lost.std() / len(lost) ** 0.5
+    bound = merges.made.moved.sum() / mass
+    merged = rows.alpha[merges.sources].sum() / mass
+    assert 5 * error < variation <= bound + 3 * error
+    assert bound <= (0.7 if dim < 100 else 1) * merged  # laws of many dimensions hardly overlap
 
 
 def test_a_number_of_splats_is_reached_under_widening_caps(rng: np.random.Generator) -> None:

@@ -102,6 +102,7 @@ def test_a_run_merges_copies_and_says_what_it_did(
         assert cosines.min() >= row["min_cos"] - 1e-6
     assert sorted(seen) == sorted(before.keys() - after.keys())
     assert len(seen) == report.sources
+    assert 0 < report.density_bound < sum(before[i]["alpha"] for i in seen) / mass
     assert db.verify().ok
 
 

@@ -19,6 +19,7 @@ from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.sphere import vmf
 from mldb.sphere.draws import sample
 from tests.support import vmf_reference
+from tests.support.parts import examples
 from tests.support.vmf_reference import INVERSES, LAWS, Inverse, Law
 
 EVERY_DIM = (2, 3, 4, 5, 16, 38, 39, 40, 41, 63, 64, 384, 640, 2048, 4096)  # 40: a seam
@@ -198,6 +199,40 @@ def test_estimate_is_unbiased_where_the_mean_length_is_not(rng: np.random.Genera
         assert np.mean(naive) > naive_least  # what is avoided
         estimates = [vmf.estimate_concentration(rows) for rows in draws]
         assert abs(np.mean(estimates) - kappa) < 20
+
+
+@pytest.mark.parametrize("kappas", [(0.0, 4.0), (4.0, 0.0), (3.0, 3.0), (2.0, 50.0), (50.0, 2.0)])
+@pytest.mark.parametrize("angle", [0.0, 0.01, 1.0, np.pi])
+def test_divergence_is_the_integral(kappas: tuple[float, float], angle: float) -> None:
+    """On the circle, where the trapezoid rule is exact to rounding."""
+    x = np.linspace(-np.pi, np.pi, 4096, endpoint=False)
+    logs = [
+        kappa * np.cos(x - at) + float(vmf.log_normalizer(kappa, 2))
+        for kappa, at in zip(kappas, (0, angle), strict=True)
+    ]
+    integral = (np.exp(logs[0]) * (logs[0] - logs[1])).mean() * 2 * np.pi
+    assert float(vmf.divergence(*kappas, angle, 2)) == pytest.approx(integral, rel=1e-11, abs=1e-11)
+
+
+@examples(60)
+@given(dims, kappas, kappas, st.floats(0, np.pi))
+def test_divergence_is_its_formula(dim: int, one: float, two: float, angle: float) -> None:
+    logs = [float(vmf.log_normalizer(kappa, dim)) for kappa in (one, two)]
+    plain = logs[0] - logs[1] + float(vmf.mean_cosine(one, dim)) * (one - two * np.cos(angle))
+    slack = bound(1e-9, one, two, *logs)
+    assert float(vmf.divergence(one, two, angle, dim)) == pytest.approx(max(plain, 0), abs=slack)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64, 640])
+def test_divergence_of_narrow_laws_keeps_its_digits(dim: int) -> None:
+    """In the plain form nothing is left of it: log C is 1e14 there, the divergence below 1."""
+    kappa = np.array([1.0, 1e7, 1e14])
+    assert (vmf.divergence(kappa, kappa, 0.0, dim) == 0).all()
+    angle = 1 / np.sqrt(kappa)
+    assert vmf.divergence(kappa, kappa, angle, dim)[1:] == pytest.approx(0.5, rel=1e-4)
+    wider = vmf.divergence(kappa, kappa / 2, 0.0, dim)
+    flat = (dim - 1) / 2 * (np.log(2) - 0.5)  # of two normal laws
+    assert wider[1] == pytest.approx(flat, rel=1e-3)
 
 
 def test_estimate_of_rows_that_repel_is_the_lower_clamp() -> None:

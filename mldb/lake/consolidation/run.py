@@ -85,6 +85,7 @@ def consolidation_report(planned: PlannedMerges, lsn: Lsn | None) -> Consolidati
     """What is told of a run that was stored as *lsn*, or not."""
     merges, made = planned.merges, planned.merges.made
     cosine = float(made.cosines.min()) if len(merges) else 1.0
+    mass = float(planned.splats.alpha.sum())
     return ConsolidationReport(
         lsn=lsn,
         lake=planned.rows.name,
@@ -93,12 +94,13 @@ def consolidation_report(planned: PlannedMerges, lsn: Lsn | None) -> Consolidati
         rows_after=merges.kept,
         sources=len(merges.sources),
         merged=len(merges),
-        mass=float(planned.splats.alpha.sum()),
+        mass=mass,
         min_cos=planned.run["min_cos"],
         level=merges.level,
         min_cos_certified=float(made.splats.min_cos.min()) if len(merges) else 1.0,
         min_cos_true=cosine,
         displacement=float(np.sqrt(max(2 - 2 * cosine, 0.0))),
+        density_bound=float(made.moved.sum()) / mass if len(merges) else 0.0,
         topplings=merges.tries,
         passes=merges.passes,
         arrivals=planned.arrivals,
