@@ -37,7 +37,7 @@ def parameters_of(db: mldb.MLDatabase, **settings: object) -> ParameterFacts:
         return gather_parameters(db, at, epochs, **settings)  # type: ignore[arg-type]
 
 
-def damage(store: Path, values: np.ndarray) -> None:  # type: ignore[type-arg]
+def damage(store: Path, values: np.ndarray) -> None:
     """Turn a bit of a stored array over."""
     data = values.tobytes()[64:192]
     for path in (store / "segments").iterdir():
