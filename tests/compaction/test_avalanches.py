@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 from mldb.arrays import Numbers
-from mldb.compaction.soc.avalanches import AvalancheStats, avalanche_stats, truncated_exponent
+from mldb.compaction.soc.avalanches import (
+    AvalancheStats,
+    avalanche_stats,
+    size_counts,
+    truncated_exponent,
+)
 from mldb.compaction.soc.sandpile import Sandpile
 from mldb.sphere.neighbours import nearest
 from tests.support.splats import unit
@@ -147,3 +152,9 @@ def test_avalanches_of_one_size(rng: np.random.Generator) -> None:
     assert stats.mean == stats.largest == 1
     assert stats.tau is not None
     assert np.isfinite(stats.tau)
+
+
+def test_sizes_are_counted_by_powers_of_two() -> None:
+    sizes = np.array([0, 0, 1, 2, 3, 4, 7, 8, 1000])
+    assert size_counts(sizes) == (2, 1, 2, 2, 1, 0, 0, 0, 0, 0, 1)
+    assert size_counts(sizes[:0]) == ()

@@ -16,7 +16,6 @@ from mldb.tools.report.gather_lakes import gather_lakes
 from mldb.tools.report.gather_parameters import (
     EPOCHS_SHOWN,
     TENSORS_DRAWN,
-    MeasureCache,
     gather_parameters,
 )
 from mldb.tools.report.gather_run import gather_run
@@ -28,6 +27,7 @@ from mldb.tools.report.section_lakes import section_lakes
 from mldb.tools.report.section_parameters import section_parameters
 from mldb.tools.report.section_run import section_run
 from mldb.tools.report.section_storage import section_storage
+from mldb.tools.report.states import MeasureCache
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase

@@ -90,6 +90,8 @@ class ParameterFacts:
     epochs_in_all: int
     layers: list[LayerFacts]
     tensors: int
+    measured: int
+    """How many of the tensors were read at all."""
     size: int
     nbytes: int
     read_bytes: int

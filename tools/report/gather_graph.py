@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from mldb.errors import MldbError
@@ -52,9 +54,27 @@ def bounded_edges(
         edges = between or edges
     kept: list[tuple[str, str, str]] = []
     nodes: set[str] = set()
-    for edge in edges:
-        more = nodes | {edge[0], edge[1]}
-        if len(more) <= NODES_SHOWN and len(kept) < EDGES_SHOWN:
-            nodes = more
+    for edge in _walked(edges):
+        more = {edge[0], edge[1]} - nodes
+        if len(nodes) + len(more) <= NODES_SHOWN and len(kept) < EDGES_SHOWN:
+            nodes |= more
             kept.append(edge)
     return kept
+
+
+def _walked(edges: list[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield the edges from where nothing leads to on, so that those cut off hang together."""
+    below: dict[str, list[tuple[str, str, str]]] = {}
+    for edge in edges:
+        below.setdefault(edge[0], []).append(edge)
+    targets = {target for source, target, _ in edges if source != target}
+    seen: set[str] = set()
+    for root in [*(name for name in below if name not in targets), *below]:
+        waiting = deque([] if root in seen else [root])
+        seen.add(root)
+        while waiting:
+            for edge in below.get(waiting.popleft(), ()):
+                yield edge
+                if edge[1] not in seen:
+                    seen.add(edge[1])
+                    waiting.append(edge[1])

@@ -12,8 +12,8 @@ from mldb.tools.report.facts import LakeFacts, LakesFacts, MergeFacts, NumberCol
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
-    from mldb.query.surface import Snapshot
     from mldb.lake.rows.live import Rows
+    from mldb.query.surface import Snapshot
 
 LAKES_SHOWN: Final = 12
 MERGES_SHOWN: Final = 400

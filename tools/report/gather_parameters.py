@@ -11,64 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from mldb import keys
 from mldb.errors import MldbError, VersionGoneError
-from mldb.log.index.address import Lsn
+from mldb.log.index.address import Entry, Lsn
+from mldb.tensors.codec import unpack_descriptor
 from mldb.tools.cli.progress import Advance
 from mldb.tools.report.facts import LayerFacts, NumberColumn, ParameterFacts, TensorFacts
 from mldb.tools.report.layers import grouped_by_layer
-from mldb.tools.report.measures import Measured, distance, histogram_columns, measure
+from mldb.tools.report.measures import Measured, histogram_columns
+from mldb.tools.report.states import MeasureCache, Sight, entries_seen, handle_at, states_of
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
     from mldb.query.surface import Snapshot
-    from mldb.tensors.handle import TensorHandle
-    from mldb.tensors.scope import Scope
 
 EPOCHS_SHOWN: Final = 48
 TENSORS_DRAWN: Final = 48
 READ_BUDGET: Final = 6 << 30
 """Bytes after which fewer epochs are shown; two are always read."""
-_MEASURES_MOST: Final = 60_000
+MEASURED_MOST: Final = 20_000
+"""Tensors that are read, the largest first; the others are only counted."""
+_MEASURES_MOST: Final = 80_000
 _LAYERS_SHOWN: Final = 60
 _BINS: Final = 40
 _SAMPLE_MOST, _SAMPLE_LEAST = 4096, 256
 _SAMPLE_OF_LAYER: Final = 65_536
-_SAMPLES_HELD: Final = 64 << 20
 _STEPS: Final = (1, 2, 5)
-
-
-@dataclass
-class MeasureCache:
-    """What was measured before, by the digest of the bytes: for --watch. One thread."""
-
-    states: dict[tuple[bytes, bytes, int], Measured] = field(default_factory=dict)
-    moves: dict[tuple[bytes, bytes], float] = field(default_factory=dict)
-    held: int = 0
-
-    def keep(self, key: tuple[bytes, bytes, int], found: Measured) -> None:
-        """Remember a state; all is forgotten when it becomes too much."""
-        self.held += found.sample.nbytes + 400
-        if self.held > _SAMPLES_HELD:
-            self.states.clear()
-            self.moves.clear()
-            self.held = found.sample.nbytes + 400
-        self.states[key] = found
-
-
-@dataclass(frozen=True, slots=True)
-class _Sight:
-    """The epochs shown, each with a snapshot of its last commit, and what reading them notes."""
-
-    epochs: list[int]
-    scopes: list[Scope]
-    cache: MeasureCache
-    problems: list[str]
-    advance: Callable[[int], None]
 
 
 def chosen_epochs(epochs: NumberColumn, most: int) -> list[int]:
@@ -103,12 +75,15 @@ def gather_parameters(
     What cannot be read is named in ``problems``, and missing in the curves. Raises CorruptError
     where the index itself is damaged.
     """
-    names = at.names()
-    sizes = _sizes(at, names)
+    now = at._scope()
+    sizes = _sizes(entries_seen(now, keys.TENSORS))
+    order = sorted(sizes, key=lambda name: -sizes[name][1])
     nbytes = sum(size[1] for size in sizes.values())
-    most = min(epochs_shown, _MEASURES_MOST // max(len(names), 1), READ_BUDGET // max(nbytes, 1))
+    count = max(min(len(order), MEASURED_MOST), 1)
+    most = min(epochs_shown, _MEASURES_MOST // count, READ_BUDGET // max(nbytes, 1))
     wanted = chosen_epochs(epochs, max(most, 1))
-    drawn = sorted(names, key=lambda name: -sizes[name][1])[:tensors_drawn]
+    groups = grouped_by_layer(entries_seen(now, keys.METADATA), sizes, _LAYERS_SHOWN)
+    chosen = frozenset(order[:tensors_drawn]), frozenset(order[:MEASURED_MOST])
     problems: list[str] = []
     done = [0, 0]
     with ExitStack() as stack:
@@ -122,16 +97,21 @@ def gather_parameters(
                 progress(min(done[0], total), total)
 
         scopes = [snapshot._scope() for _, snapshot in found]
-        sight = _Sight(
-            [epoch for epoch, _ in found], scopes, cache or MeasureCache(), problems, advance
+        sight = Sight(
+            [epoch for epoch, _ in found],
+            scopes,
+            [entries_seen(scope, keys.TENSORS) for scope in scopes],
+            cache or MeasureCache(),
+            problems,
+            advance,
         )
-        groups = grouped_by_layer(at, names, sizes, _LAYERS_SHOWN)
-        layers = [_layer(sight, *group, sizes, frozenset(drawn)) for group in groups]
+        layers = [_layer(sight, *group, sizes, *chosen) for group in groups]
     return ParameterFacts(
         epochs=sight.epochs,
         epochs_in_all=len(epochs),
         layers=layers,
-        tensors=len(names),
+        tensors=len(sizes),
+        measured=min(len(sizes), MEASURED_MOST),
         size=sum(size[0] for size in sizes.values()),
         nbytes=nbytes,
         read_bytes=done[1],
@@ -140,16 +120,17 @@ def gather_parameters(
     )
 
 
-def _sizes(at: Snapshot, names: list[str]) -> dict[str, tuple[int, int]]:
-    """Elements and decoded bytes of each name; one that is damaged has none."""
-    found = {}
-    for name in names:
-        try:
-            handle = at.tensor(name)
-            found[name] = math.prod(handle.shape), handle.nbytes
-        except MldbError:
-            found[name] = 0, 0
-    return found
+def _sizes(entries: dict[str, Entry]) -> dict[str, tuple[int, int]]:
+    """Elements and decoded bytes of each name; one whose description is damaged has none."""
+    known: dict[bytes, tuple[int, int]] = {}
+    for entry in entries.values():
+        if entry.attr not in known:
+            try:
+                what = unpack_descriptor(entry.attr)
+                known[entry.attr] = math.prod(what.shape), what.nbytes
+            except MldbError:
+                known[entry.attr] = 0, 0
+    return {name: known[entry.attr] for name, entry in entries.items()}
 
 
 def _snapshots(
@@ -168,11 +149,12 @@ def _snapshots(
 
 
 def _layer(
-    sight: _Sight,
+    sight: Sight,
     name: str,
     tensors: list[str],
     sizes: dict[str, tuple[int, int]],
     drawn: frozenset[str],
+    measured: frozenset[str],
 ) -> LayerFacts:
     """Measure the tensors of a layer and put them together."""
     count = len(sight.epochs)
@@ -181,8 +163,8 @@ def _layer(
     squares, moved, before = np.zeros(count), np.zeros(count), np.zeros(count)
     any_state = np.zeros(count, np.bool_)
     facts: list[TensorFacts] = []
-    for tensor in tensors:
-        states, moves = _states(sight, tensor, sample_size)
+    for tensor in filter(measured.__contains__, tensors):
+        states, moves = states_of(sight, tensor, sample_size)
         for place, state in enumerate(states):
             if state is None:
                 continue
@@ -218,100 +200,12 @@ def _ratio(moved: NumberColumn, before: NumberColumn) -> NumberColumn:
     return np.asarray(np.sqrt(squares))
 
 
-def _states(
-    sight: _Sight, name: str, sample_size: int
-) -> tuple[list[Measured | None], list[float]]:
-    """Each state of a tensor, None where there is none, and how far it is from the one before."""
-    states: list[Measured | None] = []
-    moves: list[float] = []
-    last: tuple[bytes, Any] | None = None
-    for scope in sight.scopes:
-        state, move, array = None, math.nan, None
-        try:
-            handle = _handle(scope, name)
-            if handle is not None and has_numbers(handle.dtype):
-                state, move, array = _state(sight, handle, last, sample_size)
-        except MldbError as error:
-            text = f"{name}: {error}"
-            if text not in sight.problems:
-                sight.problems.append(text)
-        states.append(state)
-        moves.append(move)
-        last = array
-    return states, moves
-
-
-def _handle(scope: Scope, name: str) -> TensorHandle | None:
-    from mldb.errors import TensorNotFoundError
-    from mldb.tensors.handle import TensorHandle
-
-    try:
-        return TensorHandle(scope, name, scope.tensor_entry(name))
-    except TensorNotFoundError:
-        return None
-
-
-class _Lazy:
-    """The values of one state, read when they are first needed. One thread."""
-
-    def __init__(self, handle: TensorHandle, note: Callable[[int], None]) -> None:
-        self._handle = handle
-        self._note = note
-        self._found: NumberColumn | None = None
-
-    def values(self) -> NumberColumn:
-        if self._found is None:
-            self._found = plain_values(self._handle)
-            self._note(self._handle.nbytes)
-        return self._found
-
-
-def has_numbers(dtype: np.dtype[Any]) -> bool:
-    """Whether values of this type are numbers: texts, bytes and times have no norm."""
-    return dtype.kind not in "SUmMO" and dtype.names is None
-
-
-def plain_values(handle: TensorHandle) -> NumberColumn:
-    """The values of a tensor: all of a dense one, those that are stored of a sparse one."""
-    found = handle.numpy()
-    if isinstance(found, np.ndarray):
-        return found
-    values: Any = found.values() if callable(getattr(found, "values", None)) else found.data
-    return values if isinstance(values, np.ndarray) else np.asarray(values)
-
-
-def _state(
-    sight: _Sight, handle: TensorHandle, last: tuple[bytes, Any] | None, sample_size: int
-) -> tuple[Measured, float, tuple[bytes, Any]]:
-    """Measure one state, and its distance from the one before."""
-    entry, cache = handle._entry, sight.cache
-    lazy = _Lazy(handle, sight.advance)
-    # A version without a digest is what its name and commit say, as nothing else may be equal.
-    own = entry.digest or f"{entry.commit_lsn} {handle.name}".encode("utf-8", "surrogatepass")
-    key = own, entry.attr, sample_size
-    found = cache.states.get(key)
-    if found is None:
-        found = measure(lazy.values(), sample_size)
-        cache.keep(key, found)
-    identity = own + entry.attr
-    if last is None:
-        return found, math.nan, (identity, lazy)
-    pair = last[0], identity
-    if last[0] == identity:
-        return found, 0.0, last  # the same bytes: what was read of them serves on
-    move = cache.moves.get(pair)
-    if move is None:
-        one, two = last[1].values(), lazy.values()
-        move = cache.moves[pair] = distance(one, two) if one.shape == two.shape else math.nan
-    return found, move, (identity, lazy)
-
-
 def _tensor_facts(
-    sight: _Sight, name: str, states: list[Measured | None], moves: list[float]
+    sight: Sight, name: str, states: list[Measured | None], moves: list[float]
 ) -> TensorFacts:
-    handle = next(
-        found for scope in reversed(sight.scopes) if (found := _handle(scope, name)) is not None
-    )
+    last = max(place for place, state in enumerate(states) if state is not None)
+    handle = handle_at(sight, last, name)
+    assert handle is not None, "a state was read there"
     figures = {
         key: np.array([math.nan if state is None else read(state) for state in states])
         for key, read in _FIGURES.items()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from mldb.errors import MldbError
-
-if TYPE_CHECKING:
-    from mldb.query.surface import Snapshot
+from mldb.log.index.address import Entry
+from mldb.tensors.codec import unpack_metadata
 
 OTHER_LAYERS: Final = "all further layers"
 
@@ -35,22 +34,20 @@ def natural_order(text: str) -> tuple[tuple[str, int], ...]:
 
 
 def grouped_by_layer(
-    at: Snapshot, names: list[str], sizes: dict[str, tuple[int, int]], most: int
+    metadata: dict[str, Entry], sizes: dict[str, tuple[int, int]], most: int
 ) -> list[tuple[str, list[str]]]:
     """Return layers with their tensors: by ``position`` where metadata has it, then by name.
 
-    With more than *most* layers the smallest ones are put together at the end.
+    *metadata* are the entries of names that have some, *sizes* has all names. With more than *most*
+    layers the smallest ones are put together at the end.
     """
     layers: dict[str, list[str]] = {}
     positions: dict[str, float] = {}
-    for name in names:
-        try:
-            metadata = at.metadata(name)
-        except MldbError:
-            metadata = {}
-        layer = layer_of(name, metadata)
+    for name in sizes:
+        told = _metadata(metadata.get(name))
+        layer = layer_of(name, told)
         layers.setdefault(layer, []).append(name)
-        place = metadata.get("position")
+        place = told.get("position")
         if isinstance(place, int | float) and not isinstance(place, bool):
             positions[layer] = min(positions.get(layer, place), place)
     bytes_of = {layer: sum(sizes[name][1] for name in found) for layer, found in layers.items()}
@@ -61,3 +58,11 @@ def grouped_by_layer(
     rest = [name for layer, found in layers.items() if layer not in kept for name in found]
     found = [(layer, layers[layer]) for layer in order]
     return [*found, (OTHER_LAYERS, rest)] if rest else found
+
+
+def _metadata(entry: Entry | None) -> dict[str, Any]:
+    """What a name was given; nothing where that is damaged."""
+    try:
+        return {} if entry is None else unpack_metadata(entry.attr)
+    except MldbError:
+        return {}

@@ -72,6 +72,7 @@ def _spread(
     edges = np.geomspace(low, high, _BINS + 1) if is_log else np.linspace(low, high, _BINS + 1)
     edges[0], edges[-1] = low, high
     counts, _ = np.histogram(found, edges)
+    log_y = log_y and is_wide(counts.tolist())
     chart = column_chart(
         edges.tolist(),
         counts.astype(float).tolist(),
@@ -80,7 +81,7 @@ def _spread(
         x_label=name,
         y_label="rows, log scale" if log_y else "rows",
         log_x=is_log,
-        log_y=log_y and is_wide(counts.tolist()),
+        log_y=log_y,
         tone=0 if name == "kappa" else 4,
     )
     quantiles = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)

@@ -65,7 +65,7 @@ def _said(facts: ParameterFacts) -> str:
         text += (
             f"{len(facts.epochs)} of {facts.epochs_in_all:,} epochs are shown, evenly, the first "
             "and the last among them; a ratio is that of the step from one shown epoch to the "
-            "next. "
+            "next (the last one may be shorter). "
         )
     else:
         text += f"All {len(facts.epochs):,} epochs are shown. "
@@ -73,6 +73,8 @@ def _said(facts: ParameterFacts) -> str:
         text += (
             f"The {drawn:,} largest tensors are drawn one by one; the others count in their layer. "
         )
+    if facts.measured < facts.tensors:
+        text += f"The {facts.measured:,} largest tensors are read; the others are counted. "
     return text + (
         f"The {RATIO_NAME} is the norm of a step by that of the values before it; histograms are "
         "of up to 4,096 values of each tensor at even distances."

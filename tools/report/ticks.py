@@ -84,7 +84,8 @@ def tick_text(value: float) -> str:
 def _round_values(low: float, high: float, count: int) -> list[float]:
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * step for step in _STEPS if power * step >= rough * 0.999)
+    steps = [step for step in _STEPS if (power, step) != (1.0, 2.5)]  # whole numbers stay whole
+    step = next(power * step for step in steps if power * step >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(index * step, 12) if step > 1e-9 else index * step

@@ -39,7 +39,7 @@ def parsed(chart: Chart) -> ElementTree.Element:
     return ElementTree.fromstring(chart.svg)
 
 
-VALUES = (
+VALUES: tuple[list[float], ...] = (
     *([], [5.0], [0.0], [math.nan], [math.inf, 1.0], [-3.0, -3.0], [1e-300, 1e300]),
     *([1e307, -1e307], [-1e308, 1e308], [1e15, 1e15 + 1], [0.1, 0.2, 0.3], [5e-324, 1e-323]),
 )

@@ -15,13 +15,13 @@ from mldb.tools.report.build import make_report
 from mldb.tools.report.facts import ParameterFacts, RunFacts
 from mldb.tools.report.gather_lakes import gather_lakes, read_counts
 from mldb.tools.report.gather_parameters import (
-    MeasureCache,
     chosen_epochs,
     gather_parameters,
 )
 from mldb.tools.report.gather_run import CURVES_SHOWN, gather_run
 from mldb.tools.report.gather_storage import ENCODING_NAMES, gather_storage
 from mldb.tools.report.layers import OTHER_LAYERS, layer_of, natural_order
+from mldb.tools.report.states import MeasureCache
 
 
 def run_of(db: mldb.MLDatabase, as_of: object = None) -> RunFacts:

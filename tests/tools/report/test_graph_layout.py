@@ -67,3 +67,11 @@ def test_what_is_drawn_is_bounded_and_leaves_tensors_out_first() -> None:
     assert len(kept) == NODES_SHOWN - 1
     dense = [(f"n{a}", f"n{b}", "k") for a in range(50) for b in range(50)]
     assert len(bounded_edges(dense, frozenset())) == EDGES_SHOWN
+
+
+def test_what_is_drawn_of_a_long_chain_hangs_together() -> None:
+    """Edges come sorted by name: block.0, block.10, block.100 ... once made a heap of fragments."""
+    chain = sorted((f"block.{i}", f"block.{i + 1}", "feeds_into") for i in range(5000))
+    kept = bounded_edges(chain, frozenset())
+    assert len(kept) == NODES_SHOWN - 1
+    assert {source for source, _, _ in kept} == {f"block.{i}" for i in range(NODES_SHOWN - 1)}

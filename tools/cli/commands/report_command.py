@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mldb.database import MLDatabase
     from mldb.history.as_of import AsOf
     from mldb.tools.report.build import ReportSettings
-    from mldb.tools.report.gather_parameters import MeasureCache
+    from mldb.tools.report.states import MeasureCache
 
 
 @store_command("report", access="path")
@@ -75,7 +75,7 @@ def command(
     mldb report run --watch
     """
     from mldb.tools.report.build import ReportSettings
-    from mldb.tools.report.gather_parameters import MeasureCache
+    from mldb.tools.report.states import MeasureCache
 
     if watch and as_of is not None:
         raise click.UsageError("--watch shows what is newest; leave --as-of out")
