@@ -6,19 +6,21 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
 from mldb import keys
 from mldb.arrays import Numbers
-from mldb.lake.states import LakeStates
 from mldb.log.checksum import digest128
 from mldb.query.columns import ColumnData, json_text, moments
 from mldb.query.commits import CommitColumns
 from mldb.query.rows import SpaceRows
 from mldb.tensors.codec import unpack_metadata
 from mldb.tensors.scope import Scope
+
+if TYPE_CHECKING:
+    from mldb.lake.states import LakeStates
 
 _DECODED_MAX: Final = 1 << 14
 """Metadata that are kept decoded; most are a few dozen bytes."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mldb.errors import (
     ClosedError,
@@ -19,7 +19,6 @@ from mldb.errors import (
     ReentryError,
 )
 from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
-from mldb.lake.states import LakeStates
 from mldb.log.ownership import OwnedLock
 from mldb.query.catalogue import Catalogue, StoreMoment
 from mldb.query.columns import TableColumns
@@ -31,8 +30,11 @@ from mldb.query.rewrite import parse_query
 from mldb.query.running import StoppableWork, StoppedError
 from mldb.query.statistics_cache import KnownStatistics, shown_value
 from mldb.query.tables.table import TableAsk
-from mldb.query.tables.tables import TABLES
+from mldb.query.tables.tables import table_called
 from mldb.tensors.scope import Scope
+
+if TYPE_CHECKING:
+    from mldb.lake.states import LakeStates
 
 _TIMEOUT_MAX: Final = 1e6
 _TEXTS_MAX: Final = 256
@@ -211,7 +213,7 @@ class Queries:
     ) -> Relation:
         """What the engine is given for one table at one moment."""
         place = here if use.as_of is None else (type(use.as_of), use.as_of)
-        moment, table = moments[place], TABLES[use.table]
+        moment, table = moments[place], table_called(use.table)
         shown = _shown(use, table.columns, fields, place)
         chosen = {name: fields.names[name] for name in shown if name in fields.names}
         statistics = sorted(use.named & STATISTICS) if use.table in STATISTICS_TABLES else []
@@ -251,7 +253,7 @@ def _columns_of(
     fields: dict[str, _Fields], moments: Mapping[_Place, StoreMoment], name: str
 ) -> Sequence[str]:
     """Return the columns of a table at all moments of a query, and note the keys among them."""
-    table = TABLES[name]
+    table = table_called(name)
     if name not in fields:
         counts = {place: table.keys_at(moment) for place, moment in moments.items()}
         every: Counter[str] = sum(counts.values(), Counter())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from types import ModuleType
@@ -121,6 +120,8 @@ class QueryResult:
 
     def _repr_html_(self) -> str:
         """The same for notebooks; everything is escaped."""
+        import html  # its tables take a while to load
+
         rows, left = self._shown()
         head = "".join(f"<th>{html.escape(_text(name))}</th>" for name in self._columns)
         body = "".join(

@@ -158,7 +158,7 @@ def test_rings_of_layers_have_an_order_and_an_end(db: mldb.MLDatabase) -> None:
         db.create_relationship(source, target, "feeds_into")
     db.create_relationship("in", "alone", "shares")
     rows = db.sql("SELECT name, position FROM tensors ORDER BY position").fetchall()
-    places = dict(rows)
+    places: dict[str, Any] = dict(rows)
     assert places["in"] < places["a"] < places["out"]
     assert places["alone"] is None
     assert sorted(place for place in places.values() if place is not None) == list(range(5))

@@ -58,9 +58,8 @@ def act(db: mldb.MLDatabase, rng: np.random.Generator) -> None:
                 db.delete_relationship(found.source, found.target, found.kind)
         case 10 if rng.random() < 0.4:
             with suppress(mldb.VersionGoneError):
-                db.rewind(
-                    max(db.epoch - int(rng.integers(0, 3)), 0) if rng.random() < 0.5 else None
-                )
+                back = max(db.epoch - int(rng.integers(0, 3)), 0)
+                db.rewind(back if rng.random() < 0.5 else None)
         case 10:
             db.checkpoint({"w": array(rng)}, epoch=epoch, metrics={"loss": float(rng.random())})
         case 11 if rng.random() < 0.3:
@@ -177,7 +176,7 @@ def created(snapshot: mldb.Snapshot, name: str) -> Any:
 
 def position(snapshot: mldb.Snapshot, end: str) -> int | None:
     """What the table says, where its order is one: checked against every edge."""
-    places: dict[str, int | None] = dict(
+    places: dict[str, Any] = dict(
         snapshot.sql("SELECT name, position FROM tensors WHERE type = 'layer'").fetchall()
     )
     edges = [
@@ -197,7 +196,8 @@ def position(snapshot: mldb.Snapshot, end: str) -> int | None:
         for name in (edge.source, edge.target)
     }
     assert (places[end] is None) == (end not in named)
-    return places[end]
+    found: int | None = places[end]
+    return found
 
 
 def has_ring(edges: list[tuple[str, str]]) -> bool:
