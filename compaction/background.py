@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from mldb.compaction.gate import StandingWish, Wish, wishes
 from mldb.compaction.status import WORKER_LOCK, WorkerStatus, has_worker, load_status
+from mldb.compaction.worker import WorkerOrder
 from mldb.errors import MldbError
 from mldb.log.aside import Aside
 from mldb.log.fs.child import Companion, absolute, plain_environment
@@ -157,8 +158,6 @@ class BackgroundCompaction:
         return size_due(status, self._log.fs.time_ns(), least, share)
 
     def _started(self) -> Companion:
-        from mldb.compaction.worker import WorkerOrder  # of no use to who starts none
-
         log, options = self._log, self._options
         order = WorkerOrder(
             store=log.fs.root,
