@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -27,10 +28,18 @@ MEMORY_BYTES: Final = 1 << 30
 """What DuckDB may take for a query and for the tables that are kept, together."""
 KEPT_BYTES: Final = 256 << 20
 """Of it, for tables that are kept."""
+RESULT_BYTES: Final = 2 << 30
+"""What the rows of an answer may take in Python, as reckoned."""
 _THREADS_MAX: Final = 4
+_FEW_ROWS: Final = 1 << 16
+"""So many rows of an answer need no look at its size."""
+_GROWING: Final = re.compile(r"with|values|unnest|range|generate|repeat", re.IGNORECASE)
+"""What can make more rows than the tables of a query have together."""
 _EXPANDED_MAX: Final = 1 << 14
 """Rows up to which texts are handed over one by one; a dictionary costs as much as that."""
-_TEXT_BYTES: Final = 32  # of a value of text in a table, as reckoned
+_TEXT_BYTES: Final = 64  # of a value of text, as reckoned
+_CELL_BYTES: Final = {"BOOLEAN": 1, "INTEGER": 4, "BIGINT": 8, "DOUBLE": 8, "TIMESTAMP": 8}
+_RESULT: Final = f"{HIDDEN}result"
 _CODED_NAME: Final = f"{HIDDEN}name"
 _CODED_LSN: Final = f"{HIDDEN}lsn"
 
@@ -78,7 +87,7 @@ class Engine:
         self._connection = duckdb.connect(":memory:", config=_config())
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET lock_configuration = true")
-        self._kept: OrderedDict[Hashable, tuple[str, int]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[str, int, int]] = OrderedDict()
         self._views: dict[str, str] = {}
         self._made = 0
         self._statistic: Statistic | None = None
@@ -103,13 +112,37 @@ class Engine:
         """
         self._statistic, self._failure = statistic, None
         try:
+            bound = 1
             for relation in relations:
-                self._show(relation)
-            return fetched(self._connection.execute(sql))
+                bound *= max(self._show(relation), 1) ** max(sql.count(relation.name), 1)
+            if bound <= _FEW_ROWS and not _GROWING.search(sql):
+                return fetched(self._connection.execute(sql))
+            return self._measured(sql)
         except self._duckdb.Error as error:
             raise self._told(error) from None
         finally:
             self._statistic = None
+
+    def _measured(self, sql: str) -> Answer:
+        """Run a query whose rows may be many: they come out of the engine where they have room.
+
+        The engine counts what it holds against its limit; what it hands out it does not.
+        """
+        made = self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {_RESULT} AS {sql}")
+        (rows,) = made.fetchone() or (0,)
+        try:
+            done = self._connection.execute(f"FROM {_RESULT}")
+            size = rows * sum(
+                _CELL_BYTES.get(str(item[1]), _TEXT_BYTES) for item in done.description
+            )
+            if size > RESULT_BYTES:
+                raise LimitError(
+                    f"the answer has {rows:,} rows, some {size >> 20} MiB; {RESULT_BYTES >> 20} "
+                    "MiB may come into memory. Narrow it, select fewer columns, or add LIMIT."
+                )
+            return fetched(done)
+        finally:
+            self._connection.execute(f"DROP TABLE IF EXISTS {_RESULT}")
 
     def _told(self, error: Exception) -> BaseException:
         """Turn what DuckDB raised into ours."""
@@ -126,8 +159,8 @@ class Engine:
 
     # --- tables -----------------------------------------------------------------------------------
 
-    def _show(self, relation: Relation) -> None:
-        """Have the query see a relation under its name."""
+    def _show(self, relation: Relation) -> int:
+        """Have the query see a relation under its name; return how many rows it has."""
         if relation.statistics:
             self._make_functions()
         shown = [_quoted(name) for name in relation.columns]
@@ -135,7 +168,7 @@ class Engine:
             f"{HIDDEN}{name}({_CODED_NAME}, {_CODED_LSN}) AS {_quoted(name)}"
             for name in relation.statistics
         ]
-        table = self._table(relation.key, relation.make, relation.columns)
+        table, rows = self._table(relation.key, relation.make, relation.columns)
         view = f"SELECT {', '.join(shown)} FROM {table}"
         if self._views.get(relation.name) != view:
             self._views.pop(relation.name, None)
@@ -143,13 +176,16 @@ class Engine:
                 f"CREATE OR REPLACE TEMP VIEW {_quoted(relation.name)} AS {view}"
             )
             self._views[relation.name] = view
+        return rows
 
-    def _table(self, key: Hashable, make: Callable[[], TableColumns], names: Sequence[str]) -> str:
-        """Return the name of the table with this key, made when it is not there."""
+    def _table(
+        self, key: Hashable, make: Callable[[], TableColumns], names: Sequence[str]
+    ) -> tuple[str, int]:
+        """Return name and rows of the table with this key, made when it is not there."""
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
-            return found[0]
+            return found[0], found[2]
         made = make()
         name = f"{HIDDEN}kept_{self._made}"
         self._made += 1
@@ -157,9 +193,9 @@ class Engine:
         if made.versions is not None:
             columns[_CODED_NAME], columns[_CODED_LSN] = made.versions
         self._create(name, columns)
-        self._kept[key] = name, sum(map(_bytes_of, columns.values()))
+        self._kept[key] = name, sum(map(_bytes_of, columns.values())), made.rows
         self._make_room()
-        return name
+        return name, made.rows
 
     def _create(self, name: str, columns: dict[str, Any]) -> None:
         """Make a table of columns; texts of long ones go in as numbers into a list."""
@@ -169,7 +205,7 @@ class Engine:
             for number, (column, values) in enumerate(columns.items()):
                 place = f"c{number}"
                 if not isinstance(values, Coded):
-                    given[place] = values
+                    place = _registered(given, place, values)
                 elif len(values) <= _EXPANDED_MAX:
                     given[place] = _expanded(values)
                     place = f"CAST({place} AS {values.kind})"
@@ -199,8 +235,8 @@ class Engine:
 
     def _make_room(self) -> None:
         """Drop the tables that were used longest ago, never the newest."""
-        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > KEPT_BYTES:
-            _, (name, _) = self._kept.popitem(last=False)
+        while len(self._kept) > 1 and sum(size for _, size, _ in self._kept.values()) > KEPT_BYTES:
+            _, (name, _, _) = self._kept.popitem(last=False)
             self._connection.execute(f"DROP TABLE IF EXISTS {name}")
 
     # --- statistics -------------------------------------------------------------------------------
@@ -252,6 +288,21 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _registered(given: dict[str, Any], place: str, values: Any) -> str:
+    """Give a column of numbers to the engine; return the SQL of its values.
+
+    DuckDB takes NaN for NULL, so where they are goes in beside them.
+    """
+    given[place] = values
+    if values.dtype.kind != "f":
+        return place
+    is_nan = np.isnan(np.ma.getdata(values)) & ~np.ma.getmaskarray(values)
+    if not is_nan.any():
+        return place
+    given[f"{place}n"] = is_nan
+    return f"CASE WHEN {place}n THEN 'NaN'::DOUBLE ELSE {place} END"
 
 
 def _expanded(column: Coded) -> Any:
