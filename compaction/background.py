@@ -20,6 +20,7 @@ from typing import Any, Final
 from mldb.compaction.gate import StandingWish, Wish, wishes
 from mldb.compaction.status import WORKER_LOCK, WorkerStatus, has_worker, load_status
 from mldb.compaction.waiting import IsDue, WaitingLakes
+from mldb.compaction.worker import CONSOLIDATION, WorkerOrder
 from mldb.errors import MldbError
 from mldb.log.aside import Aside
 from mldb.log.fs.child import Companion, absolute, plain_environment
@@ -131,8 +132,6 @@ class BackgroundCompaction:
                 if self._is_running() or not self._may_start():
                     self._waiting.note_refusal()
                 elif self._waiting.take_due():
-                    from mldb.compaction.worker import CONSOLIDATION
-
                     self._worker = self._started(CONSOLIDATION)
                     self._not_before = time.monotonic() + EACH_SECONDS
             except (MldbError, OSError) as error:
@@ -199,8 +198,6 @@ class BackgroundCompaction:
         return size_due(status, self._log.fs.time_ns(), least, share)
 
     def _started(self, job: str = "") -> Companion:
-        from mldb.compaction.worker import WorkerOrder  # of no use to who starts none
-
         log, options = self._log, self._options
         order = WorkerOrder(
             store=log.fs.root,
