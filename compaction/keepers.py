@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from mldb.arrays import Bools, Numbers
-from mldb.compaction.planning import Sight, read_sources, timeline_of
+from mldb.compaction.planning import Sight, steady_sources, timeline_of
 from mldb.compaction.retention import Retention, Roots, Timeline, kept_commits, left_of, on_lineage
 from mldb.compaction.rules import EventRules
 from mldb.compaction.table import make_table
@@ -58,7 +58,7 @@ def keepers(
     one rule, and nothing else matters. Raises what ``make_plan`` raises.
     """
     with collection_paused():
-        view, _, sources, _ = read_sources(log)
+        view, _, sources, _ = steady_sources(log)
         table, timeline = make_table(sources), timeline_of(view, sources)
         policy, roots = rules.policy(view), rules.roots(view)
         if not len(timeline.lsn):

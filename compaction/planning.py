@@ -44,10 +44,12 @@ from mldb.log.index.steps import finish
 from mldb.log.log import Log
 from mldb.log.readers import lowest_needed
 from mldb.log.sealed import SealedPart
+from mldb.log.segment import SegmentGoneError
 from mldb.log.view import View
 
 HOT_CHECKPOINTS: Final = 3
 """What the last checkpoints see is not cold."""
+_LOOKS: Final = 8
 _NEW_SEGMENT_BYTES = 1 << 12
 """Room for an active segment that begins."""
 
@@ -120,6 +122,16 @@ def read_sources(log: Log) -> Sources:
         footer = footer_bytes(len(columns["row_commit"]), len(columns["commit_lsn"]))
         sources.append(TableSource(columns, end, end + footer))
     return Sources(view, parts, sources, footer)
+
+
+def steady_sources(log: Log) -> Sources:
+    """As :func:`read_sources`, again where a compaction replaced what it was about to read."""
+    for _ in range(_LOOKS - 1):
+        try:
+            return read_sources(log)
+        except SegmentGoneError:
+            continue
+    return read_sources(log)
 
 
 def columns_of(part: SealedPart) -> Columns:

@@ -67,6 +67,7 @@ def _config() -> dict[str, str | bool | int | float | list[str]]:
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "allow_community_extensions": "false",
+        "temp_directory": "",  # else it is made in the working folder, however small it may be
         "max_temp_directory_size": "0GB",
         "python_enable_replacements": "false",
         "memory_limit": f"{MEMORY_BYTES >> 20}MiB",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
+from mldb.errors import InvalidTypeError, InvalidValueError, MldbError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -237,3 +237,13 @@ def _load_torch_tables() -> None:
     found = {code: getattr(torch, name) for name, code in pairs if hasattr(torch, name)}
     _torch_of_code.update(found)
     _code_of_torch.update({dtype: code for code, dtype in found.items()})
+
+
+def dtype_name(code: str) -> str:
+    """Return what NumPy calls a dtype, such as float32; the code where bytes are swapped."""
+    if code.startswith(">"):
+        return code
+    try:
+        return str(dtype_of(code).name)
+    except MldbError:
+        return code  # of a newer ml_dtypes; its own name says as much

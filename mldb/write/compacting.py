@@ -163,14 +163,14 @@ class CompactionVerbs(Handle):
         Of all epochs and lineages; :class:`~mldb.compaction.usage.Usage` has the columns. Costs
         O(versions) in NumPy. Raises CorruptError, StorageIOError.
         """
-        from mldb.compaction.planning import read_sources
+        from mldb.compaction.planning import steady_sources
         from mldb.compaction.table import make_table
         from mldb.compaction.usage import usage_of
         from mldb.log.index.pause import collection_paused
 
         self._guard()
         with collection_paused():
-            table = make_table(read_sources(self._log).sources)
+            table = make_table(steady_sources(self._log).sources)
             return usage_of(table, _owner_of, _size_of)
 
     def keepers(self, readers: Mapping[str, int] | None = None) -> tuple[Keeper, ...]:

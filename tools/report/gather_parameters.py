@@ -23,7 +23,7 @@ from mldb.tools.cli.progress import Advance
 from mldb.tools.report.facts import LayerFacts, NumberColumn, ParameterFacts, TensorFacts
 from mldb.tools.report.layers import grouped_by_layer
 from mldb.tools.report.measures import Measured, histogram_columns
-from mldb.tools.report.states import MeasureCache, Sight, entries_seen, handle_at, states_of
+from mldb.tools.report.states import MeasureCache, SeenTensors, entries_seen, handle_at, states_of
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
@@ -97,7 +97,7 @@ def gather_parameters(
                 progress(min(done[0], total), total)
 
         scopes = [snapshot._scope() for _, snapshot in found]
-        sight = Sight(
+        sight = SeenTensors(
             [epoch for epoch, _ in found],
             scopes,
             [entries_seen(scope, keys.TENSORS) for scope in scopes],
@@ -149,7 +149,7 @@ def _snapshots(
 
 
 def _layer(
-    sight: Sight,
+    sight: SeenTensors,
     name: str,
     tensors: list[str],
     sizes: dict[str, tuple[int, int]],
@@ -201,7 +201,7 @@ def _ratio(moved: NumberColumn, before: NumberColumn) -> NumberColumn:
 
 
 def _tensor_facts(
-    sight: Sight, name: str, states: list[Measured | None], moves: list[float]
+    sight: SeenTensors, name: str, states: list[Measured | None], moves: list[float]
 ) -> TensorFacts:
     last = max(place for place, state in enumerate(states) if state is not None)
     handle = handle_at(sight, last, name)

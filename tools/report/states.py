@@ -41,7 +41,7 @@ class MeasureCache:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class SeenTensors:
     """The epochs shown, each with a snapshot of its last commit and the versions that it sees.
 
     ``advance`` is called with the bytes that were read.
@@ -64,7 +64,7 @@ def entries_seen(scope: Scope, space: bytes) -> dict[str, Entry]:
 
 
 def states_of(
-    sight: Sight, name: str, sample_size: int
+    sight: SeenTensors, name: str, sample_size: int
 ) -> tuple[list[Measured | None], list[float]]:
     """Each state of a tensor, None where there is none, and how far it is from the one before."""
     states: list[Measured | None] = []
@@ -86,7 +86,7 @@ def states_of(
     return states, moves
 
 
-def handle_at(sight: Sight, place: int, name: str) -> TensorHandle | None:
+def handle_at(sight: SeenTensors, place: int, name: str) -> TensorHandle | None:
     """The version that the epoch at *place* sees; None where the tensor does not exist.
 
     Raises CorruptError.
@@ -127,7 +127,7 @@ def plain_values(handle: TensorHandle) -> NumberColumn:
 
 
 def _state(
-    sight: Sight, handle: TensorHandle, last: tuple[bytes, Any] | None, sample_size: int
+    sight: SeenTensors, handle: TensorHandle, last: tuple[bytes, Any] | None, sample_size: int
 ) -> tuple[Measured, float, tuple[bytes, Any]]:
     """Measure one state, and its distance from the one before."""
     entry, cache = handle._entry, sight.cache

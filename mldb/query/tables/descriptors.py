@@ -9,12 +9,11 @@ from typing import Any, Final
 import numpy as np
 
 from mldb.arrays import Numbers
-from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.query.columns import WHOLE_LIST, Coded, ColumnData
 from mldb.query.rows import SpaceRows
 from mldb.tensors.codec import Descriptor, unpack_descriptor
-from mldb.tensors.dtypes import dtype_of
+from mldb.tensors.dtypes import dtype_name
 from mldb.tensors.encoding import ENCODING_ZSTD
 
 DESCRIBED: Final = ("dtype", "shape", "ndim", "size", "nbytes", "layout")
@@ -26,16 +25,6 @@ _ENCODINGS: Final = {
     fmt.ENCODING_DELTA: "delta",
     fmt.ENCODING_PATCH: "patch",
 }
-
-
-def dtype_name(code: str) -> str:
-    """Return what NumPy calls a dtype, such as float32; the code where bytes are swapped."""
-    if code.startswith(">"):
-        return code
-    try:
-        return str(dtype_of(code).name)
-    except MldbError:
-        return code  # of a newer ml_dtypes; its own name says as much
 
 
 _TEXTS: Final[dict[str, tuple[Callable[[Descriptor], str], str]]] = {

@@ -1,7 +1,4 @@
-"""Help and output as users see them, word for word: golden/ holds what is expected.
-
-A file of golden/ that is deleted is written anew by a run, which fails and says so.
-"""
+"""Output as users see it, word for word; ``tests.support.golden_text`` says how it is made anew."""
 
 from __future__ import annotations
 
@@ -14,27 +11,9 @@ import numpy as np
 import pytest
 
 import mldb
+from tests.support.golden_text import check_golden
 
 Run = Callable[..., Any]
-
-_GOLDEN = Path(__file__).parent / "golden"
-_COMMANDS = ("bench", "doctor", "du", "export", "import", "selftest")
-
-
-def _compare(name: str, text: str) -> None:
-    path = _GOLDEN / name
-    if not path.exists():
-        path.write_text(text)
-        pytest.fail(f"golden/{name} was not there and has been written; look at it")
-    assert text == path.read_text()
-
-
-@pytest.mark.parametrize("name", _COMMANDS)
-def test_help(ran: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    found = ran(name, "--help")
-    assert found.status == 0
-    _compare(f"{name}.help", found.out)
 
 
 @pytest.fixture
@@ -53,14 +32,14 @@ def run(tmp_path: Path) -> str:
 
 
 def test_du(ran: Run, run: str) -> None:
-    _compare("du.out", ran("du", run).out + ran("du", run, "--depth", 1).out)
+    check_golden("output_du", ran("du", run).out + ran("du", run, "--depth", 1).out)
 
 
 def test_doctor(ran: Run, run: str) -> None:
     found = ran("doctor", run, "--all").out.replace(run, "RUN")
     found = re.sub(r"[\d,]+ bytes are free on a file system \S+", "SO MANY bytes are free", found)
     lines = [line for line in found.splitlines() if "not known to be of this machine" not in line]
-    _compare("doctor.out", "\n".join(lines) + "\n")
+    check_golden("output_doctor", "\n".join(lines) + "\n")
 
 
 def test_export_and_import(ran: Run, run: str, tmp_path: Path) -> None:
@@ -68,4 +47,4 @@ def test_export_and_import(ran: Run, run: str, tmp_path: Path) -> None:
     found = ran("export", run, file, "--prefix", "model/").out
     found += ran("import", other, file, "--new", "--epoch", 2).out
     found = re.sub(r"lsn:\d+", "lsn:N", found.replace(str(tmp_path), "TMP"))
-    _compare("files.out", found)
+    check_golden("output_files", found)

@@ -1,4 +1,4 @@
-"""``mldb replay`` and ``mldb repair``: help, output, statuses, what they leave alone."""
+"""``mldb replay`` and ``mldb repair``: output, statuses, what they leave alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 import mldb
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.support.golden_text import check_golden
 
 
 def shown(text: str, *paths: object) -> str:
@@ -20,16 +19,11 @@ def shown(text: str, *paths: object) -> str:
     return re.sub(r"[0-9a-f]{32}", "ID", text)
 
 
-def test_the_help_is_that_of_the_golden_files(ran: Any) -> None:
-    for name in ("replay", "repair"):
-        assert ran(name, "--help").out == (GOLDEN / f"{name}_help.txt").read_text()
-
-
 def test_replay(ran: Any, store: str, tmp_path: Path) -> None:
     new = tmp_path / "new"
     found = ran("replay", store, new, "--until", 3, "--name", "conv1_weights", "--verify")
     assert (found.status, found.err) == (0, "")
-    assert shown(found.out, new) == (GOLDEN / "replay.txt").read_text()
+    check_golden("output_replay", shown(found.out, new))
     with mldb.open(new, mode="r") as db:
         assert db.names() == ["conv1_weights"]
         assert db.epoch == 3
@@ -70,7 +64,7 @@ def test_repair(ran: Any, store: str, tmp_path: Path) -> None:
     (Path(store) / "evil\x1b.txt").write_text("x")
     found = ran("repair", store, tmp_path / "new")
     assert found.status == 1
-    assert shown(found.out, tmp_path / "new") == (GOLDEN / "repair.txt").read_text()
+    check_golden("output_repair", shown(found.out, tmp_path / "new"))
     told = ran("repair", store, tmp_path / "json", "--json").json
     assert not told["ok"]
     assert {item["name"] for item in told["lost"]} == {"conv1_weights"}

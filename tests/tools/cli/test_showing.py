@@ -35,7 +35,7 @@ def test_show_tells_what_a_tensor_is(ran: Run, store: str) -> None:
     lines = found.out.splitlines()
     assert lines[0] == "conv1_weights"
     told = dict(line.split(None, 1) for line in lines[1:] if "  " in line)
-    assert (told["dtype"], told["shape"], told["layout"]) == ("<f4", "4x8 = 32", "dense")
+    assert (told["dtype"], told["shape"], told["layout"]) == ("float32", "4x8 = 32", "dense")
     assert (told["epoch"], told["versions"]) == ("4", "4, the first of epoch 1")
     assert (told["type"], told["layer"]) == ("weights", "conv1")
     assert told["relationship"] == "conv1_weights -> conv1_biases (layer_params)"
@@ -143,7 +143,11 @@ def test_what_is_damaged_is_named_and_the_rest_is_told(
     found = ran("show", path, "w", "--json")
     assert found.status == PROBLEM
     told = found.json
-    assert (told["dtype"], told["shape"], told["metadata"]) == ("<f8", [50_000], {"note": "kept"})
+    assert (told["dtype"], told["shape"], told["metadata"]) == (
+        "float64",
+        [50_000],
+        {"note": "kept"},
+    )
     assert any("damaged" in problem or "checksum" in problem for problem in told["problems"])
     values = {point["epoch"]: point["value"] for point in told["curve"]["points"]}
     assert values[epoch] == "NaN"

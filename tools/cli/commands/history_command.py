@@ -22,6 +22,8 @@ def command(call: Call, as_of: AsOf, limit: int | None) -> None:
     Each stays readable: `mldb show run TENSOR --as-of lsn:17`, or `db.query_tensor(name,
     as_of=mldb.Lsn(17))`.
     """
+    from mldb.tensors.dtypes import dtype_name
+
     name = call.words[0]
     db = call.store
     versions = db.history(name, as_of=as_of)
@@ -30,14 +32,23 @@ def command(call: Call, as_of: AsOf, limit: int | None) -> None:
     shown = versions[-limit:] if limit is not None else versions
     if call.out.as_json:
         fields = ("lsn", "epoch", "time", "dtype", "shape", "nbytes")
-        found = [{field: getattr(version, field) for field in fields} for version in shown]
+        found = [
+            {field: getattr(version, field) for field in fields}
+            | {"dtype": dtype_name(version.dtype)}
+            for version in shown
+        ]
         call.out.document({"name": name, "count": len(versions), "versions": found})
         return
     call.out.table(
         ("lsn", "epoch", "time", "dtype", "shape", "bytes"),
         (
             (
-                *(int(version.lsn), version.epoch, shown_time(version.time), version.dtype),
+                *(
+                    int(version.lsn),
+                    version.epoch,
+                    shown_time(version.time),
+                    dtype_name(version.dtype),
+                ),
                 shown_shape(version.shape),
                 shown_bytes(version.nbytes) if call.out.is_terminal else version.nbytes,
             )

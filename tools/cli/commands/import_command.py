@@ -38,7 +38,7 @@ def command(
 
     \b
     mldb import run model.safetensors --prefix model/ --epoch 4
-    mldb import run model.safetensors --new        into a store that does not exist yet
+    mldb import run model.safetensors --new    into a new store
     """
     from mldb.tools.formats.import_file import SPILL_BYTES, import_file, read_tensors
 

@@ -26,13 +26,19 @@ def command(call: Call, as_of: AsOf, prefix: str, limit: int | None) -> None:
     mldb ls run
     mldb ls run --as-of 3 --prefix encoder.
     """
+    from mldb.tensors.dtypes import dtype_name
+
     with call.store.at(as_of) as snapshot:
         shown = snapshot.listing(prefix, limit=limit)
         count = len(shown) if limit is None else snapshot.count(prefix)
     if call.out.as_json:
-        fields = ("dtype", "shape", "epoch", "lsn", "nbytes")
+        fields = ("shape", "epoch", "lsn", "nbytes")
         rows = [
-            {"name": name, **{field: getattr(version, field) for field in fields}}
+            {
+                "name": name,
+                "dtype": dtype_name(version.dtype),
+                **{field: getattr(version, field) for field in fields},
+            }
             for name, version in shown.items()
         ]
         call.out.document({"tensors": rows, "count": count})
@@ -41,7 +47,7 @@ def command(call: Call, as_of: AsOf, prefix: str, limit: int | None) -> None:
     call.out.table(
         ("name", "dtype", "shape", "epoch", "bytes"),
         (
-            (name, item.dtype, shown_shape(item.shape), item.epoch, size(item.nbytes))
+            (name, dtype_name(item.dtype), shown_shape(item.shape), item.epoch, size(item.nbytes))
             for name, item in shown.items()
         ),
         right=("epoch", "bytes"),

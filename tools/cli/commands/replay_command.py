@@ -30,7 +30,7 @@ def command(call: Call, until: AsOf, names: tuple[str, ...], verify: bool) -> in
     that was interrupted goes on when it is called again with the same words.
 
     \b
-    Example: mldb replay run small --until 40 --name encoder --name 'head.*' --verify
+    Example: mldb replay run small --until 40 --name encoder --verify
     """
     require_folder(call.path)
     import mldb

@@ -107,11 +107,13 @@ def _print(out: Output, found: Portrait, curve: CurveFigure, *, blocks: bool) ->
 
 def _told(found: Portrait) -> list[tuple[str, object]]:
     """What is printed in lines of a name and a value."""
+    from mldb.tensors.dtypes import dtype_name
+
     version = found.version
     since = "" if found.versions == 1 else f", the first of epoch {found.first_epoch}"
     stored = shown_bytes(version.stored_bytes)
     pairs: list[tuple[str, object]] = [
-        ("dtype", version.dtype),
+        ("dtype", dtype_name(version.dtype)),
         (
             "shape",
             shown_shape(version.shape) + (f" = {found.size:,}" if len(version.shape) > 1 else ""),
@@ -162,11 +164,14 @@ def _print_values(out: Output, found: Portrait, width: int) -> None:
 
 
 def _document(found: Portrait, curve: CurveFigure) -> dict[str, Any]:
+    from mldb.tensors.dtypes import dtype_name
+
     version = found.version
-    fields = ("lsn", "epoch", "time", "dtype", "shape", "nbytes", "stored_bytes")
+    fields = ("lsn", "epoch", "time", "shape", "nbytes", "stored_bytes")
     document: dict[str, Any] = {
         "name": found.name,
         **{field: getattr(version, field) for field in fields},
+        "dtype": dtype_name(version.dtype),
         "layout": found.layout,
         "encoding": found.encoding,
         "versions": found.versions,
