@@ -41,15 +41,20 @@ class Versions(Protocol):
 
 
 class DeltaReads:
-    """Decodes versions together with those that they build on. Any thread; see ``Door``."""
+    """Decodes versions together with those that they build on. Any thread; see ``Door``.
 
-    __slots__ = ("_cache", "_decode", "_door")
+    The door is passed to each call: held here, the two would keep each other, and a forgotten store
+    its descriptors, until garbage is collected.
+    """
 
-    def __init__(self, door: Versions, decode: Decode, cache: Cache) -> None:
-        self._door, self._decode, self._cache = door, decode, cache
+    __slots__ = ("_cache", "_decode")
+
+    def __init__(self, decode: Decode, cache: Cache) -> None:
+        self._decode, self._cache = decode, cache
 
     def decode(
         self,
+        door: Versions,
         view: View,
         key: bytes | None,
         entry: Entry,
@@ -64,7 +69,6 @@ class DeltaReads:
         This goes down to a version that builds on none, or to one whose bytes are at hand. Those in
         between are not kept: they cost less than the memory that would hold them.
         """
-        door = self._door
         chain = [stored_form(entry, data)]
         base: memoryview | None = None
         while base is None and entry.encoding == fmt.ENCODING_DELTA:
@@ -94,6 +98,7 @@ class DeltaReads:
 
     def part(
         self,
+        door: Versions,
         view: View,
         key: bytes | None,
         entry: Entry,
@@ -110,8 +115,8 @@ class DeltaReads:
         stop = max(-(-high >> PIECE_LOG2), first)
         is_few = stop - first <= FEW_PIECES < size >> PIECE_LOG2
         if (not is_few and self._cache.keeps(size)) or self._cache.find(place) is not None:
-            return self._door.version(view, key, entry, size, name)[low:high]
-        pieces = partial(self._pieces, view, key, entry, size, name)
+            return door.version(view, key, entry, size, name)[low:high]
+        pieces = partial(self._pieces, door, view, key, entry, size, name)
         start = first << PIECE_LOG2
         if not is_few:
             return pieces(first, stop)[low - start : high - start]
@@ -124,6 +129,7 @@ class DeltaReads:
 
     def _pieces(
         self,
+        door: Versions,
         view: View,
         key: bytes | None,
         entry: Entry,
@@ -134,7 +140,7 @@ class DeltaReads:
     ) -> memoryview:
         """Decode pieces *first* to *stop* of a delta."""
         span = first << PIECE_LOG2, min(stop << PIECE_LOG2, size)
-        view, entry, data = self._door.opened(view, key, entry, name)
+        view, entry, data = door.opened(view, key, entry, name)
         if entry.encoding != fmt.ENCODING_DELTA:  # it was replaced meanwhile
-            return self._door.part(view, key, entry, size, *span, name)
-        return self.decode(view, key, entry, data, size, span, name)
+            return door.part(view, key, entry, size, *span, name)
+        return self.decode(door, view, key, entry, data, size, span, name)

@@ -53,7 +53,7 @@ class Door:
         self._key_of = key_of
         self._head = head
         self._cache = cache
-        self._deltas = DeltaReads(self, decode, cache)
+        self._deltas = DeltaReads(decode, cache)
 
     def holder(
         self, view: View, key: bytes | None, entry: Entry, name: str
@@ -89,7 +89,7 @@ class Door:
             if entry.encoding == fmt.ENCODING_PATCH:
                 return self._patched(view, key, entry, data, size, (0, size), name).toreadonly()
             span = 0, size
-            return self._deltas.decode(view, key, entry, data, size, span, name, depth)
+            return self._deltas.decode(self, view, key, entry, data, size, span, name, depth)
 
         return self._cache.get((entry.segment, entry.offset), size, make)
 
@@ -114,7 +114,7 @@ class Door:
         if entry.encoding == fmt.ENCODING_PATCH:
             return self._patched_part(view, key, entry, size, (low, high), name).toreadonly()
         if entry.encoding == fmt.ENCODING_DELTA:
-            return self._deltas.part(view, key, entry, size, (low, high), name)
+            return self._deltas.part(self, view, key, entry, size, (low, high), name)
         if entry.encoding != fmt.ENCODING_RAW:
             return self.version(view, key, entry, size, name)[low:high]
         try:

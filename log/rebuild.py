@@ -9,7 +9,7 @@ nobody can open the folder, and nobody was told of an LSN of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mldb.errors import CorruptError, UsageError
@@ -28,7 +28,8 @@ from mldb.log.index.lineage import Jump, Jumps
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.index.pause import collection_paused
 from mldb.log.manifest import Kept, SegmentInfo
-from mldb.log.scan import Cursor, refuse_unknown, scan
+from mldb.log.scan import Cursor, refuse_unknown
+from mldb.log.scan_run import BatchRun, scan_runs
 from mldb.log.segment import SEGMENTS, Segment, segment_name
 
 WRITE_STEP: Final = 8 << 20
@@ -201,24 +202,19 @@ class StoreBuilder:
         segment.check_file_header(header)
         active = self._begin(segment.id, segment.store_id, self.last_lsn + 1, header)
         cursor = active.cursor
-        ended = False
-        last, known, add, jumps = self.last_lsn, self._known, active.memory.add, active.jumps
         with collection_paused():
-            for batch in scan(data, cursor, segment.seed, segment.id, verify_after=0):
-                row, _, entries, _ = batch
-                if known is not None:
-                    refuse_unknown(batch, known, segment.name)
-                if row.parent != last:
-                    jumps.append((row.lsn, row.parent))
-                add(row, entries)
-                last = row.lsn
-                active.count += len(entries)
-                self.commits += 1
-                if last >= until:
-                    ended = True
-                    break
-        self.last_lsn = last
-        if not ended:
+            for found in scan_runs(
+                data, cursor, segment.seed, segment.id, verify_after=0, until=until
+            ):
+                if isinstance(found, BatchRun):
+                    if self._known is not None:
+                        found.refuse_unknown(self._known, segment.name)
+                    self._take(active, found.taken_apart())
+                else:
+                    if self._known is not None:
+                        refuse_unknown(found, self._known, segment.name)
+                    self._take(active, [(found.row, found.entries)])
+        if self.last_lsn < until:
             raise CorruptError(
                 f"commit {self.last_lsn} is the last that can be read here, commit {until} was "
                 f"expected: {cursor.problem or 'the segment ends'}. Nothing of the source was "
@@ -230,6 +226,20 @@ class StoreBuilder:
         active.file.pwritev([header], 0)
         self._waiting, self._waiting_bytes = [], 0
         self.close_segment()
+
+    def _take(
+        self, active: Active, found: Iterable[tuple[CommitRow, list[tuple[bytes, Entry]]]]
+    ) -> None:
+        """Note commits that were scanned as part of the segment that is being written."""
+        add, jumps, last = active.memory.add, active.jumps, self.last_lsn
+        for row, entries in found:
+            if row.parent != last:
+                jumps.append((row.lsn, row.parent))
+            add(row, entries)
+            active.count += len(entries)
+            last = row.lsn
+            self.commits += 1
+        self.last_lsn = last
 
     def copy(
         self, info: SegmentInfo, data: memoryview, jumps: Sequence[Jump], commits: int

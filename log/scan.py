@@ -181,10 +181,14 @@ def _verify_payload(data: memoryview, frame: Frame) -> None:
 def refuse_unknown(batch: Batch, known: frozenset[int], file: str) -> None:
     """Raise FormatVersionError when the batch holds a must-understand kind that is not *known*."""
     for frame, _ in batch.frames:
-        kind = frame.header.kind
-        if kind & fmt.MUST_UNDERSTAND and kind & ~fmt.MUST_UNDERSTAND not in known:
-            raise FormatVersionError(
-                f"{file} holds an event of kind {kind & ~fmt.MUST_UNDERSTAND} at offset "
-                f"{frame.offset}, which this mldb does not know and must understand. Nothing was "
-                "changed; use a newer mldb."
-            )
+        refuse_kind(frame.header.kind, frame.offset, known, file)
+
+
+def refuse_kind(kind: int, offset: int, known: frozenset[int], file: str) -> None:
+    """Raise FormatVersionError for a must-understand frame kind that is not *known*."""
+    if kind & fmt.MUST_UNDERSTAND and kind & ~fmt.MUST_UNDERSTAND not in known:
+        raise FormatVersionError(
+            f"{file} holds an event of kind {kind & ~fmt.MUST_UNDERSTAND} at offset {offset}, "
+            "which this mldb does not know and must understand. Nothing was changed; use a newer "
+            "mldb."
+        )

@@ -29,7 +29,7 @@ _unpack = partial(msgpack.unpackb, raw=False, use_list=True, strict_map_key=Fals
 _make_header = partial(tuple.__new__, fmt.FrameHeader)
 _make_frame = partial(tuple.__new__, Frame)
 _make_body = partial(tuple.__new__, CommitBody)
-_ODD: Final = (
+ODD: Final = (
     msgpack.UnpackException,
     ValueError,
     TypeError,
@@ -173,7 +173,7 @@ def _read_commit(
         if type(fields) is not list:
             return None
         parent, epoch, time, clock, frames, digest, durable, extra, commit_id, merged = fields
-    except _ODD:
+    except ODD:
         return None
     ints = (type(parent), type(epoch), type(time), type(clock), type(frames), type(durable))
     if (
@@ -214,7 +214,7 @@ def _read_entry(
             or not is_sound(draft, length)
         ):
             return None
-    except _ODD:
+    except ODD:
         return None
     at = payload + offset
     entry = (commit_lsn, segment, frame, at, stored, attr, flags, code, base, digest, owner)

@@ -18,7 +18,8 @@ from mldb.log.index.address import CommitRow
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.log import Log
 from mldb.log.manifest import load_manifest, manifest_name, manifest_numbers
-from mldb.log.scan import Cursor, scan
+from mldb.log.scan import Cursor
+from mldb.log.scan_run import BatchRun, scan_runs
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment, SegmentGoneError
 from mldb.log.verify_owners import unowned
@@ -218,8 +219,8 @@ def _check_batches(
     known = {row.start: row for row in rows}
     found = 0
     while cursor.offset < len(data):
-        for _ in scan(data, cursor, segment.seed, segment.id, verify_after=0):
-            found += 1
+        for item in scan_runs(data, cursor, segment.seed, segment.id, verify_after=0):
+            found += len(item.starts) if isinstance(item, BatchRun) else 1
         if cursor.offset >= len(data):
             break
         row = known.get(cursor.offset)

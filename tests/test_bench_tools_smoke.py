@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench_compaction.row import Row
-from tests.bench_tools import command_line, metrics, runner
+from tests.bench_tools import command_line, metrics, runner, verify
 
 TINY = metrics.Sizes(2, 20, 100, 50, 20, asked=False)
 
@@ -41,6 +41,18 @@ def test_the_command_line_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = command_line.rows(quick=True)
     assert [row.must for row in found if row.must] == ["<= 100", "<= 250"]
     assert all(row.met is None for row in found)
+
+
+def test_what_is_verified_is_what_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny = verify.Amounts(1, 1 << 10, 40, 1, asked=False)
+    monkeypatch.setattr(verify, "QUICK", tiny)
+    found = verify.rows(quick=True)
+    assert len(found) == 2 * 3 + 2 * 2
+    assert all(row.value > 0 and row.met is None for row in found)
+    assert [row.must for row in found if row.must] == [">= 0.6", ">= 0.6"]
+    verify.record_small(tmp_path / "store", tiny)
+    files = (tmp_path / "store" / "segments").iterdir()
+    assert verify.read_and_hash(tmp_path / "store") == sum(item.stat().st_size for item in files)
 
 
 def test_every_section_that_is_named_is_run() -> None:

@@ -11,7 +11,7 @@ import argparse
 from tests.bench import sections
 from tests.bench_compaction.runner import render
 
-SECTIONS = ("metrics", "query", "command_line", "replay", "report")
+SECTIONS = ("metrics", "query", "command_line", "replay", "verify", "report")
 _PACKAGE = "tests.bench_tools"
 _LIBRARIES = ("numpy", "xxhash", "msgpack")
 

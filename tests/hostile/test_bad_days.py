@@ -428,7 +428,7 @@ def test_a_memory_error_while_decoding_leaves_the_handle_usable(
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(db._source.door, "_decode", no_memory)
+            patch.setattr(db._source.door._deltas, "_decode", no_memory)
             calls: list[Callable[[], object]] = [
                 lambda: db["x"],
                 db.tensor("x").numpy,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mldb.log import batch as batch_module
 from mldb.log import format as fmt
+from mldb.log import scan_run
 from mldb.log.active import chain_start
 from mldb.log.batch import (
     BatchStart,
@@ -135,6 +136,22 @@ class Built:
         cursor = self.cursor()
         view = memoryview(self.data if data is None else data)
         found = list(scan(view, cursor, self.seed, self.segment, verify_after=verify_after))
+        return found, cursor
+
+    def scan_runs(
+        self, data: bytes | None = None, *, verify_after: int | None = 0, until: int = fmt.LSN_MAX
+    ) -> tuple[list[tuple[CommitRow, list[tuple[bytes, Entry]]]], Cursor]:
+        """The commits and entries that a scan by runs finds, the shortest runs taken too."""
+        cursor = self.cursor()
+        view = memoryview(self.data if data is None else data)
+        found: list[tuple[CommitRow, list[tuple[bytes, Entry]]]] = []
+        wanted: dict[str, Any] = {"verify_after": verify_after, "until": until}
+        with mock.patch.object(scan_run, "_BATCHES_MIN", 1):
+            for item in scan_run.scan_runs(view, cursor, self.seed, self.segment, **wanted):
+                if isinstance(item, scan_run.BatchRun):
+                    found += item.taken_apart()
+                else:
+                    found.append((item.row, item.entries))
         return found, cursor
 
 
