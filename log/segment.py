@@ -269,9 +269,13 @@ class Segment:
         return data[start:stop]
 
     def mapped(self, entry: Entry) -> memoryview | None:
-        """Return the stored bytes of one version where they are mapped, not verified; or None."""
-        data = self._cover(entry.offset + entry.length)
-        return None if data is None else data[entry.offset : entry.offset + entry.length]
+        """Return the stored bytes of one version where they are mapped, not verified; or None.
+
+        A sealed segment is not mapped for that: each mapping holds a descriptor.
+        """
+        stop = entry.offset + entry.length
+        data = self._cover(stop) if self.grows else self._map
+        return None if data is None or len(data) < stop else data[entry.offset : stop]
 
     def pieces(self, entry: Entry, size: int) -> Iterator[memoryview]:
         """Yield the stored bytes of one version, *size* at a time, read and not verified.

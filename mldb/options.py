@@ -31,8 +31,7 @@ class Options:
     """How a handle behaves. Sizes are bytes, times seconds.
 
     mode:                "rw", or "r", which stores nothing and works on a read-only folder. Where
-                         it can, it registers in ``readers/`` while a snapshot is open, and tells
-                         in a hint which versions but the newest it read.
+                         it can, it registers in ``readers/`` while a snapshot is open.
     durability:          "commit": a commit that returned survives power loss. "os": it survives a
                          killed process; ``sync()`` makes everything before it durable.
     verify:              checksums of what reads touch: "first" time, "always", or "never".
@@ -60,8 +59,8 @@ class Options:
     pending_checkpoints: how many ``checkpoint(wait=False)`` may be on their way; the next one
                          waits. Each holds one buffer of the state's size.
     note_reads:          whether reads of versions that are not the newest keep these from being
-                         encoded anew for a week. False for what reads a whole history once, as
-                         the tools do.
+                         encoded anew for a week. False for what reads a whole history once. A
+                         handle that only reads tells nothing: it writes nothing.
     background_compaction: "auto": a process beside this one compacts now and then, at idle
                          priority, where two cores are allowed, the disk is local, and a pass gives
                          back compaction_gain_bytes and compaction_gain_share. True: whatever the

