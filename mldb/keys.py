@@ -131,5 +131,5 @@ def shown(key: bytes) -> str:
     if key[:1] == SPLATS:
         return lake_of(key)
     if key[:1] == METRICS:
-        return ", ".join(metrics_of(key))
+        return key[1:].removeprefix(NUL).decode("utf-8", "backslashreplace").replace("\0", ", ")
     return key[1:].decode("utf-8", "backslashreplace")

@@ -31,6 +31,8 @@ _SPREAD: Final = 64
 """Rows that stand further apart than this are read one by one."""
 _SAME_SIZE_MIN: Final = 32
 """With fewer keys of a size, each is cut out by itself."""
+_REPEATED_MAX: Final = 1 << 30
+"""Bytes of attrs of one key, where versions share some: a few bytes could claim any number."""
 _NO_DIGEST: Final = bytes(fmt.DIGEST_SIZE)
 
 _Numbers = npt.NDArray[np.int64]
@@ -296,6 +298,9 @@ def attr_columns(
     sizes = ends - begins
     if sizes.min() < 0:
         raise CorruptError("the index contradicts itself", file=reader.file)
+    total = float(sizes.sum(dtype=np.float64))
+    if total > max(reader.count("attr_heap"), _REPEATED_MAX):
+        raise CorruptError(f"versions of one key claim {total:.0f} bytes", file=reader.file)
     breaks = np.flatnonzero(begins[1:] != ends[:-1])
     starts, stops = begins[np.append(0, breaks + 1)].tolist(), ends[np.append(breaks, -1)].tolist()
     runs = [reader.span("attr_heap", *run).tobytes() for run in zip(starts, stops, strict=True)]

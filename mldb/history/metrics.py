@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mldb import keys
 from mldb.arrays import Numbers
 from mldb.errors import CorruptError
-from mldb.history.kinds.metrics import HEAD_WORDS, WORD, row_words
+from mldb.history.kinds.metrics import HEAD_WORDS, NO_STEP, WORD, names_in, row_words
 from mldb.log.index.bulk import AttrColumns
 from mldb.log.view import View
 from mldb.names import check_name
@@ -45,9 +45,12 @@ _DTYPES: Final = ("<i8", "<i8", "M8[ns]", "<f8", "<i8")
 
 
 def metric_names(scope: Scope) -> list[str]:
-    """Return the names of the metrics that have points in *scope*, in byte order: O(sets)."""
+    """Return the names of the metrics that have points in *scope*, in byte order: O(sets).
+
+    Raises CorruptError for a key that nobody can have logged.
+    """
     found = itertools.chain.from_iterable(scope.view.live_keys(keys.METRICS, scope.intervals))
-    return sorted(set(itertools.chain.from_iterable(map(keys.metrics_of, found))))
+    return sorted(set(itertools.chain.from_iterable(map(_names_in, found))))
 
 
 def metric_columns(scope: Scope, name: str) -> MetricColumns:
@@ -59,9 +62,12 @@ def metric_columns(scope: Scope, name: str) -> MetricColumns:
     parts: list[tuple[_Column, ...]] = []
     several = 0
     for key in _keys_with(view, wanted):
-        place = keys.metrics_of(key).index(name)
+        names = _names_in(key)
         before = len(parts)
-        parts += [_points(view, key, found, place) for found in view.attrs(key, scope.intervals)]
+        parts += [
+            _points(view, names, found, names.index(name))
+            for found in view.attrs(key, scope.intervals)
+        ]
         several += len(parts) > before
     columns = [_joined([part[i] for part in parts], dtype) for i, dtype in enumerate(_DTYPES)]
     if several > 1:
@@ -84,16 +90,26 @@ def _keys_with(view: View, name: bytes) -> Iterator[bytes]:
             yield key
 
 
-def _points(view: View, key: bytes, found: AttrColumns, place: int) -> tuple[_Column, ...]:
-    """Return the columns of the points in some attrs of one key."""
-    words = row_words(len(keys.metrics_of(key)))
-    if (found.sizes % (words * WORD)).any():
-        shown = keys.shown(key)
+def _names_in(key: bytes) -> list[str]:
+    """The names of a key. Raises CorruptError for one that nobody can have logged."""
+    try:
+        return names_in(key)
+    except ValueError as error:
+        raise CorruptError(f"metrics have a damaged key: {error}", key=keys.shown(key)) from None
+
+
+def _points(view: View, names: list[str], found: AttrColumns, place: int) -> tuple[_Column, ...]:
+    """Return the columns of the points in some attrs of the key of these names."""
+    words = row_words(len(names))
+    if (found.sizes % (words * WORD)).any() or not found.sizes.all():
+        shown = ", ".join(names)
         raise CorruptError(
             f"points of the metrics {shown[:80]!r} do not have {words * WORD} bytes each", key=shown
         )
     counts = found.sizes // (words * WORD)
     table = np.frombuffer(found.data, "<i8").reshape(-1, words)
+    if (table[:, 0] < NO_STEP).any():
+        raise CorruptError(f"a point of the metric {names[place]!r} has step {table[:, 0].min()}")
     epochs = _epochs(view, found.lsns) if found.epochs is None else found.epochs
     return (
         table[:, 0],

@@ -12,7 +12,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from queue import Empty, SimpleQueue
 from time import monotonic_ns
 from typing import Final, TypeAlias
@@ -29,6 +29,8 @@ from mldb.write.rules import EpochRule, check_epoch
 FLUSH_SECONDS: Final = 0.5
 WAITING_MAX: Final = 1 << 16
 """So many calls wait at most; the next one stores them itself."""
+_LOOKED_AT: Final = 16
+"""So many calls that wait are looked at first, then twice as many."""
 _LATE_NS: Final = 2_000_000_000  # a thread that has not begun by then never will
 
 
@@ -101,12 +103,16 @@ class MetricLog:
         return item
 
     def take_back(self, item: Waiting) -> bool:
-        """Take a call off that came when the handle was closed; False when it was stored."""
-        for place, other in enumerate(self.waiting):
-            if other is item:
-                del self.waiting[place]
-                return True
-        return False
+        """Take a call off that came when the handle was closed; False when it was stored.
+
+        Waits for a flush that may be storing it, unless this thread is inside that one: what it
+        stores was taken before.
+        """
+        with self._turn.hold_unless_inside() or nullcontext():
+            place = self._place_behind(item)
+            if place:
+                del self.waiting[place - 1]
+        return place > 0
 
     def _checked(self, epoch: int) -> int:
         found = check_epoch(epoch)
@@ -141,9 +147,10 @@ class MetricLog:
         with guard:
             self._finish_trying()
             # No more than there is now: who logs meanwhile must not keep this call for ever.
-            last = until or next(reversed(self.waiting), None)
-            while (batch := self._next(last, is_free=until is not None)) is not None:
+            left = len(self.waiting) if until is None else self._place_behind(until)
+            while (batch := self._next(left, is_free=until is not None)) is not None:
                 self._store(*batch, durable=durable)
+                left -= len(batch[0])
             if not self.waiting and not isinstance(self.failed, EpochOrderError):
                 self.failed = None  # all of it is stored after all
 
@@ -166,28 +173,26 @@ class MetricLog:
         else:
             self.failed = error
 
-    def _next(
-        self, until: Waiting | None, *, is_free: bool
-    ) -> tuple[list[Waiting], MetricRows] | None:
-        """Return the next calls that one commit can hold; None when none is to be stored now.
+    def _place_behind(self, until: Waiting) -> int:
+        """How many calls wait up to *until*, it included; 0 when it is stored."""
+        return next((place for place, item in enumerate(self.waiting, 1) if item is until), 0)
 
-        *is_free*: checkpoints on their way are behind all of it.
+    def _next(self, left: int, *, is_free: bool) -> tuple[list[Waiting], MetricRows] | None:
+        """Return the next calls, of *left*, that one commit can hold; None when none is to be.
+
+        *is_free*: checkpoints on their way are behind all of it. What is looked at grows with what
+        fits: where each call has an epoch of its own, each is a commit, and the list is long.
         """
-        waiting = self.waiting[: 2 * WAITING_MAX]
-        if not any(item is until for item in waiting):
+        epoch = self.waiting[0][0] if left and self.waiting else None
+        if not (left and self.waiting) or not (is_free or self._may_store(epoch)):
             return None
-        epoch = waiting[0][0]
-        if not (is_free or self._may_store(epoch)):
-            return None
-        rows = MetricRows()
-        count = 0
-        for item in waiting:
-            if item[0] != epoch or not rows.add(item[1]):
-                break
-            count += 1
-            if item is until:
-                break
-        return waiting[:count], rows
+        rows, taken = MetricRows(), list[Waiting]()
+        while block := self.waiting[len(taken) : min(left, 2 * len(taken) + _LOOKED_AT)]:
+            for item in block:
+                if item[0] != epoch or not rows.add(item[1]):
+                    return taken, rows
+                taken.append(item)
+        return taken, rows
 
     def _may_store(self, epoch: int | None) -> bool:
         """Whether no checkpoint on its way, of a lower epoch, has to be stored first."""

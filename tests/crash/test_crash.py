@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 import mldb
+from mldb.history.kinds.changes import attr_draft
 from mldb.log import format as fmt
 from mldb.log import state as log_state
 from mldb.log.active import Active, open_active
@@ -35,6 +37,7 @@ from mldb.log.fs.protocol import Buffer, OpenMode
 from mldb.log.manifest import manifest_name
 from mldb.log.sealing import Sealer
 from mldb.log.sequencer import Sequencer
+from mldb.write import metric_log, metric_plans
 from tests.support.crashes import (
     PERSISTENCE,
     Promise,
@@ -160,6 +163,25 @@ def two_handles(run: Recorder) -> None:
     other.close()
 
 
+def logs(run: Recorder) -> None:
+    """Points alone and waiting: stored in front of commits, of a rewind, by a sync; one kill."""
+    with patch.object(metric_log.MetricLog, "_start", lambda self: None):  # no thread stores them
+        for number in range(5):
+            run.log({"loss": number / 2, "lr": 0.5}, number)
+            for step in range(3):
+                run.log({"loss": -step, f"m{step}": number}, step, buffer=True)
+            if number == 1:
+                run.reopen(kill=True)
+            elif number == 2:
+                run.rewind(4)
+            elif number == 3:
+                run.sync()
+            else:
+                run.commit(small(number), epoch=number)
+        run.log({"last": 1.0}, 9)
+        run.close()
+
+
 @dataclass(frozen=True)
 class Case:
     """A workload, how its store is opened, how many states are drawn, how many must differ."""
@@ -187,6 +209,7 @@ CASES = {
     "spills": Case(spills, 115, {"segment_bytes": 2000, "spill_bytes": SPILL}),
     "rewinds": Case(rewinds, 120, {"segment_bytes": 1200}),
     "reopenings": Case(reopenings, 115, {"segment_bytes": 2000}),
+    "logs": Case(logs, 120, {"segment_bytes": 1500}),
     "two handles": Case(two_handles, 135, {"segment_bytes": 1500}, limit=100),
 }
 
@@ -431,6 +454,30 @@ LEFT_OUT: dict[str, tuple[str, Durability, Step, set[Persistence]]] = {
         {"posix", "ordered", "process"},
     ),
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["a point", "half of a flush"])
+def test_points_that_are_lost_are_found(
+    lost: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the claims above would not see, nobody would."""
+    changes = metric_plans.MetricRows.changes
+
+    def some(self: metric_plans.MetricRows) -> Any:
+        made = changes(self)
+        return made[:1] if lost == "half of a flush" else made
+
+    def none(key: bytes, rows: bytes) -> Any:
+        return attr_draft(key, rows[:16] + bytes(len(rows) - 16))
+
+    if lost == "a point":
+        monkeypatch.setattr("mldb.write.metric_verbs.attr_draft", none)
+    else:
+        monkeypatch.setattr(metric_plans.MetricRows, "changes", some)
+    run = CASES["logs"].run("commit")
+    wrong = violation_in(run, "posix", seed=seed, limit=40, since=run.created)
+    assert "content" in wrong
 
 
 @pytest.mark.slow

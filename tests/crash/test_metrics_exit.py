@@ -122,3 +122,54 @@ def test_a_forked_child_that_ends_stores_nothing_twice(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert logged(tmp_path / "s") == [0, 1, 2]
+
+
+TRAINING = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+class Numbers(Dataset):
+    def __len__(self): return 24
+    def __getitem__(self, place):
+        try:
+            db.log({"loss": -1}, buffer=True)
+        except mldb.ClosedError:
+            return torch.tensor(float(place))
+        return torch.tensor(-1.0)
+
+def train(stop=None):
+    for epoch in range(2):
+        loader = DataLoader(Numbers(), 4, num_workers=2, multiprocessing_context="fork")
+        for step, batch in enumerate(loader):
+            db.log({"loss": batch.mean(), "epoch": epoch}, epoch=epoch, step=step, buffer=True)
+            if stop == (epoch, step):
+                os.kill(os.getpid(), signal.SIGINT)
+        db.checkpoint({"w": torch.full((3,), float(epoch))}, epoch=epoch, wait=False)
+
+db = mldb.open(path)
+"""
+LOSSES = [1.5, 5.5, 9.5, 13.5, 17.5, 21.5]
+
+
+@pytest.mark.slow
+def test_a_training_run_with_forked_workers_stores_each_point_once(tmp_path: Path) -> None:
+    """The workers hold a copy of the handle, log nothing, and end before the run does."""
+    done = program(tmp_path / "s", TRAINING + "train()\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    with mldb.open(tmp_path / "s", mode="r") as db:
+        curve = db.metrics("loss")
+        assert curve.value.tolist() == LOSSES * 2
+        assert curve.step.tolist() == [*range(6)] * 2
+        assert curve.epoch.tolist() == [0] * 6 + [1] * 6
+        assert [item.epoch for item in db.checkpoints()] == [0, 1]
+        assert db.verify().ok
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_training_run_keeps_what_was_logged_until_then(tmp_path: Path) -> None:
+    done = program(tmp_path / "s", TRAINING + "train(stop=(1, 3))\n")
+    assert done.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in done.stderr
+    with mldb.open(tmp_path / "s", mode="r") as db:
+        assert db.metrics("loss").value.tolist() == [*LOSSES, *LOSSES[:4]]
+        assert [item.epoch for item in db.checkpoints()] == [0]

@@ -25,8 +25,8 @@ FRAME_HEADER = struct.Struct("<4sHBBIBBHQQQQQ")
 MUST_UNDERSTAND = 1 << 15
 SEGMENT, INDEX_FILE, MANIFEST_FILE, HINT = 1, 3, 4, 7
 COMMIT, INDEX, MANIFEST = 1, 2, 3
-TENSORS, METADATA, RELATIONS, TAGS, PINS, LAKES, SPLATS = (
-    bytes([n]) for n in (1, 2, 3, 6, 7, 9, 10)
+TENSORS, METADATA, RELATIONS, TAGS, PINS, LAKES, SPLATS, METRICS = (
+    bytes([n]) for n in (1, 2, 3, 6, 7, 9, 10, 11)
 )
 
 
@@ -524,3 +524,66 @@ def _mark(
             if int(block["id"][row]) in left:
                 left.discard(int(block["id"][row]))
                 lived[row] = live
+
+
+class Point(NamedTuple):
+    """A number logged (5): its commit, the epoch of that, and what its row says."""
+
+    lsn: int
+    epoch: int
+    step: int
+    time: int
+    value: float
+
+
+def metrics_of(key: bytes) -> list[str]:
+    """The names of a METRICS key without its space byte."""
+    names = key.removeprefix(b"\0").split(b"\0")
+    require(all(names) and names == sorted(set(names)), "names that do not ascend")
+    require((key[:1] == b"\0") == (len(names) > 1), "a NUL in front of one name")
+    return [name.decode() for name in names]
+
+
+def points_of(entry: Entry) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """The rows of a version: step, time, values by name."""
+    names = metrics_of(entry.key[1:])
+    row = struct.Struct(f"<qq{len(names)}d")
+    require(entry.attr and not len(entry.attr) % row.size, "points that are no rows")
+    require((entry.length, entry.digest) == (0, b""), "points with bytes beside their attr")
+    for step, time, *values in row.iter_unpack(entry.attr):
+        require(step >= -1, "a step below -1")
+        yield step, time, dict(zip(names, values, strict=True))
+
+
+def curves(store: Store, lsn: int) -> dict[str, list[Point]]:
+    """The points of each metric that a commit sees."""
+    found: dict[str, list[Point]] = {}
+    sources: dict[str, set[bytes]] = {}
+    for commit in store.lineage(lsn):
+        for entry in commit.entries:
+            if entry.key[:1] != METRICS:
+                continue
+            require(not entry.flags & 1, "points that were deleted")
+            for step, time, values in points_of(entry):
+                for name, value in values.items():
+                    point = Point(commit.lsn, commit.epoch, step, time, value)
+                    found.setdefault(name, []).append(point)
+                    sources.setdefault(name, set()).add(entry.key)
+    for name, points in found.items():
+        if len(sources[name]) > 1:
+            points.sort(key=lambda point: (point.lsn, point.time))
+    return found
+
+
+def calls(commit: Commit) -> list[tuple[int, int, dict[str, float]]]:
+    """What was logged in a commit, call by call: by time, then in the order of rows."""
+    found: dict[tuple[int, int, int], dict[str, float]] = {}
+    for entry in commit.entries:
+        if entry.key[:1] == METRICS:
+            for step, time, values in points_of(entry):
+                twin = 0
+                while found.get((time, step, twin), {}).keys() & values.keys():
+                    twin += 1
+                found.setdefault((time, step, twin), {}).update(values)
+    ordered = sorted(found.items(), key=lambda item: item[0][0])
+    return [(step, time, values) for (time, step, _), values in ordered]

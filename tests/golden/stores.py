@@ -12,6 +12,7 @@ import scipy.sparse as sp
 HERE = Path(__file__).resolve().parent
 FORMAT_1 = HERE / "format-1"
 FORMAT_2 = HERE / "format-2"
+METRICS = HERE / "format-2-metrics"
 BACKUP = HERE / "format-2-backup"
 DERIVED = ("LOCK", "GATE", "readers", "hints/border", "hints/reads")
 """What holds nothing, belongs to an open handle, or is measured anew on each machine."""

@@ -17,6 +17,7 @@ import torch
 from xxhash import xxh3_64_intdigest as hash64
 
 import mldb
+from mldb.history.events import MetricsLogged
 from mldb.tensors.codec import prepare
 from tests.golden import reader
 from tests.golden.reader import (
@@ -34,9 +35,10 @@ from tests.golden.reader import (
     splat_rows,
     unpack,
 )
-from tests.golden.stores import BACKUP, FORMAT_1, FORMAT_2
+from tests.golden.stores import BACKUP, FORMAT_1, FORMAT_2, METRICS
 
-STORES = {"version 1": FORMAT_1, "version 2": FORMAT_2, "backup": BACKUP}
+STORES = {"version 1": FORMAT_1, "version 2": FORMAT_2, "backup": BACKUP, "metrics": METRICS}
+METRICS_POINTS = 158
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(ComplexHalf|Sparse CSR).*:UserWarning")
 
@@ -112,7 +114,7 @@ def test_every_version_of_every_tensor_has_the_same_bytes(
             if entry.commit_lsn == lsn:
                 check_tensor(db, key.decode(), lsn, entry)
                 count += 1
-    assert count == {FORMAT_1: 24, FORMAT_2: 106, BACKUP: 103}[store.folder]
+    assert count == {FORMAT_1: 24, FORMAT_2: 106, BACKUP: 103, METRICS: 3}[store.folder]
 
 
 def check_tensor(db: mldb.MLDatabase, name: str, lsn: int, entry: Entry) -> None:
@@ -174,7 +176,7 @@ def test_every_commit_has_the_same_tags_pins_and_relations(
 
 
 def test_lakes_have_the_same_rows(store: Store, db: mldb.MLDatabase) -> None:
-    if store.folder == FORMAT_1:
+    if store.folder in (FORMAT_1, METRICS):
         pytest.skip("it has no lakes")
     late = db.at("late").lsn
     lakes = store.state(int(late), reader.LAKES)
@@ -227,6 +229,38 @@ def sees_rows(store: Store, lsn: int) -> bool:
     return any(key.startswith(b"sphere\0") for key in store.state(lsn, reader.SPLATS))
 
 
+def test_every_commit_sees_the_same_curves(store: Store, db: mldb.MLDatabase) -> None:
+    """Names, and of each point its commit, epoch, step, time and value, to the last bit."""
+    points = 0
+    for lsn in store.commits:
+        found = reader.curves(store, lsn)
+        with db.at(mldb.Lsn(lsn)) as snapshot:
+            assert snapshot.metrics() == sorted(found)
+            for name, expected in found.items():
+                curve = snapshot.metrics(name)
+                columns = [curve.lsn, curve.epoch, curve.step, curve.time, curve.value]
+                want = np.array(expected, object).T.tolist()
+                types = ("<i8", "<i8", "<i8", "<i8", "<f8")
+                for have, one, dtype in zip(columns, want, types, strict=True):
+                    assert have.view(dtype).tobytes() == np.array(one, dtype).tobytes()
+        points = max(points, sum(map(len, found.values())))
+    assert points == (METRICS_POINTS if store.folder == METRICS else 0)
+
+
+def test_every_call_that_logged_is_an_event(store: Store, db: mldb.MLDatabase) -> None:
+    expected = [
+        (commit.lsn, None if step < 0 else step, time // 1000, repr(values))
+        for commit in store.commits.values()
+        for step, time, values in reader.calls(commit)
+    ]
+    found = [
+        (event.lsn, event.step, round(event.moment.timestamp() * 1e6), repr(event.values))
+        for event in db.events()
+        if isinstance(event, MetricsLogged)
+    ]
+    assert found == expected
+
+
 def test_the_skeleton_of_a_checkpoint_names_tensors_of_its_commit(store: Store) -> None:
     count = 0
     for lsn, commit in store.commits.items():
@@ -243,7 +277,7 @@ def test_the_skeleton_of_a_checkpoint_names_tensors_of_its_commit(store: Store) 
             assert names
             assert names <= known
             count += 1
-    assert count == (1 if store.folder == FORMAT_1 else 2)
+    assert count == {FORMAT_1: 1, METRICS: 0}.get(store.folder, 2)
 
 
 def tensors_in(node: Any) -> list[str]:

@@ -7,6 +7,7 @@ shows, and words of what is found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from mldb.log.ownership import OwnedLock
 from mldb.log.sequencer import Sequencer
 from mldb.log.state import LogState
 from mldb.log.syncing import Syncing
+from mldb.write.metric_log import MetricLog
 from mldb.write.rules import ReadCheck
 from tests.support import interference
 from tests.support.interference import CALM, Relation, Schedule, Tally, Trouble, sweep
@@ -114,6 +116,27 @@ def children_write(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryFile, "_require_own", lambda self, call: self._require(call))
 
 
+def forgotten_points(patch: pytest.MonkeyPatch) -> None:
+    """What waits is taken off the list, and a commit stores only itself."""
+    patch.setattr(MetricLog, "flush_before", lambda self, until=None: self.waiting.clear())
+
+
+def two_flushes(patch: pytest.MonkeyPatch) -> None:
+    """Two threads store what waits at the same time, and take it off when they have."""
+
+    class Free:
+        def hold_unless_inside(self) -> Any:
+            return nullcontext()
+
+    made = MetricLog.__init__
+
+    def init(self: MetricLog, *arguments: Any) -> None:
+        made(self, *arguments)
+        self._turn = Free()  # type: ignore[assignment]
+
+    patch.setattr(MetricLog, "__init__", init)
+
+
 # --- where each shows -----------------------------------------------------------------------------
 
 
@@ -156,6 +179,8 @@ MUTANTS = (
     Mutant(two_writers, "process", "commit", "commit", ""),
     Mutant(scanned_while_written, "thread", "seal", "snapshot", ""),
     Mutant(unread_reads, "process", "transaction", "transaction", "other values"),
+    Mutant(forgotten_points, "process", "buffered", "commit", "is gone", step=17),
+    Mutant(two_flushes, "thread", "buffered", "buffered", "one twice"),
     Mutant(children_write, "fork", "spill", "return", "the child: "),
 )
 

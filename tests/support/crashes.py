@@ -77,6 +77,9 @@ class Recorder:
         """What :func:`given_lsns` says, once the recording is over."""
         return given_lsns(self.fs, self.heads)
 
+    waiting: list[tuple[dict[str, float], int]] = field(default_factory=list)
+    """What was logged with ``buffer=True`` and is not stored yet."""
+
     def open(self) -> mldb.MLDatabase:
         """Open the store once more."""
         return mldb.MLDatabase.on(self.fs, **self.options)
@@ -90,14 +93,47 @@ class Recorder:
         """Close and open again, or kill the process and open again."""
         if kill:
             self.fs.kill()
+            self.waiting.clear()
         else:
             self.close()
         self.db = self.open()
 
     def sync(self) -> None:
         """Make everything so far durable."""
+        content = self._begin(0)
         self.db.sync()
+        self._flushed(content, int(self.db.lsn) + 1)
         self._promise("durable")
+
+    def _begin(self, commits: int = 1) -> Content:
+        """Say how many commits are coming: one more where points wait. Return what is in front."""
+        content = self.model.head.content.draft()
+        for values, step in self.waiting:
+            content.log(values, step)
+        self._promise("begun", commits + bool(self.waiting))
+        return content
+
+    def _flushed(self, content: Content, before: int) -> None:
+        """Add the one commit of what waited, which lies in front of commit *before*."""
+        if self.waiting:
+            rows = self.db._log.head().commits(self.model.head.lsn + 1, before - 1)
+            (lsn,) = [row.lsn for _, row in rows]
+            self.model.add(lsn, None, content)
+            self.waiting.clear()
+
+    def log(self, values: dict[str, float], step: int, *, buffer: bool = False) -> None:
+        """Log metrics, at once or with the next commit; nobody else stores them meanwhile."""
+        if buffer:
+            assert self.db.log(values, step=step, buffer=True) is None
+            self.waiting.append((values, step))
+            return
+        content = self._begin()
+        lsn = self.db.log(values, step=step)
+        self._flushed(content, int(lsn))
+        content = content.draft()
+        content.log(values, step)
+        self.model.add(lsn, None, content)
+        self._promise(self.acknowledges)
 
     def _promise(self, kind: Kind | None, ahead: int = 0) -> None:
         assert kind is not None
@@ -105,12 +141,13 @@ class Recorder:
 
     def commit(self, change: Change, epoch: int | None = None) -> None:
         """Run a change in one transaction."""
-        content = self.model.head.content.draft()
+        before = self._begin()
+        content = before.draft()
         change(content)
-        self._promise("begun", 1)
         with self.db.transaction(epoch) as txn:
             change(txn)
         assert txn.lsn is not None
+        self._flushed(before, int(txn.lsn))
         self.model.add(txn.lsn, epoch, content)
         self._promise(self.acknowledges)
 
@@ -125,8 +162,9 @@ class Recorder:
     def rewind(self, index: int) -> None:
         """Go back to the state at a commit of the model."""
         target = self.model.commits[index]
-        self._promise("begun", 1)
+        before = self._begin()
         lsn = self.db.rewind(mldb.Lsn(target.lsn))
+        self._flushed(before, int(lsn))
         self.model.add(lsn, target.epoch, target.content.draft(), index)
         self._promise(self.acknowledges)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 import mldb
-from mldb.history.events import Rewound, TagSet, TensorPatched, TensorStored
+from mldb.history.events import MetricsLogged, Rewound, TagSet, TensorPatched, TensorStored
 from mldb.history.snapshot import StateSurface
 
 Content: TypeAlias = dict[str, int]
@@ -29,6 +29,8 @@ Mark: TypeAlias = tuple[str, str]
 Outcome: TypeAlias = Literal["running", "stored", "refused", "unknown"]
 Loss: TypeAlias = Literal["nothing", "power"]
 AFTER = "after"
+CURVE = "loss"
+"""A metric to which every step adds that logs any."""
 
 
 @dataclass(slots=True)
@@ -37,7 +39,8 @@ class Step:
 
     ``handle`` names what it went through; ``reads`` is what it built on, so that it must hold at
     the parent. ``durable`` is the time from which on it survives power loss; None while nobody said
-    so.
+    so. ``logs`` are metrics, by name, one of which no other step has; where they ``waited``, one
+    commit may hold those of several steps.
     """
 
     who: str
@@ -47,6 +50,8 @@ class Step:
     reads: Content = field(default_factory=dict)
     rewinds: int | None = None
     tag: str | None = None
+    logs: Content = field(default_factory=dict)
+    waited: bool = False
     ended: int | None = None
     lsn: int | None = None
     outcome: Outcome = "running"
@@ -62,6 +67,7 @@ class Step:
     def marks(self) -> frozenset[Mark]:
         """Return what its commit must hold, no more and no less."""
         found = {("tensor", name) for name in self.writes}
+        found |= {("metric", name) for name in self.logs}
         if self.rewinds is not None:
             found.add(("rewind", str(self.rewinds)))
         if self.tag is not None:
@@ -167,6 +173,8 @@ def commits_of(db: mldb.MLDatabase, base: int) -> dict[int, frozenset[Mark]]:
         match event:
             case TensorStored() | TensorPatched():
                 marks.add(("tensor", event.name))
+            case MetricsLogged():
+                marks.update(("metric", name) for name in event.values)
             case TagSet():
                 marks.add(("tag", event.name))
             case Rewound():
@@ -183,8 +191,11 @@ class Judge:
     record: Record
     time: int
     loss: Loss = "nothing"
-    commits: dict[int, Step] = field(default_factory=dict)
+    commits: dict[int, list[Step]] = field(default_factory=dict)
+    """The steps of each commit: one, or some whose metrics waited."""
     contents: dict[int, Content] = field(default_factory=dict)
+    curves: dict[int, list[int]] = field(default_factory=dict)
+    """The curve that every step which logs adds to, at each commit."""
 
     def examine(self, db: mldb.MLDatabase) -> Iterator[str]:
         """Yield what is wrong with an open store."""
@@ -197,27 +208,28 @@ class Judge:
     def _match(self, found: dict[int, frozenset[Mark]]) -> Iterator[str]:
         by_marks = {step.marks(): step for step in self.record.steps}
         for lsn, marks in found.items():
-            step = by_marks.pop(marks, None)
-            if step is None:
+            steps = _steps_of(marks, by_marks)
+            if not steps:
                 yield f"commit {lsn} holds {sorted(marks)}: no one transaction, or one twice"
                 continue
-            self.commits[lsn] = step
-            outcome = step.outcome_at(self.time)
-            if outcome is None or outcome == "refused":
-                yield f"commit {lsn} of {step} is there although it was refused or never asked for"
-            if outcome == "stored" and step.lsn not in (None, lsn):
-                yield f"{step} was told another LSN than {lsn}"
+            self.commits[lsn] = steps
+            for step in steps:
+                outcome = step.outcome_at(self.time)
+                if outcome is None or outcome == "refused":
+                    yield f"commit {lsn} of {step} is there though it was refused or never asked"
+                if outcome == "stored" and step.lsn not in (None, lsn):
+                    yield f"{step} was told another LSN than {lsn}"
 
     def _promised(self) -> Iterator[str]:
         """What was acknowledged is there, in the order in which it was."""
-        present = {id(step): lsn for lsn, step in self.commits.items()}
+        present = {id(step): lsn for lsn, steps in self.commits.items() for step in steps}
         fragile = self.loss == "power" or self.record.lost_something(self.time)
         for step in self.record.steps:
             durable = step.durable is not None and step.durable <= self.time
             stored = step.outcome_at(self.time) == "stored"
             if (durable or (stored and not fragile)) and id(step) not in present:
                 yield f"{step} was acknowledged and is gone"
-        order = [step for _, step in sorted(self.commits.items())]
+        order = [step for _, steps in sorted(self.commits.items()) for step in steps]
         for place, late in enumerate(order):
             for early in order[place + 1 :]:
                 if early.ended is not None and early.ended < late.begun:
@@ -227,12 +239,17 @@ class Judge:
         contents = self.contents
         contents.update(self.record.base.contents)
         content = contents[self.record.base.lsn]
-        for lsn, step in self.commits.items():
+        curves = self.curves = {lsn: list[int]() for lsn in contents}
+        curve: list[int] = []
+        for lsn, steps in self.commits.items():
+            step = steps[0]
             differing = {name for name in step.reads if content.get(name) != step.reads[name]}
             if differing:
                 yield f"commit {lsn} built on other values of {differing} than it read: {step}"
             if step.rewinds is not None:
-                content = contents[step.rewinds]
+                content, curve = contents[step.rewinds], curves[step.rewinds]
+            logged = [step.logs[CURVE] for step in steps if CURVE in step.logs]
+            curve = curves[lsn] = [*curve, *logged]
             content = contents[lsn] = {**content, **step.writes}
 
     def _read(self, db: mldb.MLDatabase) -> Iterator[str]:
@@ -245,7 +262,12 @@ class Judge:
         for lsn in {self.record.base.lsn, *self.commits} - {0, head}:
             if (got := content_of(db, mldb.Lsn(lsn))) != self.contents[lsn]:
                 yield f"commit {lsn} reads as {got} and not {self.contents[lsn]}"
-        tags = {step.tag for step in self.commits.values() if step.tag is not None}
+        logged = any(step.logs for step in self.record.steps)
+        for lsn in self.curves if logged else ():
+            if lsn and (values := _curve_in(db, lsn)) != self.curves[lsn]:
+                yield f"at commit {lsn} the curve is {values} and not {self.curves[lsn]}"
+        steps = [step for some in self.commits.values() for step in some]
+        tags = {step.tag for step in steps if step.tag is not None}
         if not tags <= set(db.tags()):
             yield f"of the tags {tags} only {db.tags()} are there"
         report = db.verify()
@@ -263,6 +285,21 @@ class Judge:
                 yield f"nothing is left of what {sighting} was shown"
             if inside and not any(_shows(sighting, self.contents[lsn]) for lsn in inside):
                 yield f"{sighting} was shown what no commit of {inside} holds"
+
+
+def _steps_of(marks: frozenset[Mark], by_marks: dict[frozenset[Mark], Step]) -> list[Step]:
+    """Take out the step with these marks, or those that waited and have them together."""
+    if marks in by_marks:
+        return [by_marks.pop(marks)]
+    waited = [step for own, step in by_marks.items() if step.waited and own <= marks]
+    if frozenset[Mark]().union(*(step.marks() for step in waited)) != marks:
+        return []
+    return [by_marks.pop(step.marks()) for step in waited]
+
+
+def _curve_in(db: mldb.MLDatabase, lsn: int) -> list[int]:
+    """The values of the curve that all add to."""
+    return [int(value) for value in db.metrics(CURVE, as_of=mldb.Lsn(lsn)).value.tolist()]
 
 
 def _shows(sighting: Sighting, content: Content) -> bool:

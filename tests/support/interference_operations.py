@@ -19,7 +19,15 @@ from mldb.compaction import folds
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.protocol import FileSystem
 from tests.support.compacting import compact_all
-from tests.support.interference_model import Outcome, Record, Sighting, Step, content_of, number_in
+from tests.support.interference_model import (
+    CURVE,
+    Outcome,
+    Record,
+    Sighting,
+    Step,
+    content_of,
+    number_in,
+)
 
 LARGE = 100
 """Elements of a tensor that does not fit a small segment, so that it gets one of its own."""
@@ -356,6 +364,30 @@ def compact(actor: Actor) -> None:
             raise
 
 
+def log(actor: Actor) -> None:
+    """Log metrics, which is one commit."""
+    name, number = actor.name()
+    with actor.step(logs={CURVE: number, name: number}) as step:
+        step.lsn = int(actor.open_db.log(step.logs))
+
+
+def buffered(actor: Actor) -> None:
+    """Log metrics that wait, then store a tensor, in front of which they are stored.
+
+    They are acknowledged when none waits any more: what goes wrong with them is told later.
+    """
+    name, number = actor.name()
+    record, db = actor.record, actor.open_db
+    logs = {CURVE: number, name: number}
+    step = Step(actor.who, actor.handle, record.tick(), logs=logs, waited=True, outcome="unknown")
+    record.steps.append(step)
+    db.log(logs, buffer=True)
+    actor.put()
+    if not db.stats()["metrics"]["waiting"]:
+        step.outcome, step.ended = "stored", record.tick()
+        step.durable = step.ended if db.options.durability == "commit" else None
+
+
 class Copies:
     """Stands for OsFileSystem in ``MLDatabase.backup``: copies are made in memory."""
 
@@ -406,5 +438,7 @@ OPERATIONS: dict[str, Operation] = {
     "rewind": Operation(rewind, before=commit),
     "tag": Operation(tag),
     "close": Operation(close, before=commit),
+    "log": Operation(log),
+    "buffered": Operation(buffered),
     "compact": Operation(compact, before=commit),
 }

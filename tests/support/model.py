@@ -18,6 +18,9 @@ from mldb.history.snapshot import StateSurface
 Value: TypeAlias = tuple[str, tuple[int, ...], bytes]
 """A tensor: dtype with its byte order, shape, bytes."""
 
+Point: TypeAlias = tuple[int, float]
+"""A step and a value that was logged."""
+
 Relation: TypeAlias = tuple[str, str, str]
 """Source, kind, target."""
 
@@ -64,10 +67,18 @@ class Content:
     relations: dict[Relation, dict[str, Any]] = field(default_factory=dict)
     stored: dict[str, Value] = field(default_factory=dict, compare=False)
     """The versions that the commit itself made."""
+    points: dict[str, tuple[Point, ...]] = field(default_factory=dict)
+    """The curves of the metrics."""
 
     def draft(self) -> Content:
         """Return a copy that may be changed."""
-        return Content(dict(self.tensors), dict(self.metadata), dict(self.relations))
+        tensors, metadata = dict(self.tensors), dict(self.metadata)
+        return Content(tensors, metadata, dict(self.relations), points=dict(self.points))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Add a point to each of some curves."""
+        for name, value in values.items():
+            self.points[name] = (*self.points.get(name, ()), (step, value))
 
     def store_tensor(self, name: str, data: Any, metadata: dict[str, Any] | None = None) -> None:
         """Store a version; None leaves the metadata as it is."""
@@ -117,7 +128,14 @@ def content_of(surface: StateSurface, as_of: Any = None) -> Content:
             (found.source, found.kind, found.target): found.metadata
             for found in surface.relationships(as_of=as_of)
         },
+        points={name: points_of(surface, name, as_of) for name in surface.metrics(as_of=as_of)},
     )
+
+
+def points_of(surface: StateSurface, name: str, as_of: Any = None) -> tuple[Point, ...]:
+    """Read the curve of one metric."""
+    curve = surface.metrics(name, as_of=as_of)
+    return tuple(zip(curve.step.tolist(), curve.value.tolist(), strict=True))
 
 
 @dataclass(slots=True)
