@@ -117,7 +117,7 @@ class ReadNotes:
 
     def tell(self) -> None:
         """Add what was noted to the hint that all processes share. Never raises."""
-        if self._process is not CURRENT[0]:
+        if self._process is not CURRENT[0] or not (self._fresh or len(self._rows)):
             return
         guard = self._turn.hold_unless_inside()
         if guard is None:

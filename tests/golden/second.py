@@ -42,8 +42,7 @@ from tests.support.seen import segments_of
 WRITER = b"mldb 0.1.0"
 START: Final = 1_700_000_000_000_000_000
 SECOND: Final = 1_000_000_000
-# Reads that are noted look at the clock, and its ticks are part of the names of files.
-OPTIONS: dict[str, Any] = {"segment_bytes": 8_000, "spill_bytes": 65_600, "note_reads": False}
+OPTIONS: dict[str, Any] = {"segment_bytes": 8_000, "spill_bytes": 65_600}
 
 # --- tensors --------------------------------------------------------------------------------------
 
