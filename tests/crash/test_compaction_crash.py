@@ -81,7 +81,7 @@ def recorded(*, prune: bool, durability: str) -> Recorder:
 
 LIMITS = pytest.mark.parametrize(
     "limit",
-    [50, pytest.param(70, marks=pytest.mark.large), pytest.param(1500, marks=pytest.mark.large)],
+    [70, pytest.param(150, marks=pytest.mark.large), pytest.param(1500, marks=pytest.mark.large)],
     ids=["some", "many", "most"],
 )
 
