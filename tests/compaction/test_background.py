@@ -349,6 +349,7 @@ def _trainer(store: Path, rest: str) -> tuple[subprocess.Popen[str], int]:
 def test_ctrl_c_is_not_for_the_worker(store_path: Path) -> None:
     rest = """
 try:
+    print("waiting", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
@@ -356,8 +357,9 @@ time.sleep(60)
 """
     process, worker = _trainer(store_path, rest)
     try:
-        os.killpg(process.pid, signal.SIGINT)
         assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"  # Ctrl-C before is nobody's to catch
+        os.killpg(process.pid, signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
         time.sleep(0.3)
         assert is_alive(worker)

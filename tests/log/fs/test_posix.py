@@ -384,6 +384,7 @@ def test_a_memory_limit_is_named_as_a_reason(tmp_path: Path) -> None:
         db["large"] = np.ones(16 << 20, np.float64)
 
     def child(_: Line) -> None:
+        gc.collect()  # what other tests left would make room later
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
         with mldb.open(tmp_path, mode="r") as db:
