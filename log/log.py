@@ -21,6 +21,7 @@ from mldb.errors import (
     ReadOnlyError,
     StorageFullError,
 )
+from mldb.log import native
 from mldb.log.active import Active
 from mldb.log.batches import StoredBatch, read_batches
 from mldb.log.birth import FOLDERS, restore_folders
@@ -338,6 +339,7 @@ class Log:
             "commits": 0 if sequencer is None else sequencer.commits,
             "hints_saved": 0 if sequencer is None else sequencer.saver.saved,
             "hints_failed": 0 if sequencer is None else sequencer.saver.failed,
+            "native": native.status,
             "free_bytes": self.fs.free_bytes(),
             "distrusted": list(state.distrusted),
             "readers": len(registrations(self.fs)),

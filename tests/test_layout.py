@@ -120,7 +120,8 @@ def _python_files(folder: str) -> list[Path]:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name == "__pycache__" or path.is_symlink():
+        built = path.suffix == ".so"  # the compiled module, in place
+        if path.name == "__pycache__" or path.is_symlink() or built:
             continue
         if path.is_dir():
             yield from _files(path)

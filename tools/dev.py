@@ -35,6 +35,8 @@ SYSTEM_PACKAGES: tuple[str, ...] = (
     *("libvulkan1", "mesa-vulkan-drivers", "vulkan-validationlayers"),
     *("glslc", "spirv-tools"),
     *("chromium", "fonts-dejavu-core"),
+    # The header of xxHash, for the compiled module.
+    "libxxhash-dev",
 )
 
 TYPES = ("-m", "mypy")
@@ -113,6 +115,8 @@ def _fingerprint() -> str:
     digest = hashlib.sha256()
     for part in (
         (ROOT / "pyproject.toml").read_bytes(),
+        (ROOT / "setup.py").read_bytes(),
+        *(path.read_bytes() for path in sorted((ROOT / "log/native").glob("*.[ph]*"))),
         Path(__file__).read_bytes(),
         repr(sys.version_info[:2]).encode(),
         str(ROOT).encode(),

@@ -1,0 +1,7 @@
+VERSION: str
+INTERFACE: int
+HAS_XXHASH: bool
+CONSTANTS: dict[str, int | bytes]
+
+def check64(data: bytes, seed: int = 0) -> int: ...
+def digest128(data: bytes) -> bytes: ...
