@@ -83,7 +83,7 @@ def _check_place(environment: Mapping[str, str], byteorder: str, abiflags: str) 
 def fault_of(module: ModuleType, version: str | None = None) -> str | None:
     """What is wrong with a module for the Python beside it; None for nothing."""
     known = _version() if version is None else version
-    if module.VERSION != known or module.INTERFACE != INTERFACE:
+    if known != module.VERSION or module.INTERFACE != INTERFACE:
         return f"is of version {module.VERSION} ({module.INTERFACE}), not {known} ({INTERFACE})"
     for name, value in module.CONSTANTS.items():
         if getattr(fmt, name, None) != value:
