@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from mldb import keys
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.history.as_of import AsOf
@@ -18,7 +17,7 @@ from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import Lsn
 from mldb.log.recovery import Recovery
 from mldb.options import Durability, Mode, Options, Verify
-from mldb.tensors.codec import unpack_metadata
+from mldb.tensors.metadata import metadata_columns
 from mldb.write import preemption
 from mldb.write.checkpoint_verbs import CheckpointVerbs
 from mldb.write.compacting import CompactionVerbs
@@ -75,13 +74,13 @@ class MLDatabase(
                 raise
             raise InvalidTypeError(f"{error}; the options are the fields of mldb.Options") from None
         root = _store_path(path, create=mode == "rw")
-        super().__init__(OsFileSystem(root), chosen, _metadata_columns)
+        super().__init__(OsFileSystem(root), chosen, metadata_columns)
 
     @classmethod
     def on(cls, fs: FileSystem, **options: Any) -> Self:
         """Open the store in any FileSystem: one in memory, or one that injects faults."""
         database = cls.__new__(cls)
-        super(MLDatabase, database).__init__(fs, Options(**options), _metadata_columns)
+        super(MLDatabase, database).__init__(fs, Options(**options), metadata_columns)
         return database
 
     @property
@@ -193,7 +192,7 @@ class MLDatabase(
             )
         from mldb.log.backup import backup
 
-        backup(self._log, target, _metadata_columns)
+        backup(self._log, target, metadata_columns)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Read and check every byte of the store; changes nothing.
@@ -344,11 +343,3 @@ def _store_path(path: str | os.PathLike[str], *, create: bool) -> str:
     if not isinstance(text, str):
         raise InvalidTypeError(f"{path!r} is a bytes path; give a str or Path")
     return OsFileSystem.prepare_root(text, create=create)
-
-
-def _metadata_columns(key: bytes, attr: bytes) -> dict[str, Any] | None:
-    """Return the metadata fields of an entry, which get columns of their own in sealed segments.
-
-    Other key spaces have none (None), nor has a deletion, which has no attr.
-    """
-    return unpack_metadata(attr) if attr and key[:1] == keys.METADATA else None

@@ -34,7 +34,7 @@ _JOINED: Final = 64 << 20
 _RATIO_LOG2: Final = 15
 """A block of zstd takes 4 bytes or more and gives 2^17 or fewer."""
 
-_NAMES: Final = {
+ENCODING_NAMES: Final = {
     fmt.ENCODING_RAW: "raw",
     ENCODING_ZSTD: "zstd",
     fmt.ENCODING_REFERENCE: "reference",
@@ -45,7 +45,7 @@ _NAMES: Final = {
 
 def encoding_name(encoding: int) -> str:
     """Return the word for an encoding; ``encoding 9`` for one of a newer mldb."""
-    return _NAMES.get(encoding, f"encoding {encoding}")
+    return ENCODING_NAMES.get(encoding, f"encoding {encoding}")
 
 
 def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:

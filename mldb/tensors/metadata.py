@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
+from mldb import keys
 from mldb.errors import CorruptError, InvalidTypeError, InvalidValueError, LimitError
 
 MAX_METADATA_BYTES: Final = 1 << 20
@@ -189,3 +190,11 @@ def _corrupt(problem: str) -> CorruptError:
         f"stored metadata is damaged: {problem}. The tensors themselves stay readable; run "
         "db.verify() to see what is affected."
     )
+
+
+def metadata_columns(key: bytes, attr: bytes) -> dict[str, Any] | None:
+    """Return the metadata fields of an entry, which get columns of their own in sealed segments.
+
+    Other key spaces have none (None), nor has a deletion, which has no attr.
+    """
+    return unpack_metadata(attr) if attr and key[:1] == keys.METADATA else None

@@ -15,10 +15,11 @@ from mldb.log.manifest import Kept
 from mldb.log.rebuild import StoreBuilder
 from mldb.log.salvage import FoundCommit, FoundFile
 from mldb.log.segment import segment_name
+from mldb.tensors.metadata import metadata_columns
 from mldb.tools.repair.deciding import Deciding
 from mldb.tools.repair.finding import DamagedStore, best_commits, damage_of, look_through
 from mldb.tools.repair.report import Lost, RepairReport
-from mldb.tools.replay.source import metadata_columns, store_folder
+from mldb.tools.replay.source import store_folder
 from mldb.tools.replay.unfinished import UnfinishedStore
 
 _TOLD_EVERY: Final = 1024

@@ -22,12 +22,13 @@ from mldb.log.manifest import refuse_to_write
 from mldb.log.rebuild import StoreBuilder
 from mldb.log.segment import Segment
 from mldb.options import Options
+from mldb.tensors.metadata import metadata_columns
 from mldb.tools.replay.changed import TensorChange, Transform
 from mldb.tools.replay.chosen import NameChoice
 from mldb.tools.replay.records import batch_extra
 from mldb.tools.replay.report import ReplayReport
 from mldb.tools.replay.selection import WantedNames, chooser, described_names, function_name
-from mldb.tools.replay.source import ReplaySource, metadata_columns, store_folder
+from mldb.tools.replay.source import ReplaySource, store_folder
 from mldb.tools.replay.staying import Staying
 from mldb.tools.replay.unfinished import UnfinishedStore
 from mldb.tools.replay.whole import ReplayProgress, replay_whole

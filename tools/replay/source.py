@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from mldb import keys
 from mldb.closing import Closing
@@ -24,7 +24,6 @@ from mldb.log.view import View
 from mldb.options import Options
 from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import ByteCache
-from mldb.tensors.codec import unpack_metadata
 from mldb.tensors.scope import Scope, Source, make_scope
 
 _CACHE_BYTES: Final = 64 << 20
@@ -33,11 +32,6 @@ _CACHE_BYTES: Final = 64 << 20
 def store_folder(path: str | os.PathLike[str], *, create: bool = False) -> OsFileSystem:
     """Return the files of the store at *path*. Raises StorageIOError, InvalidNameError."""
     return OsFileSystem(OsFileSystem.prepare_root(os.fspath(path), create=create))
-
-
-def metadata_columns(key: bytes, attr: bytes) -> dict[str, Any] | None:
-    """Return the metadata fields of an entry, which get columns of their own in a footer."""
-    return unpack_metadata(attr) if attr and key[:1] == keys.METADATA else None
 
 
 class ReplaySource(Closing):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mldb.database import MLDatabase
     from mldb.query.surface import Snapshot
 
-ENCODING_NAMES: Final = {
+ENCODING_LABELS: Final = {
     fmt.ENCODING_RAW: "as they are",
     fmt.ENCODING_RAW + 1: "compressed",
     fmt.ENCODING_REFERENCE: "references to equal bytes",
@@ -47,7 +47,7 @@ def gather_storage(
                 decoded = nbytes_of.get(entry.attr)
                 if decoded is None:
                     decoded = nbytes_of[entry.attr] = unpack_descriptor(entry.attr).nbytes
-                kind = ENCODING_NAMES.get(entry.encoding, f"encoding {entry.encoding}")
+                kind = ENCODING_LABELS.get(entry.encoding, f"encoding {entry.encoding}")
                 epoch = epoch_of.get(entry.commit_lsn, 0)
                 for target in (
                     sums,

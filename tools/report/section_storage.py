@@ -9,7 +9,7 @@ import numpy as np
 from mldb.tools.cli.values import shown_bytes
 from mldb.tools.report.charts import bar_rows, column_chart
 from mldb.tools.report.facts import StorageFacts
-from mldb.tools.report.gather_storage import ENCODING_NAMES
+from mldb.tools.report.gather_storage import ENCODING_LABELS
 from mldb.tools.report.markup import remark, table
 from mldb.tools.report.parts import Page, Section, figure, grid, nothing, tiles, unread
 
@@ -101,7 +101,7 @@ def _by_epoch(page: Page, facts: StorageFacts) -> str:
 
 
 def _by_encoding(page: Page, facts: StorageFacts) -> str:
-    order = [name for name in ENCODING_NAMES.values() if name in facts.by_encoding]
+    order = [name for name in ENCODING_LABELS.values() if name in facts.by_encoding]
     order += [name for name in facts.by_encoding if name not in order]
     bars = []
     rows = []

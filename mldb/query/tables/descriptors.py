@@ -14,18 +14,9 @@ from mldb.query.columns import WHOLE_LIST, Coded, ColumnData
 from mldb.query.rows import SpaceRows
 from mldb.tensors.codec import Descriptor, unpack_descriptor
 from mldb.tensors.dtypes import dtype_name
-from mldb.tensors.encoding import ENCODING_ZSTD
+from mldb.tensors.encoding import ENCODING_NAMES
 
 DESCRIBED: Final = ("dtype", "shape", "ndim", "size", "nbytes", "layout")
-
-_ENCODINGS: Final = {
-    fmt.ENCODING_RAW: "raw",
-    ENCODING_ZSTD: "zstd",
-    fmt.ENCODING_REFERENCE: "reference",
-    fmt.ENCODING_DELTA: "delta",
-    fmt.ENCODING_PATCH: "patch",
-}
-
 
 _TEXTS: Final[dict[str, tuple[Callable[[Descriptor], str], str]]] = {
     "dtype": (lambda what: dtype_name(what.dtype), "VARCHAR"),
@@ -71,9 +62,9 @@ def _column(name: str, kinds: list[Descriptor | None], place: Numbers, gone: Any
 
 def encodings(rows: SpaceRows, found: Numbers) -> Coded:
     """Return how the bytes of these versions are stored; NULL for deletions."""
-    values = list(_ENCODINGS.values())
+    values = list(ENCODING_NAMES.values())
     codes = np.full(fmt.ENCODING_MAX + 1, -1, np.int64)
-    codes[list(_ENCODINGS)] = np.arange(len(values))
+    codes[list(ENCODING_NAMES)] = np.arange(len(values))
     gone = rows.take("flags", found) & fmt.ENTRY_TOMBSTONE != 0
     own = codes[rows.take("encoding", found).astype(np.int64)]
     return Coded(np.where(gone, -1, own), values)

@@ -19,7 +19,7 @@ from mldb.tools.report.gather_parameters import (
     gather_parameters,
 )
 from mldb.tools.report.gather_run import CURVES_SHOWN, gather_run
-from mldb.tools.report.gather_storage import ENCODING_NAMES, gather_storage
+from mldb.tools.report.gather_storage import ENCODING_LABELS, gather_storage
 from mldb.tools.report.layers import OTHER_LAYERS, layer_of, natural_order
 from mldb.tools.report.states import MeasureCache
 
@@ -270,7 +270,7 @@ def test_bytes_are_those_of_all_versions(store_path: Path) -> None:
     assert rows["grows"][:2] == [3, 2_400_000]
     assert rows["same"][:2] == [3, 4_800_000]
     assert found.versions == 6
-    assert found.by_encoding[ENCODING_NAMES[ENCODING_REFERENCE]] == (2, 3_200_000, 0)
+    assert found.by_encoding[ENCODING_LABELS[ENCODING_REFERENCE]] == (2, 3_200_000, 0)
     assert [(epoch, decoded) for epoch, decoded, _ in found.by_epoch] == [
         (epoch, 2_400_000) for epoch in (1, 2, 3)
     ]
