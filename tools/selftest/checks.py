@@ -274,7 +274,7 @@ def _all_of(path: str) -> list[tuple[Any, ...]]:
     """Every value of every epoch, first by a handle that verifies and then by one that does not."""
     found: list[tuple[Any, ...]] = []
     for verify in ("always", "never"):
-        with mldb.open(path, mode="r", verify=verify) as db:  # type: ignore[arg-type]
+        with mldb.open(path, mode="r", verify=verify) as db:
             for epoch in range(1, db.epoch + 1):
                 for name in db.names(as_of=epoch):
                     array = db.query_tensor(name, as_of=epoch)
