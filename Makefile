@@ -1,13 +1,16 @@
 # Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
 PYTHON ?= python3
 
-.PHONY: demo test test-large bench bench-lake bench-growth bench-compaction bench-tools lint setup
+.PHONY: demo test test-pure test-large bench bench-lake bench-growth bench-compaction bench-tools lint setup
 
 demo:
 	@$(PYTHON) tools/dev.py demo
 
 test:
 	@$(PYTHON) tools/dev.py test
+
+test-pure:
+	@$(PYTHON) tools/dev.py test-pure
 
 test-large:
 	@$(PYTHON) tools/dev.py test-large

@@ -17,6 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from mldb.log import native
 from tests.support.parts import count_of, take_all
 
 # A loaded machine must not change what passes: no deadline, and slow examples are no failure.
@@ -41,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "repeat", _COMMON, derandomize=True, max_examples=count_of(_EXAMPLES)
     )
     hypothesis.settings.load_profile(profile)
+
+
+def pytest_report_header() -> str:
+    """What runs: the compiled module, or Python alone and why."""
+    return f"mldb: native is {native.status}"
 
 
 def pytest_collection_finish() -> None:

@@ -1,6 +1,6 @@
 """Set up the checkout and run what a developer runs; standard library only.
 
-``python3 tools/dev.py setup|demo|test|test-large|lint [arguments]``, and likewise
+``python3 tools/dev.py setup|demo|test|test-pure|test-large|lint [arguments]``, and likewise
 ``bench|bench-lake|bench-growth|bench-compaction|bench-tools``.
 
 Arguments are those of the last step.
@@ -40,6 +40,9 @@ SYSTEM_PACKAGES: tuple[str, ...] = (
 )
 
 TYPES = ("-m", "mypy")
+# Two processes: the tests wait for disks, children and time as often as they compute. Each has half
+# of the tests in their order; who is done first takes half of what the other has left.
+TESTS = ("-m", "pytest", "-n", "2", "--dist", "worksteal")
 LINT = (
     ("-m", "ruff", "check", "--output-format=concise", "."),
     ("-m", "ruff", "format", "--check", "--output-format=concise", "."),
@@ -48,9 +51,9 @@ LINT = (
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "setup": (),
     "demo": (("-m", "mldb.tools.demo"),),
-    # Two processes: the tests wait for disks, children and time as often as they compute. Each has
-    # half of the tests in their order; who is done first takes half of what the other has left.
-    "test": (*LINT, ("-m", "pytest", "-n", "2", "--dist", "worksteal")),
+    "test": (*LINT, TESTS),
+    # The same tests without the compiled module: children inherit what says so.
+    "test-pure": (TESTS,),
     # The tests of hypothesis as well: only here they take all of their examples.
     "test-large": (("-m", "pytest", "-m", "large or hypothesis"),),
     "bench": (("-m", "tests.bench"),),
@@ -60,6 +63,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "bench-tools": (("-m", "tests.bench_tools"),),
     "lint": LINT,
 }
+# What a command adds to the environment of its steps.
+_SETTINGS = {"test-pure": {"MLDB_PURE": "1"}}
+# Whether the compiled module runs, or why it does not: said before the tests of either kind.
+_NATIVE = "from mldb.log import native; print('native is', native.status)"
 _HINTS = {
     "ruff check": "`.venv/bin/python -m ruff check --fix .` mends most of these",
     "ruff format": "`.venv/bin/python -m ruff format .` mends this",
@@ -243,17 +250,18 @@ def _title(step: tuple[str, ...]) -> str:
     return " ".join(step[1:3] if step[1] == "ruff" else step[1:])
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of a step: byte code is kept, whatever the shell says.
+def _environment(name: str) -> dict[str, str]:
+    """Return the environment of a command's steps: byte code is kept, whatever the shell says.
 
     Without it every process compiles its tests anew, and each of hundreds of children all of mldb.
     """
-    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return kept | _SETTINGS.get(name, {})
 
 
-def _run(step: tuple[str, ...], extra: list[str]) -> int:
+def _run(step: tuple[str, ...], extra: list[str], environment: dict[str, str]) -> int:
     command = [str(PYTHON), *step, *extra]
-    code = subprocess.run(command, cwd=ROOT, env=_environment(), check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     return _finish(step, code)
 
 
@@ -264,7 +272,12 @@ def run(name: str, arguments: list[str]) -> int:
     and what it says comes behind what they say.
     """
     steps = COMMANDS[name]
+    environment = _environment(name)
     codes = [0]
+    if TESTS in steps:
+        # On standard error, as the titles of the steps, which it stands above.
+        said_by = [str(PYTHON), "-c", _NATIVE]
+        subprocess.run(said_by, cwd=ROOT, env=environment, stdout=sys.stderr, check=False)
     with tempfile.TemporaryFile() as said:
         types: subprocess.Popen[bytes] | None = None
         for number, step in enumerate(steps, 1):
@@ -274,7 +287,8 @@ def run(name: str, arguments: list[str]) -> int:
                 continue
             if len(steps) > 1:
                 _say(f"== {_title(step)}")
-            codes.append(_run(step, arguments if number == len(steps) else []))
+            extra = arguments if number == len(steps) else []
+            codes.append(_run(step, extra, environment))
         if types is not None:
             _say(f"== {_title(TYPES)}")
             code = types.wait()

@@ -23,6 +23,7 @@ _ENVIRONMENT: Final = frozenset(
     {
         *("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "PYTHONHOME"),
         *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+        "MLDB_PURE",  # where Python runs alone, it does so in every process
     }
 )
 
@@ -120,7 +121,7 @@ def _wait_for_left() -> None:
 
 
 def plain_environment() -> dict[str, str]:
-    """What of the environment a program of Python needs to start; nothing that steers its work."""
+    """What of the environment a program of Python needs to start, and which half of mldb runs."""
     return {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
 
 

@@ -23,6 +23,8 @@ from mldb.log.checksum import check64, digest128
 INTERFACE: Final = 1
 """What functions the module has and what they take: another number, here and in ``format.pxi``."""
 PURE: Final = "MLDB_PURE"
+REFUSED: Final = "off: it "
+"""How the status begins where there is a module and it does not fit."""
 _SAMPLE: Final = bytes(range(256)) * 5
 
 
@@ -68,7 +70,7 @@ def load(
         NativeWarning,
         stacklevel=2,
     )
-    return None, f"off: it {fault}"
+    return None, f"{REFUSED}{fault}"
 
 
 def _check_place(environment: Mapping[str, str], byteorder: str, abiflags: str) -> None:

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mldb.log import native
 from tests.bench import (
     measure_events,
     measure_load,
@@ -23,6 +24,7 @@ from tests.bench import (
     measure_stall,
     measure_write,
 )
+from tests.bench.pure import add_pure, check_pure
 from tests.bench.registry import select
 from tests.bench.report import Outcome, render_table, render_targets, write_json
 from tests.bench.setting import Setting
@@ -56,7 +58,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--records", type=int, help="records of W7")
     parser.add_argument("--json", type=Path, help="write every sample here")
     parser.add_argument("--store-dir", type=Path, help="folder on the disk to be measured")
+    add_pure(parser)
     options = parser.parse_args(arguments)
+    check_pure(parser, options)
     options.only = [name.upper() for name in options.only.split(",") if name] or list(WORKLOADS)
     unknown = set(options.only) - set(WORKLOADS)
     if unknown:
@@ -80,7 +84,7 @@ def run(scale: Scale, setting: Setting, only: list[str]) -> Outcome:
 def machine(
     root: Path, scale: str, rounds: int, packages: Sequence[str] = _PACKAGES
 ) -> dict[str, Any]:
-    """Return what the figures depend on: sizes, versions, cores, memory and file system."""
+    """Return what the figures depend on: what runs, sizes, versions, cores, memory, file system."""
     versions = {}
     for package in packages:
         try:
@@ -89,6 +93,7 @@ def machine(
             versions[package] = "absent"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
+        "native": native.status,
         "scale": scale,
         "rounds": rounds,
         "cores": os.cpu_count(),

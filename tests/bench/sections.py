@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.bench.pure import add_pure, check_pure
 from tests.bench.runner import MEMORY_FILESYSTEMS, default_folder, machine
 
 
@@ -45,7 +46,9 @@ def parse(
     parser.add_argument("--only", default="", help=f"comma list of {', '.join(sections)}")
     parser.add_argument("--quick", action="store_true", help="a tenth of the sizes or less")
     parser.add_argument("--json", type=Path, help="write every row here")
+    add_pure(parser)
     options = parser.parse_args(arguments)
+    check_pure(parser, options)
     options.only = [name.lower() for name in options.only.split(",") if name] or list(sections)
     unknown = set(options.only) - set(sections)
     if unknown:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench_growth.runner import main
+from tests.bench.pure import settle
 
 if __name__ == "__main__":
+    settle(sys.argv[1:])
+
+    from tests.bench_growth.runner import main
+
     sys.exit(main())

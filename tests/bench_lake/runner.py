@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from tests.bench.pure import add_pure, check_pure
 from tests.bench.report import Outcome, render_table, render_targets, write_json
 from tests.bench.runner import MEMORY_FILESYSTEMS, default_folder, machine
 from tests.bench.timing import Workspace
@@ -41,7 +42,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="rows of 640 float32")
     parser.add_argument("--json", type=Path, help="write every sample here")
     parser.add_argument("--path", type=Path, help="folder on the disk to be measured")
+    add_pure(parser)
     options = parser.parse_args(arguments)
+    check_pure(parser, options)
     options.only = [name.upper() for name in options.only.split(",") if name] or list(WORKLOADS)
     unknown = set(options.only) - set(WORKLOADS)
     if unknown:
@@ -67,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     scale: LakeScale = QUICK if options.quick else FULL
     scale = replace(scale, rounds=options.rounds or scale.rounds, rows=options.rows or scale.rows)
     root = Path(tempfile.mkdtemp(prefix="mldb-bench-lake-", dir=options.path or default_folder()))
-    about = {"rows": scale.rows, **machine(root, scale.name, scale.rounds, _PACKAGES)}
+    about = {**machine(root, scale.name, scale.rounds, _PACKAGES), "rows": scale.rows}
     print("; ".join(f"{key} {value}" for key, value in about.items()))
     if about["filesystem"] in MEMORY_FILESYSTEMS:
         print(f"warning: {about['filesystem']} makes fsync free; name a real disk with --path")

@@ -14,7 +14,7 @@ import numpy as np
 import mldb
 from mldb.compaction.status import load_status
 from mldb.compaction.worker import WorkerOrder
-from mldb.log.fs.child import Companion
+from mldb.log.fs.child import Companion, plain_environment
 
 PATIENCE_SECONDS = 60
 EAGER: dict[str, Any] = {
@@ -101,7 +101,7 @@ def order_for(path: Path, **changes: Any) -> WorkerOrder:
 
 def run_one(order: WorkerOrder, command: Sequence[str] = ("-m", "mldb.worker")) -> Companion:
     """Start a worker by hand."""
-    environment = {"PYTHONPATH": ":".join(map(os.path.abspath, sys.path))}
+    environment = plain_environment() | {"PYTHONPATH": ":".join(map(os.path.abspath, sys.path))}
     return Companion([sys.executable, "-P", *command, order.text()], environment)
 
 

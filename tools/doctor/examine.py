@@ -11,6 +11,7 @@ from mldb.compaction.keepers import Keeper
 from mldb.compaction.status import WORKER_LOCK, WorkerStatus, load_status
 from mldb.database import MLDatabase
 from mldb.errors import MldbError
+from mldb.log import native
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.lock import GATE, LOCK
 from mldb.log.newest import load_newest
@@ -54,6 +55,7 @@ def examine(root: str) -> Examination:
     folder, of_segments = _still(fs)
     locks, users = see_locks(fs.root), processes(fs)
     findings = [*folder_findings(folder), *_of_locks(locks), *_of_processes(users), *of_segments]
+    findings.append(_of_native(native.status))
     is_working = any(seen.name == WORKER_LOCK and seen.state == "held" for seen in locks)
     findings += _of_worker(load_status(fs), is_working=is_working)
     found: tuple[Keeper, ...] = ()
@@ -105,6 +107,13 @@ def _opens(stats: dict[str, Any], db: MLDatabase) -> Finding:
         f"it opens: {stats['segments']:,} segments, {stats['bytes']:,} bytes, "
         f"{stats['versions']:,} versions, head lsn:{stats['lsn']} of epoch {db.epoch}",
     )
+
+
+def _of_native(status: str) -> Finding:
+    """Whether the compiled module runs. That it does not is no damage: the bytes are the same."""
+    if status.startswith(native.REFUSED):
+        return Finding("note", "native", status, "install mldb anew: Python alone is slower")
+    return Finding("ok", "native", status)
 
 
 def _needs(users: Sequence[ProcessSeen]) -> dict[str, int]:

@@ -17,6 +17,7 @@ import numpy as np
 import mldb
 from mldb.errors import CorruptError, VersionGoneError
 from mldb.gpu.reference import NumpyDevice
+from mldb.log import native
 from mldb.log.checksum import check64, digest128
 from mldb.noise.keys import Keys
 from mldb.tools.selftest.outcomes import BrokenPromise, NotHere, require
@@ -238,8 +239,55 @@ def gpu(_: str) -> str:
     return f"{passed} items of mldb.gpu.selftest passed"
 
 
+def both_modes(folder: str) -> str:
+    """The compiled module and Python alone store and read the same."""
+    if native.twin is None:
+        raise NotHere(f"the compiled module is {native.status}")
+    status = native.status
+    paths = [os.path.join(folder, name) for name in ("compiled", "python")]
+    with native.switched_off():
+        _many(paths[1])
+    _many(paths[0])
+    found = [_all_of(path) for path in paths]
+    with native.switched_off():
+        alone = [_all_of(path) for path in paths]
+    require(found[0] == found[1], "what it stored differs from what Python alone stored")
+    require(found == alone, "what it read differs from what Python alone read")
+    return f"{len(found[0])} values stored by both and read by both ({status})"
+
+
+def _many(path: str) -> None:
+    """A store of small and larger tensors, in batches and one by one, and of a lake."""
+    rng = np.random.default_rng(5)
+    with mldb.open(path, durability="os", background_compaction=False, segment_entries=64) as db:
+        for epoch in range(1, 13):
+            with db.transaction(epoch=epoch) as txn:
+                for number in range(20):
+                    values = rng.standard_normal((epoch, number), np.float32)
+                    txn.store_tensor(f"many/{number}", values, {"epoch": epoch})
+            db.store_tensor("large", rng.standard_normal(40_000), epoch=epoch)
+        db.delete_tensor("many/7")
+        db.lake("points", dim=8).add_splats(rng.standard_normal((500, 8), np.float32))
+
+
+def _all_of(path: str) -> list[tuple[Any, ...]]:
+    """Every value of every epoch, first by a handle that verifies and then by one that does not."""
+    found: list[tuple[Any, ...]] = []
+    for verify in ("always", "never"):
+        with mldb.open(path, mode="r", verify=verify) as db:
+            for epoch in range(1, db.epoch + 1):
+                for name in db.names(as_of=epoch):
+                    array = db.query_tensor(name, as_of=epoch)
+                    what = (array.dtype.str, array.shape, digest128(array.tobytes()))
+                    found.append((verify, epoch, name, *what, db.metadata(name, as_of=epoch)))
+            rows = db.lake("points").get(np.arange(499, -1, -7))["mu"]
+            found.append((verify, "points", rows.shape, digest128(rows.tobytes())))
+    return found
+
+
 CHECKS: Final[tuple[Check, ...]] = (
     digests,
+    both_modes,
     types,
     time_travel,
     crash,

@@ -132,6 +132,16 @@ def test_the_environment_holds_nothing_that_steers_a_program(
     assert not {"PYTHONWARNINGS", "CUDA_VISIBLE_DEVICES", "PYTHONPATH"} & found.keys()
 
 
+@pytest.mark.parametrize("pure", ["", "1"])
+def test_python_alone_is_so_in_every_process(pure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker ran the compiled module of a store that was opened with MLDB_PURE=1."""
+    monkeypatch.setenv("MLDB_PURE", pure)
+    code = "import sys; from mldb.log import native; print(native.status, file=sys.stderr)"
+    found = run(code)
+    assert status_of(found) == 0
+    assert (found.said() == "off: MLDB_PURE is set\n") == (pure == "1")
+
+
 def test_a_search_path_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute(["", "a", "/b"]) == [str(tmp_path), str(tmp_path / "a"), "/b"]

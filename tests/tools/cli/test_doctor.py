@@ -21,7 +21,8 @@ def test_a_store_that_is_well(ran: Run, store: str) -> None:
     assert found.status == 0
     assert "no problem was found" in found.out
     every = ran("doctor", store, "--all").out
-    for subject in ("store", "disk", "manifests", "locks", "processes", "segments", "retention"):
+    subjects = ("store", "disk", "manifests", "locks", "processes", "segments", "retention")
+    for subject in (*subjects, "native"):
         assert f"\nok\t{subject}\t" in every or f"\nnote\t{subject}\t" in every
     document = ran("doctor", store, "--json").json
     assert document["ok"] is True

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import mldb
 from mldb.history.relationships import Relationship
+from mldb.log import native
 from mldb.tools.cli.commands.graph_command import dot_lines, tree_lines
 from mldb.tools.cli.main import PROBLEM, USAGE
 
@@ -95,6 +96,7 @@ def test_hostile_names_end_no_identifier(ran: Run, tmp_path: Path) -> None:
 def test_stats_are_short_and_whole_as_json(ran: Run, store: str) -> None:
     lines = dict(line.split(None, 1) for line in ran("stats", store).out.splitlines())
     assert (lines["epoch"], lines["tensors"]) == ("4", "2")
+    assert lines["native"] == native.status
     every = ran("stats", store, "--all").out
     assert "map_border.origin" in every
     with mldb.open(store, mode="r") as db:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import mldb
 from mldb.compaction.status import WORKER_LOCK, WorkerStatus
 from mldb.errors import MldbError
+from mldb.log import native
 from mldb.log.active import hint_name
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.manifest import Manifest
@@ -62,6 +64,22 @@ def test_a_store_that_is_well_has_no_problem_and_is_not_touched(path: str) -> No
     assert found.folder.files["segments"] == 1 + len(_segments(path))
     assert (found.returnable, found.processes) == (0, ())
     assert len(found.folder.manifests) >= 2
+
+
+def test_what_runs_is_told_and_a_module_that_was_refused_is_a_note(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _texts(examine(path), "native", "ok") == [native.status]
+    with native.switched_off():
+        assert _texts(examine(path), "native", "ok") == ["off: switched off"]
+    made = ModuleType("made")
+    vars(made).update(VERSION="0.0.9", INTERFACE=native.INTERFACE)
+    with pytest.warns(native.NativeWarning):
+        twin, status = native.load({}, importer=lambda: made)
+    monkeypatch.setattr(native, "twin", twin)
+    monkeypatch.setattr(native, "status", status)
+    assert "0.0.9" in _texts(examine(path), "native", "note")[0]
+    assert not examine(path).has_problem
 
 
 def test_locks_are_looked_at_and_named_by_who_holds_them(path: str) -> None:

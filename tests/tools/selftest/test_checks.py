@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mldb
+from mldb.log import native
 from mldb.tools.selftest import checks
 from mldb.tools.selftest.outcomes import BrokenPromise, NotHere, require
 from mldb.tools.selftest.run_checks import OPTIONAL, optional_parts, run_checks
@@ -19,7 +20,32 @@ from mldb.tools.selftest.run_checks import OPTIONAL, optional_parts, run_checks
 def test_every_promise_holds(check: checks.Check, tmp_path: Path) -> None:
     if check is checks.checkpoint:
         pytest.importorskip("torch")
+    if check is checks.both_modes and native.twin is None:
+        pytest.skip(f"native is {native.status}")
     assert check(str(tmp_path))
+
+
+def test_without_the_compiled_module_nothing_is_compared(tmp_path: Path) -> None:
+    with native.switched_off(), pytest.raises(NotHere, match="off: switched off"):
+        checks.both_modes(str(tmp_path))
+
+
+@pytest.mark.skipif(native.twin is None, reason=f"native is {native.status}")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_twin_that_differs_is_found_out(
+    half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads that depend on what runs; or stores of it, which both halves then read alike."""
+    real = mldb.MLDatabase.query_tensor
+
+    def other(self: mldb.MLDatabase, name: str, **options: Any) -> Any:
+        found = real(self, name, **options)
+        wrong = self._log.fs.root.endswith("compiled") if half else native.twin is not None
+        return found + 1 if wrong else found
+
+    monkeypatch.setattr(mldb.MLDatabase, "query_tensor", other)
+    with pytest.raises(BrokenPromise, match="stored differs" if half else "read differs"):
+        checks.both_modes(str(tmp_path))
 
 
 def test_a_promise_that_does_not_hold_is_said_and_the_next_one_is_tried(tmp_path: Path) -> None:

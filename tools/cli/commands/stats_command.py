@@ -39,6 +39,7 @@ def command(call: Call, every: bool) -> None:
                 "would come back": _reclaimable(stats["reclaimable"]),
                 "free on the disk": shown_bytes(stats["free_bytes"]),
                 "processes": f"{stats['readers']:,}",
+                "native": stats["native"],
             }
         )
 

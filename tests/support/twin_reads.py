@@ -1,0 +1,162 @@
+"""All that can be read of a store, by every way, in either mode, and what is compared of it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import mldb
+from mldb.lake.lake import Lake
+from mldb.log.fs.posix import OsFileSystem
+from mldb.log.fs.protocol import FileSystem
+from mldb.options import Verify
+from tests.support.twins import told
+
+_NAMES: Final = 12
+"""So many names of an epoch are read, spread over all of them."""
+_AGAIN: Final = 200
+
+
+def everything(fs: FileSystem, verify: Verify, **options: Any) -> list[Any]:
+    """All that a store shows at every epoch and of every version, with the errors; some twice."""
+    settings = {"map_bytes": 4096, **options}
+    try:
+        db = mldb.MLDatabase.on(fs, mode="r", verify=verify, **settings)
+    except mldb.MldbError as error:
+        return [f"{type(error).__name__}: {error}"]
+    with db:
+        asked = list(_questions(db))
+        return [told(question) for question in (*asked, *asked[:_AGAIN], *_last(db))]
+
+
+def _questions(db: mldb.MLDatabase) -> Iterator[Callable[[], Any]]:
+    """Tensors by epoch and by version, whole and by rows; listings; states; lakes."""
+    epochs = [*range(_head(db) + 2), None]
+    names: set[str] = set()
+    for epoch in epochs:
+        every = _names(db, epoch)
+        found = every[:: 1 + len(every) // _NAMES]
+        names.update(found)
+        yield lambda epoch=epoch: db.names(as_of=epoch)
+        for name in found:
+            yield lambda name=name, epoch=epoch: db.query_tensor(name, as_of=epoch)
+            yield lambda name=name, epoch=epoch: db.metadata(name, as_of=epoch)
+        yield lambda epoch=epoch: db.relationships(as_of=epoch)
+        yield lambda epoch=epoch: db.checkpoints(as_of=epoch)
+        yield lambda epoch=epoch: db.load(None, as_of=epoch)
+        yield lambda epoch=epoch: [len(db.lake("l").at(epoch)), db.lakes(as_of=epoch)]
+    for name in sorted(names)[:: 1 + len(names) // _NAMES]:
+        yield lambda name=name: db.history(name)
+        yield lambda name=name: db.tensor(name)[1:3]
+        yield lambda name=name: db.tensor(name)[..., 0]
+        versions = told(lambda name=name: [version.lsn for version in db.history(name)])
+        for lsn in map(int, _numbers(versions)):
+            yield lambda name=name, lsn=lsn: db.query_tensor(name, as_of=mldb.Lsn(lsn))
+    yield from _of_lake(db)
+
+
+def _head(db: mldb.MLDatabase) -> int:
+    """Its epoch; 0 where that cannot be told."""
+    try:
+        return db.epoch
+    except mldb.MldbError:
+        return 0
+
+
+def _names(db: mldb.MLDatabase, epoch: int | None) -> list[str]:
+    try:
+        return db.names(as_of=epoch)
+    except mldb.MldbError:
+        return []
+
+
+def _numbers(versions: Any) -> list[str]:
+    """The numbers in what was told of a history; none of an error."""
+    return ["".join(filter(str.isdigit, item)) for item in versions if isinstance(versions, list)]
+
+
+def _of_lake(db: mldb.MLDatabase) -> Iterator[Callable[[], Any]]:
+    """Rows of a lake in every order: in that of the log, by ids, back to front, and by a loader."""
+    fields = ("id", "mu", "norm", "kappa", "alpha")
+
+    def lake() -> Lake:
+        return db.lake("l", dim=16)
+
+    yield lambda: lake().get(fields=fields)
+    yield lambda: lake().get(fields=("label",))
+    for stride in (-1, 3, -5):
+        yield lambda stride=stride: lake().get(lake().ids()[::stride], fields=fields)
+    yield lambda: lake().get(np.random.default_rng(1).choice(lake().ids(), 300), fields=fields)
+    for chosen in ({"shuffle": False}, {"order": "permutation"}, {"importance_sampling": True}):
+        yield lambda chosen=chosen: list(
+            lake().export_to_dataloader(32, device="cpu", seed=5, **chosen)
+        )
+
+
+def _last(db: mldb.MLDatabase) -> Iterator[Callable[[], Any]]:
+    yield lambda: [db.tags(), db.pins(), db.metrics(), list(db.events())]
+    for name in ("loss", "rate", "acc"):
+        yield lambda name=name: asdict(db.metrics(name))
+    yield db.verify
+
+
+def damaged(files: dict[str, bytes], seed: int) -> dict[str, bytes]:
+    """The same files with one bit turned in each of some segments."""
+    rng = random.Random(seed)
+    segments = sorted(name for name in files if name.startswith("segments/"))
+    turned = dict(files)
+    for name in rng.sample(segments, 1 + len(segments) // 3):
+        data = bytearray(files[name])
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        turned[name] = bytes(data)
+    return turned
+
+
+def laid_out(files: dict[str, bytes], root: Path) -> OsFileSystem:
+    """A folder with these files."""
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    for folder in ("segments", "readers", "pending", "hints", "lost+found"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    return OsFileSystem(root)
+
+
+class Spy:
+    """Stands for the compiled module and counts, by function, the calls and those it answered."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.calls: dict[str, int] = {}
+        self.answers: dict[str, int] = {}
+        self._wrapped: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.module, name)
+        if not callable(found) or isinstance(found, type):
+            return found
+        return self._wrapped.setdefault(name, self._counted(name, found))
+
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            answer = function(*given, **named)
+            self.answers[name] = self.answers.get(name, 0) + (answer is not None)
+            return answer
+
+        return call
+
+
+def first_difference(one: list[Any], two: list[Any]) -> str:
+    """Where two lists part, in few words; nothing where they do not."""
+    for place, (left, right) in enumerate(itertools.zip_longest(one, two)):
+        if left != right:
+            return f"{place} of {len(one)}, {len(two)}:\n  {str(left)[:400]}\n  {str(right)[:400]}"
+    return ""
