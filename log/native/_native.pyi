@@ -1,3 +1,5 @@
+from typing import Any
+
 VERSION: str
 INTERFACE: int
 HAS_XXHASH: bool
@@ -5,3 +7,11 @@ CONSTANTS: dict[str, int | bytes]
 
 def check64(data: bytes, seed: int = 0) -> int: ...
 def digest128(data: bytes) -> bytes: ...
+def gather_rows(
+    tables: tuple[Any, ...],
+    rows: Any,
+    out: Any,
+    numbers: int,
+    size: int,
+    blocks: tuple[Any, ...] | None = None,
+) -> bool | None: ...

@@ -233,9 +233,11 @@ class Rows:
             number += 1
 
     def _gather_scattered(self, name: str, rows: Numbers, out: npt.NDArray[Any]) -> None:
+        mosaic = self._mosaics.get(name)
+        if mosaic is not None and len(rows) <= _MANY_ROWS and mosaic.gather_known(rows, out):
+            return
         rows = np.clip(rows, 0, self.state.stored - 1)
         if _FEW_ROWS < len(rows) <= _MANY_ROWS and out.flags.c_contiguous:
-            mosaic = self._mosaics.get(name)
             if mosaic is None:
                 dtype, shape = self.require_column(name)
                 made = Mosaic(name, self._stops, dtype, shape, self.block)
