@@ -119,6 +119,13 @@ class Rows:
         """One block. Raises CorruptError."""
         return self.chain.block(self._scope, number)
 
+    def is_verified(self, name: str) -> bool:
+        """Whether a column is known to need no further check in any block, without asking each."""
+        if self.blocks == 1:
+            return self.block(0).is_verified(name)
+        mosaic = self._mosaics.get(name)
+        return mosaic is not None and mosaic.is_verified
+
     @cached_property
     def _stops(self) -> Numbers:
         return self.chain.stops.first(self._size.blocks)

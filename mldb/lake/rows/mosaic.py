@@ -58,6 +58,11 @@ class Mosaic:
             known = *known, self._base.first(len(stops))
         self._known = known
 
+    @property
+    def is_verified(self) -> bool:
+        """Whether no row of it needs a further check."""
+        return bool(self._is_verified.all())
+
     def gather_known(self, rows: Numbers, out: npt.NDArray[Any]) -> bool:
         """Copy stored rows of blocks that are verified to *out*, in one call without the lock.
 
