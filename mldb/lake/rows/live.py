@@ -119,6 +119,13 @@ class Rows:
         """One block. Raises CorruptError."""
         return self.chain.block(self._scope, number)
 
+    def is_verified(self, name: str) -> bool:
+        """Whether a column is known to need no further check in any block, without asking each."""
+        if self.blocks == 1:
+            return self.block(0).is_verified(name)
+        mosaic = self._mosaics.get(name)
+        return mosaic is not None and mosaic.is_verified
+
     @cached_property
     def _stops(self) -> Numbers:
         return self.chain.stops.first(self._size.blocks)
@@ -233,9 +240,11 @@ class Rows:
             number += 1
 
     def _gather_scattered(self, name: str, rows: Numbers, out: npt.NDArray[Any]) -> None:
+        mosaic = self._mosaics.get(name)
+        if mosaic is not None and len(rows) <= _MANY_ROWS and mosaic.gather_known(rows, out):
+            return
         rows = np.clip(rows, 0, self.state.stored - 1)
         if _FEW_ROWS < len(rows) <= _MANY_ROWS and out.flags.c_contiguous:
-            mosaic = self._mosaics.get(name)
             if mosaic is None:
                 dtype, shape = self.require_column(name)
                 made = Mosaic(name, self._stops, dtype, shape, self.block)

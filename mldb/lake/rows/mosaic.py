@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mldb.arrays import Numbers
 from mldb.lake.rows.block import UNLABELLED, MappedBlock
 from mldb.lake.rows.growing import Growing
+from mldb.log import native
 from mldb.log.ownership import OwnedLock
 
 _WHOLE_BYTES: Final = 1 << 16  # of a column: verified as a whole, once, when first touched
@@ -44,13 +45,34 @@ class Mosaic:
         self._row = np.dtype((np.void, self._dtype.itemsize * int(np.prod(shape, dtype=np.int64))))
         self._lock = OwnedLock(f"the places of column {name!r}")
         self._tables: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # of rows, of numbers
+        self._flat: tuple[npt.NDArray[Any], ...] = ()  # the same numbers
         self._number: dict[int, int] = {}  # of a table, by the address of its mapping
         self._table = np.full(len(stops), _NONE, np.int16)
         self._offset = np.zeros(len(stops), np.int64)  # of row 0 of the column, in numbers
         self._base = Growing(np.int64)  # what is added to ids
         self._is_verified = np.zeros(len(stops), np.bool_)
+        known: tuple[npt.NDArray[Any], ...]
+        known = stops, self._table, self._offset, self._is_verified
         if name == "id":
             self._base.append(np.zeros(len(stops), np.int64))
+            known = *known, self._base.first(len(stops))
+        self._known = known
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether no row of it needs a further check."""
+        return bool(self._is_verified.all())
+
+    def gather_known(self, rows: Numbers, out: npt.NDArray[Any]) -> bool:
+        """Copy stored rows of blocks that are verified to *out*, in one call without the lock.
+
+        False, with anything in *out*, where that is not possible: :meth:`gather` is asked then.
+        """
+        twin, size = native.twin, self._dtype.itemsize
+        if twin is None or not size:
+            return False
+        numbers = self._row.itemsize // size
+        return bool(twin.gather_rows(self._flat, rows, out, numbers, size, self._known))
 
     def gather(self, rows: Numbers, out: npt.NDArray[Any]) -> bool:
         """Copy stored rows to *out*, C-contiguous; False, and nothing, where this has no way to.
@@ -143,6 +165,7 @@ class Mosaic:
             return -1
         flat = whole[: len(whole) // size * size].view(self._dtype)
         self._tables.append((np.ndarray((count,), self._row, whole, 0, (size,)), flat))
+        self._flat = (*self._flat, flat)
         number = self._number[_address(whole)] = len(self._tables) - 1
         return number
 

@@ -245,13 +245,23 @@ def is_ready(rows: Rows, options: StreamOptions, current: Pass) -> bool:
 
     They are views of the mapped segments then: rows in order, verified, read by the host.
     """
-    if not current.is_in_row_order or options.augmentation is not None:
+    if not current.is_in_row_order or rows.blocks > _READY_BLOCKS:
         return False
-    if rows.blocks > _READY_BLOCKS or output_device(options) is not None:
-        return False
-    if slots_of(rows, options.warm_bytes or 0):
+    if not _are_plain(rows, options):
         return False
     return all(rows.block(number).is_verified("mu") for number in range(rows.blocks))
+
+
+def is_copied(rows: Rows, options: StreamOptions) -> bool:
+    """Whether batches are copies of rows that are verified, and nothing else."""
+    return rows.is_verified("mu") and _are_plain(rows, options)
+
+
+def _are_plain(rows: Rows, options: StreamOptions) -> bool:
+    """Whether nothing is computed of rows, or kept of them, on the way to the host."""
+    if options.augmentation is not None or output_device(options) is not None:
+        return False
+    return not slots_of(rows, options.warm_bytes or 0)
 
 
 def output_device(options: StreamOptions) -> Any:

@@ -10,6 +10,8 @@ from queue import SimpleQueue
 from types import GeneratorType
 from typing import Any, Final, Generic, TypeVar
 
+from mldb.lake.stream.pace import Pace
+
 _T = TypeVar("_T")
 _END: Final = object()
 _FINALIZER_SECONDS: Final = 1.0
@@ -30,11 +32,21 @@ class Ahead(Generic[_T]):
     nothing before it is asked: whatever moment Ctrl-C ends a call at, none works for nobody.
 
     With *first_here* who asks makes the first batch, and the thread begins behind it: waiting for
-    another thread takes longer than reading a batch. Ctrl-C may then come in the middle of it.
+    another thread takes longer than reading a batch. Ctrl-C may then come in the middle of it. With
+    a *pace* as well, who asks makes those behind it too, until the pace says that a thread is worth
+    it. It decides who makes a batch, and never what is in it.
     """
 
-    def __init__(self, batches: Iterable[_T], depth: int, *, first_here: bool = False) -> None:
+    def __init__(
+        self,
+        batches: Iterable[_T],
+        depth: int,
+        *,
+        first_here: bool = False,
+        pace: Pace | None = None,
+    ) -> None:
         self._first_here = first_here
+        self._pace = pace
         # Whoever takes them out closes them: the thread when it begins, or who ends it before.
         self._given: list[Iterator[_T]] = [iter(batches)]
         self._ready: SimpleQueue[Any] = SimpleQueue()
@@ -42,7 +54,7 @@ class Ahead(Generic[_T]):
         # Not empty: no more; without the lock of an event, for finalizers.
         self._stop: list[bool] = []
         self._room_at_start = depth
-        self._has_begun = False  # the first batch is made; the thread runs, if all went well
+        self._has_begun = False  # the thread runs, if all went well
         self._pid = os.getpid()
         self._thread = threading.Thread(
             target=_work,
@@ -63,7 +75,7 @@ class Ahead(Generic[_T]):
                 self._room.put(True)
                 item = self._ready.get()
             else:
-                item = self._first_item()
+                item = self._item_before_thread()
         except BaseException:
             self.close()
             raise
@@ -78,10 +90,14 @@ class Ahead(Generic[_T]):
                 del item  # it would hold the traceback that holds it
         return item  # type: ignore[no-any-return]
 
-    def _first_item(self) -> Any:
+    def _item_before_thread(self) -> Any:
+        """A batch while there is no thread, which is started where those behind it are its own."""
         if self._first_here:
-            item = next(self._given[0], _END)
-            if item is _END:
+            pace, given = self._pace, self._given[:1]
+            if pace is not None:
+                pace.asked()
+            item = next(given[0], _END) if given else _END
+            if item is _END or (pace is not None and not pace.made()):
                 return item
             self._thread.start()
         else:
@@ -118,15 +134,15 @@ class Ahead(Generic[_T]):
 
 
 def prefetch(
-    batches: Iterable[_T], depth: int, *, first_here: bool = False
+    batches: Iterable[_T], depth: int, *, first_here: bool = False, pace: Pace | None = None
 ) -> Ahead[_T] | Generator[_T]:
     """Yield *batches* in order, made by a thread up to *depth* ahead; 0 makes them in the caller's.
 
-    With *first_here* the caller's makes the first one. The iterator has a method ``close``; see
-    :class:`Ahead`.
+    With *first_here* the caller's makes the first one, and with a *pace* those behind it until that
+    says otherwise. The iterator has a method ``close``; see :class:`Ahead`.
     """
     if depth > 0:
-        return Ahead(batches, depth, first_here=first_here)
+        return Ahead(batches, depth, first_here=first_here, pace=pace)
     return batches if isinstance(batches, GeneratorType) else _as_generator(batches)
 
 

@@ -121,8 +121,10 @@ class StreamOptions:
     fields:       None yields plain tensors [B, dim]; names yield named tuples. An importance with a
                   target needs "weight" among them.
     prefetch:     batches made ahead by a thread of the process that makes them; 0 makes none ahead.
-                  None is 8, and 0 in workers of a DataLoader, which torch's prefetch_factor keeps
-                  ahead; a number is that of each worker, beside prefetch_factor.
+                  None is 8, where rows are only copied from the time on that steps are long enough
+                  for it to be of use; and 0 in workers of a DataLoader, which torch's
+                  prefetch_factor keeps ahead; a number is that of each worker, beside
+                  prefetch_factor.
     warm_bytes:   budget of the RAM tier; None, as 0: rows are read from the log.
     hot_bytes:    budget of the device tier, on devices with memory of their own ("cuda", or "auto"
                   where there is one; on "torch" and "cpu" it is RAM). Workers refuse it: their

@@ -16,7 +16,8 @@ from mldb.lake.order.passes import Pass, Passes
 from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.live import Rows
 from mldb.lake.rows.source import LakeSource
-from mldb.lake.stream.batches import Stream, is_ready
+from mldb.lake.stream.batches import Stream, is_copied, is_ready
+from mldb.lake.stream.pace import Pace
 from mldb.lake.stream.prefetch import prefetch
 from mldb.lake.stream.settings import StreamOptions, check_heard_by_workers
 
@@ -163,9 +164,11 @@ class OpenedLake:
         """Make batches of a pass, by a thread where that is of use. Nothing happens yet.
 
         With a *prefetch* of 1 the thread makes a batch when it is asked for, and none before. Who
-        asks makes the first one, unless a Vulkan device may have a part in it. In a worker there
-        is a thread where *prefetch* was given: the DataLoader asks ahead anyway. Raises
-        InvalidValueError in a worker for options that none hears.
+        asks makes the first one, unless a Vulkan device may have a part in it; and where nothing
+        was said, and rows are only copied, those behind it until its steps take long enough for a
+        thread to be of use. In a worker there is a thread where *prefetch* was given: the
+        DataLoader asks ahead anyway. Raises InvalidValueError in a worker for options that none
+        hears.
         """
         is_alone, depth = get_worker_info() is None, self._options.prefetch
         if not is_alone:
@@ -176,4 +179,8 @@ class OpenedLake:
         if is_ready(self._rows, self._options, current):
             return prefetch(flow, 0)
         by_thread_alone = self.streams.drives_vulkan
-        return prefetch(flow, depth or int(by_thread_alone), first_here=not by_thread_alone)
+        pace = None
+        if self._options.prefetch is None and is_copied(self._rows, self._options):
+            pace = Pace()
+        here = not by_thread_alone
+        return prefetch(flow, depth or int(by_thread_alone), first_here=here, pace=pace)
