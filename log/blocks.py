@@ -1,16 +1,21 @@
 """Verify the checksummed blocks of one frame's payload, each at most once.
 
 The first reader of a block pays one pass of xxh3; later readers pay a bit test. Large ranges are
-split over two threads, because hashing runs without the GIL.
+split over two threads, because hashing runs without the GIL. The compiled twin hashes many blocks
+in one call; where one of them does not fit Python looks again, and says which.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.aside import Aside
 from mldb.log.checksum import check64
 from mldb.log.frame import Frame
@@ -58,12 +63,49 @@ class Blocks:
         self.bound(low, high, key)
         first = (low - self._start) >> self._log2
         last = (high - 1 - self._start) >> self._log2
-        if first == last:
-            if not self._done[first]:
-                self._verify(data, first, key, base)
+        if self._done.find(0, first, last + 1) < 0:
             return
-        todo = [index for index in range(first, last + 1) if not self._done[index]]
-        self._verify_split(data, todo, key, base)
+        self._halved(
+            last + 1 - first,
+            lambda low, high: self._verify_run(data, first + low, first + high, key, base),
+        )
+
+    def _halved(self, count: int, verify: Callable[[int, int], None]) -> None:
+        """Verify *count* blocks, many of them in two threads: *verify* takes both ends of a run."""
+        if count < 2 or count << self._log2 < _SPLIT_BYTES:
+            verify(0, count)
+            return
+        half = count // 2
+        behind = Aside(lambda: verify(half, count))
+        try:
+            verify(0, half)
+        finally:
+            behind.result()
+
+    def _verify_run(
+        self, data: memoryview, first: int, stop: int, key: str | None, base: int
+    ) -> None:
+        """Verify the blocks from *first* to before *stop*."""
+        if not self._twin(data, base, first, stop - 1):
+            todo = [index for index in range(first, stop) if not self._done[index]]
+            self._verify_all(data, todo, key, base)
+
+    def _twin(
+        self,
+        data: memoryview,
+        base: int,
+        first: int,
+        last: int,
+        rows: npt.NDArray[np.int64] | None = None,
+        row_bytes: int = 0,
+    ) -> Any:
+        """Have the compiled twin verify blocks; False or None where Python has to look itself."""
+        twin = native.twin
+        if twin is None:
+            return None
+        place = (self._start, self._stop, self._log2)
+        known = (self._checks, self._done)
+        return twin.verify_blocks(data, base, *place, *known, first, last, rows, row_bytes)
 
     def bound(self, low: int, high: int, key: str | None) -> None:
         """Raise CorruptError unless file range [low, high) lies in the payload."""
@@ -91,6 +133,8 @@ class Blocks:
         """
         if not len(rows):
             return
+        if rows.dtype == np.int64 and self._twin(data, 0, start - self._start, 0, rows, row_bytes):
+            return
         lows = rows * row_bytes + (start - self._start)
         first = lows >> self._log2
         last = (lows + (row_bytes - 1)) >> self._log2
@@ -100,7 +144,8 @@ class Blocks:
         for step in range(1, int((last - first).max()) + 1):
             wanted[np.minimum(first + step, last)] = True
         wanted &= np.frombuffer(self._done, np.uint8) == 0
-        self._verify_split(data, np.flatnonzero(wanted).tolist(), key)
+        todo = np.flatnonzero(wanted).tolist()
+        self._halved(len(todo), lambda low, high: self._verify_all(data, todo[low:high], key, 0))
 
     def covers(self, low: int, high: int) -> bool:
         """Whether every block of file range [low, high) has been verified."""
@@ -119,41 +164,29 @@ class Blocks:
                 key=key,
             )
 
-    def _verify_split(
-        self, data: memoryview, todo: list[int], key: str | None, base: int = 0
-    ) -> None:
-        """Verify these blocks, many of them in two threads."""
-        if len(todo) < 2 or len(todo) << self._log2 < _SPLIT_BYTES:
-            self._verify_all(data, todo, key, base)
-            return
-        half = len(todo) // 2
-        behind = Aside(lambda: self._verify_all(data, todo[half:], key, base))
-        try:
-            self._verify_all(data, todo[:half], key, base)
-        finally:
-            behind.result()
-
     def _verify_all(self, data: memoryview, todo: list[int], key: str | None, base: int) -> None:
+        size = 1 << self._log2
         for index in todo:
-            self._verify(data, index, key, base)
+            low = self._start + (index << self._log2) - base
+            computed = check64(data[low : min(low + size, self._stop - base)])
+            if computed != int.from_bytes(self._checks[8 * index : 8 * index + 8], "big"):
+                raise self._damaged(index, computed, key)
+            self._done[index] = 1
 
-    def _verify(self, data: memoryview, index: int, key: str | None, base: int) -> None:
+    def _damaged(self, index: int, computed: int, key: str | None) -> CorruptError:
+        stored = int.from_bytes(self._checks[8 * index : 8 * index + 8], "big")
         low = self._start + (index << self._log2)
         high = min(low + (1 << self._log2), self._stop)
-        stored = int.from_bytes(self._checks[8 * index : 8 * index + 8], "big")
-        computed = check64(data[low - base : high - base])
-        if stored != computed:
-            what = "a stored block" if key is None else f"a stored block of {key!r}"
-            raise CorruptError(
-                f"{what} is damaged: stored checksum {stored:016x}, computed {computed:016x} over "
-                f"bytes {low}..{high}. Other blocks, names and versions stay readable; an older "
-                "version of the name may be intact (db.history), a backup certainly is if it "
-                "verifies.",
-                file=self._file,
-                offset=low,
-                key=key,
-            )
-        self._done[index] = 1
+        what = "a stored block" if key is None else f"a stored block of {key!r}"
+        return CorruptError(
+            f"{what} is damaged: stored checksum {stored:016x}, computed {computed:016x} over "
+            f"bytes {low}..{high}. Other blocks, names and versions stay readable; an older "
+            "version of the name may be intact (db.history), a backup certainly is if it "
+            "verifies.",
+            file=self._file,
+            offset=low,
+            key=key,
+        )
 
 
 def payload_checks(data: memoryview, frame: Frame, base: int = 0) -> bytes:

@@ -36,7 +36,7 @@ def test_the_workloads_run_and_measure_what_targets_name(
     setting: Setting, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All that opens no compiled device and starts no loader workers."""
-    only = ["S1", "S2", "S3", "S4", "S8"]
+    only = ["S1", "S2", "S3", "S4", "S8", "S10", "S11"]
     outcome = runner.run(setting, only)
     printed = capsys.readouterr().out
     assert {table.workload for table in outcome.tables} == set(only)
@@ -113,9 +113,9 @@ class _Damaged:
 @pytest.mark.parametrize("drop", [False, True])
 def test_a_loader_that_returns_other_rows_gets_no_figures(setting: Setting, drop: bool) -> None:
     loader = Loaders(setting.task("stream")).make("torch", "shuffled")
-    work_stream._checked(loader, "shuffled", setting.data)
+    work_stream.checked(loader, "shuffled", setting.data)
     with pytest.raises(RuntimeError, match="no figures"):
-        work_stream._checked(_Damaged(loader, drop=drop), "shuffled", setting.data)
+        work_stream.checked(_Damaged(loader, drop=drop), "shuffled", setting.data)
 
 
 def test_pytorch_draws_with_the_chances_and_weights_of_the_lake(setting: Setting) -> None:
@@ -132,9 +132,9 @@ def test_pytorch_draws_with_the_chances_and_weights_of_the_lake(setting: Setting
 def test_noise_has_the_cosine_of_the_augmentation(setting: Setting) -> None:
     loader = Loaders(setting.task("stream")).make("own", "sequential")
     torch.manual_seed(1)
-    work_stream._checked(work_stream.Noisy(loader, TINY.batch, TINY.dim), "augmented", setting.data)
+    work_stream.checked(work_stream.Noisy(loader, TINY.batch, TINY.dim), "augmented", setting.data)
     with pytest.raises(RuntimeError, match="mean cosine"):
-        work_stream._checked(loader, "augmented", setting.data)
+        work_stream.checked(loader, "augmented", setting.data)
 
 
 @pytest.mark.parametrize("energy", ["self", "mixture"])

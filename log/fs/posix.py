@@ -19,6 +19,7 @@ if sys.platform == "win32":
         "mldb does not support Windows yet: it needs flock and mapped files that can be unlinked. "
         "Use it under WSL 2. Nothing was changed."
     )
+from mldb.log.fs import advice
 from mldb.log.fs.descriptor import Fd
 from mldb.log.fs.folders import FOLDER_FLAGS, identity_at, make_folders, sync_folder
 from mldb.log.fs.posix_file import OsFile
@@ -303,6 +304,14 @@ class OsFileSystem:
         return OsLock(self, name, fd)
 
     # --- the machine ------------------------------------------------------------------------------
+
+    def populate(self, view: memoryview) -> bool:
+        """madvise with MADV_POPULATE_READ."""
+        return advice.populate(view)
+
+    def read_ahead(self, view: memoryview) -> bool:
+        """madvise with MADV_WILLNEED."""
+        return advice.read_ahead(view)
 
     def free_bytes(self) -> int:
         """Free bytes for this user (statvfs)."""

@@ -170,6 +170,21 @@ class FileSystem(Protocol):
     def look(self, name: str) -> tuple[int, int, int] | None:
         """Return the identity of a file and its length, of one moment; costs the same one stat."""
 
+    def populate(self, view: memoryview) -> bool:
+        """Take all page faults of *view*, a part of a mapping, in one call; tell whether it did.
+
+        Waits until the pages are read; other threads run meanwhile. Never raises: where the kernel
+        has no such call, or cannot read a page, faults come when the bytes are touched, as ever.
+        A private mapping shares these pages until they are written to. Pieces of some MiB, just
+        before they are used, are right: pages that memory has no room for go again.
+        """
+
+    def read_ahead(self, view: memoryview) -> bool:
+        """Ask the kernel to read *view*, a part of a mapping, from the disk; tell whether it did.
+
+        Waits for nothing but room in the queue of the disk, and promises nothing. Never raises.
+        """
+
     def free_bytes(self) -> int:
         """Return the bytes free for this user on the file system of the store."""
 

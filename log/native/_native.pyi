@@ -18,3 +18,16 @@ def gather_rows(
     size: int,
     blocks: tuple[Any, ...] | None = None,
 ) -> bool | None: ...
+def verify_blocks(
+    data: Any,
+    base: int,
+    start: int,
+    stop: int,
+    log2: int,
+    checks: bytes,
+    done: bytearray,
+    first: int,
+    last: int,
+    rows: Any = None,
+    width: int = 0,
+) -> bool | None: ...

@@ -30,7 +30,7 @@ from tests.bench_lake.setting import LAKE, Data, Floats
 from tests.bench_lake.worker import AbsentError
 
 Maker = Literal["mldb", "torch", "own", "stateful"]
-Kind = Literal["sequential", "shuffled", "weighted", "augmented"]
+Kind = Literal["sequential", "shuffled", "windowed", "weighted", "augmented"]
 
 IMPORTANCE = mldb.Importance(beta=0.5, floor=0.1, target="rows")
 WEIGHTED_FIELDS = ("mu", "weight")
@@ -46,6 +46,7 @@ class Loaders:
         self.data, self.batch = Data(**task["data"]), int(task["batch"])
         self._workers = task.get("workers", 0)
         self._device = task.get("device", "auto")
+        self._window = {"window_rows": task["window"]} if "window" in task else {}
         self._options = {"prefetch": task["prefetch"]} if "prefetch" in task else {}
         self._db: mldb.MLDatabase | None = None
 
@@ -70,6 +71,7 @@ class Loaders:
         options: dict[Kind, dict[str, Any]] = {
             "sequential": {"shuffle": False},
             "shuffled": {},
+            "windowed": {"order": "windowed", **self._window},
             "weighted": {"importance_sampling": IMPORTANCE, "fields": WEIGHTED_FIELDS},
             "augmented": {"shuffle": False, "generate_samples": True, "device": self._device},
         }

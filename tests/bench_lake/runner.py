@@ -14,7 +14,7 @@ from tests.bench.pure import add_pure, check_pure
 from tests.bench.report import Outcome, render_table, render_targets, write_json
 from tests.bench.runner import MEMORY_FILESYSTEMS, default_folder, machine
 from tests.bench.timing import Workspace
-from tests.bench_lake import measure, measure_start
+from tests.bench_lake import measure, measure_first, measure_start
 from tests.bench_lake.setting import FULL, QUICK, LakeScale, Setting, make_data
 from tests.bench_lake.targets import TARGETS
 
@@ -29,6 +29,8 @@ WORKLOADS: dict[str, Callable[[Setting], Outcome]] = {
     "S7": measure_start.resume,
     "S8": measure_start.first,
     "S9": measure.workers,
+    "S10": measure_first.first_pass,
+    "S11": measure_first.from_disk,
 }
 _PACKAGES = ("numpy", "torch", "torchdata", "numba", "vulkan", "pylance")
 

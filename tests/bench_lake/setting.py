@@ -22,7 +22,8 @@ Floats = npt.NDArray[np.float32]
 class LakeScale:
     """How large the workloads are. ``done`` batches lie behind a resume; ``starts`` are processes.
 
-    ``chain_rows`` rows are moved by ``steps`` Langevin steps under ``neighbours`` rows each.
+    ``window`` rows are shuffled together in a pass from disk. ``chain_rows`` rows are moved by
+    ``steps`` Langevin steps under ``neighbours`` rows each.
     """
 
     name: str
@@ -36,11 +37,19 @@ class LakeScale:
     steps: int = 5
     done: int = 100
     starts: int = 3
+    window: int = 32_768
 
 
 FULL = LakeScale(name="full")
 QUICK = LakeScale(
-    name="quick", rounds=2, settle_seconds=0.0, rows=20_000, chain_rows=1_024, done=30, starts=1
+    name="quick",
+    rounds=2,
+    settle_seconds=0.0,
+    rows=20_000,
+    chain_rows=1_024,
+    done=30,
+    starts=1,
+    window=4_096,
 )
 TINY = LakeScale(
     name="tiny",
@@ -54,6 +63,7 @@ TINY = LakeScale(
     steps=2,
     done=5,
     starts=1,
+    window=1_024,
 )
 
 

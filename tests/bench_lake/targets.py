@@ -21,6 +21,30 @@ def _stream(workload: str, figure: str, limit: str) -> Target:
     )
 
 
+def _first(kind: str, figure: str, torch: float) -> Target:
+    key = f"s10.{kind}"
+    return Target(
+        "S10",
+        f"first pass of a process, {figure}",
+        (at_least(f"{key} / torch, quiet", torch, "x torch DataLoader"),),
+        (
+            at_least(f"{key} / torch, wall", torch, "x by medians"),
+            at_least(f"{key} / limit, quiet", 0.8, "x bare mapped"),
+            at_least(f"{key} / limit, wall", 0.8, "x by medians"),
+        ),
+    )
+
+
+def _from_disk(kind: str, figure: str, disk: float) -> Target:
+    key = f"s11.{kind}"
+    return Target(
+        "S11",
+        f"first pass from disk, {figure}",
+        (at_least(f"{key} / limit, quiet", disk, "x sequential read"),),
+        (at_least(f"{key} / limit, wall", disk, "x by medians"),),
+    )
+
+
 def _milliseconds(measure: str) -> tuple[Bound, ...]:
     return (at_most(measure, _FRESH_MS, "ms"),)
 
@@ -93,4 +117,8 @@ TARGETS = (
         (at_least("s9.stream / torch", 2.0, "x torch DataLoader"),),
         (at_least("s9.stream / own", 1.0, "x its own sampler"),),
     ),
+    _first("sequential", "in order", 1.2),
+    _first("shuffled", "full shuffle", 1.0),
+    _from_disk("sequential", "in order", 0.9),
+    _from_disk("windowed", "shuffled windows", 0.7),
 )

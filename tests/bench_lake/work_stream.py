@@ -54,7 +54,7 @@ class StreamPass:
         batches = task.get("batches")
         self._run = lambda: self._sink.drain(islice(self._loader, batches))
         try:
-            self.ready = _checked(islice(self._loader, batches), kind, data, batches)
+            self.ready = checked(islice(self._loader, batches), kind, data, batches)
         except GpuUnavailableError as error:
             raise AbsentError(str(error).splitlines()[0]) from error
         self.ready["how"] = task.get("how") or self._device()
@@ -79,7 +79,7 @@ class StreamPass:
         return str(stats()["device"] or "") if stats is not None else ""
 
 
-def _checked(loader: Iterable[Any], kind: Kind, data: Data, batches: int | None = None) -> Result:
+def checked(loader: Iterable[Any], kind: Kind, data: Data, batches: int | None = None) -> Result:
     """Make an untimed pass and check what came; RuntimeError says what is wrong.
 
     With *batches* the loader is cut after so many: the number of rows is then not checked.

@@ -11,6 +11,7 @@ from tests.bench.children import Result, Task
 _WORKERS = {
     "ingest": ("tests.bench_lake.work_ingest", "Ingest"),
     "stream": ("tests.bench_lake.work_stream", "StreamPass"),
+    "first": ("tests.bench_lake.work_first", "FirstPass"),
     "start": ("tests.bench_lake.work_start", "Start"),
     "chains": ("tests.bench_lake.work_chains", "ChainRun"),
 }

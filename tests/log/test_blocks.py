@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mldb.errors import CorruptError
 from mldb.log import blocks as blocks_module
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.blocks import Blocks, payload_checks
 from mldb.log.checksum import check64
 from mldb.log.frame import TO_BE_HASHED, Draft, Frame, Record
@@ -26,6 +28,13 @@ def payload_of(data: bytes) -> tuple[Built, Frame]:
     record = Record(16, drafts, [data], len(data), block_log2=fmt.BLOCK_LOG2_MIN)
     built = build_segment([[record]])
     return built, built.scan()[0][0].frames[0][0]
+
+
+@pytest.fixture
+def pure() -> Iterator[None]:
+    """Python hashes, where that can be counted."""
+    with native.switched_off():
+        yield
 
 
 class Hashes:
@@ -74,6 +83,7 @@ def test_a_range_is_refused_exactly_when_a_block_of_it_is_damaged(
         assert "stay readable" in str(caught.value)
 
 
+@pytest.mark.usefixtures("pure")
 def test_each_block_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     built, frame = payload_of(bytes(3 * BLOCK + 5))
     data = memoryview(built.data)
@@ -114,6 +124,7 @@ def test_a_place_outside_the_payload_is_corrupt() -> None:
     blocks.touch(data, start - 5, start - 5)  # nothing is read
 
 
+@pytest.mark.usefixtures("pure")
 @pytest.mark.parametrize("bad", [None, 0, 7, 8, 15])
 def test_large_ranges_are_split_over_two_threads(
     bad: int | None, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch

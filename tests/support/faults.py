@@ -75,7 +75,8 @@ class FaultFileSystem:
     """Passes every call on to *inner* unless a fault says otherwise. Thread-safe as *inner* is.
 
     ``calls`` counts per kind, failed ones included; ``bytes_written`` counts what reached *inner*.
-    Clocks, ``exists``, ``pause``, ``start_writeback``, ``release`` and ``close`` never fail. A call
+    Clocks, ``exists``, ``pause``, ``start_writeback``, ``release`` and ``close`` never fail, nor do
+    ``populate`` and ``read_ahead``, which with ``refuses_advice`` do nothing and say so. A call
     that lacks a descriptor asks ``relieve`` and is counted again when it is tried again.
     """
 
@@ -85,6 +86,7 @@ class FaultFileSystem:
         self.calls: Counter[str] = Counter()
         self.bytes_written = 0
         self.dead = False
+        self.refuses_advice = False
         self._bytes_at_kill: int | None = None
         self._faults: list[_Fault] = []
         self._locks: list[KernelLock] = []
@@ -275,6 +277,16 @@ class FaultFileSystem:
         """Pass on; of the same kind as identity."""
         self.enter("identity", name)
         return self.inner.look(name)
+
+    def populate(self, view: memoryview) -> bool:
+        """Pass on, or refuse."""
+        self.enter("populate", "")
+        return not self.refuses_advice and self.inner.populate(view)
+
+    def read_ahead(self, view: memoryview) -> bool:
+        """Pass on, or refuse."""
+        self.enter("read_ahead", "")
+        return not self.refuses_advice and self.inner.read_ahead(view)
 
     def free_bytes(self) -> int:
         """Pass on."""

@@ -1,0 +1,112 @@
+"""What the kernel is asked of mappings: it is done, or refused without harm."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mldb.log.fs import advice
+from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.posix import OsFileSystem
+from mldb.log.fs.protocol import FileSystem
+from tests.support.faults import FaultFileSystem
+
+SIZE = 1_000_001
+DATA = random.Random(6).randbytes(SIZE)
+
+
+def refusing(folder: Path) -> FileSystem:
+    fs = FaultFileSystem(OsFileSystem(folder))
+    fs.refuses_advice = True
+    return fs
+
+
+KINDS: dict[str, Callable[[Path], FileSystem]] = {
+    "os": OsFileSystem,
+    "memory": lambda _: MemoryFileSystem(),
+    "faultless": lambda folder: FaultFileSystem(OsFileSystem(folder)),
+    "refusing": refusing,
+}
+
+
+@pytest.fixture(params=KINDS)
+def fs(request: pytest.FixtureRequest, tmp_path: Path) -> FileSystem:
+    return KINDS[request.param](tmp_path)
+
+
+@pytest.fixture
+def mapped(fs: FileSystem) -> memoryview:
+    file = fs.open("a", "create")
+    file.pwritev([DATA], 0)
+    return file.map(SIZE)
+
+
+def touched_kibibytes(view: memoryview) -> int:
+    """How much of the mapping that *view* begins is in the page tables of this process."""
+    address = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.startswith(f"{address:x}-"):
+            break
+    return int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+
+
+@pytest.mark.parametrize("low", [0, 1, 4095, 4096, 70_000, SIZE - 1])
+@pytest.mark.parametrize("count", [1, 4096, 300_000, SIZE])
+def test_the_bytes_are_the_same_after_it(
+    fs: FileSystem, mapped: memoryview, low: int, count: int
+) -> None:
+    part = mapped[low : low + count]
+    want = not getattr(fs, "refuses_advice", False) and sys.platform == "linux"
+    assert fs.read_ahead(part) is want
+    fs.populate(part)
+    assert bytes(part) == DATA[low : low + count]
+
+
+def test_nothing_is_asked_of_no_bytes() -> None:
+    assert not advice.populate(memoryview(b""))
+    assert not advice.read_ahead(memoryview(b"a")[1:])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page tables are shown by Linux alone")
+@pytest.mark.parametrize("private", [False, True])
+def test_all_faults_are_taken_at_once_and_nothing_is_copied(tmp_path: Path, private: bool) -> None:
+    fs = OsFileSystem(tmp_path)
+    file = fs.open("a", "create")
+    file.pwritev([DATA], 0)
+    view = file.map_private(0, SIZE) if private else file.map(SIZE)
+    assert touched_kibibytes(view) == 0
+    if not fs.populate(view):
+        pytest.skip("this kernel has no MADV_POPULATE_READ")
+    assert touched_kibibytes(view) == -(-SIZE // 4096) * 4
+    if private:
+        view[10_000:10_003] = b"new"
+        assert file.pread(3, 10_000) == DATA[10_000:10_003]
+    assert bytes(view[20_000:]) == DATA[20_000:]
+
+
+def test_where_a_file_became_shorter_it_is_refused(tmp_path: Path) -> None:
+    """Touching what is gone is a signal that ends the process; asking for it is none."""
+    fs = OsFileSystem(tmp_path)
+    file = fs.open("a", "create")
+    file.pwritev([DATA], 0)
+    view = file.map(SIZE)
+    (tmp_path / "a").write_bytes(DATA[:5000])
+    assert not fs.populate(view)
+    assert bytes(view[:5000]) == DATA[:5000]
+
+
+@pytest.mark.parametrize("answer", [None, -1], ids=["no such call", "an error"])
+def test_a_kernel_that_refuses_changes_nothing(
+    mapped: memoryview, answer: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = None if answer is None else lambda *_: answer
+    monkeypatch.setattr(advice, "_madvise", lambda: made)
+    assert not advice.populate(mapped)
+    assert not advice.read_ahead(mapped)
+    assert bytes(mapped) == DATA
