@@ -150,8 +150,11 @@ class LogState:
         """Return the newest view, after looking whether anything was appended or installed."""
         if self.writing is not None and self.is_writing():
             return self.view
-        active = self.active
-        if active.file.size() == active.seen and not self.manifest_waits():
+        active, announced = self.active, self._announced
+        if active.file.size() == active.seen and (
+            (announced is not None and announced.size() == self.manifest.number)  # most often
+            or not self.manifest_waits()
+        ):
             return self.view
         guard = self.mutex.hold_unless_inside()
         if guard is None:

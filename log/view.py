@@ -7,12 +7,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from mldb.log import format as fmt
 from mldb.log.directory.units import Units
 from mldb.log.grown import Grown
-from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Intervals
+from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Interval, Intervals
 from mldb.log.index.bulk import AttrColumns, Change, VersionColumns
 from mldb.log.index.lineage import NO_JUMPS, Jumps, lowest, newest_unless
 from mldb.log.index.listing import (
@@ -200,7 +200,9 @@ class View(NamedTuple):
             row = self.commit_at(lsn)  # None when it was pruned
             return row is not None and getattr(row, field) > limit
 
-        for low, high in newest_unless(intervals, is_beyond):
+        # Of one interval the parts tell themselves whether it lies beyond.
+        one = cast("tuple[Interval, ...]", intervals) if len(intervals) == 1 else None
+        for low, high in one or newest_unless(intervals, is_beyond):
             for part in self.active:
                 row = part.last_commit(low, high, field, limit)
                 if row is not None:

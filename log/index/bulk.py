@@ -155,10 +155,11 @@ def entries_at(
     """
     if not rows:
         return []
-    low, high = (rows.start, rows.stop) if isinstance(rows, range) else (min(rows), max(rows) + 1)
+    plain = isinstance(rows, range) and rows.step == 1
+    low, high = (rows[0], rows[-1] + 1) if plain else (min(rows), max(rows) + 1)
     if high - low > _SPREAD * len(rows):
         return None
-    place = np.asarray(rows, np.int64) - low
+    place = slice(None) if plain else np.asarray(rows, np.int64) - low
 
     def taken(name: str) -> list[Any]:
         values: list[Any] = reader.span(name, low, high)[place].tolist()

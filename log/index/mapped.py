@@ -31,7 +31,7 @@ from mldb.log.index.bulk import (
 from mldb.log.index.column_reader import ColumnReader, iterate_heap
 from mldb.log.index.lazy_lsns import LazyLsns
 from mldb.log.index.lineage import Memo, newest_visible
-from mldb.log.index.mapped_commits import MappedCommits
+from mldb.log.index.mapped_commits import BLOCK_ROWS, MappedCommits
 from mldb.log.index.memory import after_prefix
 from mldb.log.index.merge_parts import check_columns
 from mldb.log.index.steps import Column
@@ -44,9 +44,10 @@ _MEMOS_MAX = 1 << 10
 _NO_DIGEST = bytes(DIGEST_SIZE)
 _MANY: Final = 1 << 10
 """Versions of a key from which their LSNs are not kept, but looked up."""
-_BLOCK_ROWS: Final = 64
-"""So many rows are decoded at once where a second one of them is asked for: the versions of a key
-are neighbours, and all of a block cost as much as six rows one by one."""
+_BLOCK_ROWS: Final = BLOCK_ROWS
+_ONE_BY_ONE: Final = 6
+"""From so many versions of a key in one block on, all of them are decoded when the first one is
+asked for: they are neighbours, and it costs no more than as many one by one."""
 
 _KeyRows = tuple[Sequence[int], int]
 """The commit LSNs of one key's versions, and the row of the first."""
@@ -132,9 +133,28 @@ class MappedIndex(MappedCommits):
         high = min(low + _BLOCK_ROWS, self.entry_count())
         if row >= high:
             return self._decode(row)  # which says that there is no such row
-        found = self._many(range(low, high))
+        return self._keep(row, low, high)
+
+    def _keep(self, row: int, low: int, high: int) -> Entry:
+        """Decode the rows low..high, keep them, and return *row*, which is one of them."""
+        try:
+            found = self._many(range(low, high))
+        except CorruptError:  # another row may be the damaged one
+            entry = self._entries[row] = self._decode(row)
+            return entry
         self._entries.update(zip(range(low, high), found, strict=True))
         return found[row - low]
+
+    def _version(self, row: int, first: int, count: int) -> Entry:
+        """Row *row*, a version of the key whose *count* rows begin with *first*."""
+        low = row - row % _BLOCK_ROWS
+        high = min(low + _BLOCK_ROWS, first + count)
+        low = max(low, first)
+        if high - low < _ONE_BY_ONE:
+            return self._entry(row)
+        if len(self._entries) >= self._room:
+            self._entries, self._asked = {}, set()
+        return self._keep(row, low, high)
 
     def _decode(self, row: int) -> Entry:
         """One row; without NumPy, which costs more than the values."""
@@ -176,7 +196,8 @@ class MappedIndex(MappedCommits):
                 self._memos = {}
             if index < 0:
                 return None
-        return self._entries.get(first + index) or self._entry(first + index)
+        row = first + index
+        return self._entries.get(row) or self._version(row, first, len(lsns))
 
     def versions(self, key: bytes) -> Sequence[Entry]:
         """Return all versions, oldest first."""

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from mldb.errors import CorruptError
-from mldb.log.format import DIGEST_SIZE
+from mldb.log.format import DIGEST_SIZE, TIME_MAX, TIME_MIN
 from mldb.log.index.address import CommitRow, make_row
 from mldb.log.index.bulk import digests_of
 from mldb.log.index.column_reader import ColumnReader
@@ -23,6 +23,11 @@ _ASKED_OFTEN: Final = 32
 _WHOLE_MAX: Final = 1 << 17
 """Commits of an index whose columns are: what that verifies takes a millisecond or two."""
 _AT_ONCE: Final = 256
+BLOCK_ROWS: Final = 64
+"""So many rows are decoded at once where a second one of them is asked for: all of a block cost as
+much as six rows one by one, and who asks for two asks for more."""
+_BLOCKS_MAX: Final = 32
+"""Blocks of commits that are kept of one index: some 700 KB."""
 
 
 class MappedCommits:
@@ -31,11 +36,13 @@ class MappedCommits:
     What it returns is copied out of the mapping and lives for ever. *segments* are the ids of the
     segments that its rows lie in. ``_ends`` are the LSNs of the first and last commit, ``_last`` is
     the last commit, each once it was asked for; ``_whole`` are verified columns in the mapping,
-    once single commits were asked for often: a search along a lineage asks for dozens. All are only
-    ever replaced by equal values, so they need no lock; ``_asked_for`` may miss one.
+    once commits were asked for often: a search along a lineage asks for dozens. ``_blocks`` are
+    decoded rows by the number of their block, None where one of it was asked for; it is emptied
+    when full. All are only ever replaced by equal values, so they need no lock; ``_asked_for`` may
+    miss one.
     """
 
-    __slots__ = ("_asked_for", "_ends", "_last", "_reader", "_segments", "_whole")
+    __slots__ = ("_asked_for", "_blocks", "_ends", "_last", "_reader", "_segments", "_whole")
 
     def __init__(self, reader: ColumnReader, segments: Sequence[bytes]) -> None:
         self._reader = reader
@@ -43,6 +50,7 @@ class MappedCommits:
         self._ends: tuple[int, int] | None = None
         self._last: CommitRow | None = None
         self._whole: list[Column] | None = None
+        self._blocks: dict[int, list[CommitRow] | None] = {}
         self._asked_for = 0
 
     @property
@@ -106,6 +114,27 @@ class MappedCommits:
         return self._reader.search_right("commit_lsn", lsn, 0, self._reader.count("commit_lsn"))
 
     def _commit(self, row: int) -> CommitRow:
+        """Commit number *row*, which there is: of a block from the second one of it on."""
+        blocks = self._blocks
+        number = row // BLOCK_ROWS
+        block = blocks.get(number)
+        if block is not None:
+            return block[row % BLOCK_ROWS]
+        is_second = number in blocks
+        if len(blocks) >= _BLOCKS_MAX:
+            blocks = self._blocks = {}
+        blocks[number] = None
+        if is_second:
+            low = number * BLOCK_ROWS
+            try:
+                block = next(self._decoded(low, min(low + BLOCK_ROWS, self.commit_count())))
+            except CorruptError:
+                return self._decode_commit(row)  # another row of the block may be the damaged one
+            blocks[number] = block
+            return block[row % BLOCK_ROWS]
+        return self._decode_commit(row)
+
+    def _decode_commit(self, row: int) -> CommitRow:
         whole, reader = self._whole, self._reader
         if whole is None:
             fields = [reader.value(name, row) for name in _COMMIT_NAMES]
@@ -141,8 +170,17 @@ class MappedCommits:
 
     def last_commit(self, low: int, high: int, field: CommitField, limit: int) -> CommitRow | None:
         """Return the last commit in the range with field <= limit."""
-        start, stop = self._commit_row(low - 1), self._commit_row(high)
-        row = self._reader.search_right(f"commit_{field}", limit, start, stop) - 1
+        if low <= self.first_lsn and high >= self.last_lsn:
+            start, stop = 0, self.commit_count()
+        else:
+            start, stop = self._commit_row(low - 1), self._commit_row(high)
+        whole, name = self._whole, f"commit_{field}"
+        if whole is None:
+            row = self._reader.search_right(name, limit, start, stop) - 1
+        else:
+            values = whole[_COMMIT_NAMES.index(name)][start:stop]
+            limit = min(max(limit, TIME_MIN), TIME_MAX)
+            row = start + int(values.searchsorted(np.int64(limit), side="right")) - 1
         return self._commit(row) if row >= start else None
 
     def commit_count(self) -> int:
