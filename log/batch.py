@@ -282,7 +282,7 @@ def place_all(records: Sequence[Record], offset: int) -> Iterator[Placed]:
 def write_payloads(file: File, placed: Sequence[Placed]) -> None:
     """Write the payloads of these records, and hash them meanwhile in a second thread."""
     records = [item.record for item in placed]
-    hashing = Aside(partial(_hash_all, records))
+    hashing = Aside(partial(hash_all, records))
     try:
         for item in placed:
             file.pwritev(item.record.payload, item.payload)
@@ -292,7 +292,8 @@ def write_payloads(file: File, placed: Sequence[Placed]) -> None:
         record.written = True
 
 
-def _hash_all(records: Sequence[Record]) -> None:
+def hash_all(records: Sequence[Record]) -> None:
+    """Hash what is not hashed yet of these records."""
     for record in records:
         hash_record(record)
 

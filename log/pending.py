@@ -2,18 +2,27 @@
 
 It is a segment file in ``pending/`` whose frame heads are still missing; the commit that publishes
 it writes them, since only then LSNs are known. Until then nobody else looks at it.
+
+What is written is on its way to the disk from then on, so that the sync at the end finds little
+left. Space is not allocated ahead: for large writes that gained nothing, with or without it, and
+the heads that come last do not tear a file into more extents.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from typing import Final
 
 from mldb.log import format as fmt
-from mldb.log.batch import OVERLAP_BYTES, Placed, place, write_payloads
+from mldb.log.aside import Aside
+from mldb.log.batch import OVERLAP_BYTES, Placed, hash_all, place, place_all
 from mldb.log.frame import Record, hash_record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.lone import PENDING, discard
+
+_WRITEBACK_BYTES: Final = 4 << 20  # what is worth a call that starts it
 
 
 class PendingSegment:
@@ -28,7 +37,7 @@ class PendingSegment:
         self.id = os.urandom(16)
         self.name = f"{PENDING}/{owner}-{self.id.hex()}.seg"
         self.placed: list[Placed] = []
-        self.tail = fmt.FILE_HEADER_SIZE
+        self._started = fmt.FILE_HEADER_SIZE  # up to here writeback was asked for
         self._kept = True
         self.file = fs.open(self.name, "create")
 
@@ -36,6 +45,11 @@ class PendingSegment:
     def records(self) -> list[Record]:
         """The records, in their order."""
         return [item.record for item in self.placed]
+
+    @property
+    def tail(self) -> int:
+        """Where the next frame starts."""
+        return self.placed[-1].end if self.placed else fmt.FILE_HEADER_SIZE
 
     def reserve(self, record: Record) -> Placed:
         """Give a record its place; its payload may then be written at ``placed.payload``.
@@ -45,24 +59,46 @@ class PendingSegment:
         """
         placed = place(record, self.tail)
         self.placed.append(placed)
-        self.tail = placed.end
         return placed
 
-    def add(self, records: Sequence[Record]) -> None:
-        """Place records behind each other and write their payloads now.
+    def add(self, records: Sequence[Record]) -> list[Placed]:
+        """Place records behind each other and write their payloads now; return their places.
 
-        The caller may change the buffers afterwards.
+        The caller may change the buffers afterwards. Large payloads that are not hashed yet are
+        hashed meanwhile. When this raises, or is interrupted, none of them has a place.
         """
-        placed = [self.reserve(record) for record in records]
-        large = [item for item in placed if item.record.payload_length >= OVERLAP_BYTES]
-        if large:
-            write_payloads(self.file, large)
-        for record, _, payload, _ in placed:
+        placed = list(place_all(records, self.tail))
+        late = [
+            item for item in records if item.checks is None and item.payload_length >= OVERLAP_BYTES
+        ]
+        hashing = Aside(partial(hash_all, late)) if late else None
+        try:
+            for item in placed:
+                self._write(item)
+        finally:
+            if hashing is not None:
+                hashing.result()  # also when a write failed: nobody may change the payload before
+        for record in records:
+            record.written, record.payload = record.payload_length > 0, ()
+        self.placed += placed  # one step, which an interrupt does not part
+        return placed
+
+    def _write(self, item: Placed) -> None:
+        record = item.record
+        if record.payload_length < OVERLAP_BYTES:
             hash_record(record)
-            if not record.written and record.payload_length:
-                self.file.pwritev(record.payload, payload)
-                record.written = True
-            record.payload = ()
+        if record.written or not record.payload_length:
+            return
+        self.file.pwritev(record.payload, item.payload)
+        if item.end - self._started >= _WRITEBACK_BYTES:
+            self.file.start_writeback(self._started, item.end - self._started)
+            self._started = item.end
+
+    def take_back(self, placed: Placed) -> None:
+        """Give up the place of the record that was added last; what is added next gets it."""
+        assert self.placed[-1] is placed
+        del self.placed[-1]
+        self._started = min(self._started, self.tail)
 
     def take_over(self, other: PendingSegment) -> None:
         """Copy the records of another pending segment that still have entries."""

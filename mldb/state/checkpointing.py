@@ -106,9 +106,14 @@ def stage(job: CheckpointJob, staging: Staging) -> None:
     aliases: dict[str, list[bytes]] = {}
     for alias, holder in job.aliases.items():
         aliases.setdefault(holder, []).append(check_name(alias))
-    hashed = staging.hash_ahead(list(job.tensors.values()))
-    for (name, prepared), known in zip(job.tensors.items(), hashed, strict=True):
-        staging.put_tensor(check_name(name), prepared, tuple(aliases.get(name, ())), known)
+    named = [(check_name(name), prepared) for name, prepared in job.tensors.items()]
+    ahead = staging.look_ahead(named)
+    try:
+        for number, (name, (key, prepared)) in enumerate(zip(job.tensors, named, strict=True)):
+            others = tuple(aliases.get(name, ()))
+            staging.put_tensor(key, prepared, others, ahead.result(number))
+    finally:
+        ahead.close()
 
 
 def checkpoint_of(job: CheckpointJob, row: CommitRow, stall_ms: float) -> Checkpoint:

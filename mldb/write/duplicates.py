@@ -9,6 +9,7 @@ outside the commit lock; under it the owner is confirmed (``mldb.write.reference
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +24,7 @@ from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import Entry
 from mldb.log.view import View
 from mldb.tensors.codec import unpack_descriptor
+from mldb.write.hashing import hash_to_look
 
 FROM_BYTES: Final = 64 << 10
 """Tensors from this size on are looked up, unless the option says another. A look that finds
@@ -33,11 +35,13 @@ CHECKPOINT_FROM_BYTES: Final = 512
 names come again there, and most of them are small."""
 OFF: Final = fmt.PAYLOAD_BYTES_MAX + 1
 _TRIES: Final = 4
-_CHUNK: Final = 128 << 10
 _COPIED_MAX: Final = 32 << 10
 _PROBED: Final = 256
 _PIECE: Final = 64 << 10
 """Bytes that are read at once of what is in no mapping: memory of that size is used again."""
+
+_compare = ctypes.CDLL(None).memcmp  # it runs without the interpreter lock
+_compare.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Owner(NamedTuple):
@@ -52,6 +56,22 @@ class Owner(NamedTuple):
     digest: bytes
     data: memoryview | None
     is_raw: bool
+
+
+class Looked(NamedTuple):
+    """What a first look found: the newest version of the name, and that it has these bytes.
+
+    ``owner`` says who has them then; where nobody does, the bytes may be hashed by now.
+    """
+
+    newest: Entry | None
+    owner: Owner | None = None
+    checks: bytes | None = None
+    digest: bytes = b""
+
+    def with_hash(self, buffers: Sequence[Buffer], nbytes: int) -> Looked:
+        """Return the same with the bytes hashed."""
+        return self if self.digest else Looked(self.newest, None, *hash_to_look(buffers, nbytes))
 
 
 class Duplicates:
@@ -95,22 +115,38 @@ class Duplicates:
         self.in_batch += 1
         self.bytes_saved += nbytes
 
-    def find_unchanged(
+    def look_at_newest(
         self, view: View, key: bytes, buffers: Sequence[Buffer], nbytes: int
-    ) -> Owner | None:
-        """Return the owner of these bytes when the newest version of *key* has them; or None.
+    ) -> Looked:
+        """Return the newest version of *key*, and whether it has these bytes.
 
         For bytes that are not hashed yet: equal to verified bytes, they have their digest. A look
         at a few of them tells mostly that they are others.
         """
+        try:
+            newest = view.newest(key, view.intervals)
+        except MldbError:  # of an index: whoever reads tells what is damaged, and this is stored
+            self.unreadable += 1
+            return Looked(None)
+        if newest is None or newest.flags & fmt.ENTRY_TOMBSTONE:
+            return Looked(newest)
+        return Looked(newest, self._unchanged(view, key, newest, buffers, nbytes))
+
+    def _unchanged(
+        self, view: View, key: bytes, newest: Entry, buffers: Sequence[Buffer], nbytes: int
+    ) -> Owner | None:
+        """Return the owner of the newest version when it has these bytes, as far as that is seen.
+
+        That is where they are mapped; anything else is looked for by the digest.
+        """
         door = self._door
         if nbytes < self.least or len(buffers) != 1 or door.verify == "never":
             return None
+        at: bytes | None
         try:
-            newest = view.newest(key, view.intervals)
-            if newest is None or newest.flags & fmt.ENTRY_TOMBSTONE:
-                return None
-            at, held = door.holder(view, key, newest, keys.shown(key))
+            at, held = key, newest
+            if newest.encoding == fmt.ENCODING_REFERENCE:
+                at, held = door.holder(view, key, newest, keys.shown(key))
             if held.length != nbytes or not door.is_raw(held):
                 return None
             seen = door.seen(view, held)
@@ -128,13 +164,22 @@ class Duplicates:
         return Owner(at, held.commit_lsn, held.digest, data, True)
 
     def find(
-        self, view: View, key: bytes, buffers: Sequence[Buffer], nbytes: int, digest: bytes
+        self,
+        view: View,
+        key: bytes,
+        buffers: Sequence[Buffer],
+        nbytes: int,
+        digest: bytes,
+        looked: Looked | None = None,
     ) -> Owner | None:
-        """Return the owner of these bytes, which are about to be stored under *key*; or None."""
+        """Return the owner of these bytes, which are about to be stored under *key*; or None.
+
+        *looked* is what :meth:`look_at_newest` said of them.
+        """
         self.looked_up += 1
         self._since = min(self._since, view.commit.lsn)
         try:
-            newest = view.newest(key, view.intervals)
+            newest = view.newest(key, view.intervals) if looked is None else looked.newest
             if newest is not None and newest.digest == digest:
                 owner = self._compared(view, key, newest, buffers, nbytes)
                 if owner is not None:
@@ -223,8 +268,8 @@ def _may_be_equal(one: Buffer, other: memoryview) -> bool:
 def have_equal_bytes(one: Sequence[Buffer], other: Iterable[Buffer]) -> bool:
     """Whether two sequences of buffers hold the same bytes.
 
-    Compared in pieces that stay in the cache, eight bytes at a time: some 10 GB/s. Small ones are
-    copied, which takes less time than to begin with the pieces.
+    Compared at the speed of memory. Small ones are copied, which takes less time than a call of the
+    system's library.
     """
     left = [memoryview(part) for part in reversed(one) if len(part)]
     for buffer in other:
@@ -247,10 +292,6 @@ def _are_equal(first: memoryview, second: memoryview) -> bool:
     size = len(first)
     if size <= _COPIED_MAX:
         return first.tobytes() == second.tobytes()
-    whole = size & -8
     one, two = np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)
-    for low in range(0, whole, _CHUNK):
-        high = min(low + _CHUNK, whole)
-        if not (one[low:high].view(np.uint64) == two[low:high].view(np.uint64)).all():
-            return False
-    return first[whole:].tobytes() == second[whole:].tobytes()
+    at = one.__array_interface__["data"][0], two.__array_interface__["data"][0]
+    return bool(_compare(*at, size) == 0)

@@ -164,12 +164,16 @@ class Handle(StateSurface, QuerySurface):
         """Return an empty staging area for one transaction, or for one checkpoint."""
         self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
-        spill = self.options.spill_bytes if fix else fmt.PAYLOAD_BYTES_MAX
-        found = self._duplicates
+        options, found = self.options, self._duplicates
+        spill = options.spill_bytes
+        # A pending segment is synced when it is published. Who waits for no disk has one only
+        # where a batch fits no other segment.
+        together = spill if options.durability == "commit" else max(spill, options.segment_bytes)
         return Staging(
             self._log.pending_segment,
-            spill,
+            spill if fix else fmt.PAYLOAD_BYTES_MAX,
             fix=fix,
+            together=together,
             compression=self.options.compression,
             buffers=self._buffers,
             duplicates=found,

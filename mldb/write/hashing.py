@@ -1,20 +1,20 @@
-"""Hashing what is about to be looked up; large tensors of a batch in two threads."""
+"""Hashing what is about to be looked up, and looking ahead in a second thread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 from mldb.log import format as fmt
 from mldb.log.aside import Aside
-from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import block_checks, checks_and_digest, whole_digest
 from mldb.log.fs.protocol import Buffer
-from mldb.tensors.codec import Prepared
 
 Hashed: TypeAlias = tuple[bytes, bytes]
 """Block checksums and digest of a tensor."""
+
+_T = TypeVar("_T")
 
 
 def hash_to_look(buffers: Sequence[Buffer], nbytes: int) -> tuple[bytes | None, bytes]:
@@ -27,30 +27,60 @@ def hash_to_look(buffers: Sequence[Buffer], nbytes: int) -> tuple[bytes | None, 
     return checks_and_digest(buffers, fmt.BLOCK_LOG2)
 
 
-def hashed_to_store(hashed: tuple[bytes | None, bytes], buffers: Sequence[Buffer]) -> Hashed:
+def hashed_to_store(checks: bytes | None, digest: bytes, buffers: Sequence[Buffer]) -> Hashed:
     """Return what :func:`hash_to_look` said with the checksums of what was not found."""
-    checks, digest = hashed
     return block_checks(buffers, fmt.BLOCK_LOG2) if checks is None else checks, digest
 
 
-def hash_large(tensors: Sequence[Prepared]) -> list[Hashed | None]:
-    """Hash the tensors of OVERLAP_BYTES or more; None for the others, and for a single large one.
+class Ahead(Generic[_T]):
+    """Calls whose results are needed one after another, made ahead of that in a second thread.
 
-    Their bytes must stay as they are. Without a look they would be hashed while they are written;
-    with a second thread it takes half of the time before.
+    Made, asked and closed by one thread; :meth:`close` waits for the call that is under way. Who
+    asks for a result that is not there makes calls as well, so that nobody waits while there is
+    work. What a call raises is raised to who asks for its result.
     """
-    large = [item for item in tensors if item.nbytes >= OVERLAP_BYTES]
-    if len(large) < 2:
-        return [None] * len(tensors)
-    found: dict[int, Hashed] = {}
-    rest = Aside(partial(_hash_into, found, large[1::2]))
-    try:
-        _hash_into(found, large[::2])
-    finally:
-        rest.result()
-    return [found.get(id(item)) for item in tensors]
 
+    def __init__(self, calls: Iterable[Callable[[], _T] | None]) -> None:
+        self._calls = list(calls)
+        # Each number is taken from here by one thread: a popleft is one step.
+        self._left = deque(at for at, call in enumerate(self._calls) if call is not None)
+        self._made: dict[int, tuple[_T | None, Exception | None]] = {}
+        # One call is made by who needs it: a thread would only be waited for.
+        self._aside = Aside(self._run) if len(self._left) > 1 else None
 
-def _hash_into(found: dict[int, Hashed], tensors: Sequence[Prepared]) -> None:
-    for item in tensors:
-        found[id(item)] = checks_and_digest(item.buffers, fmt.BLOCK_LOG2)
+    def _run(self) -> None:
+        while self._make_next():
+            pass
+
+    def _make_next(self) -> bool:
+        """Make the next call that nobody makes yet; False when there is none."""
+        try:
+            number = self._left.popleft()
+        except IndexError:
+            return False
+        call = self._calls[number]
+        assert call is not None
+        try:
+            self._made[number] = call(), None
+        except Exception as error:  # noqa: BLE001 - it is raised to who asks for the result
+            self._made[number] = None, error
+        return True
+
+    def result(self, number: int) -> _T | None:
+        """Return the result of this call, for numbers in rising order; None where there is none."""
+        if self._calls[number] is None:
+            return None
+        while number not in self._made:
+            if not self._make_next() and number not in self._made:
+                assert self._aside is not None
+                self._aside.result()  # it is in the last one
+        found, error = self._made.pop(number)
+        if error is not None:
+            raise error
+        return found
+
+    def close(self) -> None:
+        """Make no more calls; when this returns, none is under way."""
+        self._left.clear()
+        if self._aside is not None:
+            self._aside.result()

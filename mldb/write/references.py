@@ -8,12 +8,14 @@ from typing import NamedTuple
 from mldb import keys
 from mldb.errors import MldbError, StorageIOError
 from mldb.history.kinds.tensors import tensor_referring, tensor_stored, tensors_referring
+from mldb.log import format as fmt
+from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import DraftFields, Record, hash_record
 from mldb.log.fs.protocol import Buffer
 from mldb.log.pending import PendingSegment
 from mldb.log.view import View
 from mldb.tensors.codec import Prepared
-from mldb.write.duplicates import Duplicates, Owner, is_owner
+from mldb.write.duplicates import Duplicates, Looked, Owner, is_owner
 
 
 class OwnersGone(Exception):
@@ -65,23 +67,44 @@ class References:
         """Drop that of *key*, if there is one."""
         self._found.pop(key, None)
 
-    def find(
-        self, key: bytes, buffers: Sequence[Buffer], nbytes: int, digest: bytes
-    ) -> Owner | None:
-        """Return who has these bytes already in the view of this batch, its first one."""
+    def _looking(self) -> tuple[Duplicates, View]:
+        """Return what is asked, and the view of this batch, taken at its first look."""
         duplicates, view = self._duplicates, self._view
         assert duplicates is not None
         if view is None:
             view = self._view = duplicates.head()
-        return duplicates.find(view, key, buffers, nbytes, digest)
+        return duplicates, view
 
-    def find_unchanged(self, key: bytes, buffers: Sequence[Buffer], nbytes: int) -> Owner | None:
+    def find(
+        self,
+        key: bytes,
+        buffers: Sequence[Buffer],
+        nbytes: int,
+        digest: bytes,
+        looked: Looked | None = None,
+    ) -> Owner | None:
+        """Return who has these bytes already in the view of this batch."""
+        duplicates, view = self._looking()
+        return duplicates.find(view, key, buffers, nbytes, digest, looked)
+
+    def look_at_newest(self, key: bytes, buffers: Sequence[Buffer], nbytes: int) -> Looked:
         """Return who has these bytes, if that is the newest version of *key*; not hashed yet."""
-        duplicates, view = self._duplicates, self._view
-        assert duplicates is not None
-        if view is None:
-            view = self._view = duplicates.head()
-        return duplicates.find_unchanged(view, key, buffers, nbytes)
+        duplicates, view = self._looking()
+        return duplicates.look_at_newest(view, key, buffers, nbytes)
+
+    def take_view(self) -> None:
+        """Look in what is the head now; before several threads look."""
+        self._looking()
+
+    def look(self, key: bytes, buffers: Sequence[Buffer], nbytes: int) -> Looked:
+        """Return the same, and the bytes hashed where nobody has them. Any thread.
+
+        Checksums too: when they are needed the bytes will not be in the cache any more.
+        """
+        looked = self.look_at_newest(key, buffers, nbytes)
+        if looked.owner is not None:
+            return looked
+        return Looked(looked.newest, None, *checks_and_digest(buffers, fmt.BLOCK_LOG2))
 
     def note_shared(self, nbytes: int) -> None:
         """Count a tensor whose bytes another one of the batch has."""

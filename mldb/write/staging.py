@@ -1,31 +1,31 @@
 """Staged writes: the last write per key, turned into records at commit.
 
 Small tensors are packed: many share one payload of at most 1 MiB, so that a batch of hundreds costs
-a few frames and a read verifies one block. Larger ones get a frame of their own; above
-``spill_bytes`` their bytes go to a pending segment at once.
+a few frames and a read verifies one block. Larger ones get a frame of their own, and are held or
+written at the call (``mldb.write.large``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.tensors import metadata_set, tensor_compressed, tensor_stored
-from mldb.log.batch import Placed, place
+from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import digest128
 from mldb.log.frame import Draft, Record
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata
 from mldb.write.buffers import BufferPool
-from mldb.write.duplicates import OFF, Duplicates, Owner, have_equal_bytes
-from mldb.write.hashing import Hashed, hash_large, hash_to_look, hashed_to_store
-from mldb.write.packs import PACK_BELOW, PACK_ENTRIES, Pack
+from mldb.write.duplicates import OFF, Duplicates, Looked, Owner, have_equal_bytes
+from mldb.write.hashing import Ahead, hashed_to_store
+from mldb.write.large import NEVER, LargeTensors, OpenPending
+from mldb.write.packs import PACK_BELOW, Pack
 from mldb.write.references import References
-from mldb.write.staged import Asked, Staged, draft_of, drafts_like, staged_parts, with_names
+from mldb.write.staged import Asked, Staged, drafts_like, staged_parts
 from mldb.write.staged_patches import StagedPatches
-
-OpenPending = Callable[[], PendingSegment]
 
 
 class Staging:
@@ -33,7 +33,8 @@ class Staging:
 
     ``fix`` says that values must be fixed at the call (a transaction's promise): buffers that alias
     the caller's memory are copied. Without it they must stay unchanged until the commit returns.
-    Tensors of *least* bytes or more are looked up in *duplicates*: of those that the store has
+    Tensors of *spill_bytes* are written at the call, and all large ones once they are *together*
+    bytes. Those of *least* bytes or more are looked up in *duplicates*: of those that the store has
     already, ``references`` are staged, and equal ones of this batch share their bytes.
     """
 
@@ -43,36 +44,42 @@ class Staging:
         spill_bytes: int,
         *,
         fix: bool,
+        together: int = NEVER,
         compression: str | None = None,
         buffers: BufferPool | None = None,
         duplicates: Duplicates | None = None,
         least: int = OFF,
     ) -> None:
-        self._new_pending = new_pending
         self._buffers = buffers or BufferPool()
-        self._borrowed: dict[int, list[memoryview]] = {}  # by the id of the record that holds them
+        self._large = LargeTensors(new_pending, self._buffers, alone=spill_bytes, together=together)
         self._seen: set[bytes] = set()  # keys that were staged at some time
         self._compression = compression
         self._spill_bytes = spill_bytes
         self._fix = fix
         self._packs: list[Pack] = []
-        self._large: dict[bytes, Record] = {}
-        self._spilled: dict[bytes, Placed] = {}
-        self._outdated = False  # an entry of a spilled record was dropped; its place does not fit
         self._where: dict[bytes, Pack] = {}
         self._changes: dict[bytes, KeyChange] = {}
         self._least = OFF if duplicates is None else least
         self._pack_unasked_below = min(PACK_BELOW, self._least)
         self._digests: dict[bytes, bytes] = {}  # of what was looked up: to the first key with it
         self._copied = 0  # bytes of owners that are held in memory
+        self._expects_new = True  # the last one that was hashed was not there yet
         self.references = References(duplicates)
         self.patches = StagedPatches()
-        self.pending: PendingSegment | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is staged."""
-        stored = self._where or self._large or self._spilled
+        stored = self._where or self._large
         return bool(stored or self.references or self.patches or self._changes)
+
+    @property
+    def pending(self) -> PendingSegment | None:
+        """The segment of its own that this will be, if it will."""
+        return self._large.pending
+
+    def open_pending(self) -> PendingSegment:
+        """Return the pending segment of this transaction, opened when first needed."""
+        return self._large.open_pending()
 
     # --- staging ----------------------------------------------------------------------------------
 
@@ -81,11 +88,11 @@ class Staging:
         name: bytes,
         prepared: Prepared,
         aliases: tuple[bytes, ...] = (),
-        hashed: Hashed | None = None,
+        looked: Looked | None = None,
     ) -> None:
         """Stage a tensor under a checked name, and under aliases of the same bytes.
 
-        *hashed* is what :meth:`hash_ahead` said of it.
+        *looked* is what :meth:`look_ahead` said of it.
         """
         key = keys.TENSORS + name
         nbytes = prepared.nbytes
@@ -104,16 +111,22 @@ class Staging:
         if nbytes < PACK_BELOW:
             self._put_small(names, prepared)
         else:
-            self._put_large(names, prepared, hashed)
+            self._put_large(names, prepared, looked)
 
-    def hash_ahead(self, tensors: Sequence[Prepared]) -> list[Hashed | None]:
-        """Hash the large ones of tensors that will be put; None for what is left to each call.
+    def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> Ahead:
+        """Look for the large ones of named tensors that will be put, before each call.
 
-        Where nothing is looked up they are hashed while they are written.
+        They must stay as they are until it is closed.
         """
-        if self._fix or self._least == OFF:
-            return [None] * len(tensors)
-        return hash_large(tensors)
+        least = OFF if self._fix else max(PACK_BELOW, self._least)
+        if self._least != OFF:
+            self.references.take_view()
+        return Ahead(
+            partial(self.references.look, keys.TENSORS + name, prepared.buffers, prepared.nbytes)
+            if prepared.nbytes >= least
+            else None
+            for name, prepared in tensors
+        )
 
     def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
         pack = self._open_pack(prepared.nbytes, len(names))
@@ -126,12 +139,25 @@ class Staging:
         self._where.update(dict.fromkeys(added, pack))
 
     def _put_large(
-        self, names: tuple[bytes, ...], prepared: Prepared, hashed: Hashed | None
+        self, names: tuple[bytes, ...], prepared: Prepared, looked: Looked | None
     ) -> None:
-        fixed, copies = self._fixed(prepared)
-        record = None
-        if prepared.nbytes >= self._least:
-            hashed = self._looked_up(Asked(names, prepared, fixed.buffers), hashed)
+        large, nbytes = self._large, prepared.nbytes
+        at_once = large.streams(nbytes)
+        fixed, copies = self._fixed(prepared, at_once)
+        hashed = record = None
+        if nbytes >= self._least:
+            asked = Asked(names, prepared, fixed.buffers)
+            looked = looked or self.references.look_at_newest(
+                _keys(names)[0], fixed.buffers, nbytes
+            )
+            if not self._is_unchanged(asked, looked):
+                if at_once and not looked.digest and self._may_write_first(nbytes):
+                    self._write_and_look(asked, looked)
+                    return
+                looked = looked.with_hash(fixed.buffers, nbytes)
+                self._expects_new = not self._is_here(asked, looked.digest, looked)
+                if self._expects_new:
+                    hashed = hashed_to_store(looked.checks, looked.digest, fixed.buffers)
             if hashed is None:
                 self._give(copies)
                 return
@@ -140,20 +166,36 @@ class Staging:
             record = tensor_compressed(names[0], fixed, names[1:], digest=digest)
         if record is not None:
             self._give(copies)
+            copies, at_once = [], large.streams(record.payload_length)
         else:
             record = tensor_stored(names[0], fixed, names[1:], hashed=hashed)
-            if copies:
-                self._borrowed[id(record)] = copies
-        if record.payload_length >= self._spill_bytes:
-            placed = self._spill(record)
-            self._spilled.update({keys.TENSORS + item: placed for item in names})
+        if at_once:
+            large.keep(_keys(names), large.write(record))
         else:
-            self._large.update({keys.TENSORS + item: record for item in names})
+            large.hold(_keys(names), record, copies)
 
-    def _fixed(self, prepared: Prepared) -> tuple[Prepared, list[memoryview]]:
+    def _may_write_first(self, nbytes: int) -> bool:
+        """Whether a tensor is written while it is hashed, and only then looked up.
+
+        What is there already was written for nothing, so that the next one is hashed first.
+        """
+        return self._expects_new and self._compression is None and nbytes >= OVERLAP_BYTES
+
+    def _write_and_look(self, asked: Asked, looked: Looked) -> None:
+        large, names = self._large, asked.names
+        fixed = asked.prepared._replace(buffers=asked.buffers)
+        placed = large.write(tensor_stored(names[0], fixed, names[1:]))
+        digest = placed.record.drafts[0][5]
+        self._expects_new = not self._is_here(asked, digest, looked)
+        if self._expects_new:
+            large.keep(_keys(names), placed)
+        else:
+            large.take_back(placed)
+
+    def _fixed(self, prepared: Prepared, at_once: bool) -> tuple[Prepared, list[memoryview]]:
         """Return a value that stays as it is, and the memory that was taken for it."""
         copies: list[memoryview] = []
-        if not self._fix or prepared.owned or prepared.nbytes >= self._spill_bytes:
+        if not self._fix or prepared.owned or at_once:
             return prepared, copies
         for part in prepared.buffers:
             copy = self._buffers.take(len(part))
@@ -163,19 +205,15 @@ class Staging:
 
     # --- bytes that are there already -------------------------------------------------------------
 
-    def _looked_up(self, asked: Asked, hashed: Hashed | None) -> Hashed | None:
-        """Return what a large tensor is hashed to; None where it is staged without bytes."""
-        names, prepared, buffers = asked
-        if hashed is None:
-            key = keys.TENSORS + names[0]
-            owner = self.references.find_unchanged(key, buffers, prepared.nbytes)
-            if owner is not None and self._refer(asked, owner):
-                self._digests.setdefault(owner.digest, key)
-                return None
-        looked = hashed or hash_to_look(buffers, prepared.nbytes)
-        return None if self._is_here(asked, looked[1]) else hashed_to_store(looked, buffers)
+    def _is_unchanged(self, asked: Asked, looked: Looked) -> bool:
+        """Stage references where the newest version of the name was found to have these bytes."""
+        owner = looked.owner
+        if owner is None or not self._refer(asked, owner):
+            return False
+        self._digests.setdefault(owner.digest, keys.TENSORS + asked.names[0])
+        return True
 
-    def _is_here(self, asked: Asked, digest: bytes) -> bool:
+    def _is_here(self, asked: Asked, digest: bytes, looked: Looked | None = None) -> bool:
         """Stage names without bytes where the batch or the store has them already.
 
         The bytes are compared as they are in the buffers, which may be used for others afterwards.
@@ -186,7 +224,7 @@ class Staging:
             self.references.note_shared(nbytes)
             return True
         self._digests[digest] = key
-        owner = self.references.find(key, asked.buffers, nbytes, digest)
+        owner = self.references.find(key, asked.buffers, nbytes, digest, looked)
         return owner is not None and self._refer(asked, owner)
 
     def _refer(self, asked: Asked, owner: Owner) -> bool:
@@ -224,7 +262,7 @@ class Staging:
             return False
         added = [keys.TENSORS + item for item in names]
         reference = self.references.get(holder)
-        pack, record = self._where.get(holder), self._large.get(holder)
+        pack = self._where.get(holder)
         if reference is not None:
             for key in added:
                 same = reference.prepared._replace(attr=attr)
@@ -232,46 +270,13 @@ class Staging:
         elif pack is not None and pack.has_room(0, len(names)):
             pack.drafts.update(drafts_like(pack.drafts[holder], added, attr))
             self._where.update(dict.fromkeys(added, pack))
-        elif record is not None and len(record.drafts) + len(added) <= PACK_ENTRIES:
-            record.drafts = with_names(record, holder, added, attr)
-            self._large.update(dict.fromkeys(added, record))
         else:
-            return self._share_spilled(holder, added, attr)
-        return True
-
-    def _share_spilled(self, holder: bytes, added: list[bytes], attr: bytes) -> bool:
-        """Name bytes that are written already once more, if the longer frame still ends there.
-
-        What is spilled starts on a page, so that some 2 KiB are free in front of it, mostly.
-        """
-        placed = self._spilled.get(holder)
-        if placed is None:
-            return False
-        record = placed.record
-        before, record.drafts = record.drafts, with_names(record, holder, added, attr)
-        if place(record, placed.offset) != placed:
-            record.drafts = before
-            return False
-        self._spilled.update(dict.fromkeys(added, placed))
+            return self._large.share(holder, added, attr)
         return True
 
     def _give(self, copies: list[memoryview]) -> None:
         for part in copies:
             self._buffers.give(part)
-
-    def _give_back(self, record: Record) -> None:
-        self._give(self._borrowed.pop(id(record), []))
-
-    def _spill(self, record: Record) -> Placed:
-        pending = self.open_pending()
-        pending.add([record])
-        return pending.placed[-1]
-
-    def open_pending(self) -> PendingSegment:
-        """Return the pending segment of this transaction, opened when first needed."""
-        if self.pending is None:
-            self.pending = self._new_pending()
-        return self.pending
 
     def _open_pack(self, size: int, entries: int) -> Pack:
         """Return a pack with room for *size* bytes and as many entries."""
@@ -289,15 +294,7 @@ class Staging:
         pack = self._where.pop(key, None)
         if pack is not None:
             del pack.drafts[key]
-        record = self._large.pop(key, None)
-        if record is None:
-            placed = self._spilled.pop(key, None)
-            record = None if placed is None else placed.record
-            self._outdated |= placed is not None
-        if record is not None:
-            record.drafts = [draft for draft in record.drafts if draft[0] != key]
-            if not record.drafts:
-                self._give_back(record)
+        self._large.forget(key)
 
     def change(self, *changes: KeyChange) -> None:
         """Stage what events without a payload say."""
@@ -321,15 +318,9 @@ class Staging:
         if pack is not None:
             draft = Draft._make(pack.drafts[key])
             return Staged(draft.attr, (pack.part(key),), False, digest=draft.digest)
-        record = self._large.get(key)
-        if record is not None:
-            draft = draft_of(record, key)
-            data = tuple(record.payload)
-            return Staged(draft.attr, data, False, None, draft.encoding, draft.digest)
-        placed = self._spilled.get(key)
-        if placed is not None:
-            draft = draft_of(placed.record, key)
-            return Staged(draft.attr, None, False, placed, draft.encoding, draft.digest)
+        large = self._large.read(key)
+        if large is not None:
+            return large
         reference = self.references.get(key)
         if reference is not None:
             draft, buffers = Draft._make(reference.draft), reference.prepared.buffers
@@ -343,7 +334,7 @@ class Staging:
 
     def keys(self, prefix: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yield (key, exists) for every staged key with this prefix, unordered."""
-        for table in (self._where, self._large, self._spilled, self.references, self.patches):
+        for table in (self._where, self._large, self.references, self.patches):
             for key in table:
                 if key.startswith(prefix):
                     yield key, True
@@ -353,47 +344,30 @@ class Staging:
 
     def looked_up(self) -> dict[bytes, bytes]:
         """Digests and keys of what was looked up and is stored with bytes."""
-        where, large, spilled = self._where, self._large, self._spilled
+        where, large = self._where, self._large
         return {
-            digest: key
-            for digest, key in self._digests.items()
-            if key in where or key in large or key in spilled
+            digest: key for digest, key in self._digests.items() if key in where or key in large
         }
 
     # --- committing -------------------------------------------------------------------------------
 
     def records(self) -> list[Record]:
         """Return the records not yet in the pending segment; called once."""
-        if self._outdated:
-            self._spill_again()
+        large = self._large.records()
         packs = [pack.record() for pack in self._packs if pack.drafts]
-        large = {id(record): record for record in self._large.values()}.values()
         changes = records_of(self._changes.values())
         return [*packs, *large, *self.patches.records(), *changes]
-
-    def _spill_again(self) -> None:
-        """Move what is left of the spilled records to another pending segment.
-
-        A frame's body decides where its payload starts, and the payloads are in place already: a
-        record that lost an entry needs another place, and one that lost all of them needs none.
-        """
-        old, self.pending = self.pending, None
-        assert old is not None
-        try:
-            if self._spilled:
-                self.open_pending().take_over(old)
-        finally:
-            old.discard()
 
     def discard(self) -> None:
         """Drop everything, the pending segment too; borrowed memory goes to the next transaction.
 
         Called once the commit has returned, or failed.
         """
-        if self.pending is not None:
-            self.pending.discard()
-        for record in list(self._large.values()):
-            self._give_back(record)
+        self._large.discard()
         for pack in self._packs:
             self._buffers.give(pack.data)
         self._packs = []
+
+
+def _keys(names: Sequence[bytes]) -> list[bytes]:
+    return [keys.TENSORS + name for name in names]

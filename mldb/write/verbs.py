@@ -20,7 +20,7 @@ from mldb.names import check_name
 from mldb.tensors.casting import Casting
 from mldb.tensors.codec import Prepared, pack_metadata, prepare_named
 from mldb.write.handle import Handle
-from mldb.write.hashing import hash_to_look, hashed_to_store
+from mldb.write.hashing import hashed_to_store
 from mldb.write.references import OwnersGone, References
 from mldb.write.rules import check_epoch
 from mldb.write.tensor_writer import TensorWriter
@@ -102,15 +102,16 @@ class WriteVerbs(Handle):
         """Store a tensor, or a reference to the version that has its bytes already."""
         key, view, duplicates = keys.TENSORS + name, self._state.head(), self._duplicates
         buffers, nbytes = prepared.buffers, prepared.nbytes
-        owner = duplicates.find_unchanged(view, key, buffers, nbytes)
+        looked = duplicates.look_at_newest(view, key, buffers, nbytes)
+        owner = looked.owner
         if owner is None:
-            hashed = hash_to_look(buffers, nbytes)
-            owner = duplicates.find(view, key, buffers, nbytes, hashed[1])
+            looked = looked.with_hash(buffers, nbytes)
+            owner = duplicates.find(view, key, buffers, nbytes, looked.digest, looked)
         if owner is not None:
             references = References(self._duplicates, view)
             references.add(key, prepared, owner, packed)
             return Lsn(self._commit_referring(references, [], epoch).lsn)
-        ready = hashed_to_store(hashed, buffers)
+        ready = hashed_to_store(looked.checks, looked.digest, buffers)
         record = tensor_stored(name, prepared, metadata=packed, hashed=ready)
         row = self._commit([record], epoch)
         duplicates.note(((ready[1], key),), row.lsn)

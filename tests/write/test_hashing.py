@@ -1,28 +1,19 @@
-"""Hashing ahead of a look: the same sums as anywhere, of large tensors alone."""
+"""Hashing for a look, and calls that are made ahead of who needs what they return."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mldb.log import format as fmt
-from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import checks_and_digest
 from mldb.tensors.codec import prepare
-from mldb.write.hashing import hash_large, hash_to_look, hashed_to_store
-
-
-@pytest.mark.parametrize("large", [0, 1, 2, 5])
-def test_large_tensors_are_hashed_wherever_they_stand(large: int) -> None:
-    sizes = [OVERLAP_BYTES + 8 * number for number in range(large)]
-    for place in range(2):
-        sizes.insert(place * 2, 1000)
-    tensors = [prepare(np.arange(size // 8)) for size in sizes]
-    for item, hashed in zip(tensors, hash_large(tensors), strict=True):
-        if large > 1 and item.nbytes >= OVERLAP_BYTES:
-            assert hashed == checks_and_digest(item.buffers, fmt.BLOCK_LOG2)
-        else:
-            assert hashed is None
+from mldb.write.hashing import Ahead, hash_to_look, hashed_to_store
 
 
 @pytest.mark.parametrize("size", [0, 8, 1 << fmt.BLOCK_LOG2, (1 << fmt.BLOCK_LOG2) + 8])
@@ -33,4 +24,82 @@ def test_what_is_looked_up_is_hashed_to_the_same_in_the_end(size: int) -> None:
     assert (looked[0] is None) == (size <= 1 << fmt.BLOCK_LOG2)
     expected = checks_and_digest(item.buffers, fmt.BLOCK_LOG2)
     assert looked[1] == expected[1]
-    assert hashed_to_store(looked, item.buffers) == expected
+    assert hashed_to_store(*looked, item.buffers) == expected
+
+
+@given(st.lists(st.booleans(), max_size=30), st.integers(0, 30))
+def test_each_call_is_made_once_whoever_makes_it(wanted: list[bool], asked: int) -> None:
+    """Also when it is closed before all results were asked for: then the rest may be left."""
+    made: list[int] = []
+
+    def call(number: int) -> int:
+        made.append(number)
+        return -number
+
+    calls = [
+        (lambda number=number: call(number)) if is_wanted else None  # type: ignore[misc]
+        for number, is_wanted in enumerate(wanted)
+    ]
+    ahead: Ahead[int] = Ahead(calls)
+    for number, is_wanted in list(enumerate(wanted))[:asked]:
+        assert ahead.result(number) == (-number if is_wanted else None)
+    ahead.close()
+    ended = sorted(made)
+    everyone = [number for number, is_wanted in enumerate(wanted) if is_wanted]
+    assert ended == everyone[: len(ended)]  # each once, and none left out
+    assert len(ended) >= sum(wanted[:asked])
+
+
+def test_who_asks_makes_calls_while_another_thread_is_busy() -> None:
+    free, begun = threading.Event(), threading.Event()
+    makers: dict[int, int] = {}
+
+    def first() -> int:
+        makers[0] = threading.get_ident()
+        begun.set()
+        assert free.wait(20)
+        return 0
+
+    def later(number: int) -> Callable[[], int]:
+        def call() -> int:
+            makers[number] = threading.get_ident()
+            if number == 2:
+                free.set()
+            return number
+
+        return call
+
+    ahead: Ahead[int] = Ahead([first, later(1), later(2)])
+    assert begun.wait(20)
+    assert [ahead.result(number) for number in range(3)] == [0, 1, 2]
+    ahead.close()
+    assert makers[0] != makers[1] == makers[2] == threading.get_ident()
+
+
+def test_nothing_is_under_way_once_it_is_closed() -> None:
+    """Nobody may change the bytes while they are hashed."""
+    begun, free = threading.Event(), threading.Event()
+    ended: list[int] = []
+
+    def slow() -> None:
+        begun.set()
+        assert free.wait(20)
+        ended.append(1)
+
+    ahead: Ahead[None] = Ahead([slow, lambda: ended.append(2)])
+    assert begun.wait(20)
+    threading.Timer(0.05, free.set).start()
+    ahead.close()
+    assert ended == [1]
+
+
+def test_what_a_call_raises_is_raised_to_who_asks() -> None:
+    def fails() -> int:
+        raise MemoryError("no room")
+
+    ahead: Ahead[int] = Ahead([lambda: 0, fails, lambda: 2])
+    assert ahead.result(0) == 0
+    with pytest.raises(MemoryError, match="no room"):
+        ahead.result(1)
+    assert ahead.result(2) == 2
+    ahead.close()
