@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from mldb.arrays import Bools, Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.log import format as fmt
 from mldb.log.index.lineage import Jumps, is_left, spelled

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from typing import Any, Final
 
+from mldb.deferred import dataclass
 from mldb.log.active import HINTS
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.hints import load_hint, save_hint

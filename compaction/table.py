@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Bools, Numbers
+from mldb.deferred import dataclass
 from mldb.log import format as fmt
 from mldb.log.directory.key_records import KeyList
 from mldb.log.directory.merge_keys import merge_keys

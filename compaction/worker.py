@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from queue import SimpleQueue
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from mldb.compaction.gate import Gate, WorkerStopped
 from mldb.compaction.status import WORKER_LOCK, WorkerStatus, load_status
+from mldb.deferred import dataclass
 from mldb.errors import FormatVersionError, MldbError, StoreMovedError
 from mldb.log import format as fmt
 from mldb.log.aside import Promptly

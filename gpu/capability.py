@@ -7,10 +7,10 @@ the width of its subgroups, and on a CPU driver on how long a loop may run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final, Literal, TypeAlias
 
+from mldb.deferred import dataclass
 from mldb.errors import InvalidValueError, LimitError
 from mldb.gpu.checks import SUBSPACE_SPARE, check_dim
 from mldb.gpu.device import ChainMethod, Form

@@ -7,12 +7,12 @@ noise of a row comes from its key alone (``mldb.noise.philox``), never from its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.deferred import dataclass
 from mldb.noise.keys import Keys
 
 ChainMethod: TypeAlias = Literal["ula", "mala"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from mldb.deferred import dataclass
 from mldb.errors import CorruptError, MldbError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128

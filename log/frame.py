@@ -8,12 +8,12 @@ rule of ``mldb.log.recovery``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from mldb.deferred import dataclass
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64, checks_and_digest

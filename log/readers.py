@@ -15,10 +15,10 @@ import contextlib
 import errno
 import os
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from mldb.deferred import dataclass
 from mldb.errors import CorruptError, MldbError, StorageFullError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header

@@ -13,8 +13,9 @@ The rule. Bytes behind the last complete batch are
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from mldb.deferred import dataclass
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header

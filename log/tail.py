@@ -8,12 +8,12 @@ they are hashed, and only those whose checksum fits are decoded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.deferred import dataclass
 from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.frame import DamagedFrame, Frame, check_body, decode_commit, decode_header, unpack

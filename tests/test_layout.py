@@ -32,7 +32,7 @@ STATE_TREES = (
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("mldb.errors", "mldb.options", "mldb.names", "mldb.keys", "mldb.closing", "mldb.arrays"),
-        *("mldb.integers", "mldb.printable", "mldb.html"),
+        *("mldb.integers", "mldb.printable", "mldb.html", "mldb.deferred"),
     ),
     ("mldb.log", "mldb.log.*"),
     ("mldb.noise", "mldb.noise.*", "mldb.sphere", "mldb.sphere.*"),

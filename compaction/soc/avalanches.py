@@ -11,12 +11,12 @@ any graph where p is the only loss.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from mldb.arrays import Float64s, Numbers
+from mldb.deferred import dataclass
 
 FIT_LEAST: Final = 100
 """Avalanches of a toppling or more that a fit takes at least."""

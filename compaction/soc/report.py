@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from mldb.compaction.soc.avalanches import AvalancheStats
+from mldb.deferred import dataclass
 from mldb.html import html_of, html_pairs
 
 ConsolidationMethod = Literal["sweep", "sandpile"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 
 from mldb.arrays import Float32s, Float64s, Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidValueError
 from mldb.sphere.vmf import check_unit_rows
 

@@ -13,7 +13,6 @@ are still unstable are so in the stress that it leaves, and topplings of stress 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
@@ -27,6 +26,7 @@ from mldb.compaction.soc.rows import SplatRows
 from mldb.compaction.soc.sandpile import Sandpile
 from mldb.compaction.soc.seeded import check_mix_seed, mix, seeded_order
 from mldb.compaction.soc.sweep import Merges, check_width
+from mldb.deferred import dataclass
 from mldb.errors import InvalidValueError
 
 DEFAULT_LOSS: Final = 0.02

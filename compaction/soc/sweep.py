@@ -8,7 +8,6 @@ merges nothing. Neighbours are found anew only for sites that merged or had a ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
@@ -19,6 +18,7 @@ from mldb.compaction.soc.active import ActiveSplats, Search, largest_angle
 from mldb.compaction.soc.merging import MergedGroups, merge_groups
 from mldb.compaction.soc.rows import SplatRows
 from mldb.compaction.soc.seeded import check_mix_seed, seeded_order
+from mldb.deferred import dataclass
 from mldb.errors import InvalidValueError
 from mldb.integers import integer
 from mldb.sphere.neighbours import Neighbours, nearest

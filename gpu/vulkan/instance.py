@@ -7,9 +7,10 @@ else is asked for and used where it is there.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
+from mldb.deferred import dataclass
 from mldb.errors import GpuUnavailableError
 from mldb.gpu.vulkan import errors as vk_errors
 

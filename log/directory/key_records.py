@@ -10,12 +10,12 @@ they agree in all of it they are settled by Python, as bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from mldb.deferred import dataclass
 from mldb.log.directory.places import run_places
 from mldb.log.index.merge_parts import sums_of
 from mldb.log.index.steps import Column

@@ -8,12 +8,12 @@ it is first touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgpack
 import numpy as np
 
+from mldb.deferred import dataclass
 from mldb.log import format as fmt
 from mldb.log.checksum import check64
 from mldb.log.fs.protocol import Buffer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from mldb import keys
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, MissingError
 from mldb.history.as_of import snapshot_intervals
 from mldb.history.kinds.checkpoints import unpack_checkpoint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from math import nan, sqrt
 from operator import itemgetter
@@ -12,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from mldb.deferred import dataclass
 from mldb.log.index.address import Entry
 from mldb.tensors.codec import Descriptor, unpack_descriptor
 from mldb.tensors.dtypes import dtype_of

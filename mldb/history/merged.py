@@ -8,9 +8,10 @@ Layout: FORMAT.md section 5. Pure functions over bytes; nothing here reads a fil
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
+from mldb.deferred import dataclass
 from mldb.history.splats import (
     ATTR_VERSION,
     BLOCK_ROWS_MAX,

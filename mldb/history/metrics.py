@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from mldb import keys
 from mldb.arrays import Numbers
+from mldb.deferred import dataclass
 from mldb.errors import CorruptError
 from mldb.history.kinds.metrics import HEAD_WORDS, NO_STEP, WORD, names_in, row_words
 from mldb.log.index.bulk import AttrColumns

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from mldb import keys
+from mldb.deferred import dataclass
 from mldb.errors import MissingError
 from mldb.log.index.address import Entry, Lsn
 from mldb.names import check_name

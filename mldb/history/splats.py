@@ -8,12 +8,12 @@ section 5. Pure functions over bytes; nothing here reads a file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 import numpy as np
 
+from mldb.deferred import dataclass
 from mldb.errors import FormatVersionError, InvalidNameError
 from mldb.log.frame import pack, unpack
 from mldb.sphere.geometry import Geometry

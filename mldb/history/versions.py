@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from mldb import keys
+from mldb.deferred import dataclass
 from mldb.errors import VersionGoneError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry, Lsn, to_time

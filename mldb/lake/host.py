@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from mldb.deferred import dataclass
 from mldb.history.as_of import AsOf
 from mldb.history.snapshot import StateSnapshot
 from mldb.lake.states import LakeStates

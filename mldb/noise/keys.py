@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError
 
 ROW_ID_BITS: Final = 48

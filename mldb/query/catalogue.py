@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from mldb import keys
 from mldb.arrays import Numbers
+from mldb.deferred import dataclass
 from mldb.log.checksum import digest128
 from mldb.query.columns import ColumnData, json_text, moments
 from mldb.query.commits import CommitColumns

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Bools, Numbers
+from mldb.deferred import dataclass
 
 TEXT_TYPE: Final = "VARCHAR"
 WHOLE_LIST: Final = "BIGINT[]"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from mldb.deferred import dataclass
 from mldb.log.index.address import Lsn
 
 QUERY_TABLES: Final = (

@@ -6,10 +6,10 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from mldb.deferred import dataclass
 from mldb.errors import (
     ClosedError,
     InvalidTypeError,

@@ -9,13 +9,13 @@ further run, so that it costs what it stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Numbers
+from mldb.deferred import dataclass
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry, Intervals

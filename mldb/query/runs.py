@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Bools, Numbers
+from mldb.deferred import dataclass
 from mldb.log import format as fmt
 from mldb.log.index.address import Intervals
 from mldb.log.index.lineage import newest_first, visible_mask

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mldb.deferred import dataclass
 from mldb.tensors.codec import Descriptor
 from mldb.tensors.descriptor import Component
 from mldb.tensors.dtypes import dtype_of

@@ -7,7 +7,6 @@ Adding rows to an exact graph gives byte for byte what building it anew would
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isqrt
 from typing import Final, Literal
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Bools, Float32s, Float64s, Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidValueError, LimitError
 from mldb.integers import integer
 from mldb.noise.draws import SAMPLING_STEP, Purpose

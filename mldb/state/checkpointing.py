@@ -9,12 +9,12 @@ import os
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import numpy as np
 
+from mldb.deferred import dataclass
 from mldb.errors import ClosedError, InvalidTypeError
 from mldb.history.checkpoints import Checkpoint
 from mldb.log.index.address import CommitRow, Lsn, to_time

@@ -15,9 +15,9 @@ import re
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError, MldbError
 from mldb.state.prefixes import advice_on_prefixes, without_prefix
 from mldb.state.report import Findings, joined, listed, target_at

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
+from mldb.deferred import dataclass
 from mldb.html import html_of, html_table
 
 _SHOWN = 4

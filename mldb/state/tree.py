@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 import msgpack
 import numpy as np
 
+from mldb.deferred import dataclass
 from mldb.errors import InvalidNameError, InvalidTypeError, LimitError
 from mldb.names import check_name
 from mldb.state.leaves import (

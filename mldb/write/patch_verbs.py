@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from mldb import keys
 from mldb.arrays import Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, TensorNotFoundError
 from mldb.history.kinds.patches import PatchedVersion
 from mldb.log.index.address import Entry

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from mldb.deferred import dataclass
 from mldb.errors import MldbError
 from mldb.history.retention import retention_of
 from mldb.log.log import Log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import isqrt
 from time import perf_counter
 from typing import Any, Final
@@ -15,6 +14,7 @@ from mldb.compaction.soc.avalanches import AvalancheStats
 from mldb.compaction.soc.rows import SplatRows
 from mldb.compaction.soc.scheduler import carried_stress, topple_arrivals
 from mldb.compaction.soc.sweep import Merges, exact_search, sweep_rows
+from mldb.deferred import dataclass
 from mldb.lake.augment.graph_store import GRAPH_NEIGHBOURS, lake_graph
 from mldb.lake.consolidation.settings import ConsolidationPolicy, kept_rows
 from mldb.lake.consolidation.told import AVALANCHES, arrivals_since, told_stress

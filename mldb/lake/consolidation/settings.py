@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, Final
 
 from mldb.compaction.soc.active import largest_angle
@@ -11,6 +11,7 @@ from mldb.compaction.soc.sandpile import loss_units
 from mldb.compaction.soc.scheduler import DEFAULT_LOSS, DEFAULT_RANDOM_LINKS
 from mldb.compaction.soc.seeded import check_mix_seed
 from mldb.compaction.soc.sweep import check_width
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.integers import settle_numbers
 from mldb.lake.checks import check_choice, check_count, check_share

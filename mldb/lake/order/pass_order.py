@@ -18,7 +18,7 @@ log: compaction must not change an order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Float64s, Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.lake.order.permutation import WINDOW_BITS, WINDOWS_MAX, Permutation, permutation
 from mldb.lake.order.sampling import (

@@ -14,7 +14,6 @@ core, against 18 ns there, where all of them must be made before the first can b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
 from typing import Final, NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidValueError, LimitError
 from mldb.noise.draws import Purpose, sampling_words, wide
 from mldb.noise.keys import ROW_ID_BITS

@@ -17,13 +17,13 @@ a sample divides by the probability of inclusion pi that the design gives (Horvi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Float64s, Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.lake.order.permutation import permutation
 from mldb.noise.draws import Purpose, check_numbers, sampling_words, wide_uniforms

@@ -24,13 +24,14 @@ Nothing here is random. Arrays are float64 [N]; N may be a lake of millions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Float64s
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.integers import settle_numbers
 from mldb.lake.checks import check_choice, check_share

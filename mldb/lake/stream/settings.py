@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import AUGMENTATIONS_MAX, ChainMethod, Form
 from mldb.gpu.select import check_spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mldb.arrays import Float32s, Float64s, Numbers
+from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.history.splats import (
     BLOCK_ROWS_MAX,
