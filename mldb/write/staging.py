@@ -20,7 +20,7 @@ from mldb.tensors.codec import Prepared, pack_metadata
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Owner, have_equal_bytes
 from mldb.write.hashing import Hashed, hash_large, hash_to_look, hashed_to_store
-from mldb.write.packs import PACK_BELOW, PACK_ENTRIES, Pack
+from mldb.write.packs import PACK_BELOW, PACK_ENTRIES, Packs
 from mldb.write.references import References
 from mldb.write.staged import Asked, Staged, draft_of, drafts_like, staged_parts, with_names
 from mldb.write.staged_patches import StagedPatches
@@ -55,14 +55,13 @@ class Staging:
         self._compression = compression
         self._spill_bytes = spill_bytes
         self._fix = fix
-        self._packs: list[Pack] = []
         self._large: dict[bytes, Record] = {}
         self._spilled: dict[bytes, Placed] = {}
         self._outdated = False  # an entry of a spilled record was dropped; its place does not fit
-        self._where: dict[bytes, Pack] = {}
         self._changes: dict[bytes, KeyChange] = {}
         self._least = OFF if duplicates is None else least
-        self._pack_unasked_below = min(PACK_BELOW, self._least)
+        self._packs = Packs(self._buffers, self._seen, min(PACK_BELOW, self._least))
+        self._where = self._packs.where
         self._digests: dict[bytes, bytes] = {}  # of what was looked up: to the first key with it
         self._copied = 0  # bytes of owners that are held in memory
         self.references = References(duplicates)
@@ -75,6 +74,13 @@ class Staging:
         return bool(stored or self.references or self.patches or self._changes)
 
     # --- staging ----------------------------------------------------------------------------------
+
+    def put_array(self, name: str, data: object) -> bool:
+        """Stage what is most common in few steps: a small array, and no name that came before.
+
+        False, and nothing is done, where it is not that, or no valid name: :meth:`put_tensor`.
+        """
+        return self._packs.put_array(name, data)
 
     def put_tensor(
         self,
@@ -89,10 +95,7 @@ class Staging:
         """
         key = keys.TENSORS + name
         nbytes = prepared.nbytes
-        if not aliases and nbytes < self._pack_unasked_below and key not in self._seen:
-            self._seen.add(key)
-            pack = self._where[key] = self._open_pack(nbytes, 1)
-            pack.add(key, prepared)
+        if not aliases and self._packs.put(key, prepared):
             return
         names = (name, *aliases)
         for item in names:
@@ -116,7 +119,7 @@ class Staging:
         return hash_large(tensors)
 
     def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
-        pack = self._open_pack(prepared.nbytes, len(names))
+        pack = self._packs.with_room(prepared.nbytes, len(names))
         part = pack.write(prepared)
         asked, digest = Asked(names, prepared, (part,)), digest128(part)
         if prepared.nbytes >= self._least and self._is_here(asked, digest):
@@ -273,12 +276,6 @@ class Staging:
             self.pending = self._new_pending()
         return self.pending
 
-    def _open_pack(self, size: int, entries: int) -> Pack:
-        """Return a pack with room for *size* bytes and as many entries."""
-        if not self._packs or not self._packs[-1].has_room(size, entries):
-            self._packs.append(Pack(self._buffers))
-        return self._packs[-1]
-
     def _forget(self, key: bytes) -> None:
         """Drop an earlier write of this transaction to the same key."""
         if key not in self._seen:
@@ -366,7 +363,7 @@ class Staging:
         """Return the records not yet in the pending segment; called once."""
         if self._outdated:
             self._spill_again()
-        packs = [pack.record() for pack in self._packs if pack.drafts]
+        packs = self._packs.records()
         large = {id(record): record for record in self._large.values()}.values()
         changes = records_of(self._changes.values())
         return [*packs, *large, *self.patches.records(), *changes]
@@ -394,6 +391,4 @@ class Staging:
             self.pending.discard()
         for record in list(self._large.values()):
             self._give_back(record)
-        for pack in self._packs:
-            self._buffers.give(pack.data)
-        self._packs = []
+        self._packs.give_back()
