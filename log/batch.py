@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from mldb.errors import LimitError
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.aside import Aside
 from mldb.log.checksum import check64, digest128
 from mldb.log.frame import (
@@ -126,6 +127,18 @@ def encode_batch(
     :func:`place` puts them. *extra* is what the commit says beside the rest, *commit_id* its id
     where it had one before. Raises LimitError.
     """
+    own_id = new_commit_id() if commit_id is None else commit_id
+    twin = native.twin
+    if twin is not None:
+        encoded: BatchFields | None = twin.encode_batch(records, start, extra, own_id)
+        if encoded is not None:
+            return encoded
+    return _encode(records, start, extra, own_id)
+
+
+def _encode(
+    records: Sequence[Record], start: StartFields, extra: Mapping[str, object], own_id: bytes
+) -> BatchFields:
     seed, segment, chain, first, lsn, durable, parent, epoch, clock = start
     count = len(records)
     if count > _FRAMES_MAX or lsn > LSN_ROOM or epoch >> 63 or (clock >> 63) + 1 >> 1:
@@ -171,7 +184,6 @@ def encode_batch(
             offset += padding
         lsn += 1
     time = max(parent.time, clock)
-    own_id = new_commit_id() if commit_id is None else commit_id
     row = (last, parent.lsn, epoch, time, clock, first, offset, own_id)
     chain = digest128(b"".join(heads))
     commit = encode_commit(row, count, chain, durable, seed, extra)

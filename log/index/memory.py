@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from sortedcontainers import SortedList
 
+from mldb.log import native
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.lineage import Memo, newest_visible
 from mldb.log.ownership import OwnedLock
@@ -116,15 +117,17 @@ class MemoryIndex:
 
     def add(self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]]) -> None:
         """Append one commit and the versions it stored."""
-        table, log = self._entries, self._log
-        for key, entry in entries:
-            versions = table.get(key)
-            if versions is None:
-                table[key] = [entry]
-                self._order.append(key)
-            else:
-                versions.append(entry)
-            log.append(key)
+        table, order, log = self._entries, self._order, self._log
+        twin = native.twin
+        if twin is None or not twin.add_versions(table, order, log, entries):
+            for key, entry in entries:
+                versions = table.get(key)
+                if versions is None:
+                    table[key] = [entry]
+                    order.append(key)
+                else:
+                    versions.append(entry)
+                log.append(key)
         log.append(row)
         self._commits.append(row)
 

@@ -84,7 +84,7 @@ _Dense = tuple[Descriptor, bytes, bool]
 such an array as a memoryview without a detour."""
 
 # Keys are (NumPy or torch dtype, shape). Only ever read, added to or emptied as a whole.
-_dense: dict[tuple[object, tuple[int, ...]], _Dense] = {}
+known_arrays: dict[tuple[object, tuple[int, ...]], _Dense] = {}
 
 
 def prepare(data: object) -> Prepared:
@@ -97,7 +97,7 @@ def prepare(data: object) -> Prepared:
     the limits. Changes made to *data* later show in the buffers unless ``owned``.
     """
     if type(data) is np.ndarray:
-        entry = _dense.get((data.dtype, data.shape))
+        entry = known_arrays.get((data.dtype, data.shape))
         if entry is not None:
             descriptor, attr, exports = entry
             if exports and data.flags.c_contiguous:
@@ -130,7 +130,7 @@ def prepare_named(name: str, data: object) -> Prepared:
 
 
 def _prepare_array(array: np.ndarray[Any, Any], *, owned: bool) -> Prepared:
-    entry = _dense.get((array.dtype, array.shape))
+    entry = known_arrays.get((array.dtype, array.shape))
     if entry is None:
         entry = _learn((array.dtype, array.shape), dtype_code(array.dtype), "numpy")
     if not array.flags.c_contiguous:
@@ -154,7 +154,7 @@ def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
             return _prepare_tensor(tensor.to_dense(), torch_module)._replace(owned=True)
         return _prepare_parts(split_torch(tensor), tuple(tensor.shape), "torch")
     try:
-        entry = _dense.get((tensor.dtype, tensor.shape))
+        entry = known_arrays.get((tensor.dtype, tensor.shape))
         if entry is None:
             key = (tensor.dtype, tuple(tensor.shape))
             entry = _learn(key, code_of_torch(tensor.dtype), "torch")
@@ -203,9 +203,9 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 def _learn(key: tuple[object, tuple[int, ...]], code: str, framework: str) -> _Dense:
     descriptor = dense_descriptor(key[1], code, framework=framework)
     entry = (descriptor, pack_descriptor(descriptor), _exports(descriptor))
-    if len(_dense) >= _CACHE_LIMIT:
-        _dense.clear()
-    _dense[key] = entry
+    if len(known_arrays) >= _CACHE_LIMIT:
+        known_arrays.clear()
+    known_arrays[key] = entry
     return entry
 
 

@@ -74,6 +74,9 @@ class Handle(StateSurface, QuerySurface):
         )
         self._buffers = BufferPool()
         self._duplicates = Duplicates(options.deduplicate, self._source.door, self._state.head)
+        # Tensors of fewer bytes are stored as they come, one by one.
+        least = 0 if options.compression is not None else self._duplicates.least
+        self._plain_below = min(least, options.segment_bytes + 1, fmt.PAGE_ALIGN_FROM)
         self._lake_states: dict[str, Any] = {}  # one mldb.lake.states.LakeStates, when needed
         self._policy_watch: PolicyWatch | None = None  # made with the first lake
         self._made_queries: dict[str, Any] = {}  # one mldb.query.queries.Queries, when needed

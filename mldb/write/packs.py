@@ -7,9 +7,10 @@ from typing import Final
 
 from mldb.history.kinds.tensors import tensors_packed
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.checksum import digest128
 from mldb.log.frame import DraftFields, Record
-from mldb.tensors.codec import Prepared
+from mldb.tensors.codec import Prepared, known_arrays
 from mldb.write.buffers import BufferPool
 
 PACK_BELOW: Final = 64 << 10
@@ -78,3 +79,61 @@ class Pack:
     def record(self) -> Record:
         """The record of this pack; hashed here, outside the commit lock."""
         return tensors_packed(list(self.drafts.values()), self.data[: self.size])
+
+
+class Packs:
+    """The packs of one staging area, each opened when the one before is full. Used by one thread.
+
+    ``where`` says which pack has a key. *seen* are the keys that were staged at some time: the
+    owner's, who adds to it as well. Tensors of fewer than *below* bytes are packed as they come.
+    """
+
+    __slots__ = ("_below", "_buffers", "_packs", "_seen", "where")
+
+    def __init__(self, buffers: BufferPool, seen: set[bytes], below: int) -> None:
+        self.where: dict[bytes, Pack] = {}
+        self._buffers = buffers
+        self._packs: list[Pack] = []
+        self._seen = seen
+        self._below = below
+
+    def put_array(self, name: str, data: object) -> bool:
+        """Pack an array under a new name, if the compiled twin can in one call; else do nothing."""
+        twin = native.twin
+        if twin is None:
+            return False
+        known, seen, where = known_arrays, self._seen, self.where
+        done: bool | None = twin.pack_array(
+            name, data, known, seen, where, self._packs, PACK_ENTRIES, self._below
+        )
+        return done is not None
+
+    def put(self, key: bytes, prepared: Prepared) -> bool:
+        """Pack a tensor that is small enough, under a key that is new; else do nothing."""
+        if prepared.nbytes >= self._below or key in self._seen:
+            return False
+        twin = native.twin
+        if twin is None or not twin.pack_tensor(
+            key, prepared, self._seen, self.where, self._packs, PACK_ENTRIES
+        ):
+            self._seen.add(key)
+            pack = self.where[key] = self.with_room(prepared.nbytes, 1)
+            pack.add(key, prepared)
+        return True
+
+    def with_room(self, size: int, entries: int) -> Pack:
+        """Return a pack with room for *size* bytes and as many entries."""
+        packs = self._packs
+        if not packs or not packs[-1].has_room(size, entries):
+            packs.append(Pack(self._buffers))
+        return packs[-1]
+
+    def records(self) -> list[Record]:
+        """Return the records of all packs that have entries."""
+        return [pack.record() for pack in self._packs if pack.drafts]
+
+    def give_back(self) -> None:
+        """Let the next one have the memory; nothing is staged here from now on."""
+        for pack in self._packs:
+            self._buffers.give(pack.data)
+        self._packs.clear()

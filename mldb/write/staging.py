@@ -22,7 +22,7 @@ from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Looked, Owner, have_equal_bytes
 from mldb.write.hashing import Ahead, hashed_to_store
 from mldb.write.large import NEVER, LargeTensors, OpenPending
-from mldb.write.packs import PACK_BELOW, Pack
+from mldb.write.packs import PACK_BELOW, Packs
 from mldb.write.references import References
 from mldb.write.staged import Asked, Staged, drafts_like, staged_parts
 from mldb.write.staged_patches import StagedPatches
@@ -56,11 +56,10 @@ class Staging:
         self._compression = compression
         self._spill_bytes = spill_bytes
         self._fix = fix
-        self._packs: list[Pack] = []
-        self._where: dict[bytes, Pack] = {}
         self._changes: dict[bytes, KeyChange] = {}
         self._least = OFF if duplicates is None else least
-        self._pack_unasked_below = min(PACK_BELOW, self._least)
+        self._packs = Packs(self._buffers, self._seen, min(PACK_BELOW, self._least))
+        self._where = self._packs.where
         self._digests: dict[bytes, bytes] = {}  # of what was looked up: to the first key with it
         self._copied = 0  # bytes of owners that are held in memory
         self._expects_new = True  # the last one that was hashed was not there yet
@@ -83,6 +82,13 @@ class Staging:
 
     # --- staging ----------------------------------------------------------------------------------
 
+    def put_array(self, name: str, data: object) -> bool:
+        """Stage what is most common in few steps: a small array, and no name that came before.
+
+        False, and nothing is done, where it is not that, or no valid name: :meth:`put_tensor`.
+        """
+        return self._packs.put_array(name, data)
+
     def put_tensor(
         self,
         name: bytes,
@@ -96,10 +102,7 @@ class Staging:
         """
         key = keys.TENSORS + name
         nbytes = prepared.nbytes
-        if not aliases and nbytes < self._pack_unasked_below and key not in self._seen:
-            self._seen.add(key)
-            pack = self._where[key] = self._open_pack(nbytes, 1)
-            pack.add(key, prepared)
+        if not aliases and self._packs.put(key, prepared):
             return
         names = (name, *aliases)
         for item in names:
@@ -129,7 +132,7 @@ class Staging:
         )
 
     def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
-        pack = self._open_pack(prepared.nbytes, len(names))
+        pack = self._packs.with_room(prepared.nbytes, len(names))
         part = pack.write(prepared)
         asked, digest = Asked(names, prepared, (part,)), digest128(part)
         if prepared.nbytes >= self._least and self._is_here(asked, digest):
@@ -278,11 +281,6 @@ class Staging:
         for part in copies:
             self._buffers.give(part)
 
-    def _open_pack(self, size: int, entries: int) -> Pack:
-        """Return a pack with room for *size* bytes and as many entries."""
-        if not self._packs or not self._packs[-1].has_room(size, entries):
-            self._packs.append(Pack(self._buffers))
-        return self._packs[-1]
 
     def _forget(self, key: bytes) -> None:
         """Drop an earlier write of this transaction to the same key."""
@@ -354,7 +352,7 @@ class Staging:
     def records(self) -> list[Record]:
         """Return the records not yet in the pending segment; called once."""
         large = self._large.records()
-        packs = [pack.record() for pack in self._packs if pack.drafts]
+        packs = self._packs.records()
         changes = records_of(self._changes.values())
         return [*packs, *large, *self.patches.records(), *changes]
 
@@ -364,9 +362,7 @@ class Staging:
         Called once the commit has returned, or failed.
         """
         self._large.discard()
-        for pack in self._packs:
-            self._buffers.give(pack.data)
-        self._packs = []
+        self._packs.give_back()
 
 
 def _keys(names: Sequence[bytes]) -> list[bytes]:

@@ -140,6 +140,8 @@ class Transaction(MutableMapping[str, Any]):
     def store_tensor(self, name: str, data: Any, metadata: dict[str, Any] | None = None) -> None:
         """Stage a new version of *name*; see ``MLDatabase.store_tensor``."""
         staging = self._check()
+        if metadata is None and staging.put_array(name, data):
+            return
         key = check_name(name)
         prepared: Prepared = prepare_named(name, data)
         packed = None if metadata is None else pack_metadata(metadata)

@@ -12,13 +12,16 @@ import numpy.typing as npt
 
 from mldb import keys
 from mldb.errors import ConflictError, InvalidValueError
+from mldb.history.kinds import TENSOR_STORED
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
 from mldb.integers import integer
+from mldb.log import native
+from mldb.log.frame import Record
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.casting import Casting
-from mldb.tensors.codec import Prepared, pack_metadata, prepare_named
+from mldb.tensors.codec import Prepared, known_arrays, pack_metadata, prepare_named
 from mldb.write.handle import Handle
 from mldb.write.hashing import hashed_to_store
 from mldb.write.references import OwnersGone, References
@@ -84,6 +87,12 @@ class WriteVerbs(Handle):
         nothing is stored.
         """
         self._settle_background()
+        twin = native.twin
+        if twin is not None and metadata is None:
+            below = self._plain_below
+            small = twin.small_record(TENSOR_STORED, name, data, known_arrays, Record, below)
+            if small is not None:
+                return Lsn(self._commit([small], epoch).lsn)
         key = check_name(name)
         prepared = prepare_named(name, data)
         packed = None if metadata is None else pack_metadata(metadata)

@@ -1,0 +1,499 @@
+# A batch as bytes and entries (log/batch.py), versions into the index in memory, small tensors.
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong, PyLong_CheckExact
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
+from libc.stdint cimport uint16_t
+from libc.string cimport memcpy, memset
+
+from numpy import ndarray as _ndarray
+
+from mldb.log.frame import pack as _pack_value
+from mldb.log.index.address import CommitRow as _RowType, Entry as _EntryType
+
+cdef extern from *:
+    """
+    static PyObject *mldb_new_row(PyObject *kind, Py_ssize_t size)
+    {
+        return ((PyTypeObject *)kind)->tp_alloc((PyTypeObject *)kind, size);
+    }
+    """
+    object mldb_new_row(object kind, Py_ssize_t size)
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    void *PyUnicode_DATA(object text)
+
+cdef struct _Head:  # FRAME_HEADER, which has no gaps
+    uint32_t magic
+    uint16_t kind
+    uint8_t version
+    uint8_t flags
+    uint32_t body
+    uint8_t block
+    uint8_t align
+    uint16_t reserved
+    uint64_t payload
+    uint64_t lsn
+    uint64_t last
+    uint64_t check
+    uint64_t own_check
+
+cdef enum:
+    _TENSORS = 1  # the key space of mldb/keys.py
+    _NAME_MAX = 255  # bytes, of mldb/names.py
+    _DRAFT = 9  # fields of a draft
+    _PREPARED = 5  # fields of a Prepared
+    _START = 9  # fields of a BatchStart
+    _DRAFT_ROOM = 64  # what the fields of a draft take beside their bytes, at most
+    _JOIN = 16 << 10  # as in log/batch.py
+
+
+cdef inline int64_t _natural(object value) except -1:
+    if not PyLong_CheckExact(value):
+        raise TypeError
+    cdef int64_t number = PyLong_AsLongLong(value)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+cdef inline int64_t _whole(object value) except? -1:
+    if not PyLong_CheckExact(value):
+        raise TypeError
+    return PyLong_AsLongLong(value)
+
+
+cdef inline Py_ssize_t _size_of(object value) except -1:
+    if not PyBytes_CheckExact(value):
+        raise TypeError
+    return PyBytes_GET_SIZE(value)
+
+
+# --- msgpack, as Packer(use_bin_type=True) writes it ----------------------------------------------
+
+
+cdef inline char *_big(char *at, int mark, uint64_t value, int size) noexcept:
+    """A mark and the lowest *size* bytes of a number, the highest first."""
+    at[0] = <char>mark
+    at += size
+    for _ in range(size):
+        at[0] = <char>value
+        value >>= 8
+        at -= 1
+    return at + 1 + size
+
+
+cdef inline char *_int(char *at, int64_t value) noexcept:
+    if value >= 0:
+        if value < 0x80:
+            at[0] = <char>value
+            return at + 1
+        if value < 0x100:
+            return _big(at, 0xcc, value, 1)
+        if value < 0x10000:
+            return _big(at, 0xcd, value, 2)
+        if value < 0x100000000:
+            return _big(at, 0xce, value, 4)
+        return _big(at, 0xcf, value, 8)
+    if value >= -0x20:
+        at[0] = <char>value
+        return at + 1
+    if value >= -0x80:
+        return _big(at, 0xd0, value, 1)
+    if value >= -0x8000:
+        return _big(at, 0xd1, value, 2)
+    if value >= -0x80000000:
+        return _big(at, 0xd2, value, 4)
+    return _big(at, 0xd3, value, 8)
+
+
+cdef inline char *_bin(char *at, object value) noexcept:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(value)
+    if size < 0x100:
+        at = _big(at, 0xc4, size, 1)
+    elif size < 0x10000:
+        at = _big(at, 0xc5, size, 2)
+    else:
+        at = _big(at, 0xc6, size, 4)
+    memcpy(at, PyBytes_AS_STRING(value), size)
+    return at + size
+
+
+cdef inline char *_list(char *at, Py_ssize_t count) noexcept:
+    if count < 0x10:
+        at[0] = <char>(0x90 | count)
+        return at + 1
+    return _big(at, 0xdc, count, 2) if count < 0x10000 else _big(at, 0xdd, count, 4)
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+cdef inline object _row(object kind, tuple fields):
+    """What ``tuple.__new__(kind, fields)`` makes, without the call."""
+    cdef Py_ssize_t place, size = PyTuple_GET_SIZE(fields)
+    cdef object made = mldb_new_row(kind, size)
+    for place in range(size):
+        field = <object>PyTuple_GET_ITEM(fields, place)
+        Py_INCREF(field)
+        PyTuple_SET_ITEM(made, place, field)
+    return made
+
+
+cdef Py_ssize_t _room_of(tuple drafts, int64_t payload) except -1:
+    """How many bytes sound drafts take in a body at most. Raises for what is not sound."""
+    cdef Py_ssize_t room = 0, key, attr, owner, digest
+    cdef int64_t offset, length
+    cdef tuple draft
+    if len(drafts) > _ENTRIES_MAX:
+        raise ValueError
+    for item in drafts:
+        if not PyTuple_Check(item) or PyTuple_GET_SIZE(item) != _DRAFT:
+            raise TypeError
+        draft = <tuple>item
+        key, digest = _size_of(draft[0]), _size_of(draft[5])
+        attr, owner = _size_of(draft[7]), _size_of(draft[8])
+        offset, length = _natural(draft[3]), _natural(draft[4])
+        _natural(draft[6])
+        if (
+            not 0 < key <= _KEY_BYTES_MAX
+            or attr > _ATTR_BYTES_MAX
+            or owner > _KEY_BYTES_MAX
+            or (digest != _DIGEST_SIZE and digest != 0)
+            or _natural(draft[1]) > 255
+            or _natural(draft[2]) > 255
+            or length > payload - offset
+        ):
+            raise ValueError
+        room += _DRAFT_ROOM + key + digest + attr + owner
+    return room
+
+
+cdef bytes _tail_of(tuple drafts, object extra, bytes checks, int64_t payload, uint32_t *size):
+    """The body of a record and its checksums, with room behind them; *size* is of the body."""
+    cdef bytes more = b"\xc0" if extra is None else _pack_value(extra)
+    cdef Py_ssize_t room = 16 + _room_of(drafts, payload) + len(more)
+    if room > _BODY_BYTES_MAX:
+        raise ValueError
+    cdef bytes tail = PyBytes_FromStringAndSize(NULL, room + len(checks))
+    cdef char *at = PyBytes_AS_STRING(tail)
+    cdef Py_ssize_t place
+    cdef tuple draft
+    if payload > _PAYLOAD_BYTES_MAX:
+        raise ValueError
+    if drafts:
+        at[0] = <char>0x92
+        at = _list(at + 1, len(drafts))
+        for item in drafts:
+            draft = <tuple>item
+            at[0] = <char>(0x90 | _DRAFT)
+            at = _bin(at + 1, draft[0])
+            for place in range(1, 5):
+                at = _int(at, PyLong_AsLongLong(draft[place]))
+            at = _int(_bin(at, draft[5]), PyLong_AsLongLong(draft[6]))
+            at = _bin(_bin(at, draft[7]), draft[8])
+    memcpy(at, PyBytes_AS_STRING(more), len(more))
+    at += len(more)
+    size[0] = at - PyBytes_AS_STRING(tail)
+    memcpy(at, PyBytes_AS_STRING(checks), len(checks))
+    return tail
+
+
+cdef bytes _frame(
+    _Head *head, const char *tail, Py_ssize_t size, uint64_t seed, Py_ssize_t before, Py_ssize_t behind
+):
+    """A frame up to its payload, zeros before and behind; the head gets what it has checks of."""
+    memcpy(&head.magic, PyBytes_AS_STRING(_FRAME_MAGIC), 4)
+    head.check = check64_of(tail, size, 0)
+    head.own_check = check64_of(head, sizeof(_Head) - 8, seed)
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, before + sizeof(_Head) + size + behind)
+    cdef char *at = PyBytes_AS_STRING(made)
+    memset(at, 0, before)
+    memcpy(at + before, head, sizeof(_Head))
+    memcpy(at + before + sizeof(_Head), tail, size)
+    memset(at + before + sizeof(_Head) + size, 0, behind)
+    return made
+
+
+cdef bytes _commit(tuple row, int64_t count, bytes chain, int64_t durable, uint64_t seed, extra):
+    """The commit frame, as encode_commit of log/frame.py makes it."""
+    cdef bytes stated = _pack_value(extra) if extra else b"\x80", commit_id = row[7]
+    cdef bytes body = PyBytes_FromStringAndSize(NULL, 128 + len(stated) + len(commit_id))
+    cdef char *at = PyBytes_AS_STRING(body)
+    cdef Py_ssize_t place, size
+    cdef _Head head
+    at[0] = <char>0x9a
+    at += 1
+    for place in range(1, 5):  # parent, epoch, time, clock
+        at = _int(at, _whole(row[place]))
+    at = _int(_bin(_int(at, count), chain), durable)
+    memcpy(at, PyBytes_AS_STRING(stated), len(stated))
+    at = _bin(at + len(stated), commit_id)
+    at[0] = <char>0x90
+    size = at + 1 - PyBytes_AS_STRING(body)
+    if size > _BODY_BYTES_MAX - 128:
+        raise ValueError
+    memset(&head, 0, sizeof(_Head))
+    head.kind, head.version, head.body = _KIND_COMMIT | _MUST_UNDERSTAND, 1, size
+    head.lsn = head.last = _natural(row[0])
+    seed += <uint64_t>_natural(row[6])
+    return _frame(&head, PyBytes_AS_STRING(body), size, seed, 0, -size & (_FRAME_ALIGN - 1))
+
+
+cdef int _add_entries(list entries, tuple drafts, last, bytes segment, frame, int64_t at) except -1:
+    cdef tuple draft
+    for item in drafts:
+        draft = <tuple>item
+        stands = at + PyLong_AsLongLong(draft[3])
+        # The fields of an Entry; of a draft: key, flags, encoding, offset, length, digest, base,
+        # attr, owner.
+        fields = (
+            last, segment, frame, stands, draft[4], draft[7], draft[1], draft[2], draft[6],
+            draft[5], draft[8],
+        )
+        entries.append((draft[0], _row(_EntryType, fields)))
+    return 0
+
+
+cdef tuple _encode(list records, tuple start, extra, bytes commit_id):
+    if len(start) != _START:
+        raise TypeError
+    cdef uint64_t seed = PyLong_AsUnsignedLongLong(start[0])
+    cdef bytes segment = start[1], chain = start[2], checks, tail
+    cdef int64_t first = _natural(start[3]), offset = first, at, lsn = _natural(start[4])
+    cdef Py_ssize_t count = len(records), before = 0, behind, size
+    cdef bytes heads = PyBytes_FromStringAndSize(NULL, _DIGEST_SIZE + count * sizeof(_Head))
+    cdef char *its_head = PyBytes_AS_STRING(heads) + _DIGEST_SIZE
+    cdef list buffers = [], entries = []
+    cdef tuple parent = <tuple>start[6], drafts
+    cdef _Head head
+    if type(start[6]) is not _RowType or count > _FRAMES_MAX or lsn > _LSN_MAX - (1 << 24):
+        raise ValueError
+    if not segment or len(chain) != _DIGEST_SIZE or len(commit_id) != _DIGEST_SIZE:
+        raise ValueError
+    _natural(start[7])  # the epoch
+    memcpy(PyBytes_AS_STRING(heads), PyBytes_AS_STRING(chain), _DIGEST_SIZE)
+    last = lsn + count
+    head.last, head.reserved = last, 0
+    for record in records:
+        drafts = tuple(record.drafts)
+        head.kind, head.version = record.kind, record.body_version
+        head.flags = _FLAG_KEYED if drafts else 0
+        head.block, head.align = record.block_log2, record.align_log2
+        head.payload, head.lsn = _natural(record.payload_length), lsn
+        if (
+            record.written
+            or not _BLOCK_LOG2_MIN <= head.block <= _BLOCK_LOG2_MAX
+            or not _ALIGN_LOG2_MIN <= head.align <= _ALIGN_LOG2_MAX
+        ):
+            raise ValueError
+        checks = (record.checks or b"") if head.payload else b""
+        tail = _tail_of(drafts, record.extra, checks, head.payload, &head.body)
+        size = head.body + len(checks)
+        frame, at = offset, offset + <int64_t>sizeof(_Head) + size
+        behind = -at & ((1 << head.align) - 1 if head.payload else _FRAME_ALIGN - 1)
+        buffers.append(_frame(&head, PyBytes_AS_STRING(tail), size, seed + offset, before, behind))
+        memcpy(its_head, &head, sizeof(_Head))
+        its_head += sizeof(_Head)
+        if head.payload:
+            at += behind
+            behind = head.payload
+            buffers += record.payload
+        _add_entries(entries, drafts, last, segment, frame, at)
+        at += behind
+        before = -at & (_FRAME_ALIGN - 1)
+        offset = at + before
+        lsn += 1
+    time = max(parent[3], start[8])
+    row = _row(_RowType, (last, parent[0], start[7], time, start[8], start[3], offset, commit_id))
+    chain = digest128_of(PyBytes_AS_STRING(heads), len(heads))
+    tail = _commit(<tuple>row, count, chain, _natural(start[5]), seed, extra)
+    if before:
+        buffers.append(bytes(before))
+    buffers.append(tail)
+    if offset - first <= _JOIN:
+        buffers = [b"".join(buffers)]
+    return [(start[3], buffers)], row, entries, offset + <int64_t>len(tail), chain
+
+
+def encode_batch(records, start, extra, commit_id):
+    """What encode_batch of log/batch.py returns, or None."""
+    try:
+        return _encode(list(records), tuple(start), extra, commit_id)
+    except Exception:  # it is not plain: Python says what is wrong with it
+        return None
+
+
+# --- the index in memory --------------------------------------------------------------------------
+
+
+def add_versions(dict table not None, list order not None, list log not None, entries):
+    """What MemoryIndex.add does with the entries of a commit; False, and nothing, if not plain."""
+    cdef tuple pair
+    if type(entries) is not list:
+        return False
+    for item in <list>entries:
+        if type(item) is not tuple or len(<tuple>item) != 2 or type((<tuple>item)[0]) is not bytes:
+            return False
+    for item in <list>entries:
+        pair = <tuple>item
+        key = pair[0]
+        found = PyDict_GetItemWithError(table, key)
+        if found is NULL:
+            table[key] = [pair[1]]
+            order.append(key)
+        else:
+            (<list>found).append(pair[1])
+        log.append(key)
+    return True
+
+
+# --- small tensors --------------------------------------------------------------------------------
+
+
+cdef bytes _key_of(object name):
+    """The key of a tensor whose name nearly all names look like (mldb/names.py). Raises."""
+    cdef Py_ssize_t place, size
+    cdef const unsigned char *text
+    cdef unsigned char sign
+    cdef bint ended = False  # whether a part may end, and another begin
+    cdef bytes key
+    if type(name) is not str or not PyUnicode_IS_COMPACT_ASCII(name):
+        raise TypeError
+    size = PyUnicode_GET_LENGTH(name)
+    text = <const unsigned char *>PyUnicode_DATA(name)
+    if size > _NAME_MAX:
+        raise ValueError
+    for place in range(size):
+        sign = text[place]
+        if sign == b"." or sign == b"/":
+            if not ended:
+                raise ValueError
+            ended = False
+        elif (
+            b"a" <= sign <= b"z" or b"A" <= sign <= b"Z" or b"0" <= sign <= b"9"
+            or sign == b"_" or sign == b"-"
+        ):
+            ended = True
+        else:
+            raise ValueError
+    if not ended:
+        raise ValueError
+    key = PyBytes_FromStringAndSize(NULL, size + 1)
+    PyBytes_AS_STRING(key)[0] = _TENSORS
+    memcpy(PyBytes_AS_STRING(key) + 1, text, size)
+    return key
+
+
+cdef tuple _known(object data, dict dense):
+    """What mldb/tensors/codec.py knows of arrays like *data*, if NumPy exports it. Raises."""
+    if type(data) is not _ndarray:
+        raise TypeError
+    cdef PyObject *found = PyDict_GetItemWithError(dense, (data.dtype, data.shape))
+    if found is NULL:
+        raise KeyError
+    cdef tuple entry = <object>found
+    if entry[2] is not True:
+        raise TypeError
+    return entry
+
+
+cdef bytes _pack_in(
+    bytes key, object attr, tuple buffers, int64_t size, set seen, dict where, list packs, most
+):
+    """Copy a tensor into the newest pack (mldb/write/packs.py), and keep it; return its digest.
+
+    Raises where there is no room, and for what is not plain; then nothing is done.
+    """
+    cdef Py_buffer room, source
+    cdef int64_t used, start, at, align = 1 << _PAYLOAD_ALIGN_LOG2
+    cdef bytes digest
+    if not packs or size < 0 or key in seen:
+        raise ValueError
+    pack = packs[len(packs) - 1]
+    cdef dict drafts = pack.drafts
+    used = _natural(pack.size)
+    at = start = (used + align - 1) & -align
+    PyObject_GetBuffer(pack.data, &room, PyBUF_WRITABLE)
+    try:
+        if size > room.len - used - align or len(drafts) >= most:
+            raise ValueError
+        memset(<char *>room.buf + used, 0, start - used)
+        for part in buffers:
+            PyObject_GetBuffer(part, &source, PyBUF_SIMPLE)
+            if source.len <= start + size - at:
+                memcpy(<char *>room.buf + at, source.buf, source.len)
+            at += source.len
+            PyBuffer_Release(&source)
+        if at != start + size:
+            raise ValueError
+        digest = digest128_of(<char *>room.buf + start, size)
+    finally:
+        PyBuffer_Release(&room)
+    seen.add(key)
+    where[key] = pack
+    pack.size = start + size
+    drafts[key] = (key, 0, _ENCODING_RAW, start, size, digest, 0, attr, b"")
+    return digest
+
+
+def pack_tensor(bytes key, prepared, set seen, dict where, list packs, most):
+    """Pack a Prepared under a new key where there is room; its digest, or None: not mine."""
+    cdef tuple fields
+    try:
+        fields = tuple(prepared)
+        if len(fields) != _PREPARED:
+            return None
+        return _pack_in(key, fields[1], fields[2], fields[3], seen, where, packs, most)
+    except Exception:
+        return None
+
+
+def pack_array(name, data, dict known, set seen, dict where, list packs, most, below):
+    """Pack an array of fewer than *below* bytes as pack_tensor does, under a new plain name."""
+    try:
+        entry = _known(data, known)
+        size = entry[0].nbytes
+        if size >= below:
+            return None
+        return _pack_in(_key_of(name), entry[1], (data,), size, seen, where, packs, most)
+    except Exception:
+        return None
+
+
+def small_record(kind, name, data, dict dense not None, made, below):
+    """The record of one small array, as small_tensor_stored makes it; None: not mine.
+
+    *made* is the class of records.
+    """
+    cdef Py_buffer source
+    cdef bytes key, digest, check
+    cdef char marked[9]
+    try:
+        key = _key_of(name)
+        entry = _known(data, dense)
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+    except Exception:
+        return None
+    try:
+        if source.len >= below:
+            return None
+        digest = digest128_of(source.buf, source.len)
+        _big(marked, 0, check64_of(source.buf, source.len, 0), 8)
+        check = PyBytes_FromStringAndSize(marked + 1, 8)
+        draft = (key, 0, _ENCODING_RAW, 0, source.len, digest, 0, entry[1], b"")
+        payload = (data.data.cast("B"),)
+        return made(
+            kind, (draft,), payload, source.len, None, 1, _PAYLOAD_ALIGN_LOG2, _BLOCK_LOG2, check
+        )
+    except Exception:
+        return None
+    finally:
+        PyBuffer_Release(&source)
