@@ -50,8 +50,9 @@ class Options:
     segment_bytes:       size from which the log goes on in a new segment.
     segment_entries:     the same by number of stored versions, which bounds memory, recovery, and
                          how long the commit waits that goes on in a new one.
-    spill_bytes:         tensors from this size on are written at the call in a transaction, not
-                         held in RAM.
+    spill_bytes:         a transaction holds that much of large tensors in RAM; beyond it they are
+                         written at the call. With durability "os" it holds segment_bytes, and
+                         single tensors of this size are written at the call.
     map_bytes:           tensors from this size on are read as views; None measures where that pays.
     cache_bytes:         bound of the cache of decoded tensors.
     lake_cache_bytes:    bound of what is kept of lakes: graphs, tables, samplers.

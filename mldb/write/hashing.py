@@ -32,7 +32,7 @@ def hashed_to_store(checks: bytes | None, digest: bytes, buffers: Sequence[Buffe
     return block_checks(buffers, fmt.BLOCK_LOG2) if checks is None else checks, digest
 
 
-class Ahead(Generic[_T]):
+class MadeAhead(Generic[_T]):
     """Calls whose results are needed one after another, made ahead of that in a second thread.
 
     Made, asked and closed by one thread; :meth:`close` waits for the call that is under way. Who

@@ -83,7 +83,7 @@ class LargeTensors:
     def write(self, record: Record) -> Placed:
         """Write a record now, and first what is held; :meth:`keep` makes it one of the batch."""
         self._write_held()
-        return self.open_pending().add([record])[0]
+        return self.open_pending().add([_on_a_page(record)])[0]
 
     def keep(self, keys: list[bytes], placed: Placed) -> None:
         """Let these keys have what was just written."""
@@ -98,8 +98,8 @@ class LargeTensors:
         held = list({id(record): record for record in self._held.values()}.values())
         if not held:
             return
-        # Copies, so that what is held is whole until it is held no more.
-        places = self.open_pending().add([replace(record) for record in held])
+        # They are copies: what is held is whole until it is held no more.
+        places = self.open_pending().add(list(map(_on_a_page, held)))
         at = {id(record): placed for record, placed in zip(held, places, strict=True)}
         self._written.update({key: at[id(record)] for key, record in self._held.items()})
         self._held, self._bytes = {}, 0
@@ -126,7 +126,8 @@ class LargeTensors:
     def share(self, holder: bytes, added: list[bytes], attr: bytes) -> bool:
         """Let further keys have the bytes of *holder*; False where its frame has no room for them.
 
-        What is written starts on a page, so that some 2 KiB are free in front of it, mostly.
+        What is written starts on a page, so that some 2 KiB are free in front of it, mostly: half a
+        page for each is what that costs, at most 3 %.
         """
         record = self._held.get(holder)
         if record is not None:
@@ -165,7 +166,10 @@ class LargeTensors:
         """Return the records that are held; those in the pending segment are as they should be."""
         if self.pending is not None and not self._is_whole(self.pending):
             self._write_again()
-        return list({id(record): record for record in self._held.values()}.values())
+        held = list({id(record): record for record in self._held.values()}.values())
+        for record in held:
+            record.drafts = [draft for draft in record.drafts if self._held.get(draft[0]) is record]
+        return held
 
     def _keys_of(self, placed: Placed) -> set[bytes]:
         """The keys that still have what was written here."""
@@ -203,6 +207,10 @@ class LargeTensors:
             self.pending.discard()
         for record in list(self._held.values()):
             self._give_back(record)
+
+
+def _on_a_page(record: Record) -> Record:
+    return replace(record, align_log2=max(record.align_log2, fmt.PAGE_ALIGN_LOG2))
 
 
 def _drop(record: Record, key: bytes) -> None:

@@ -20,7 +20,7 @@ from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Looked, Owner, have_equal_bytes
-from mldb.write.hashing import Ahead, hashed_to_store
+from mldb.write.hashing import MadeAhead, hashed_to_store
 from mldb.write.large import NEVER, LargeTensors, OpenPending
 from mldb.write.packs import PACK_BELOW, Packs
 from mldb.write.references import References
@@ -116,7 +116,7 @@ class Staging:
         else:
             self._put_large(names, prepared, looked)
 
-    def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> Ahead:
+    def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> MadeAhead:
         """Look for the large ones of named tensors that will be put, before each call.
 
         They must stay as they are until it is closed.
@@ -124,7 +124,7 @@ class Staging:
         least = OFF if self._fix else max(PACK_BELOW, self._least)
         if self._least != OFF:
             self.references.take_view()
-        return Ahead(
+        return MadeAhead(
             partial(self.references.look, keys.TENSORS + name, prepared.buffers, prepared.nbytes)
             if prepared.nbytes >= least
             else None

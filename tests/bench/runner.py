@@ -32,7 +32,7 @@ from tests.bench.timing import Workspace, filesystem_of
 from tests.bench.workloads import FULL, QUICK, Scale
 
 WORKLOADS: dict[str, tuple[Callable[[Setting], Outcome], ...]] = {
-    "W1": (measure_write.checkpoint, measure_stall.stall),
+    "W1": (measure_write.checkpoint, measure_write.sustained, measure_stall.stall),
     "W2": (measure_load.load,),
     "W3": (measure_events.puts,),
     "W4": (measure_events.history,),

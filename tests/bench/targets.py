@@ -49,6 +49,15 @@ TARGETS = (
         (at_least("w1.write / safetensors", 1.0, "x safetensors + fsync"),),
         (at_least("w1.write / limit", 0.95, "x best raw write"),),
     ),
+    *(
+        Target(
+            "W1",
+            f"durable {what}, all tensors changed, the fifth in a row",
+            (at_least(f"w1.{key} / safetensors", 0.95, "x safetensors + fsync"),),
+            (at_least(f"w1.{key} / limit", 0.95, "x best raw write"),),
+        )
+        for key, what in (("fifth", "checkpoint"), ("transaction", "transaction"))
+    ),
     Target(
         "W1",
         "checkpoint(wait=False): stall",

@@ -139,6 +139,16 @@ def state_dict(scale: Scale, seed: int = 0) -> State:
     }
 
 
+def equal_tensors(scale: Scale) -> State:
+    """Return ``scale.state_bytes`` of fp32 values in tensors of one size: 4 MiB, but for tiny."""
+    rng, side = generator(2), scale.adapter_side
+    count = scale.state_bytes // (4 * side * side)
+    return {
+        f"part.{number:04d}": rng.standard_normal((side, side), dtype=np.float32)
+        for number in range(count)
+    }
+
+
 def small_tensors(scale: Scale) -> tuple[list[str], list[Array]]:
     """Return the names and values (4 KiB, fp32, all different) of the small puts of W3."""
     block = generator(3).standard_normal((scale.puts, scale.put_values), dtype=np.float32)

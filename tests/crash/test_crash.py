@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 from unittest.mock import patch
@@ -56,7 +57,8 @@ from tests.support.parts import one_of, some_and_many
 pytestmark = pytest.mark.usefixtures("repeatable")
 
 Durability = Literal["commit", "os"]
-SPILL = 66_000  # a little above the size from which a tensor is not packed with others
+LARGE = 66_000
+SPILL = LARGE  # a little above the size from which a tensor is not packed with others
 
 
 # --- workloads ------------------------------------------------------------------------------------
@@ -120,6 +122,24 @@ def spills(run: Recorder) -> None:
         run.commit(sized(number, size), epoch=number)
     run.sync()
     run.commit(small(6))
+
+
+def streams(run: Recorder) -> None:
+    """Transactions whose tensors are written at the call, once they are so many, and given up."""
+
+    def several(target: Verbs, number: int) -> None:
+        small(number)(target)
+        for part in range(3):
+            body = np.arange(LARGE, dtype=np.int64).astype(np.uint8)
+            target.store_tensor(f"part{part}", body + np.uint8(number + part))
+        if number % 2:
+            target.store_tensor("part0", np.int64(number))
+            target.store_tensor("part3", np.arange(LARGE, dtype=np.int64).astype(np.uint8))
+
+    for number in range(3):
+        run.commit(partial(several, number=number), epoch=number)
+        run.commit(small(number + 10))
+    run.close()
 
 
 def rewinds(run: Recorder) -> None:
@@ -207,6 +227,7 @@ CASES = {
     "seals": Case(seals, 140, {"segment_bytes": 2000}),
     "entries": Case(commits, 140, {"segment_entries": 7}, limit=100),
     "spills": Case(spills, 115, {"segment_bytes": 2000, "spill_bytes": SPILL}),
+    "streams": Case(streams, 115, {"segment_bytes": 2 * LARGE, "spill_bytes": 2 * LARGE}),
     "rewinds": Case(rewinds, 120, {"segment_bytes": 1200}),
     "reopenings": Case(reopenings, 115, {"segment_bytes": 2000}),
     "logs": Case(logs, 120, {"segment_bytes": 1500}),

@@ -117,6 +117,18 @@ def store_both(db: mldb.MLDatabase) -> None:
         txn["b"] = np.full(3000, 7)
 
 
+def store_streamed(db: mldb.MLDatabase) -> None:
+    """The second one is written at its call, and with it the first; one is overwritten then."""
+    with db.transaction(epoch=5) as txn:
+        txn["a"] = np.full(9000, 3)
+        txn["b"] = np.full(9000, 7)
+        txn["a"] = [7, 7]
+
+
+STORED = {store_one: {"a": [1], "b": [7, 7]}, store_both: {"a": [7, 7], "b": [7] * 3000}}
+STORED[store_streamed] = {"a": [7, 7], "b": [7] * 9000}
+
+
 @pytest.mark.slow
 @some_and_many("stride", 3, 1)
 @pytest.mark.parametrize(
@@ -128,14 +140,15 @@ def store_both(db: mldb.MLDatabase) -> None:
         (store_both, {}, 80, 1),
         (store_both, {"segment_entries": 2}, 800, 7),
         (store_both, {"segment_bytes": 20_000}, 100, 4),
+        (store_streamed, {"spill_bytes": 100_000}, 800, 7),
     ],
-    ids=["one", "one unsynced", "one sealed", "two", "two sealed", "two spilled"],
+    ids=["one", "one unsynced", "one sealed", "two", "two sealed", "two spilled", "streamed"],
 )
 def test_an_interrupted_commit_is_there_as_a_whole_or_not_at_all(
     act: Act, options: dict[str, Any], least: int, step: int, stride: int
 ) -> None:
     old = {"a": [1]}
-    new = {"a": [7, 7], "b": [7] * 3000} if act is store_both else {"a": [1], "b": [7, 7]}
+    new = STORED[act]
     outcomes = set()
     number = 1
     while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from mldb.errors import StorageFullError
 from mldb.log import format as fmt
+from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, decode_entries
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.memory_disk import MemoryFile
 from mldb.log.log import Log
 from mldb.log.manifest import PENDING
 from mldb.log.pending import PendingSegment
@@ -93,6 +96,60 @@ def test_the_buffers_may_change_once_they_are_added() -> None:
     small[:], large[:5] = b"later", b"later"
     publish(log, pending)
     assert content(log) == {b"\x01small": b"small", b"\x01large": b"large" * 1_000_000}
+
+
+def test_records_get_places_together_or_not_at_all() -> None:
+    """A write that fails leaves bytes behind the last one, and what comes next is written there."""
+    for at in (1, 2, 3):
+        fs = FaultFileSystem(MemoryFileSystem())
+        log = open_log(fs)
+        pending = log.pending_segment()
+        pending.add([record(b"\x01a", b"1" * 500)])
+        fs.fail("pwritev", at=at, code=errno.ENOSPC, effect="half")
+        more = [(b"\x01b", b"2" * 300), (b"\x01c", b"3" * OVERLAP_BYTES), (b"\x01d", b"4" * 700)]
+        with pytest.raises(StorageFullError):
+            pending.add([record(*item) for item in more])
+        assert len(pending.placed) == 1
+        assert pending.tail == pending.placed[0].end
+        places = pending.add([record(*item) for item in more[::-1]])
+        assert places == pending.placed[1:]
+        publish(log, pending)
+        assert content(log) == {b"\x01a": b"1" * 500} | dict(more)
+        assert verify(log).ok
+
+
+def test_a_place_that_is_given_back_is_used_again() -> None:
+    log = open_log(MemoryFileSystem())
+    pending = log.pending_segment()
+    pending.add([record(b"\x01a", b"1" * 500)])
+    [longer] = pending.add([record(b"\x01b", b"2" * (9 << 20))])
+    pending.take_back(longer)
+    [shorter] = pending.add([record(b"\x01c", b"3" * 300)])
+    assert shorter.offset == longer.offset
+    publish(log, pending)
+    assert content(log) == {b"\x01a": b"1" * 500, b"\x01c": b"3" * 300}
+    assert verify(log).ok
+
+
+def test_what_is_written_is_sent_to_the_disk_in_large_pieces() -> None:
+    """Each byte once, so that the sync at the end finds little: that took half of the time."""
+    asked: list[tuple[int, int]] = []
+    fs = MemoryFileSystem()
+    fs.mkdir(PENDING)
+    pending = PendingSegment(fs, "owner")
+
+    def note(self: MemoryFile, offset: int, count: int) -> None:
+        asked.append((offset, count))
+
+    with patch.object(MemoryFile, "start_writeback", note):
+        for number in range(40):
+            pending.add([record(b"\x01%d" % number, bytes(300_000))])
+        pending.add([record(b"\x01large", bytes(9 << 20))])
+    ends = [offset + count for offset, count in asked]
+    assert [offset for offset, _ in asked] == [fmt.FILE_HEADER_SIZE, *ends[:-1]]
+    assert all(count >= 4 << 20 for _, count in asked)
+    assert ends[-1] == pending.tail
+    pending.discard()
 
 
 def test_nobody_sees_a_spilled_segment_before_it_is_published() -> None:

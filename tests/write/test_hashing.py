@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mldb.log import format as fmt
 from mldb.log.checksum import checks_and_digest
 from mldb.tensors.codec import prepare
-from mldb.write.hashing import Ahead, hash_to_look, hashed_to_store
+from mldb.write.hashing import MadeAhead, hash_to_look, hashed_to_store
 
 
 @pytest.mark.parametrize("size", [0, 8, 1 << fmt.BLOCK_LOG2, (1 << fmt.BLOCK_LOG2) + 8])
@@ -40,7 +40,7 @@ def test_each_call_is_made_once_whoever_makes_it(wanted: list[bool], asked: int)
         (lambda number=number: call(number)) if is_wanted else None  # type: ignore[misc]
         for number, is_wanted in enumerate(wanted)
     ]
-    ahead: Ahead[int] = Ahead(calls)
+    ahead: MadeAhead[int] = MadeAhead(calls)
     for number, is_wanted in list(enumerate(wanted))[:asked]:
         assert ahead.result(number) == (-number if is_wanted else None)
     ahead.close()
@@ -69,7 +69,7 @@ def test_who_asks_makes_calls_while_another_thread_is_busy() -> None:
 
         return call
 
-    ahead: Ahead[int] = Ahead([first, later(1), later(2)])
+    ahead: MadeAhead[int] = MadeAhead([first, later(1), later(2)])
     assert begun.wait(20)
     assert [ahead.result(number) for number in range(3)] == [0, 1, 2]
     ahead.close()
@@ -86,7 +86,7 @@ def test_nothing_is_under_way_once_it_is_closed() -> None:
         assert free.wait(20)
         ended.append(1)
 
-    ahead: Ahead[None] = Ahead([slow, lambda: ended.append(2)])
+    ahead: MadeAhead[None] = MadeAhead([slow, lambda: ended.append(2)])
     assert begun.wait(20)
     threading.Timer(0.05, free.set).start()
     ahead.close()
@@ -97,7 +97,7 @@ def test_what_a_call_raises_is_raised_to_who_asks() -> None:
     def fails() -> int:
         raise MemoryError("no room")
 
-    ahead: Ahead[int] = Ahead([lambda: 0, fails, lambda: 2])
+    ahead: MadeAhead[int] = MadeAhead([lambda: 0, fails, lambda: 2])
     assert ahead.result(0) == 0
     with pytest.raises(MemoryError, match="no room"):
         ahead.result(1)
