@@ -6,14 +6,18 @@ split over two threads, because hashing runs without the GIL.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.aside import Aside
 from mldb.log.checksum import check64
 from mldb.log.frame import Frame
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _SPLIT_BYTES = 8 << 20  # from here on a second thread pays for its start and hand-over
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.log.directory.part import Part
 from mldb.log.index.address import Entry
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.sealed import SealedPart
 from mldb.log.view import View
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 NOTED_MAX: Final = 1 << 14
 """Versions of this handle that are found before they are sealed, the newest: some 3 MiB."""

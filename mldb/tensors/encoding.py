@@ -15,9 +15,6 @@ from typing import Final
 
 import numpy as np
 
-from mldb.compaction.deltas import DeltaError, decode_deltas
-from mldb.compaction.planes import split_planes, spread_plane
-from mldb.compaction.zstd import FrameReader, UnpackError, compress_planes, zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.chain import Stored
@@ -46,6 +43,9 @@ def encoding_name(encoding: int) -> str:
 
 def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
     """Return the encoded form of a payload, or None when it would not be at least 5 % smaller."""
+    from mldb.compaction.planes import split_planes
+    from mldb.compaction.zstd import compress_planes, zstd_module
+
     data = b"".join(buffers)
     itemsize = itemsize if 1 < itemsize <= 16 and len(data) % itemsize == 0 else 1
     level = {zstd_module().CompressionParameter.compression_level: LEVEL}
@@ -82,6 +82,8 @@ def decode_stored(
     size is held meanwhile, however much the encoded bytes would give. Raises CorruptError for bytes
     that do not give exactly *size*, FormatVersionError for an encoding of a newer mldb.
     """
+    from mldb.compaction.deltas import DeltaError, decode_deltas
+
     if base is None:
         first, *chain = chain
         made = _unpacked(first, size, key)
@@ -104,6 +106,9 @@ def _unpacked(stored: Stored, size: int, key: str) -> memoryview:
 
     The planes come out of the frame one after another; each part goes to its place at once.
     """
+    from mldb.compaction.planes import spread_plane
+    from mldb.compaction.zstd import FrameReader, UnpackError
+
     if stored.encoding != ENCODING_ZSTD:
         raise _unknown(stored, key)
     data = stored.data
