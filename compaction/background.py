@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import atexit
 import math
-import signal
 import sys
 import time
 import weakref
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mldb.compaction.gate import StandingWish, Wish, wishes
-from mldb.compaction.status import WORKER_LOCK, WorkerStatus, has_worker, load_status
-from mldb.compaction.waiting import IsDue, WaitingLakes
-from mldb.compaction.worker import CONSOLIDATION, WorkerOrder
+from mldb.compaction.waiting import WaitingLakes
 from mldb.errors import MldbError
 from mldb.log.aside import Aside
-from mldb.log.fs.child import Companion, absolute, plain_environment
-from mldb.log.fs.machine import allowed_cores, is_local
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.process import CURRENT
 from mldb.log.log import Log
 from mldb.log.ownership import OwnedLock
+
+if TYPE_CHECKING:
+    from mldb.compaction.gate import StandingWish, Wish
+    from mldb.compaction.status import WorkerStatus
+    from mldb.compaction.waiting import IsDue
+    from mldb.log.fs.child import Companion
 
 CORES_MIN: Final = 2
 EACH_SECONDS: Final = 60.0
@@ -124,6 +124,8 @@ class BackgroundCompaction:
         return is_own and self._waiting.may_ask(self._not_before)
 
     def _try_waiting(self) -> None:
+        from mldb.compaction.worker import CONSOLIDATION
+
         guard = self._turn.try_hold()
         if guard is None:
             return
@@ -139,6 +141,9 @@ class BackgroundCompaction:
 
     def _may_start(self) -> bool:
         """Whether there is no worker of any process, and nobody who wants none to go on."""
+        from mldb.compaction.gate import wishes
+        from mldb.compaction.status import has_worker
+
         fs = self._log.fs
         return not self._closed and not has_worker(fs) and not wishes(fs)
 
@@ -178,6 +183,8 @@ class BackgroundCompaction:
         return sum(info.length for info in state.manifest.segments) + state.active.cursor.offset
 
     def _look(self) -> None:
+        from mldb.compaction.status import has_worker, load_status
+
         fs, options = self._log.fs, self._options
         if self._is_running() or self._closed or self.why_not():
             return
@@ -198,6 +205,9 @@ class BackgroundCompaction:
         return size_due(status, self._log.fs.time_ns(), least, share)
 
     def _started(self, job: str = "") -> Companion:
+        from mldb.compaction.worker import WorkerOrder
+        from mldb.log.fs.child import Companion, absolute, plain_environment
+
         log, options = self._log, self._options
         order = WorkerOrder(
             store=log.fs.root,
@@ -222,6 +232,8 @@ class BackgroundCompaction:
         return self._why_not
 
     def _obstacle(self) -> str:
+        from mldb.log.fs.machine import allowed_cores, is_local
+
         options, fs = self._options, self._log.fs
         if not options.background_compaction:
             return "background_compaction=False"
@@ -243,6 +255,8 @@ class BackgroundCompaction:
 
     def _is_running(self) -> bool:
         """Whether the worker of this handle runs; what became of one that ended is noted once."""
+        from mldb.compaction.status import load_status, outcome_of
+
         worker = self._worker
         if worker is None:
             return False
@@ -252,7 +266,7 @@ class BackgroundCompaction:
             return True
         self._worker = None
         if status:
-            self._note_failure(_last_line(worker.said()) or _outcome(worker.pid, status))
+            self._note_failure(outcome_of(worker.pid, status, worker.said()))
         else:
             self._error = ""
             self._due_since = 0
@@ -265,6 +279,9 @@ class BackgroundCompaction:
 
     def stats(self) -> dict[str, Any]:
         """What ``db.stats()["compaction"]`` says. Sizes in bytes; None is what cannot be told."""
+        from mldb.compaction.gate import wishes
+        from mldb.compaction.status import WorkerStatus, load_status
+
         guard = self._turn.try_hold()
         if guard is not None:
             with guard:
@@ -296,6 +313,8 @@ class BackgroundCompaction:
 
     def _is_at_work(self) -> bool | None:
         """Whether a worker of any process is; a reader takes no lock, and does not know."""
+        from mldb.compaction.status import WORKER_LOCK, has_worker
+
         if self._options.mode == "r" or not isinstance(self._log.fs, OsFileSystem):
             return None if self._options.mode == "r" else False
         try:
@@ -309,6 +328,8 @@ class BackgroundCompaction:
 
     def pause(self) -> None:
         """Let no worker of any process go on with this store. Raises StorageIOError."""
+        from mldb.compaction.gate import StandingWish
+
         if self._pause is None:
             self._pause = StandingWish(self._log.fs, "pause")
 
@@ -323,6 +344,9 @@ class BackgroundCompaction:
 
         No other does until the request is withdrawn. None where there is none, or none can be made.
         """
+        from mldb.compaction.gate import StandingWish
+        from mldb.compaction.status import has_worker
+
         fs = self._log.fs
         request = None
         with suppress(MldbError):
@@ -359,17 +383,6 @@ def _weakly(compaction: BackgroundCompaction) -> Any:
             own.note_seal()
 
     return note
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
-
-
-def _outcome(pid: int, status: int) -> str:
-    if status < 0:
-        return f"process {pid} was ended by {signal.Signals(-status).name}"
-    return f"process {pid} ended with status {status} and said nothing"
 
 
 def _end() -> None:

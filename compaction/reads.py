@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.arrays import Bools
-from mldb.compaction.table import VersionTable
 from mldb.log.active import HINTS
 from mldb.log.checksum import check64
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.hints import load_hint_bytes, save_hint
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from mldb.compaction.table import VersionTable
 
 READS: Final = "reads"
 READS_LOCK: Final = f"{HINTS}/reads.lock"
@@ -33,7 +36,7 @@ _ROW: Final = np.dtype([("key", "<u8"), ("commit", "<i8"), ("second", "<i8")])
 _FILE_MAX: Final = READS_MAX * _ROW.itemsize + (1 << 14)
 _NS: Final = 10**9
 
-Reads: TypeAlias = npt.NDArray[Any]
+Reads: TypeAlias = "npt.NDArray[Any]"
 """Rows of the xxh3-64 of a key, the commit that stored the version, and seconds since 1970."""
 
 

@@ -76,3 +76,15 @@ def has_worker(fs: FileSystem) -> bool:
         return not lock.try_acquire()
     finally:
         lock.close()
+
+
+def outcome_of(pid: int, status: int, said: str) -> str:
+    """Say how a worker ended that did not do its work: its last words, or its exit status."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    if lines:
+        return lines[-1].strip()
+    if status < 0:
+        import signal
+
+        return f"process {pid} was ended by {signal.Signals(-status).name}"
+    return f"process {pid} ended with status {status} and said nothing"

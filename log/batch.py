@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
+from mldb.deferred import NamedTuple
 from mldb.errors import LimitError
 from mldb.log import format as fmt
 from mldb.log import native

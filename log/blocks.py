@@ -8,10 +8,9 @@ in one call; where one of them does not fit Python looks again, and says which.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
@@ -19,6 +18,9 @@ from mldb.log import native
 from mldb.log.aside import Aside
 from mldb.log.checksum import check64
 from mldb.log.frame import Frame
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _SPLIT_BYTES = 8 << 20  # from here on a second thread pays for its start and hand-over
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
+from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
 from mldb.log.index.address import Entry
 from mldb.log.patch import Patch, PatchError, decode_patch

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from mldb.log.index.address import Entry
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.sealed import SealedPart
 from mldb.log.view import View
+
+if TYPE_CHECKING:
+    pass
 
 NOTED_MAX: Final = 1 << 14
 """Versions of this handle that are found before they are sealed, the newest: some 3 MiB."""

@@ -8,10 +8,9 @@ newest view.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
@@ -23,6 +22,9 @@ from mldb.log.patched import Layers, layers_of
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
 from mldb.log.view import View
 from mldb.options import Verify
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _T = TypeVar("_T")
 

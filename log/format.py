@@ -7,9 +7,11 @@ apart unnoticed. Leaf module: constants and pure functions only.
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from xxhash import xxh3_64_intdigest
+
+from mldb.deferred import NamedTuple
 
 FORMAT_VERSION: Final = 2
 FIRST_VERSION: Final = 1  # of files that are read and no longer written

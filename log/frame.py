@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
-from mldb.deferred import dataclass
+from mldb.deferred import NamedTuple, dataclass
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.checksum import check64, checks_and_digest

@@ -10,8 +10,9 @@ import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from mldb.deferred import NamedTuple
 from mldb.errors import (
     ClosedError,
     CorruptError,
@@ -23,9 +24,7 @@ from mldb.errors import (
 )
 from mldb.log import native
 from mldb.log.active import Active
-from mldb.log.batches import StoredBatch, read_batches
 from mldb.log.birth import FOLDERS, restore_folders
-from mldb.log.directory.maker import Maker
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
@@ -33,17 +32,20 @@ from mldb.log.index.columns import MetadataOf
 from mldb.log.lock import CommitLock
 from mldb.log.manifest import Manifest, refuse_to_write
 from mldb.log.opening import find_store, open_state
-from mldb.log.orphans import refuse_lost_manifest
-from mldb.log.pending import PendingSegment
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
 from mldb.log.sealed import SealedPart
-from mldb.log.sequencer import Decide, Sequencer
 from mldb.log.state import LogState
 from mldb.log.view import View
 from mldb.options import Options
 
-__all__ = ["FOLDERS", "Log", "Still", "StoredBatch"]
+if TYPE_CHECKING:
+    from mldb.log.batches import StoredBatch
+    from mldb.log.directory.maker import Maker
+    from mldb.log.pending import PendingSegment
+    from mldb.log.sequencer import Decide, Sequencer
+
+__all__ = ["FOLDERS", "Log", "Still"]
 
 _NO_EXTRA: Mapping[str, object] = {}
 _LOOKS = 8
@@ -112,6 +114,8 @@ class Log:
         self.registration = Registration(fs, manifest.store_id)
         try:
             if self._lock is not None:
+                from mldb.log.sequencer import Sequencer  # who only reads needs none of it
+
                 self._sequencer = Sequencer(
                     self._state,
                     self._lock,
@@ -144,6 +148,8 @@ class Log:
 
     def _make_maker(self) -> Maker:
         """The maker of the directory; the state that it works for owns it."""
+        from mldb.log.directory.maker import Maker
+
         state = weakref.ref(self._state)  # a strong one would make a ring
 
         def sealed() -> Sequence[SealedPart]:
@@ -172,6 +178,8 @@ class Log:
         for _ in range(_LOOKS):
             if state.announced_number == state.manifest.number:
                 return
+            from mldb.log.orphans import refuse_lost_manifest
+
             try:
                 refuse_lost_manifest(self.fs, state.manifest)
                 return
@@ -277,6 +285,8 @@ class Log:
 
         The one iterator over batches, whatever kind of segment they lie in.
         """
+        from mldb.log.batches import read_batches
+
         return read_batches(view, self.head, low, high)
 
     # --- writing ----------------------------------------------------------------------------------
@@ -308,6 +318,8 @@ class Log:
 
     def pending_segment(self) -> PendingSegment:
         """Start a pending segment for a large batch."""
+        from mldb.log.pending import PendingSegment
+
         self.sequencer  # noqa: B018 - raises ReadOnlyError
         self._sweep()
         return PendingSegment(self.fs, self.registration.ensure())

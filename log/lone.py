@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
+from mldb.deferred import NamedTuple
 from mldb.errors import ClosedError, CorruptError, StorageError
 from mldb.log import format as fmt
 from mldb.log.blocks import payload_checks

@@ -9,12 +9,11 @@ serves object stores, which offer put-if-absent and nothing more.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Sequence
 from dataclasses import field, replace
 from typing import Final
 
-from mldb.deferred import dataclass
+from mldb.deferred import compiled, dataclass
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
@@ -37,7 +36,7 @@ from mldb.log.manifest_encoder import PackedSegments, encode_manifest, reads_as_
 __all__ = ["PENDING", "Features", "Manifest", "Mark", "SegmentInfo"]
 
 _BYTES_MAX: Final = 1 << 30
-_NAME = re.compile(r"MANIFEST-([0-9]{10})\Z")
+_NAME = r"MANIFEST-([0-9]{10})\Z"
 
 Kept = tuple[tuple[int, int], ...]
 
@@ -94,7 +93,7 @@ def manifest_name(number: int) -> str:
 
 def manifest_numbers(names: Sequence[str]) -> list[int]:
     """Return the numbers of the manifests among the names in the folder, ascending."""
-    return sorted(int(found.group(1)) for found in map(_NAME.match, names) if found)
+    return sorted(int(found.group(1)) for found in map(compiled(_NAME).match, names) if found)
 
 
 # --- reading --------------------------------------------------------------------------------------

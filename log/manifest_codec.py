@@ -6,13 +6,12 @@ segments of it and its base.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from mldb.deferred import dataclass
+from mldb.deferred import compiled, dataclass
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.frame import DamagedFrame, unpack
@@ -34,7 +33,7 @@ _NUMBER_NAMES: Final = (
     "last_epoch",
 )
 _SEGMENT_NUMBERS: Final = itemgetter(*_NUMBER_NAMES)
-_INDEX_FILE = re.compile(r"segments/([0-9]{10}|[0-9a-f]{32})\.idx\Z")
+_INDEX_FILE = r"segments/([0-9]{10}|[0-9a-f]{32})\.idx\Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +272,7 @@ def _mark(stored: Mapping[str, Any], segment: bytes) -> Mark:
 def decode_segment(stored: Mapping[str, Any], segment_id: bytes) -> SegmentInfo:
     """Return what one entry of a manifest says. Raises ValueError, LookupError."""
     index_file = _plain(stored["index_file"], str)
-    if index_file and not _INDEX_FILE.match(index_file):
+    if index_file and not compiled(_INDEX_FILE).match(index_file):
         raise ValueError(f"index file {index_file!r} is no name of this store")
     numbers = _SEGMENT_NUMBERS(stored)
     # All at once: whoever opens a store of thousands of segments waits for this.

@@ -14,7 +14,6 @@ from mldb.errors import CorruptError, StorageIOError
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.lock import LOCK
 from mldb.log.manifest import Manifest, load_manifest, manifest_name, manifest_numbers
-from mldb.log.orphans import published_by
 
 _LISTINGS: Final = 8
 
@@ -65,6 +64,8 @@ def is_damaged(fs: FileSystem, number: int) -> bool:
 def _load_highest(
     fs: FileSystem, distrusted: list[str], numbers: Sequence[int], known: Manifest | None
 ) -> Manifest:
+    from mldb.log.orphans import published_by
+
     damage: CorruptError | None = None
     damaged = 0
     for number in reversed(numbers):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.arrays import Numbers
+from mldb.deferred import NamedTuple
 from mldb.log.fs.protocol import Buffer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PATCH_HEADER: Final = struct.Struct("<BB6xQQ8x")
 PATCH_VERSION: Final = 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from mldb.deferred import NamedTuple
 from mldb.log import format as fmt
 from mldb.log.chain import patch_of, wrong_base
 from mldb.log.index.address import Entry

@@ -12,8 +12,8 @@ The rule. Bytes behind the last complete batch are
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mldb.deferred import dataclass
 from mldb.errors import CorruptError
@@ -24,11 +24,12 @@ from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.lone import discard
 from mldb.log.segment import Segment
 from mldb.log.state import LogState
-from mldb.log.tail import Tail, survey
+
+if TYPE_CHECKING:
+    from mldb.log.tail import Tail
 
 LOST = "lost+found"
 _COPY_BYTES = 8 << 20
-_log = logging.getLogger("mldb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,18 @@ class Recovery:
     distrusted: tuple[str, ...] = ()
 
 
-def refuse_corruption(state: LogState) -> Tail:
+def refuse_corruption(state: LogState) -> Tail | None:
     """Raise CorruptError when bytes behind the valid part of the active segment were durable.
 
-    Otherwise return what was found there.
+    Otherwise return what was found there, None where there are none.
     """
     active = state.active
     cursor = active.cursor
     _refuse_short(state)
     if cursor.index is not None or cursor.offset >= active.seen:
-        return Tail()
+        return None
+    from mldb.log.tail import survey
+
     tail = survey(active.file.map(active.seen), cursor.offset, active.segment.seed)
     if tail.durable > cursor.last_lsn:
         raise _corrupt(
@@ -94,7 +97,7 @@ def _corrupt(state: LogState, proof: str) -> CorruptError:
     )
 
 
-def describe_tail(state: LogState, tail: Tail) -> Recovery:
+def describe_tail(state: LogState, tail: Tail | None) -> Recovery:
     """Say what the bytes behind the valid part are; changes nothing."""
     active = state.active
     return Recovery(
@@ -102,13 +105,13 @@ def describe_tail(state: LogState, tail: Tail) -> Recovery:
         file=active.segment.name,
         offset=active.cursor.offset,
         dropped_bytes=active.seen - active.cursor.offset,
-        dropped_transactions=max(1, tail.commits),
+        dropped_transactions=1 if tail is None else max(1, tail.commits),
         reason=active.cursor.problem,
         distrusted=tuple(state.distrusted),
     )
 
 
-def save_tail(state: LogState, tail: Tail, before: Recovery) -> Recovery:
+def save_tail(state: LogState, tail: Tail | None, before: Recovery) -> Recovery:
     """Copy the torn tail of the active segment to ``lost+found/`` and describe it.
 
     Nothing else is changed. *before* is what the last call returned: where the repair behind it
@@ -123,7 +126,9 @@ def save_tail(state: LogState, tail: Tail, before: Recovery) -> Recovery:
         saved = f"{LOST}/segment-{text}-{report.offset}-{state.fs.time_ns()}"
         _copy(state.fs, saved, data, active.segment)
         report = replace(report, saved_as=saved)
-    _log.warning(
+    import logging
+
+    logging.getLogger("mldb").warning(
         "%s: dropped a torn tail of %d bytes (%d transactions, never acknowledged as durable) at "
         "offset %d: %s; %s",
         report.file,

@@ -8,9 +8,8 @@ why. Whether that is a batch still being written, a torn tail or corruption is d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from mldb.deferred import dataclass
+from mldb.deferred import NamedTuple, dataclass
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.blocks import payload_checks

@@ -9,10 +9,11 @@ sound, is left to the careful reader in ``mldb.log.scan``, who also says what is
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
+from mldb.deferred import NamedTuple
 from mldb.log import format as fmt
 from mldb.log.checksum import check64, digest128
 from mldb.log.frame import CommitBody, Frame

@@ -7,7 +7,6 @@ segment is synced before the new one is named, the new one before the manifest n
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,8 +34,6 @@ from mldb.log.orphans import is_needed, orphans
 from mldb.log.recovery import LOST
 from mldb.log.segment import SEGMENTS, segment_name
 from mldb.log.state import LogState
-
-_log = logging.getLogger("mldb")
 
 
 class Sealer:
@@ -224,7 +221,9 @@ class Sealer:
             fs.sync_dir(LOST)
             text = f"{orphan.name}: no manifest names it; it was moved to {saved}"
             state.distrusted.append(text)
-            _log.warning("%s", text)
+            import logging
+
+            logging.getLogger("mldb").warning("%s", text)
 
     def hint_will_do(self, commits: int) -> bool:
         """Whether the hint that is there may stay at a close; *commits* are those of this handle.

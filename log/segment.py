@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
@@ -23,6 +22,9 @@ from mldb.log.frame import DamagedFrame, Frame, check_body, decode_header
 from mldb.log.fs.protocol import File, FileSystem, OpenMode
 from mldb.log.index.address import Entry
 from mldb.options import Verify
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 SEGMENTS: Final = "segments"
 REMAP_BYTES: Final = 1 << 20

@@ -7,8 +7,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
+from mldb.deferred import NamedTuple
 from mldb.log import format as fmt
 from mldb.log.directory.units import Units
 from mldb.log.grown import Grown

@@ -9,30 +9,28 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.history.as_of import AsOf
-from mldb.history.shown import moment_html
-from mldb.html import html_of
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import Lsn
-from mldb.log.recovery import Recovery
 from mldb.options import Durability, Mode, Options, Verify
 from mldb.tensors.metadata import metadata_columns
-from mldb.write import preemption
 from mldb.write.checkpoint_verbs import CheckpointVerbs
 from mldb.write.compacting import CompactionVerbs
 from mldb.write.metric_verbs import MetricVerbs
-from mldb.write.ops import Operations
 from mldb.write.packs import PACK_BELOW
+from mldb.write.safe_points import heard, safe_point
 from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
 
 if TYPE_CHECKING:
+    from mldb.history.as_of import AsOf
     from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.host import Host
     from mldb.lake.lake import Lake
+    from mldb.log.recovery import Recovery
     from mldb.log.verify import VerifyReport
     from mldb.sphere.geometry import Geometry
+    from mldb.write.ops import Operations
 
 DEFAULT_PATH = "ml_storage"
 
@@ -101,6 +99,8 @@ class MLDatabase(
     @property
     def ops(self) -> Operations:
         """Operations on stored tensors that need not fit in memory: ``db.ops.matrix_multiply``."""
+        from mldb.write.ops import Operations
+
         return Operations(self._scope, self.create_tensor)
 
     def lake(
@@ -277,7 +277,7 @@ class MLDatabase(
             self._closed = True
             return
         try:
-            preemption.safe_point()
+            safe_point()
         finally:
             self._close()
 
@@ -290,7 +290,10 @@ class MLDatabase(
                 try:
                     self._close_log()
                 finally:
-                    preemption.cancel_all(self)
+                    if heard:
+                        from mldb.write.preemption import cancel_all
+
+                        cancel_all(self)
 
     def __repr__(self) -> str:
         """One line: the path and whether it is open."""
@@ -299,6 +302,9 @@ class MLDatabase(
 
     def _repr_html_(self) -> str:
         """The form of notebooks: the store, its head, and the first tensors. Reads none of them."""
+        from mldb.history.shown import moment_html
+        from mldb.html import html_of
+
         return html_of(
             self, lambda: moment_html(self._scope(), self.path, {"mode": self.options.mode})
         )

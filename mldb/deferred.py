@@ -1,16 +1,19 @@
-"""Dataclasses whose methods are generated when first used, not when their module is imported.
+"""What a module defines and generates code for, generated when it is first used.
 
-Opening a store imports two dozen dataclasses and makes objects of a few of them; to generate the
-methods of all took a third of the import. The classes are those of :mod:`dataclasses` in every
-other respect: that module generates the methods, from the class as it was written.
+Opening a store imports dozens of dataclasses, named tuples and patterns and uses a few of them; to
+generate the code of all took half of the import. The classes are those of :mod:`dataclasses` and
+:mod:`typing` in every other respect.
 """
 
 from __future__ import annotations
 
+import re
+from collections import namedtuple
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["dataclass"]
+__all__ = ["NamedTuple", "compiled", "dataclass"]
 
 _ATTRIBUTES: Final = (
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__signature__"),
@@ -21,33 +24,112 @@ _WRITES: Final = ("__setattr__", "__delattr__")
 # What dataclasses does not take for a field, or not for one like the others.
 _SPECIAL: Final = ("ClassVar", "InitVar", "KW_ONLY")
 _OPTIONS: Final = frozenset({"frozen", "slots", "eq", "kw_only", "weakref_slot"})
+_make_tuple: Callable[..., Any] = namedtuple
+_FEW: Final = 4
+"""So many objects of a class are made field by field before an ``__init__`` is generated."""
 
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
 
-    def dataclass(**options: bool) -> Callable[[type], type]:
-        """Return a decorator as :func:`dataclasses.dataclass` does, for the same options.
+@cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Return the compiled pattern; flags stand in it, as in ``(?a)``. Any thread."""
+    return re.compile(pattern)
 
-        The class must have ``slots``. What is not plain is generated at once: a class with bases,
-        class variables, or other options. Any thread; two that use a class first at the same moment
-        both generate its methods, and either's are right.
-        """
 
-        def declare(written: type) -> type:
-            if _is_plain(written, options):
-                return _declared(written, options)
-            import dataclasses
+class _Declared:
+    """A dataclass as it was written, and what becomes of it. Any thread.
 
-            return dataclasses.dataclass(**options)(written)
+    Two threads that use a class first at the same moment both generate its methods: either's are
+    right. So after an interrupt it is only done again.
+    """
 
-        return declare
+    def __init__(self, written: type, options: dict[str, bool]) -> None:
+        self.options = options
+        self.space = {
+            name: value
+            for name, value in vars(written).items()
+            if name not in ("__dict__", "__weakref__")
+        }
+        self.fields = tuple(self.space.get("__annotations__", ()))
+        self.own = {name: value for name, value in self.space.items() if name not in self.fields}
+        slots = (*self.fields, "__weakref__") if options.get("weakref_slot") else self.fields
+        self.kept = type(written.__name__, (object,), {**self.own, "__slots__": slots})
+        self.kept.__qualname__ = written.__qualname__
+        self.made = 0  # so many objects, about, without a generated ``__init__``
+        self.listed: tuple[Any, ...] = ()
+        self.stubs: dict[str, Any] = {}
+
+    def generated(self, **options: bool) -> dict[str, Any]:
+        """What dataclasses makes of the class as it was written."""
+        import dataclasses
+
+        copy = type(self.kept.__name__, (object,), dict(self.space))
+        copy.__qualname__ = self.kept.__qualname__
+        return dict(vars(dataclasses.dataclass(**options)(copy)))
+
+    def generate(self) -> None:
+        """Put what dataclasses generates into the places of the stubs; harmless twice."""
+        made, kept = self.generated(**self.options), self.kept
+        stays = {*self.own, *self.fields, *_WRITES, "__slots__", "__weakref__"}
+        for name in made.keys() - stays:
+            setattr(kept, name, made[name])
+        for name in self.stubs.keys() - made.keys():
+            if vars(kept).get(name) is self.stubs[name]:  # nothing comes in its place
+                delattr(kept, name)
+
+    def assign(self, target: object, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Do once what ``__init__`` would; False where that would raise TypeError."""
+        from dataclasses import MISSING
+
+        fields = self.listed
+        if not fields:
+            plain = dict.fromkeys(("init", "repr", "eq", "match_args"), False)
+            kw_only = self.options.get("kw_only", False)
+            made = self.generated(**plain, kw_only=kw_only)
+            fields = self.listed = tuple(made["__dataclass_fields__"].values())
+        ordered = [field.name for field in fields if field.init and not field.kw_only]
+        values = dict(zip(ordered, args, strict=False)) | named
+        if len(args) > len(ordered) or len(values) < len(args) + len(named):
+            return False
+        for field in fields:
+            if field.init and field.name in values:
+                value = values.pop(field.name)
+            elif field.default is not MISSING:
+                value = field.default
+            elif field.default_factory is not MISSING:
+                value = field.default_factory()
+            elif field.init:
+                return False
+            else:
+                continue
+            object.__setattr__(target, field.name, value)
+        if values:
+            return False
+        if "__post_init__" in self.own:
+            target.__post_init__()  # type: ignore[attr-defined]
+        return True
+
+
+class _Attribute:
+    """An attribute of a class that is not there yet. Any thread; replaced when first read."""
+
+    __slots__ = ("_declared", "_name")
+
+    def __init__(self, name: str, declared: _Declared) -> None:
+        self._name = name
+        self._declared = declared
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        self._declared.generate()
+        return getattr(owner, self._name)
 
 
 def _is_plain(written: type, options: dict[str, bool]) -> bool:
+    own = vars(written)
     if written.__bases__ != (object,) or not options.get("slots") or options.keys() - _OPTIONS:
         return False
-    types = vars(written).get("__annotations__", {}).values()
+    if not own.keys().isdisjoint((*_WRITES, "__new__")):
+        return False
+    types = own.get("__annotations__", {}).values()
     return all(
         isinstance(kind, str) and not any(map(kind.__contains__, _SPECIAL)) for kind in types
     )
@@ -55,72 +137,44 @@ def _is_plain(written: type, options: dict[str, bool]) -> bool:
 
 def _declared(written: type, options: dict[str, bool]) -> type:
     """The class as it stays: with slots, and stubs in the places of what will be generated."""
-    space = dict(vars(written))
-    for name in ("__dict__", "__weakref__"):
-        space.pop(name, None)
-    fields = tuple(space.get("__annotations__", ()))
-    own = {name: value for name, value in space.items() if name not in fields}
-    slots = (*fields, "__weakref__") if options.get("weakref_slot") else fields
-    kept = type(written.__name__, (object,), {**own, "__slots__": slots})
-    kept.__qualname__ = written.__qualname__
-
-    def generate() -> None:
-        """Put what dataclasses generates into the places of the stubs; harmless twice."""
-        import dataclasses
-
-        copy = type(written.__name__, (object,), dict(space))
-        copy.__qualname__ = written.__qualname__
-        made = vars(dataclasses.dataclass(**options)(copy))  # type: ignore[call-overload]
-        for name in made.keys() - own.keys() - {"__slots__", "__weakref__", *fields, *_WRITES}:
-            setattr(kept, name, made[name])
-        for name in stubs:
-            if vars(kept).get(name) is stubs[name]:  # nothing was generated in its place
-                delattr(kept, name)
-
-    stubs = _stubs(kept, own, options, generate)
+    found = _Declared(written, options)
+    kept, own = found.kept, found.own
+    frozen, eq = options.get("frozen", False), options.get("eq", True)
+    names: tuple[str, ...] = _METHODS if eq else _METHODS[:2]
+    if eq and not frozen and own.get("__hash__") is None:
+        kept.__hash__ = None  # type: ignore[assignment]
+        names = names[:3]
+    stubs = found.stubs
+    for name in (*names, *(_PICKLED if frozen else ())):
+        if name not in own:
+            stubs[name] = _first_init(found) if name == "__init__" else _first(found, name)
+    stubs.update((name, _Attribute(name, found)) for name in _ATTRIBUTES)
     for name, stub in stubs.items():
         setattr(kept, name, stub)
-    if options.get("frozen"):
-        _freeze(kept, fields)
+    if frozen:
+        _freeze(kept, found.fields)
     return kept
 
 
-def _stubs(
-    kept: type, own: dict[str, Any], options: dict[str, bool], generate: Callable[[], None]
-) -> dict[str, Any]:
-    frozen, eq = options.get("frozen", False), options.get("eq", True)
-    names = [name for name in _METHODS if name not in own and (eq or name in _METHODS[:2])]
-    if eq and not frozen and own.get("__hash__") is None:
-        kept.__hash__ = None  # type: ignore[assignment]
-        names = [name for name in names if name != "__hash__"]
-    if frozen:
-        names += [name for name in _PICKLED if name not in own]
-    stubs: dict[str, Any] = {name: _stub(kept, name, generate) for name in names}
-    return {**stubs, **{name: _Attribute(name, generate) for name in _ATTRIBUTES}}
-
-
-def _stub(kept: type, name: str, generate: Callable[[], None]) -> Callable[..., Any]:
-    def first(self: Any, *args: Any, **named: Any) -> Any:
-        generate()
-        return getattr(kept, name)(self, *args, **named)
+def _first(declared: _Declared, name: str) -> Callable[..., Any]:
+    def first(self: Any, *args: Any) -> Any:
+        declared.generate()
+        return getattr(declared.kept, name)(self, *args)
 
     first.__name__ = name
-    first.__qualname__ = f"{kept.__qualname__}.{name}"
+    first.__qualname__ = f"{declared.kept.__qualname__}.{name}"
     return first
 
 
-class _Attribute:
-    """An attribute of a class that is not there yet. Any thread; replaced when first read."""
+def _first_init(declared: _Declared) -> Callable[..., None]:
+    def __init__(self: Any, *args: Any, **named: Any) -> None:
+        declared.made += 1
+        if declared.made > _FEW or not declared.assign(self, args, named):
+            declared.generate()
+            declared.kept.__init__(self, *args, **named)  # type: ignore[misc]
 
-    __slots__ = ("_generate", "_name")
-
-    def __init__(self, name: str, generate: Callable[[], None]) -> None:
-        self._name = name
-        self._generate = generate
-
-    def __get__(self, instance: object, owner: type) -> Any:
-        self._generate()
-        return getattr(owner, self._name)
+    __init__.__qualname__ = f"{declared.kept.__qualname__}.__init__"
+    return __init__
 
 
 def _freeze(kept: type, fields: tuple[str, ...]) -> None:
@@ -134,11 +188,57 @@ def _freeze(kept: type, fields: tuple[str, ...]) -> None:
 
     def __setattr__(self: object, name: str, value: object) -> None:
         refused(self, name, "assign to")
-        super(kept, self).__setattr__(name, value)
+        object.__setattr__(self, name, value)
 
     def __delattr__(self: object, name: str) -> None:
         refused(self, name, "delete")
-        super(kept, self).__delattr__(name)
+        object.__delattr__(self, name)
 
     kept.__setattr__ = __setattr__  # type: ignore[method-assign, assignment]
     kept.__delattr__ = __delattr__  # type: ignore[method-assign, assignment]
+
+
+class _MakesTuples(type):
+    """Makes a named tuple of a class statement, without a look at the types of its fields."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any]) -> Any:
+        if not bases:
+            return super().__new__(cls, name, bases, space)
+        fields = tuple(space.get("__annotations__", ()))
+        defaults = [space[field] for field in fields if field in space]
+        if bases != (NamedTuple,) or any(field not in space for field in _last(fields, defaults)):
+            raise TypeError(f"{name} is no plain named tuple")
+        made = _make_tuple(name, fields, defaults=defaults, module=space["__module__"])
+        for key, value in space.items():
+            if key not in fields:
+                setattr(made, key, value)
+        return made
+
+
+def _last(fields: tuple[str, ...], defaults: list[Any]) -> tuple[str, ...]:
+    return fields[len(fields) - len(defaults) :]
+
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+    from typing import NamedTuple
+else:
+
+    class NamedTuple(metaclass=_MakesTuples):
+        """The base of a named tuple, as :class:`typing.NamedTuple` is."""
+
+    def dataclass(**options: bool) -> Callable[[type], type]:
+        """Return a decorator as :func:`dataclasses.dataclass` does, for the same options.
+
+        The class must have ``slots``. What is not plain is generated at once: a class with bases,
+        class variables, or other options. Any thread.
+        """
+
+        def declare(written: type) -> type:
+            if _is_plain(written, options):
+                return _declared(written, options)
+            import dataclasses
+
+            return dataclasses.dataclass(**options)(written)
+
+        return declare

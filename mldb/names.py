@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from mldb.deferred import compiled
 from mldb.errors import InvalidNameError, InvalidTypeError
 
 MAX_NAME_BYTES = 255
 
 # What nearly all names look like; no rule below can break one that is short enough.
-_PLAIN = re.compile(r"[\w-]+(?:[./][\w-]+)*", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-_MUST_ESCAPE = re.compile(r"[/%\\\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\.|\.\Z")
+_PLAIN = r"(?a)[\w-]+(?:[./][\w-]+)*"
+_CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+_SURROGATE = r"[\ud800-\udfff]"
+_MUST_ESCAPE = r"[/%\\\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\.|\.\Z"
 _EMPTY_KEY = "%"  # a lone percent sign is no escape sequence, so it can stand for the empty key
 _ALLOWED = (
     "A name is 1 to 255 bytes of UTF-8 without control characters, backslashes or '.' and '..' "
@@ -52,13 +53,13 @@ def escape_key(key: str) -> str:
     """
     if not key:
         return _EMPTY_KEY
-    if _MUST_ESCAPE.search(key) is None:
+    if compiled(_MUST_ESCAPE).search(key) is None:
         return key
-    return _MUST_ESCAPE.sub(_percent, key)
+    return compiled(_MUST_ESCAPE).sub(_percent, key)
 
 
 def _check_new_name(name: str) -> bytes:
-    if type(name) is str and len(name) <= MAX_NAME_BYTES and _PLAIN.fullmatch(name):
+    if type(name) is str and len(name) <= MAX_NAME_BYTES and compiled(_PLAIN).fullmatch(name):
         return _remember(name)
     if not isinstance(name, str):
         raise InvalidTypeError(
@@ -81,12 +82,12 @@ def _remember(name: str) -> bytes:
 def _broken_rule(name: str) -> str | None:
     if not name:
         return "is empty"
-    if _SURROGATE.search(name):
+    if compiled(_SURROGATE).search(name):
         return "holds a lone surrogate, which UTF-8 cannot express"
     size = len(name.encode())
     if size > MAX_NAME_BYTES:
         return f"is {size} bytes long, the limit is {MAX_NAME_BYTES}"
-    if _CONTROL.search(name):
+    if compiled(_CONTROL).search(name):
         return "holds a control character"
     if "\\" in name:
         return "holds a backslash"

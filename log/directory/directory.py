@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -17,7 +16,6 @@ from mldb.log.segment import SegmentGoneError
 
 DUE: Final = 16
 """From so many segments without a part on, the directory is worth making."""
-_log = logging.getLogger("mldb")
 
 
 class Directory:
@@ -104,7 +102,9 @@ class Directory:
         if isinstance(error, SegmentGoneError):
             return  # a larger part took its place, which the next lookup finds
         self.distrusted += 1
-        _log.warning(
+        import logging
+
+        logging.getLogger("mldb").warning(
             "a part of the directory is no good and will be made anew; nothing is lost: %s", error
         )
 

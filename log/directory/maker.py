@@ -6,18 +6,16 @@ stopping at any step leaves the directory as it was, or with a file that the nex
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mldb.errors import MldbError
 from mldb.log.active import HINTS
 from mldb.log.directory.catalog import CATALOG, load_catalog, remove_others, save_catalog
 from mldb.log.directory.directory import Directory
-from mldb.log.directory.merge import MergeInput, merge_indexes
 from mldb.log.directory.part import Part, PartInfo, digest_of, encode_part
 from mldb.log.directory.tiers import FANOUT, next_run
 from mldb.log.directory.units import Unit
@@ -28,8 +26,10 @@ from mldb.log.lone import publish_over
 from mldb.log.manifest import SegmentInfo
 from mldb.log.sealed import SealedPart
 
+if TYPE_CHECKING:
+    from mldb.log.directory.merge import MergeInput
+
 MAKER_LOCK: Final = f"{HINTS}/{CATALOG}.lock"
-_log = logging.getLogger("mldb")
 
 
 class Stopped(Exception):
@@ -122,7 +122,9 @@ class Maker:
             pass
         except MldbError as error:
             directory.failed += 1
-            _log.info("no part of the directory was made: %s", error)
+            import logging
+
+            logging.getLogger("mldb").info("no part of the directory was made: %s", error)
         return made
 
     def _drop_stale(self) -> None:
@@ -158,6 +160,8 @@ class Maker:
 
     def _merge(self, units: Sequence[Unit], start: int) -> PartInfo | None:
         """Write the part over these units; None when a segment was replaced meanwhile."""
+        from mldb.log.directory.merge import MergeInput, merge_indexes
+
         files = self._directory.files
         sources: list[MergeInput] = []
         segments: list[SegmentInfo] = []

@@ -6,11 +6,11 @@ manifest has exactly these, one after another. FORMAT.md section 6.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
+from mldb.deferred import NamedTuple, compiled
 from mldb.errors import CorruptError, MldbError
 from mldb.log import format as fmt
 from mldb.log.active import HINTS
@@ -19,7 +19,6 @@ from mldb.log.file_header import encode_file_header
 from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.columns import IndexImage
-from mldb.log.index.footer import encode_index
 from mldb.log.index.listing import all_keys
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
@@ -29,7 +28,7 @@ from mldb.log.mappings import MappingBudget
 from mldb.log.sealed import SealedPart
 from mldb.options import Verify
 
-_NAME: Final = re.compile(r"directory-([0-9a-f]{32})\.idx\Z")
+_NAME: Final = r"directory-([0-9a-f]{32})\.idx\Z"
 
 
 class Files(NamedTuple):
@@ -65,7 +64,7 @@ def digest_of(segments: Sequence[SegmentInfo]) -> bytes:
 
 def id_in(file: str) -> bytes | None:
     """The id of the part whose file has this name in ``hints/``, None for other files."""
-    found = _NAME.match(file)
+    found = compiled(_NAME).match(file)
     return None if found is None else bytes.fromhex(found.group(1))
 
 
@@ -73,6 +72,8 @@ def encode_part(
     image: IndexImage, part: PartInfo, store_id: bytes, clock: int, last_lsn: int
 ) -> list[Buffer]:
     """Return the buffers of the file of a part."""
+    from mldb.log.index.footer import encode_index
+
     header = encode_file_header(fmt.FILE_HINT, store_id, clock, segment_id=part.id)
     seed = fmt.file_seed(store_id, part.id)
     fields = {"covers": part.covers}

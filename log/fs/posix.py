@@ -8,8 +8,8 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
+from mldb.deferred import NamedTuple
 from mldb.errors import InvalidNameError, StorageIOError, UsageError
 from mldb.log.fs.process import CURRENT, forked
 from mldb.log.fs.protocol import FileSystem, OpenMode, moved, translate

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import mmap
 import os
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -58,6 +57,8 @@ class _PrivateMap(mmap.mmap):
 
 def _descriptor_limit() -> int:
     """How many descriptors the process may have; below 0 there is no limit."""
+    import resource
+
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 

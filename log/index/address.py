@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import NamedTuple
+
+from mldb.deferred import NamedTuple
 
 
 class Lsn(int):

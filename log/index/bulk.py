@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.index.address import Entry, Intervals, make_entry
 from mldb.log.index.column_reader import ColumnReader
 from mldb.log.index.lineage import is_visible, visible_mask
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 GONE: Final = -1
 """In place of a row: the newest version of the key is its deletion."""
@@ -35,7 +38,7 @@ _REPEATED_MAX: Final = 1 << 30
 """Bytes of attrs of one key, where versions share some: a few bytes could claim any number."""
 _NO_DIGEST: Final = bytes(fmt.DIGEST_SIZE)
 
-_Numbers = npt.NDArray[np.int64]
+_Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
 
 def read_keys(reader: ColumnReader, start: int, stop: int) -> list[bytes]:

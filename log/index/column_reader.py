@@ -7,10 +7,11 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
+from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.index.columns import (

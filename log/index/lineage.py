@@ -18,12 +18,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
-from typing import Any, Final, cast, overload
+from typing import TYPE_CHECKING, Any, Final, cast, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mldb.log.index.address import Interval, Intervals, Run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Jump = tuple[int, int]
 Memo = dict[int, int]

@@ -6,10 +6,9 @@ import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
@@ -35,6 +34,9 @@ from mldb.log.index.mapped_commits import BLOCK_ROWS, MappedCommits
 from mldb.log.index.memory import after_prefix
 from mldb.log.index.merge_parts import check_columns
 from mldb.log.index.steps import Column
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _KEY_CACHE_MAX = 1 << 14
 _CACHE_MIN: Final = 1 << 10

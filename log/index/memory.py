@@ -10,14 +10,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from operator import attrgetter, itemgetter
-from typing import Literal, Protocol
-
-from sortedcontainers import SortedList
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mldb.log import native
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.lineage import Memo, newest_visible
 from mldb.log.ownership import OwnedLock
+
+if TYPE_CHECKING:
+    from sortedcontainers import SortedList
 
 _LSN = itemgetter(0)
 
@@ -102,7 +103,7 @@ class MemoryIndex:
         self._log: list[bytes | CommitRow] = []  # what was stored, each commit behind its keys
         self._order: list[bytes] = []  # the keys as they came; only ever appended to
         self._sorted = 0  # how many of them are in _names; guarded by _names_lock
-        self._names: SortedList[bytes] = SortedList()  # guarded by _names_lock
+        self._names: SortedList[bytes] | None = None  # when first asked; guarded by _names_lock
         self._names_lock = OwnedLock("the sorted names of the newest segment")
 
     @property
@@ -159,20 +160,23 @@ class MemoryIndex:
         if guard is None:  # a handler inside this very method: the sorted names are half done
             return iter(sorted(key for key in list(self._entries) if key.startswith(prefix)))
         with guard:
-            if self._sorted != len(self._order):
-                self._sort()
             stop = after_prefix(prefix)
-            return iter(list(self._names.irange(prefix, stop, inclusive=(True, False))))
+            return iter(list(self._sort().irange(prefix, stop, inclusive=(True, False))))
 
-    def _sort(self) -> None:
+    def _sort(self) -> SortedList[bytes]:
         """Bring the sorted names up to date; anew after an interrupt that left them half done."""
-        done, count = self._sorted, len(self._order)
+        names, done, count = self._names, self._sorted, len(self._order)
+        if names is not None and done == count:
+            return names
         self._sorted = _HALF_SORTED
-        if done == _HALF_SORTED:
-            self._names = SortedList(self._order[:count])
+        if names is None or done == _HALF_SORTED:
+            from sortedcontainers import SortedList
+
+            names = self._names = SortedList(self._order[:count])
         else:
-            self._names.update(self._order[done:count])
+            names.update(self._order[done:count])
         self._sorted = count
+        return names
 
     def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix from *start* on, as :meth:`keys` does."""
@@ -181,9 +185,7 @@ class MemoryIndex:
             known = list(self._entries)
             return iter(sorted(key for key in known if key.startswith(prefix) and key >= start))
         with guard:
-            if self._sorted != len(self._order):
-                self._sort()
-            names = self._names.irange(max(prefix, start), after_prefix(prefix), (True, False))
+            names = self._sort().irange(max(prefix, start), after_prefix(prefix), (True, False))
             return iter(list(names))
 
     def commit_at(self, lsn: int) -> CommitRow | None:

@@ -6,11 +6,12 @@ An item stands in its list where a row names it first, so merged lists are order
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgpack
 import numpy as np
 
+from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.index.columns import ATTR_COLUMNS, META_PREFIX, frequent

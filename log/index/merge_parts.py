@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
+from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
 from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS
 from mldb.log.index.steps import Column

@@ -20,7 +20,6 @@ import numpy as np
 
 from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError, VersionGoneError
-from mldb.history.kinds.timeline import unpack_tag
 from mldb.log import format as fmt
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Intervals, Lsn, to_time
 from mldb.log.index.lineage import around, is_left, is_visible
@@ -156,6 +155,8 @@ def _nanoseconds(moment: datetime) -> int:
 
 
 def _named(view: View, intervals: Intervals, name: str) -> CommitRow:
+    from mldb.history.kinds.timeline import unpack_tag
+
     key = name.encode("utf-8", "surrogatepass")
     tag = view.newest(keys.TAGS + key, store_intervals(view))
     if tag is not None and not tag.flags & fmt.ENTRY_TOMBSTONE:

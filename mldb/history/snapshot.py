@@ -8,27 +8,23 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from mldb.closing import Closing
 from mldb.errors import ClosedError, InvalidTypeError, InvalidValueError, MissingError
-from mldb.history import checkpoints, relationships, tags
 from mldb.history.as_of import AsOf, held, resolve, snapshot_intervals
-from mldb.history.checkpoints import Checkpoint
-from mldb.history.diff import TensorDiff, diff_of
-from mldb.history.metrics import MetricColumns, metric_columns, metric_names
 from mldb.history.reading import ReadSurface
-from mldb.history.relationships import Relationship
-from mldb.history.shown import moment_html
-from mldb.history.versions import Version, entry_of, history_of, listing_of
-from mldb.html import html_of
 from mldb.integers import integer
 from mldb.log.index.address import Lsn, to_time
 from mldb.log.readers import Hold
-from mldb.state.report import LoadReport, listed
-from mldb.state.structs import parts_of
-from mldb.state.tree import restore_into
-from mldb.tensors.handle import TensorHandle
 from mldb.tensors.scope import Scope
 
 if TYPE_CHECKING:
     import torch
+
+    from mldb.history.checkpoints import Checkpoint
+    from mldb.history.diff import TensorDiff
+    from mldb.history.metrics import MetricColumns
+    from mldb.history.relationships import Relationship
+    from mldb.history.versions import Version
+    from mldb.state.report import LoadReport
+    from mldb.tensors.handle import TensorHandle
 
 
 class StateSurface(ReadSurface):
@@ -39,6 +35,8 @@ class StateSurface(ReadSurface):
 
         A slice of the handle reads its own bytes alone. Raises TensorNotFoundError.
         """
+        from mldb.tensors.handle import TensorHandle
+
         scope = self._scope(as_of)
         return TensorHandle(scope, name, scope.tensor_entry(name))
 
@@ -49,6 +47,9 @@ class StateSurface(ReadSurface):
         the commit and kept the version, for a later moment at which it is still the newest. Raises
         VersionGoneError where this lineage has no such version, or no longer.
         """
+        from mldb.history.versions import entry_of
+        from mldb.tensors.handle import TensorHandle
+
         scope = self._scope()
         return TensorHandle(scope, name, entry_of(scope, name, lsn))
 
@@ -61,6 +62,8 @@ class StateSurface(ReadSurface):
         of what a handle of each costs. Nothing of the tensors is read. Raises InvalidTypeError and
         InvalidValueError for a limit that is no count.
         """
+        from mldb.history.versions import listing_of
+
         if limit is not None and integer("limit", limit) < 0:
             raise InvalidValueError(f"limit={limit} is no count; None lists all")
         return listing_of(self._scope(as_of), prefix, limit)
@@ -71,6 +74,8 @@ class StateSurface(ReadSurface):
         The list is empty when it never existed; deletions are not versions. Raises
         InvalidNameError.
         """
+        from mldb.history.versions import history_of
+
         return history_of(self._scope(as_of), name)
 
     def diff(
@@ -108,6 +113,8 @@ class StateSurface(ReadSurface):
 
         None matches anything. Both ends may be any names, tensors or not.
         """
+        from mldb.history import relationships
+
         return relationships.relationships_in(self._scope(as_of), source, target, kind)
 
     def state_dict(
@@ -122,6 +129,8 @@ class StateSurface(ReadSurface):
         ones under any mode of torch; large ones are private mappings, until *device* is given.
         Raises what reading raises.
         """
+        from mldb.history import checkpoints
+
         return checkpoints.state_dict(self._scope(as_of), prefix, device)
 
     @overload
@@ -175,6 +184,10 @@ class StateSurface(ReadSurface):
         :func:`mldb.state.load.restore_into`. From the thread that trains; nobody else may use the
         objects meanwhile.
         """
+        from mldb.history import checkpoints
+        from mldb.state.report import listed
+        from mldb.state.tree import restore_into
+
         if part and state is None:
             raise InvalidValueError(
                 'part=True loads what the state names: pass the part, as {"model": model}'
@@ -210,6 +223,8 @@ class StateSurface(ReadSurface):
         a database, what this handle has buffered is stored first. Raises InvalidNameError,
         VersionGoneError, CorruptError.
         """
+        from mldb.history.metrics import metric_columns, metric_names
+
         self._settle_metrics()
         scope = self._scope(as_of)
         return metric_names(scope) if name is None else metric_columns(scope, name)
@@ -222,12 +237,16 @@ class StateSurface(ReadSurface):
 
         One whose commit retention dropped is listed as well; to load it raises VersionGoneError.
         """
+        from mldb.history import checkpoints
+
         return checkpoints.checkpoints_in(self._scope(as_of))
 
 
 def _diff(
     before: Scope, after: Scope, prefix: str, values: bool, same: bool
 ) -> Iterator[TensorDiff]:
+    from mldb.history.diff import diff_of
+
     one, hold_one = held(before)
     two, hold_two = held(after)
     return _told(diff_of(one, two, prefix, values=values, same=same), hold_one, hold_two)
@@ -243,6 +262,8 @@ def _told(found: Iterator[TensorDiff], *holds: Hold) -> Iterator[TensorDiff]:
 
 def _refuse_names(state: object, tree: object) -> None:
     """Refuse what is meant to say which checkpoint, where a state to load into is asked for."""
+    from mldb.state.structs import parts_of
+
     if isinstance(state, str | int | datetime) and parts_of(tree) is not None:
         raise InvalidTypeError(
             f"the state to load into is {state!r:.80}, which holds nothing, and a "
@@ -290,6 +311,8 @@ class StateSnapshot(StateSurface, Closing):
 
     def tags(self) -> dict[str, Lsn]:
         """The tags of the store when the snapshot was opened (tags are not rewound)."""
+        from mldb.history import tags
+
         return tags.tags(self._scope().view)
 
     def close(self) -> None:
@@ -309,4 +332,7 @@ class StateSnapshot(StateSurface, Closing):
 
     def _repr_html_(self) -> str:
         """The form of notebooks: the moment, and the first tensors. Reads none of them."""
+        from mldb.history.shown import moment_html
+        from mldb.html import html_of
+
         return html_of(self, lambda: moment_html(self._scope(), "snapshot", {}))

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -31,15 +31,17 @@ from mldb.log.aside import Aside
 from mldb.log.index.address import CommitRow
 from mldb.log.ownership import OwnedLock
 from mldb.state import lost
-from mldb.state.checkpointing import CheckpointJob, PendingCheckpoint, checkpoint_of
 from mldb.tensors.codec import Prepared
+
+if TYPE_CHECKING:
+    from mldb.state.checkpointing import CheckpointJob, PendingCheckpoint
 
 _ALIGN: Final = 64
 _SPLIT_BYTES: Final = 32 << 20  # from here a second thread speeds the copy up
 _LOOK_SECONDS: Final = 0.05
 _THREAD_NAME: Final = "mldb-checkpoints"
 
-_Write = Callable[[CheckpointJob], CommitRow]
+_Write: TypeAlias = "Callable[[CheckpointJob], CommitRow]"
 
 _active: Final[dict[int, Background]] = {}
 """Those with something to write, by id: what the end of the process waits for."""
@@ -134,6 +136,8 @@ class _Queued:
 
     def run(self) -> None:
         """Write it. What goes wrong is the outcome."""
+        from mldb.state.checkpointing import checkpoint_of
+
         job, write, pending = self.job, self.write, self.pending
         assert job is not None
         assert write is not None
@@ -174,6 +178,8 @@ class Background:
         is when the caller was called (perf_counter), from which ``stall_ms`` counts. Raises
         ReentryError inside another call of this thread, ClosedError after :meth:`close`.
         """
+        from mldb.state.checkpointing import PendingCheckpoint
+
         pending = PendingCheckpoint(job.name, job.epoch, self._turn, self._store)
         with self._entry.hold():
             if self.closed:

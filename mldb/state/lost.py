@@ -8,14 +8,11 @@ success.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, NoReturn
-
-_logger = logging.getLogger(__name__)
 
 EXIT_LOST: Final = 70
 """The exit status of a process that lost a checkpoint; EX_SOFTWARE of sysexits.h."""
@@ -50,12 +47,15 @@ def unseen() -> list[str]:
 
 def tell(lines: Iterable[str]) -> None:
     """Write *lines* to stderr, and to the log if anybody listens to it; never raises."""
+    import logging
+
+    logger = logging.getLogger(__name__)
     for line in lines:
         with suppress(Exception):
             print(f"mldb: {line}", file=sys.stderr, flush=True)
         with suppress(Exception):
-            if _logger.hasHandlers():  # without any, logging would write to stderr once more
-                _logger.error("%s", line)
+            if logger.hasHandlers():  # without any, logging would write to stderr once more
+                logger.error("%s", line)
 
 
 def end_process(lines: Iterable[str]) -> NoReturn:
@@ -69,5 +69,7 @@ def end_process(lines: Iterable[str]) -> NoReturn:
         with suppress(Exception):
             stream.flush()
     with suppress(Exception):
+        import logging
+
         logging.shutdown()
     os._exit(EXIT_LOST)

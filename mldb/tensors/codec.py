@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mldb.arrays import refuse_masks
+from mldb.deferred import NamedTuple
 from mldb.errors import InvalidTypeError, MldbError
 from mldb.tensors.decode import rebuild, view_numpy, view_torch
 from mldb.tensors.descriptor import (

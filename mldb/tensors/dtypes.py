@@ -10,21 +10,20 @@ void, variable-width strings, and ``longdouble`` where its width depends on the 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from mldb.deferred import compiled
 from mldb.errors import InvalidTypeError, InvalidValueError, MldbError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-_NUMPY_CODE = re.compile(
-    r"\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(?:8|16)|\|S[1-9]\d{0,8}|[<>]U[1-9]\d{0,8}"
+_NUMPY_CODE = (
+    r"(?a)\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(?:8|16)|\|S[1-9]\d{0,8}|[<>]U[1-9]\d{0,8}"
     # NumPy ends the process (SIGFPE) when it compares a time dtype of a multiple of 0.
     r"|[<>][mM]8(?:\[(?:[1-9]\d{0,5})?(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?",
-    re.ASCII,
 )
 # Sizes in bytes stand here so that a descriptor can be checked without importing ml_dtypes.
 _EXTENSION_SIZES: Final = {
@@ -163,7 +162,7 @@ def _find_code(dtype: np.dtype[Any]) -> str:
             f"dtype {dtype!r} is not stored: only the ml_dtypes types in native byte order are. "
             "Convert it with astype."
         )
-    if _NUMPY_CODE.fullmatch(dtype.str) is None or dtype.kind == "V":
+    if compiled(_NUMPY_CODE).fullmatch(dtype.str) is None or dtype.kind == "V":
         raise InvalidTypeError(f"dtype {dtype!r} is not stored: {_why_refused(dtype)}")
     return dtype.str
 
@@ -197,7 +196,7 @@ def _parse_code(code: object) -> np.dtype[Any]:
             return _extension_dtype(code)
         if code == _PACKED_FP4:
             return np.dtype(np.uint8)
-        if _NUMPY_CODE.fullmatch(code):
+        if compiled(_NUMPY_CODE).fullmatch(code):
             try:
                 dtype = np.dtype(code)
             except (TypeError, ValueError, OverflowError) as error:

@@ -11,19 +11,20 @@ Encoded form: one byte of element size, then one zstd frame (RFC 8878).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from mldb.compaction.deltas import WIDTHS, DeltaError, decode_deltas
-from mldb.compaction.planes import split_planes, spread_plane
-from mldb.compaction.zstd import FrameReader, UnpackError, compress_planes, zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log import native
 from mldb.log.chain import Stored
 from mldb.log.fs.protocol import Buffer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from mldb.compaction.zstd import FrameReader
 
 ENCODING_ZSTD: Final = fmt.ENCODING_RAW + 1
 LEVEL: Final = 1
@@ -50,6 +51,9 @@ def encoding_name(encoding: int) -> str:
 
 def encode_bytes(buffers: Sequence[Buffer], itemsize: int) -> bytes | None:
     """Return the encoded form of a payload, or None when it would not be at least 5 % smaller."""
+    from mldb.compaction.planes import split_planes
+    from mldb.compaction.zstd import compress_planes, zstd_module
+
     data = b"".join(buffers)
     itemsize = itemsize if 1 < itemsize <= 16 and len(data) % itemsize == 0 else 1
     level = {zstd_module().CompressionParameter.compression_level: LEVEL}
@@ -87,6 +91,8 @@ def decode_stored(
     CorruptError for bytes that do not give exactly *size*, FormatVersionError for an encoding of a
     newer mldb.
     """
+    from mldb.compaction.deltas import DeltaError, decode_deltas
+
     if base is None:
         first, *chain = chain
         made = _unpacked(first, size, key)
@@ -109,6 +115,8 @@ def _unpacked(stored: Stored, size: int, key: str) -> memoryview:
 
     The planes come out of the frame one after another; each part goes to its place at once.
     """
+    from mldb.compaction.zstd import FrameReader, UnpackError
+
     if stored.encoding != ENCODING_ZSTD:
         raise _unknown(stored, key)
     data = stored.data
@@ -127,6 +135,8 @@ def _unpacked(stored: Stored, size: int, key: str) -> memoryview:
 
 def _joined(reader: FrameReader, width: int, made: npt.NDArray[np.uint8]) -> bool:
     """Put all planes together in one pass over memory, where there is a compiled twin."""
+    from mldb.compaction.deltas import WIDTHS
+
     twin = native.twin
     if twin is None or made.nbytes > _JOINED or width not in WIDTHS:
         return False
@@ -134,6 +144,8 @@ def _joined(reader: FrameReader, width: int, made: npt.NDArray[np.uint8]) -> boo
 
 
 def _spread(reader: FrameReader, width: int, made: npt.NDArray[np.uint8]) -> None:
+    from mldb.compaction.planes import spread_plane
+
     count = made.nbytes // width
     for place in range(width):
         for at in range(0, count, _UNPACKED):

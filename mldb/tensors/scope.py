@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb import keys
+from mldb.deferred import NamedTuple
 from mldb.errors import InvalidTypeError, MldbError, TensorNotFoundError
 from mldb.log import format as fmt
 from mldb.log.counts import KeyCounts
@@ -27,6 +26,9 @@ from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
 from mldb.tensors.encoding import decode_stored
 from mldb.tensors.reads import ReadNotes
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _NEAR: Final = 64
 """Names of each side, in each of a few parts, among which a similar one is looked for."""
@@ -140,6 +142,8 @@ def _similar(view: View, intervals: Intervals, name: str) -> str:
 
     It is looked for among the names where this one would stand and among the first ones.
     """
+    import difflib
+
     try:
         key = _tensor_key(name)
         sample = view.near(keys.TENSORS, key, _NEAR)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import operator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from mldb.deferred import NamedTuple
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.tensors.descriptor import Descriptor
 

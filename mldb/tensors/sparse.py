@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError, InvalidTypeError, UsageError
 from mldb.tensors.descriptor import Descriptor, part_names
 

@@ -6,12 +6,14 @@ copies of 256 KiB took 600 µs into fresh memory and 34 µs into memory used bef
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from mldb.log.ownership import OwnedLock
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 KEEP_BYTES: Final = 64 << 20
 _SMALLEST: Final = 64 << 10

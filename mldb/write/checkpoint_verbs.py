@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mldb.errors import InvalidTypeError
-from mldb.history.checkpoints import Checkpoint
-from mldb.state.checkpointing import PendingCheckpoint, checkpoint_of, make_job
-from mldb.state.planning import free_name
-from mldb.write import preemption
 from mldb.write.handle import Handle
 from mldb.write.rules import check_epoch
+from mldb.write.safe_points import is_forced, require_main_thread, safe_point
+
+if TYPE_CHECKING:
+    from mldb.history.checkpoints import Checkpoint
+    from mldb.state.checkpointing import PendingCheckpoint
+    from mldb.write.preemption import SavedOnSignal, Then
 
 
 class CheckpointVerbs(Handle):
@@ -75,6 +77,9 @@ class CheckpointVerbs(Handle):
         the head: every tensor that a checkpoint of any name stored last, and that this one does not
         have. What other calls stored last stays, and so does all that was, for ``as_of``.
         """
+        from mldb.state.checkpointing import checkpoint_of, make_job
+        from mldb.state.planning import free_name
+
         started = time.perf_counter()
         self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
@@ -89,7 +94,7 @@ class CheckpointVerbs(Handle):
             step=step,
             name=name,
             metrics=metrics,
-            interrupted=preemption.is_forced(),
+            interrupted=is_forced(),
             prune=prune,
         )
         taken: Checkpoint | PendingCheckpoint
@@ -103,7 +108,7 @@ class CheckpointVerbs(Handle):
             if name is None:
                 job.naming.name = free_name(head, job.naming.base, background.names())
             taken = background.submit(job, started, self._writer())
-        preemption.safe_point()
+        safe_point()
         return taken
 
     def save_on_signal(
@@ -112,8 +117,8 @@ class CheckpointVerbs(Handle):
         fn: Callable[[], object],
         *,
         grace: float = 20.0,
-        then: preemption.Then = "default",
-    ) -> preemption.SavedOnSignal:
+        then: Then = "default",
+    ) -> SavedOnSignal:
         """Call ``fn()`` when *signum* comes (SIGTERM of a preemption, say), where storing is safe.
 
         It runs once in the main thread, however often the signal comes, at the next safe point: the
@@ -130,7 +135,9 @@ class CheckpointVerbs(Handle):
         the main thread, InvalidTypeError, InvalidValueError.
         """
         self._guard()
-        return preemption.save_on_signal(self, signum, fn, grace, then)
+        from mldb.write.preemption import save_on_signal
+
+        return save_on_signal(self, signum, fn, grace, then)
 
     def safe_point(self) -> None:
         """Run what :meth:`save_on_signal` has waiting, if anything; call it between two steps.
@@ -139,5 +146,5 @@ class CheckpointVerbs(Handle):
         thread.
         """
         self._guard()
-        preemption.require_main_thread("safe_point")
-        preemption.safe_point()
+        require_main_thread("safe_point")
+        safe_point()

@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from mldb import keys
 from mldb.errors import InvalidTypeError, InvalidValueError
-from mldb.history.as_of import AsOf
-from mldb.history.kinds.changes import records_of
 from mldb.log.door import Door
 from mldb.log.index.address import Lsn
 from mldb.log.view import View
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import unpack_descriptor
-from mldb.tensors.cold import encode_cold
 from mldb.tensors.encoding import decode_stored
 from mldb.write.handle import Handle
 
@@ -27,6 +24,7 @@ if TYPE_CHECKING:  # a process that only trains needs none of it
     from mldb.compaction.retention import Retention
     from mldb.compaction.rules import ColdAge, EventRules
     from mldb.compaction.usage import Usage
+    from mldb.history.as_of import AsOf
 
 Cold: TypeAlias = "timedelta | Literal['all', 'none'] | None"
 """What is encoded anew: older than this, everything, nothing; None: older than COLD_AGE."""
@@ -61,6 +59,7 @@ class RetentionSetting:
         that cannot be meant; then nothing is set.
         """
         from mldb.compaction.retention import Retention
+        from mldb.history.kinds.changes import records_of
         from mldb.history.kinds.retention import retention_set
 
         if policy is not None and rules:
@@ -274,6 +273,8 @@ def _owner_of(key: bytes) -> tuple[str, str, bool]:
 
 def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int, bytes] | None:
     """Encode a cold tensor, None where that saves too little."""
+    from mldb.tensors.cold import encode_cold
+
     return encode_cold(unpack_descriptor(attr), data, base)
 
 

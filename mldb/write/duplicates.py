@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
 from mldb import keys
+from mldb.deferred import NamedTuple
 from mldb.errors import MldbError
 from mldb.log import format as fmt
-from mldb.log.digests import Digests
 from mldb.log.door import Door
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import Entry
@@ -82,6 +82,8 @@ class Duplicates:
     """
 
     def __init__(self, deduplicate: bool | int, door: Door, head: Callable[[], View]) -> None:
+        from mldb.log.digests import Digests
+
         self.least, self.least_in_checkpoints = FROM_BYTES, CHECKPOINT_FROM_BYTES
         if deduplicate is not True:
             self.least = self.least_in_checkpoints = OFF if deduplicate is False else deduplicate

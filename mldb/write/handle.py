@@ -23,8 +23,6 @@ from mldb.log.view import View
 from mldb.options import Options
 from mldb.query.surface import QuerySurface
 from mldb.state.background import Background
-from mldb.state.checkpointing import CheckpointJob, stage
-from mldb.state.planning import commit_planned
 from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.scope import Scope, Source, make_scope
@@ -32,16 +30,17 @@ from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.metric_log import MetricLog, Waiting
 from mldb.write.metric_plans import PackedRows
-from mldb.write.preemption import is_forced
 from mldb.write.reclaimable import Reclaimable
-from mldb.write.references import OwnersGone, References
 from mldb.write.rules import EpochRule
-from mldb.write.staging import Staging
+from mldb.write.safe_points import is_forced
 
 if TYPE_CHECKING:
     from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.states import LakeStates
     from mldb.query.queries import Queries
+    from mldb.state.checkpointing import CheckpointJob
+    from mldb.write.references import References
+    from mldb.write.staging import Staging
 
 _NO_EXTRA: Mapping[str, object] = {}
 _INTERRUPTED: Mapping[str, object] = {"interrupted": True}
@@ -165,6 +164,8 @@ class Handle(StateSurface, QuerySurface):
 
     def new_staging(self, *, fix: bool, checkpoint: bool = False) -> Staging:
         """Return an empty staging area for one transaction, or for one checkpoint."""
+        from mldb.write.staging import Staging
+
         self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         options, found = self.options, self._duplicates
@@ -248,6 +249,8 @@ class Handle(StateSurface, QuerySurface):
         interrupted: bool = False,
     ) -> CommitRow:
         """Commit records and references; where the owner of one is gone, its bytes."""
+        from mldb.write.references import OwnersGone
+
         while True:
             every = [*records, *references.records()]
             check = references.confirming(validate)
@@ -304,6 +307,9 @@ class Handle(StateSurface, QuerySurface):
         return self._write_job(job)
 
     def _write_job(self, job: CheckpointJob) -> CommitRow:
+        from mldb.state.checkpointing import stage
+        from mldb.state.planning import commit_planned
+
         staging = self.new_staging(fix=False, checkpoint=True)
         try:
             stage(job, staging)

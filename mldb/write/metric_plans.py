@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
 from mldb import keys
 from mldb.arrays import refuse_masks
+from mldb.deferred import NamedTuple
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError
 from mldb.history.kinds.changes import KeyChange
 from mldb.history.kinds.metrics import NO_STEP, metrics_logged, row_struct

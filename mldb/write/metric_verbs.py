@@ -11,8 +11,8 @@ from mldb.history.kinds.changes import attr_draft, records_of
 from mldb.history.kinds.metrics import metrics_logged
 from mldb.log.frame import Record
 from mldb.log.index.address import Lsn
-from mldb.write import preemption
 from mldb.write.handle import Handle
+from mldb.write.safe_points import safe_point
 
 
 class MetricVerbs(Handle):
@@ -79,7 +79,7 @@ class MetricVerbs(Handle):
             item = waiting.add(epoch, waiting.plans.rows(values, step, now))
             if self._closed and waiting.take_back(item):
                 raise ClosedError(f"the store {self.path} was closed. Nothing was logged.")
-            preemption.safe_point(outermost=True)
+            safe_point(outermost=True)
             return None
         self._settle_background()
         rows = self.metric_rows(values, step)
@@ -88,5 +88,5 @@ class MetricVerbs(Handle):
         else:
             records = records_of([metrics_logged(*row) for row in rows])
         row = self._commit(records, epoch)
-        preemption.safe_point(outermost=True)
+        safe_point(outermost=True)
         return Lsn(row.lsn)

@@ -9,20 +9,20 @@ main thread in no call of mldb; then the function runs in the handler, and what 
 as interrupted.
 
 Everything here belongs to the process, as signals do: one record for each signal that is listened
-to, with the functions of all databases, in the order in which they were given.
+to, with the functions of all databases, in the order in which they were given. What all of mldb
+asks of it stands in :mod:`mldb.write.safe_points`; this module is loaded when a signal is to be
+heard.
 """
 
 from __future__ import annotations
 
 import _thread
 import atexit
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from numbers import Integral
@@ -30,13 +30,20 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Final, Literal
 
-from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
+from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.integers import seconds
-from mldb.log.ownership import OwnedLock
 from mldb.state import background, lost
 from mldb.write.metric_log import finish_metrics
-
-_logger = logging.getLogger(__name__)
+from mldb.write.safe_points import (
+    Run,
+    is_inside_mldb,
+    is_main_thread,
+    noted,
+    require_main_thread,
+    safe_point,
+    turn,
+)
+from mldb.write.safe_points import heard as heard_signals
 
 Then = Literal["default", "continue"]
 
@@ -165,16 +172,8 @@ class _Note:
             self._thread = None
 
 
-_heard: Final[dict[int, _Heard]] = {}
-_noted: Final[dict[int, _Note]] = {}
-_turn: Final = OwnedLock("the saving on a signal")
-
-
-class _Run:
-    """The run in progress. Of meaning only while the main thread is inside ``_turn``."""
-
-    signum = 0
-    forced = False
+_heard: Final[dict[int, _Heard]] = heard_signals
+_noted: Final[dict[int, _Note]] = noted
 
 
 # --- setting up -----------------------------------------------------------------------------------
@@ -194,19 +193,6 @@ def save_on_signal(
     save = SavedOnSignal(owner, number, fn, grace, then)
     _add(save)
     return save
-
-
-def require_main_thread(what: str) -> None:
-    """Raise UsageError unless this is the main thread, where Python handles signals."""
-    if not _is_main_thread():
-        raise UsageError(
-            f"db.{what} was called in thread {threading.current_thread().name!r}. Python handles "
-            "signals in the main thread: there the function would run, and there this call belongs."
-        )
-
-
-def _is_main_thread() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
 
 
 def _check_signal(signum: object) -> int:
@@ -255,9 +241,9 @@ def _remove(save: SavedOnSignal) -> None:
     if heard is None or save not in heard.saves:
         return
     heard.saves = tuple(other for other in heard.saves if other is not save)
-    if heard.saves or (_turn.is_inside() and _Run.signum == heard.signum):
+    if heard.saves or (turn.is_inside() and Run.signum == heard.signum):
         return  # a run that goes on does what was done before, too
-    if not _is_main_thread():
+    if not is_main_thread():
         # Only the main thread may change handlers. Ours stays, and hands everything on.
         main = threading.main_thread().ident
         if heard.signum in _noted and main is not None:
@@ -299,46 +285,26 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _noted.pop(signum, None)
         heard.act_as_before(frame)
         return
-    saving = _turn.is_inside()
-    if saving and _Run.signum == signum:
+    saving = turn.is_inside()
+    if saving and Run.signum == signum:
         return  # once is enough
     note = _noted.get(signum)
     if note is None:
         note = _noted[signum] = _Note(signum, min(save.grace for save in heard.saves))
-    if saving or not note.is_late or _is_inside_mldb(frame):
+    if saving or not note.is_late or is_inside_mldb(frame):
         note.start()
     else:
         _save(frame, late=note)
 
 
-def _is_inside_mldb(frame: FrameType | None) -> bool:
-    """Whether *frame* or one of its callers is code of mldb."""
-    while frame is not None:
-        name = frame.f_globals.get("__name__")
-        if isinstance(name, str) and (name == "mldb" or name.startswith("mldb.")):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def safe_point(*, outermost: bool = False) -> None:
-    """Run what waits for a safe point, in the main thread; elsewhere, and mostly, do nothing.
-
-    With *outermost* nothing is done, either, where the caller was called inside another of mldb.
-    Raises what a user's function raises, and what the former handler raises.
-    """
-    if _noted and _is_main_thread() and not (outermost and _is_inside_mldb(sys._getframe(2))):
-        _save(sys._getframe(1), late=None)
-
-
-def is_forced() -> bool:
-    """Whether what this thread stores now is to be marked as interrupted: it runs in a handler."""
-    return _Run.forced and _turn.is_inside()
+def serve_noted(frame: FrameType | None) -> None:
+    """Run what waits for a safe point; *frame* is where the main thread is."""
+    _save(frame, late=None)
 
 
 def _save(frame: FrameType | None, late: _Note | None) -> None:
     """Serve every signal that was noted, or the *late* one alone, in the middle of anything."""
-    guard = _turn.hold_unless_inside()
+    guard = turn.hold_unless_inside()
     if guard is None:
         return
     with guard:
@@ -357,7 +323,7 @@ def _serve(heard: _Heard, frame: FrameType | None, *, forced: bool) -> None:
     """Run the functions of one signal, all of them, and then do what the signal did before."""
     failed: list[BaseException] = []
     saves = heard.saves
-    _Run.signum, _Run.forced = heard.signum, forced
+    Run.signum, Run.forced = heard.signum, forced
     try:
         for save in saves:
             try:
@@ -365,16 +331,20 @@ def _serve(heard: _Heard, frame: FrameType | None, *, forced: bool) -> None:
             except BaseException as failure:  # noqa: BLE001 - raised when all had their turn
                 failed.append(failure)
     finally:
-        _Run.forced = False
+        Run.forced = False
         note = _noted.get(heard.signum)
         if note is not None:
             note.end()  # what it sends until here is a repeat
             _noted.pop(heard.signum, None)
-        _Run.signum = 0
+        Run.signum = 0
     if not heard.saves:  # they were cancelled meanwhile
         _restore(heard)
     for error in failed[1:]:
-        _logger.error("another function of save_on_signal failed as well", exc_info=error)
+        import logging
+
+        logging.getLogger(__name__).error(
+            "another function of save_on_signal failed as well", exc_info=error
+        )
     if failed:
         raise failed[0]
     if heard.former in _DEFAULTS:
@@ -388,6 +358,8 @@ def _serve(heard: _Heard, frame: FrameType | None, *, forced: bool) -> None:
 
 def _end() -> None:
     """The end of the program is the last safe point."""
+    import traceback
+
     try:
         safe_point()
     except SystemExit:

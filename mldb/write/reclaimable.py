@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mldb.deferred import dataclass
 from mldb.errors import MldbError
-from mldb.history.retention import retention_of
 from mldb.log.log import Log
 from mldb.log.view import View
 
@@ -59,6 +58,8 @@ class Reclaimable:
         *age* in nanoseconds makes versions cold. The sizes are None where they cannot be told: the
         retention cannot be met, something is damaged, or this is inside a commit.
         """
+        from mldb.history.retention import retention_of
+
         try:
             policy = retention_of(view)
             found = self._found

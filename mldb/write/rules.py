@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from mldb.history.as_of import snapshot_intervals
 from mldb.log import format as fmt
 from mldb.log.index.address import CommitRow, Intervals, Lsn
 from mldb.log.index.lineage import is_visible
-from mldb.log.sequencer import Decide
 from mldb.log.view import View
+
+if TYPE_CHECKING:
+    from mldb.log.sequencer import Decide
 
 _SHOWN_NAMES = 8
 _OR_NONE = "or epoch=None where a verb takes that (checkpoint does not)"

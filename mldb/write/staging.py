@@ -281,7 +281,6 @@ class Staging:
         for part in copies:
             self._buffers.give(part)
 
-
     def _forget(self, key: bytes) -> None:
         """Drop an earlier write of this transaction to the same key."""
         if key not in self._seen:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
-from mldb.history import tags
 from mldb.history.as_of import AsOf, resolve
 from mldb.history.kinds.changes import KeyChange, records_of
-from mldb.history.kinds.timeline import pin_cleared, pin_set, rewound, tag_deleted, tag_set
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Lsn
 from mldb.log.readers import Hold
 from mldb.log.view import View
@@ -70,10 +68,14 @@ class TimelineVerbs(Handle):
 
     def tags(self) -> dict[str, Lsn]:
         """Return the tags and the commits that they name."""
+        from mldb.history import tags
+
         return tags.tags(self._scope().view)
 
     def pins(self) -> list[Lsn]:
         """Return the pinned commits, ascending."""
+        from mldb.history import tags
+
         return tags.pins(self._scope().view)
 
     def events(self, start: AsOf = None, stop: AsOf = None) -> Iterator[Event]:
@@ -140,6 +142,8 @@ class TimelineVerbs(Handle):
 
     def tag(self, name: str, as_of: AsOf = None) -> Lsn:
         """Name a commit (the head by default) and return its LSN; an existing tag moves."""
+        from mldb.history.kinds.timeline import tag_set
+
         key = check_name(name)
         target = self._existing(as_of)
         self._change(tag_set(key, target))
@@ -147,6 +151,8 @@ class TimelineVerbs(Handle):
 
     def untag(self, name: str) -> None:
         """Remove a tag. Raises MissingError."""
+        from mldb.history.kinds.timeline import tag_deleted
+
         key = check_name(name)
         if name not in self.tags():
             raise MissingError(
@@ -156,12 +162,16 @@ class TimelineVerbs(Handle):
 
     def pin(self, as_of: AsOf) -> Lsn:
         """Keep a commit readable whatever retention says; return its LSN."""
+        from mldb.history.kinds.timeline import pin_set
+
         target = self._existing(as_of)
         self._change(pin_set(target))
         return target
 
     def unpin(self, as_of: AsOf) -> None:
         """Take a pin back. Raises MissingError."""
+        from mldb.history.kinds.timeline import pin_cleared
+
         target = self._existing(as_of)
         if target not in self.pins():
             raise MissingError(
@@ -186,6 +196,8 @@ class TimelineVerbs(Handle):
         by LSN, and tags, pins and retention are not rewound. The head's epoch becomes that of
         *as_of*. Raises MissingError, VersionGoneError.
         """
+        from mldb.history.kinds.timeline import rewound
+
         self._guard()
         self._settle_background()
         self._metrics.flush_before()

@@ -6,9 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mldb import keys
 from mldb.errors import ConflictError, InvalidValueError
@@ -20,14 +18,16 @@ from mldb.log.frame import Record
 from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
-from mldb.tensors.casting import Casting
 from mldb.tensors.codec import Prepared, known_arrays, pack_metadata, prepare_named
 from mldb.write.handle import Handle
-from mldb.write.hashing import hashed_to_store
-from mldb.write.references import OwnersGone, References
 from mldb.write.rules import check_epoch
-from mldb.write.tensor_writer import TensorWriter
-from mldb.write.transaction import Transaction
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from mldb.tensors.casting import Casting
+    from mldb.write.tensor_writer import TensorWriter
+    from mldb.write.transaction import Transaction
 
 _Result = TypeVar("_Result")
 
@@ -42,6 +42,8 @@ class WriteVerbs(Handle):
         ConflictError, LockedError, StorageFullError at the end of the block; then nothing is
         stored.
         """
+        from mldb.write.transaction import Transaction
+
         self._guard()
         return Transaction(self, check_epoch(epoch))
 
@@ -109,6 +111,9 @@ class WriteVerbs(Handle):
         self, name: bytes, prepared: Prepared, packed: bytes | None, epoch: int | None
     ) -> Lsn:
         """Store a tensor, or a reference to the version that has its bytes already."""
+        from mldb.write.hashing import hashed_to_store
+        from mldb.write.references import References
+
         key, view, duplicates = keys.TENSORS + name, self._state.head(), self._duplicates
         buffers, nbytes = prepared.buffers, prepared.nbytes
         looked = duplicates.look_at_newest(view, key, buffers, nbytes)
@@ -161,6 +166,8 @@ class WriteVerbs(Handle):
         are taken when they fit. Raises LimitError, InvalidTypeError, InvalidValueError,
         ReadOnlyError.
         """
+        from mldb.write.tensor_writer import TensorWriter
+
         self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         epoch = check_epoch(epoch)
@@ -183,6 +190,8 @@ class WriteVerbs(Handle):
         self, pending: PendingSegment, prepared: Prepared, packed: bytes | None, epoch: int | None
     ) -> Lsn:
         """Commit what was written piece by piece, or a reference to where its bytes are already."""
+        from mldb.write.references import OwnersGone, References
+
         key, *_, digest = pending.records[0].drafts[0][:6]
         if prepared.nbytes < self._duplicates.least:
             return Lsn(self._commit([], epoch, None, pending).lsn)

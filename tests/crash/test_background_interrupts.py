@@ -27,7 +27,7 @@ from tests.support.parts import one_of, some_and_many
 # Interrupted between any two instructions; other code of mldb wherever Python can deliver a signal.
 CLOSELY = (
     *("mldb.state.background", "mldb.state.checkpointing", "mldb.state.lost"),
-    *("mldb.write.preemption", "mldb.database", "mldb.log.ownership"),
+    *("mldb.write.preemption", "mldb.write.safe_points", "mldb.database", "mldb.log.ownership"),
 )
 PATIENCE_SECONDS = 20
 

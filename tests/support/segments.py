@@ -11,6 +11,7 @@ from mldb.log import batch as batch_module
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
 from mldb.log.batch import BatchStart, EncodedBatch, encode_batch, write_batch
+from mldb.log.batches import StoredBatch
 from mldb.log.file_header import encode_file_header
 from mldb.log.frame import Draft, Record, decode_entries, hash_record, unpack
 from mldb.log.fs.protocol import FileSystem
@@ -19,7 +20,7 @@ from mldb.log.index.address import EMPTY_COMMIT
 from mldb.log.index.footer import describe, index_frame
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.lock import LOCK
-from mldb.log.log import Log, StoredBatch
+from mldb.log.log import Log
 from mldb.log.manifest import Kept, Manifest, SegmentInfo, install_manifest
 from mldb.log.newest import load_newest
 from mldb.log.scan import Cursor

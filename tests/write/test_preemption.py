@@ -24,6 +24,7 @@ import mldb
 from mldb.log.frame import decode_commit
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.write import preemption
+from mldb.write.safe_points import safe_point
 from tests.support.processes import Child, Line
 
 USR1, USR2, TERM = signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM
@@ -570,7 +571,7 @@ def test_a_forked_child_treats_the_signal_as_before(db: mldb.MLDatabase, former:
 
     def child(line: Line) -> None:
         line.say(signal.getsignal(USR1) is former, signal.getsignal(TERM) is signal.SIG_DFL)
-        preemption.safe_point()
+        safe_point()
         signal.raise_signal(USR1)
         line.say(len(saver.taken), len(former.calls))
         try:

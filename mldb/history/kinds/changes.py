@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from mldb.deferred import NamedTuple
 from mldb.log import format as fmt
 from mldb.log.frame import Draft, DraftFields, Record
 

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from mldb.lake.order.passes import Pass
 from mldb.lake.order.plan import BatchRows, Shard
-from mldb.write.preemption import safe_point
+from mldb.write.safe_points import safe_point
 
 _END: Final = object()
 
