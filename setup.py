@@ -46,10 +46,12 @@ def _extensions() -> list[Extension]:
         define_macros=macros,
         extra_compile_args=["-O3", "-g0", "-fno-strict-aliasing", "-fvisibility=hidden"],
         extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
-        optional=True,
     )
     directives = {"language_level": 3, "boundscheck": False, "wraparound": False}
-    return list(cythonize([extension], compiler_directives=directives, build_dir="build/cython"))
+    made = cythonize([extension], compiler_directives=directives, build_dir="build/cython")
+    for extension in made:
+        extension.optional = True  # cythonize makes new ones, and leaves this out
+    return list(made)
 
 
 setup(ext_modules=_extensions())

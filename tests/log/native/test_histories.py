@@ -169,16 +169,16 @@ WHOLE: list[Step] = [
 """A history that does everything that the compiled module is for."""
 
 
-def functions() -> Iterator[str]:
-    """What the module is asked for."""
-    for name, found in vars(native.twin).items():
+def functions(module: Any) -> Iterator[str]:
+    """What a compiled module is asked for."""
+    for name, found in vars(module).items():
         if callable(found) and not isinstance(found, type) and not name.startswith("_"):
             yield name
 
 
 def test_every_function_of_the_module_is_asked_and_answers(spy: Spy, tmp_path: Path) -> None:
     """Otherwise the comparison would hold as well where it says "not mine" to everything."""
-    asked = sorted(set(functions()) - OF_THE_CHECK)
+    asked = sorted(set(functions(spy.module)) - OF_THE_CHECK)
     compare(WHOLE, 7, tmp_path / "store", counts := Counter())
     print(f"\n{_sum(counts)}; answered by the compiled module: {_shown(spy)}")
     silent = [name for name in asked if not spy.answers.get(name)]
