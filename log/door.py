@@ -79,6 +79,13 @@ class Door:
 
         *depth* bounds how many versions it may build on.
         """
+        if entry.encoding == fmt.ENCODING_RAW:
+            segment = view.segments.get(entry.segment)
+            if segment is not None:
+                try:
+                    return segment.payload(entry, 0, entry.length, self.verify, name)
+                except SegmentGoneError:
+                    pass  # told or looked for below
         if entry.encoding == fmt.ENCODING_REFERENCE:
             key, entry = self.holder(view, key, entry, name)
         view, entry, data = self.opened(view, key, entry, name)

@@ -13,6 +13,7 @@ from functools import partial
 
 from mldb.errors import ClosedError, CorruptError, StoreMovedError
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.active import HALF_DONE, Active, open_active
 from mldb.log.batch import BatchFields
 from mldb.log.directory.directory import Directory
@@ -150,11 +151,11 @@ class LogState:
         """Return the newest view, after looking whether anything was appended or installed."""
         if self.writing is not None and self.is_writing():
             return self.view
-        active, announced = self.active, self._announced
-        if active.file.size() == active.seen and (
-            (announced is not None and announced.size() == self.manifest.number)  # most often
-            or not self.manifest_waits()
-        ):
+        active, announced, number = self.active, self._announced, self.manifest.number
+        twin = native.twin
+        if twin is not None and twin.are_as_long(active.file, active.seen, announced, number):
+            return self.view
+        if active.file.size() == active.seen and not self.manifest_waits():
             return self.view
         guard = self.mutex.hold_unless_inside()
         if guard is None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mldb import keys
 from mldb.errors import InvalidTypeError, MldbError, TensorNotFoundError
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.counts import KeyCounts
 from mldb.log.door import Door
 from mldb.log.fs.process import CURRENT
@@ -25,8 +26,9 @@ from mldb.options import Options
 from mldb.tensors.border import SIZES, MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
+from mldb.tensors.dtypes import dtype_of
 from mldb.tensors.encoding import decode_stored
-from mldb.tensors.reads import ReadNotes
+from mldb.tensors.reads import GRAIN_NS, ReadNotes
 
 _NEAR: Final = 64
 """Names of each side, in each of a few parts, among which a similar one is looked for."""
@@ -34,8 +36,30 @@ _SAMPLE: Final = 1000
 """The first names, among which it is looked for as well."""
 
 
+_KNOWN_MAX: Final = 4096
+
+# Only ever read, added to or emptied as a whole, so threads need no lock.
+_keys: dict[str, bytes] = {}
+"""The index keys of names."""
+_plain: dict[bytes, tuple[tuple[int, ...], np.dtype[Any], int]] = {}
+"""By the packed descriptors of dense tensors: shape, dtype and bytes."""
+
+
 def _tensor_key(name: str) -> bytes:
-    return keys.TENSORS + check_name(name)
+    key = keys.TENSORS + check_name(name)
+    if type(name) is str:
+        if len(_keys) >= _KNOWN_MAX:
+            _keys.clear()
+        _keys[name] = key
+    return key
+
+
+def _remember(what: Descriptor, attr: bytes) -> None:
+    """Keep what an array needs of the descriptor of a dense tensor."""
+    if what.layout == "dense":
+        if len(_plain) >= _KNOWN_MAX:
+            _plain.clear()
+        _plain[attr] = what.shape, dtype_of(what.dtype), what.nbytes
 
 
 def names_prefix(prefix: str) -> bytes:
@@ -107,7 +131,8 @@ class Scope(NamedTuple):
 
     def tensor_entry(self, name: str) -> Entry:
         """Return the newest version of tensor *name*. Raises TensorNotFoundError."""
-        entry = self.view.newest(keys.TENSORS + check_name(name), self.intervals)
+        key = _keys.get(name) if type(name) is str else None
+        entry = self.view.newest(key or _tensor_key(name), self.intervals)
         if entry is None or entry.flags & fmt.ENTRY_TOMBSTONE:
             raise self._not_found(name)
         return entry
@@ -221,16 +246,36 @@ def stored_rows(
     return found
 
 
+def read_named(scope: Scope, name: str) -> Any:
+    """Return the newest version of tensor *name* here, as :func:`read_array` does.
+
+    Raises TensorNotFoundError.
+    """
+    twin = native.twin
+    if twin is not None:
+        found = twin.read(scope, name, GRAIN_NS)
+        if found is not None:
+            return found
+    return read_array(scope, scope.tensor_entry(name), name)
+
+
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     """Return one version as it was given: a read-only NumPy array, or the sparse layout stored.
 
     Large arrays are views of the mapped segment, small ones copies; both live as long as they are
     held. With ``arrays="private"`` no two of them share memory.
     """
-    what: Descriptor = unpack_descriptor(entry.attr)
     source, view, commit, _ = scope
     if commit is not source.state.view.commit:
         source.reads.note(name, entry.commit_lsn)
+    plain = _plain.get(entry.attr)
+    if plain is not None and entry.encoding == fmt.ENCODING_RAW and not source.private:
+        shape, dtype, size = plain
+        data = source.door.version(view, None, entry, size, name)
+        if len(data) == size:
+            return np.ndarray(shape, dtype, data if source.is_mapped(view, entry) else bytes(data))
+    what: Descriptor = unpack_descriptor(entry.attr)
+    _remember(what, entry.attr)
     if source.private and what.layout == "dense":
         return view_numpy(what, memoryview(own_bytes(scope, entry, name)).toreadonly())
     key, held = holder(scope, entry, name)
@@ -239,3 +284,7 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
     is_lasting = source.door.is_own(held) or source.is_mapped(view, held)
     return view_numpy(what, data if is_lasting else bytes(data))
+
+
+if native.twin is not None:
+    native.twin.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)

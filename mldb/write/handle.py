@@ -13,6 +13,7 @@ from mldb.history import kinds
 from mldb.history.as_of import AsOf, resolve_scope
 from mldb.history.snapshot import StateSurface
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
@@ -27,7 +28,8 @@ from mldb.state.checkpointing import CheckpointJob, stage
 from mldb.state.planning import commit_planned
 from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import ByteCache
-from mldb.tensors.scope import Scope, Source, make_scope
+from mldb.tensors.reads import GRAIN_NS
+from mldb.tensors.scope import Scope, Source, make_scope, read_array
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.metric_log import MetricLog, Waiting
@@ -105,12 +107,25 @@ class Handle(StateSurface, QuerySurface):
     def _scope(self, as_of: AsOf = None) -> Scope:
         if self._closed or _process[0] != self._pid:
             self._guard()
-        view = self._state.head()
+        return self._scope_of(self._state.head(), as_of)
+
+    def _scope_of(self, view: View, as_of: AsOf) -> Scope:
         if as_of is None:
             return make_scope((self._source, view, view.commit, view.intervals))
         found = view.epochs.get(as_of) if type(as_of) is int else None
         row, intervals = found or resolve_scope(view, as_of)
         return make_scope((self._source, view, row, intervals))
+
+    def _read(self, name: str, as_of: AsOf = None) -> Any:
+        twin = native.twin
+        if twin is None or self._closed or _process[0] != self._pid:
+            return super()._read(name, as_of)
+        view = self._state.head()
+        found = twin.read_as_of(self._source, view, as_of, name, GRAIN_NS)
+        if found is not None:
+            return found
+        scope = self._scope_of(view, as_of)
+        return read_array(scope, scope.tensor_entry(name), name)
 
     def _known_lakes(self) -> LakeStates:
         """What this handle knows of its lakes; made when first needed."""
