@@ -37,6 +37,9 @@ _SAMPLE: Final = 1000
 
 
 _KNOWN_MAX: Final = 4096
+_Epochs = dict[int, tuple[CommitRow, Intervals]]
+_Known = tuple[CommitRow, Entry, tuple[int, ...], np.dtype[Any]]
+"""A raw dense version: the commit that is looked back to, its entry, shape and dtype."""
 
 # Only ever read, added to or emptied as a whole, so threads need no lock.
 _keys: dict[str, bytes] = {}
@@ -79,11 +82,13 @@ class Source:
 
     ``private`` says that every array gets bytes of its own, whoever writes to it (Options.arrays).
     ``counts`` says how many keys exist, ``reads`` which versions but the newest were read lately.
-    Counters may miss a read when two threads count at once.
+    ``found`` are versions by name and epoch, for the lineage whose ``View.epochs`` stands beside
+    them; replaced as a whole, and emptied when full. Counters may miss a read when two threads
+    count at once.
     """
 
     __slots__ = (
-        *("border", "cache", "copied_reads", "counts", "door", "log", "mapped_reads"),
+        *("border", "cache", "copied_reads", "counts", "door", "found", "log", "mapped_reads"),
         *("private", "reads", "state"),
     )
 
@@ -98,6 +103,22 @@ class Source:
         self.private = log.options.arrays == "private"
         self.mapped_reads = 0
         self.copied_reads = 0
+        self.found: tuple[_Epochs, dict[tuple[str, int], _Known]] = ({}, {})
+
+    def remember(self, scope: Scope, epoch: int, name: str, entry: Entry) -> None:
+        """Keep what :func:`read_known` needs of a version that was read as of *epoch*.
+
+        Only where the epoch is kept as well: no commit can join it along this lineage.
+        """
+        view, plain = scope.view, _plain.get(entry.attr)
+        usual = plain is not None and entry.encoding == fmt.ENCODING_RAW and not self.private
+        if plain is None or not usual or epoch not in view.epochs or entry.length != plain[2]:
+            return
+        epochs, found = self.found
+        if epochs is not view.epochs or len(found) >= _KNOWN_MAX:
+            found = {}
+            self.found = view.epochs, found
+        found[name, epoch] = scope.commit, entry, plain[0], plain[1]
 
     def note_read(self, commit: CommitRow, entry: Entry, name: str) -> None:
         """Note a read of a snapshot at *commit*; at the head nothing is to be noted."""
@@ -106,10 +127,10 @@ class Source:
 
     def is_mapped(self, view: View, entry: Entry) -> bool:
         """Whether this version is handed out as a view (True) or as a copy."""
-        border = self.border
-        if entry.length >= SIZES[0] and not border.known:
+        border, length = self.border, entry[4]
+        if not border.known and length >= SIZES[0]:
             border.learn(self.door.file(view, entry))
-        if entry.length >= border.value:
+        if length >= border.value:
             self.mapped_reads += 1
             return True
         self.copied_reads += 1
@@ -259,6 +280,15 @@ def read_named(scope: Scope, name: str) -> Any:
     return read_array(scope, scope.tensor_entry(name), name)
 
 
+def read_known(source: Source, view: View, known: _Known, name: str) -> Any:
+    """Return a version that was read before, as :func:`read_array` does."""
+    commit, entry, shape, dtype = known
+    if commit is not source.state.view.commit:
+        source.reads.note(name, entry[0])
+    data = source.door.raw(view, entry, name)
+    return np.ndarray(shape, dtype, data if source.is_mapped(view, entry) else bytes(data))
+
+
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     """Return one version as it was given: a read-only NumPy array, or the sparse layout stored.
 
@@ -271,7 +301,7 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     plain = _plain.get(entry.attr)
     if plain is not None and entry.encoding == fmt.ENCODING_RAW and not source.private:
         shape, dtype, size = plain
-        data = source.door.version(view, None, entry, size, name)
+        data = source.door.raw(view, entry, name) if entry.length == size else b""
         if len(data) == size:
             return np.ndarray(shape, dtype, data if source.is_mapped(view, entry) else bytes(data))
     what: Descriptor = unpack_descriptor(entry.attr)

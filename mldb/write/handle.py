@@ -29,7 +29,7 @@ from mldb.state.planning import commit_planned
 from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.reads import GRAIN_NS
-from mldb.tensors.scope import Scope, Source, make_scope, read_array
+from mldb.tensors.scope import Scope, Source, make_scope, read_array, read_known
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.metric_log import MetricLog, Waiting
@@ -117,15 +117,24 @@ class Handle(StateSurface, QuerySurface):
         return make_scope((self._source, view, row, intervals))
 
     def _read(self, name: str, as_of: AsOf = None) -> Any:
-        twin = native.twin
-        if twin is None or self._closed or _process[0] != self._pid:
-            return super()._read(name, as_of)
-        view = self._state.head()
-        found = twin.read_as_of(self._source, view, as_of, name, GRAIN_NS)
-        if found is not None:
-            return found
+        if self._closed or _process[0] != self._pid:
+            self._guard()
+        source, view, twin = self._source, self._state.head(), native.twin
+        if twin is not None:
+            array = twin.read_as_of(source, view, as_of, name, GRAIN_NS)
+            if array is not None:
+                return array
+        elif type(as_of) is int and type(name) is str:
+            epochs, found = source.found
+            known = found.get((name, as_of)) if epochs is view.epochs else None
+            if known is not None:
+                return read_known(source, view, known, name)
         scope = self._scope_of(view, as_of)
-        return read_array(scope, scope.tensor_entry(name), name)
+        entry = scope.tensor_entry(name)
+        array = read_array(scope, entry, name)
+        if twin is None and type(as_of) is int and type(name) is str:
+            source.remember(scope, as_of, name, entry)
+        return array
 
     def _known_lakes(self) -> LakeStates:
         """What this handle knows of its lakes; made when first needed."""
