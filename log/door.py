@@ -95,6 +95,14 @@ class Door:
 
         return self._cache.get((entry.segment, entry.offset), size, make)
 
+    def raw(self, view: View, entry: Entry, name: str) -> memoryview:
+        """Return the bytes of a raw version of tensor *name*: what :meth:`version` does, sooner."""
+        try:
+            return view.segments[entry[1]].payload(entry, 0, entry[4], self.verify, name)
+        except (KeyError, SegmentGoneError):
+            pass  # looked for elsewhere
+        return self.version(view, None, entry, entry.length, name)
+
     def opened(
         self, view: View, key: bytes | None, entry: Entry, name: str
     ) -> tuple[View, Entry, memoryview]:

@@ -257,7 +257,7 @@ class Segment:
         *verify* says whether they are checked first, *key* is named in errors. Raises CorruptError.
         """
         start = entry.offset + low
-        stop = entry.offset + high
+        stop = start - low + high
         data = self._map
         if len(data) < stop:
             covering = self._cover(stop)

@@ -13,6 +13,7 @@ from functools import partial
 
 from mldb.errors import ClosedError, CorruptError, StoreMovedError
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.active import HALF_DONE, Active, open_active
 from mldb.log.batch import BatchFields
 from mldb.log.directory.directory import Directory
@@ -150,10 +151,11 @@ class LogState:
         """Return the newest view, after looking whether anything was appended or installed."""
         if self.writing is not None and self.is_writing():
             return self.view
-        active, announced = self.active, self._announced
+        active, announced, number = self.active, self._announced, self.manifest.number
+        if (twin := native.twin) and twin.are_as_long(active.file, active.seen, announced, number):
+            return self.view
         if active.file.size() == active.seen and (
-            (announced is not None and announced.size() == self.manifest.number)  # most often
-            or not self.manifest_waits()
+            (announced is not None and announced.size() == number) or not self.manifest_waits()
         ):
             return self.view
         guard = self.mutex.hold_unless_inside()
@@ -191,7 +193,7 @@ class LogState:
         before while N is being made. A damaged one may stand there, too: then the next one is
         looked for by name. Without a lock file the folder is listed.
         """
-        announced = self.announced_number
+        announced = 0 if self._announced is None else self._announced.size()
         if announced == self.manifest.number:
             return False
         if not announced:
@@ -255,8 +257,7 @@ class LogState:
             raise self._moved(f"its {manifest_name(manifest.number)} continues another history")
         active = self.active
         if manifest.active != mine.active:
-            # The old file is not closed here: another thread may be syncing it. It closes when
-            # collected.
+            # The old file closes when it is collected: another thread may be syncing it.
             active = self._open(manifest)
             active.verify_after = max(active.verify_after, active.cursor.last_lsn)
             active.verify_until = 0

@@ -19,6 +19,7 @@ from mldb.log.fs.relief import with_relief
 
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
+_END = os.SEEK_END
 _SPARE = 6  # descriptors that mappings leave for others
 _PRIVATE_PART = 2  # one of so many descriptors is the most that private mappings take together
 _LINUX_NORESERVE = 0x4000 if os.uname().machine in ("x86_64", "aarch64") else 0
@@ -70,7 +71,7 @@ class OsFile(OsDescriptor):
     def size(self) -> int:
         """Return the length; lseek costs a quarter of fstat here, and no position is in use."""
         try:
-            return os.lseek(self._fd, 0, os.SEEK_END)
+            return os.lseek(self._fd, 0, _END)
         except OSError as error:
             raise self._failure(error, "lseek") from error
 

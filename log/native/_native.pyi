@@ -1,5 +1,7 @@
 from typing import Any
 
+import numpy as np
+
 VERSION: str
 INTERFACE: int
 HAS_XXHASH: bool
@@ -58,3 +60,14 @@ def pack_array(
 def small_record(
     kind: int, name: Any, data: Any, known: dict[Any, Any], made: type[Any], below: int
 ) -> Any: ...
+def are_as_long(one: object, size: int, two: object, other: int) -> bool: ...
+def meet(
+    kinds: tuple[type, type, type, type, type],
+    learns_from: int,
+    keys: dict[str, bytes],
+    plain: dict[bytes, tuple[tuple[int, ...], np.dtype[Any], int]],
+) -> None: ...
+def read(scope: object, name: str, grain: int) -> np.ndarray[Any, Any] | None: ...
+def read_as_of(
+    source: object, view: object, as_of: object, name: str, grain: int
+) -> np.ndarray[Any, Any] | None: ...

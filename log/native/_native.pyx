@@ -10,6 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 include "hash.pxi"
 include "format.pxi"
+include "reads.pxi"
 include "planes.pxi"
 include "rows.pxi"
 include "blocks.pxi"

@@ -12,7 +12,7 @@ from typing import Any
 from mldb import keys
 from mldb.history.as_of import AsOf
 from mldb.names import check_name
-from mldb.tensors.scope import Scope, read_array
+from mldb.tensors.scope import Scope, read_named
 
 
 class ReadSurface:
@@ -21,6 +21,10 @@ class ReadSurface:
     @abstractmethod
     def _scope(self, as_of: AsOf = None) -> Scope:
         """The snapshot that *as_of* means, seen from here."""
+
+    def _read(self, name: str, as_of: AsOf = None) -> Any:
+        """Return tensor *name* as of *as_of*; what :meth:`query_tensor` says."""
+        return read_named(self._scope(as_of), name)
 
     def query_tensor(self, name: str, *, as_of: AsOf = None) -> Any:
         """Return tensor *name* as of *as_of* (epoch, Lsn, datetime, tag, checkpoint; None is now).
@@ -36,13 +40,11 @@ class ReadSurface:
         where each array has memory of its own. Raises
         TensorNotFoundError (a KeyError), CorruptError, VersionGoneError, ClosedError.
         """
-        scope = self._scope(as_of)
-        return read_array(scope, scope.tensor_entry(name), name)
+        return self._read(name, as_of)
 
     def __getitem__(self, name: str) -> Any:
         """``db[name]`` is :meth:`query_tensor`: read-only; read there before torch gets it."""
-        scope = self._scope()
-        return read_array(scope, scope.tensor_entry(name), name)
+        return self._read(name)
 
     def __contains__(self, name: object) -> bool:
         """Whether a tensor of this name exists; a name that is not allowed does not."""

@@ -36,7 +36,7 @@ FRESH_MAX: Final = 1 << 14
 """So many reads are held as they are noted, before they become rows."""
 _PATIENCE: Final = 1.0
 _NS: Final = 10**9
-_GRAIN_NS: Final = GRAIN_SECONDS * _NS
+GRAIN_NS: Final = GRAIN_SECONDS * _NS
 _NEVER: Final = 1 << 63
 
 _all: Final[weakref.WeakSet[ReadNotes]] = weakref.WeakSet()
@@ -84,7 +84,7 @@ class ReadNotes:
             return
         now = self._now()
         version = name, commit
-        if 0 <= now - self._fresh.get(version, _NEVER) <= _GRAIN_NS:
+        if 0 <= now - self._fresh.get(version, _NEVER) <= GRAIN_NS:
             return
         self._fresh[version] = now
         self.noted += 1

@@ -13,6 +13,7 @@ from mldb import keys
 from mldb.deferred import NamedTuple
 from mldb.errors import InvalidTypeError, MldbError, TensorNotFoundError
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.counts import KeyCounts
 from mldb.log.door import Door
 from mldb.log.fs.process import CURRENT
@@ -24,8 +25,9 @@ from mldb.options import Options
 from mldb.tensors.border import SIZES, MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
+from mldb.tensors.dtypes import dtype_of
 from mldb.tensors.encoding import decode_stored
-from mldb.tensors.reads import ReadNotes
+from mldb.tensors.reads import GRAIN_NS, ReadNotes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,8 +38,33 @@ _SAMPLE: Final = 1000
 """The first names, among which it is looked for as well."""
 
 
+_KNOWN_MAX: Final = 4096
+_Epochs = dict[int, tuple[CommitRow, Intervals]]
+_Known = tuple[CommitRow, Entry, tuple[int, ...], np.dtype[Any]]
+"""A raw dense version: the commit that is looked back to, its entry, shape and dtype."""
+
+# Only ever read, added to or emptied as a whole, so threads need no lock.
+_keys: dict[str, bytes] = {}
+"""The index keys of names."""
+_plain: dict[bytes, tuple[tuple[int, ...], np.dtype[Any], int]] = {}
+"""By the packed descriptors of dense tensors: shape, dtype and bytes."""
+
+
 def _tensor_key(name: str) -> bytes:
-    return keys.TENSORS + check_name(name)
+    key = keys.TENSORS + check_name(name)
+    if type(name) is str:
+        if len(_keys) >= _KNOWN_MAX:
+            _keys.clear()
+        _keys[name] = key
+    return key
+
+
+def _remember(what: Descriptor, attr: bytes) -> None:
+    """Keep what an array needs of the descriptor of a dense tensor."""
+    if what.layout == "dense":
+        if len(_plain) >= _KNOWN_MAX:
+            _plain.clear()
+        _plain[attr] = what.shape, dtype_of(what.dtype), what.nbytes
 
 
 def names_prefix(prefix: str) -> bytes:
@@ -57,11 +84,13 @@ class Source:
 
     ``private`` says that every array gets bytes of its own, whoever writes to it (Options.arrays).
     ``counts`` says how many keys exist, ``reads`` which versions but the newest were read lately.
-    Counters may miss a read when two threads count at once.
+    ``found`` are versions by name and epoch, for the lineage whose ``View.epochs`` stands beside
+    them; replaced as a whole, and emptied when full. Counters may miss a read when two threads
+    count at once.
     """
 
     __slots__ = (
-        *("border", "cache", "copied_reads", "counts", "door", "log", "mapped_reads"),
+        *("border", "cache", "copied_reads", "counts", "door", "found", "log", "mapped_reads"),
         *("private", "reads", "state"),
     )
 
@@ -76,6 +105,22 @@ class Source:
         self.private = log.options.arrays == "private"
         self.mapped_reads = 0
         self.copied_reads = 0
+        self.found: tuple[_Epochs, dict[tuple[str, int], _Known]] = ({}, {})
+
+    def remember(self, scope: Scope, epoch: int, name: str, entry: Entry) -> None:
+        """Keep what :func:`read_known` needs of a version that was read as of *epoch*.
+
+        Only where the epoch is kept as well: no commit can join it along this lineage.
+        """
+        view, plain = scope.view, _plain.get(entry.attr)
+        usual = plain is not None and entry.encoding == fmt.ENCODING_RAW and not self.private
+        if plain is None or not usual or epoch not in view.epochs or entry.length != plain[2]:
+            return
+        epochs, found = self.found
+        if epochs is not view.epochs or len(found) >= _KNOWN_MAX:
+            found = {}
+            self.found = view.epochs, found
+        found[name, epoch] = scope.commit, entry, plain[0], plain[1]
 
     def note_read(self, commit: CommitRow, entry: Entry, name: str) -> None:
         """Note a read of a snapshot at *commit*; at the head nothing is to be noted."""
@@ -84,10 +129,10 @@ class Source:
 
     def is_mapped(self, view: View, entry: Entry) -> bool:
         """Whether this version is handed out as a view (True) or as a copy."""
-        border = self.border
-        if entry.length >= SIZES[0] and not border.known:
+        border, length = self.border, entry[4]
+        if not border.known and length >= SIZES[0]:
             border.learn(self.door.file(view, entry))
-        if entry.length >= border.value:
+        if length >= border.value:
             self.mapped_reads += 1
             return True
         self.copied_reads += 1
@@ -109,7 +154,8 @@ class Scope(NamedTuple):
 
     def tensor_entry(self, name: str) -> Entry:
         """Return the newest version of tensor *name*. Raises TensorNotFoundError."""
-        entry = self.view.newest(keys.TENSORS + check_name(name), self.intervals)
+        key = _keys.get(name) if type(name) is str else None
+        entry = self.view.newest(key or _tensor_key(name), self.intervals)
         if entry is None or entry.flags & fmt.ENTRY_TOMBSTONE:
             raise self._not_found(name)
         return entry
@@ -225,16 +271,45 @@ def stored_rows(
     return found
 
 
+def read_named(scope: Scope, name: str) -> Any:
+    """Return the newest version of tensor *name* here, as :func:`read_array` does.
+
+    Raises TensorNotFoundError.
+    """
+    twin = native.twin
+    if twin is not None:
+        found = twin.read(scope, name, GRAIN_NS)
+        if found is not None:
+            return found
+    return read_array(scope, scope.tensor_entry(name), name)
+
+
+def read_known(source: Source, view: View, known: _Known, name: str) -> Any:
+    """Return a version that was read before, as :func:`read_array` does."""
+    commit, entry, shape, dtype = known
+    if commit is not source.state.view.commit:
+        source.reads.note(name, entry[0])
+    data = source.door.raw(view, entry, name)
+    return np.ndarray(shape, dtype, data if source.is_mapped(view, entry) else bytes(data))
+
+
 def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     """Return one version as it was given: a read-only NumPy array, or the sparse layout stored.
 
     Large arrays are views of the mapped segment, small ones copies; both live as long as they are
     held. With ``arrays="private"`` no two of them share memory.
     """
-    what: Descriptor = unpack_descriptor(entry.attr)
     source, view, commit, _ = scope
     if commit is not source.state.view.commit:
         source.reads.note(name, entry.commit_lsn)
+    plain = _plain.get(entry.attr)
+    if plain is not None and entry.encoding == fmt.ENCODING_RAW and not source.private:
+        shape, dtype, size = plain
+        data = source.door.raw(view, entry, name) if entry.length == size else b""
+        if len(data) == size:
+            return np.ndarray(shape, dtype, data if source.is_mapped(view, entry) else bytes(data))
+    what: Descriptor = unpack_descriptor(entry.attr)
+    _remember(what, entry.attr)
     if source.private and what.layout == "dense":
         return view_numpy(what, memoryview(own_bytes(scope, entry, name)).toreadonly())
     key, held = holder(scope, entry, name)
@@ -243,3 +318,7 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
     is_lasting = source.door.is_own(held) or source.is_mapped(view, held)
     return view_numpy(what, data if is_lasting else bytes(data))
+
+
+if native.twin is not None:
+    native.twin.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)

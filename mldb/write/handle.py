@@ -13,6 +13,7 @@ from mldb.history import kinds
 from mldb.history.as_of import AsOf, resolve_scope
 from mldb.history.snapshot import StateSurface
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
@@ -25,7 +26,8 @@ from mldb.query.surface import QuerySurface
 from mldb.state.background import Background
 from mldb.tensors.border import MapBorder
 from mldb.tensors.cache import ByteCache
-from mldb.tensors.scope import Scope, Source, make_scope
+from mldb.tensors.reads import GRAIN_NS
+from mldb.tensors.scope import Scope, Source, make_scope, read_array, read_known
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.metric_log import MetricLog, Waiting
@@ -107,12 +109,34 @@ class Handle(StateSurface, QuerySurface):
     def _scope(self, as_of: AsOf = None) -> Scope:
         if self._closed or _process[0] != self._pid:
             self._guard()
-        view = self._state.head()
+        return self._scope_of(self._state.head(), as_of)
+
+    def _scope_of(self, view: View, as_of: AsOf) -> Scope:
         if as_of is None:
             return make_scope((self._source, view, view.commit, view.intervals))
         found = view.epochs.get(as_of) if type(as_of) is int else None
         row, intervals = found or resolve_scope(view, as_of)
         return make_scope((self._source, view, row, intervals))
+
+    def _read(self, name: str, as_of: AsOf = None) -> Any:
+        if self._closed or _process[0] != self._pid:
+            self._guard()
+        source, view, twin = self._source, self._state.head(), native.twin
+        if twin is not None:
+            array = twin.read_as_of(source, view, as_of, name, GRAIN_NS)
+            if array is not None:
+                return array
+        elif type(as_of) is int and type(name) is str:
+            epochs, found = source.found
+            known = found.get((name, as_of)) if epochs is view.epochs else None
+            if known is not None:
+                return read_known(source, view, known, name)
+        scope = self._scope_of(view, as_of)
+        entry = scope.tensor_entry(name)
+        array = read_array(scope, entry, name)
+        if twin is None and type(as_of) is int and type(name) is str:
+            source.remember(scope, as_of, name, entry)
+        return array
 
     def _known_lakes(self) -> LakeStates:
         """What this handle knows of its lakes; made when first needed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mldb
+from mldb.log import native
 from mldb.log.fs.memory import MemoryFileSystem
 
 Array = np.ndarray[Any, Any]
@@ -192,3 +194,64 @@ def test_metadata_is_a_fresh_dict_each_time() -> None:
         db.metadata("x")["list"].append(2)
         db.tensor("x").metadata.clear()
         assert db.metadata("x") == {"list": [1]}
+
+
+def values(db: mldb.MLDatabase, epochs: list[int]) -> list[float]:
+    return [float(db.query_tensor("w", as_of=epoch)[0]) for epoch in epochs]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=repr)
+def test_what_was_read_is_remembered_along_its_lineage_alone(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A rewind, a commit of another handle and a deletion are seen by the next read."""
+    path = tmp_path / "s"
+    with native.switched_off(), mldb.open(path, **options) as db, mldb.open(path) as other:
+        for epoch in range(8):
+            db.store_tensor("w", np.full(3000, epoch, np.float32), epoch=epoch)
+        for _ in range(3):
+            assert values(db, [0, 3, 6]) == [0, 3, 6]
+        epochs, found = db._source.found
+        assert epochs is db._state.view.epochs
+        assert len(found) == 3
+        other.rewind(3)
+        other.store_tensor("w", np.full(3000, 50, np.float32), epoch=5)
+        for _ in range(2):
+            assert values(db, [0, 3, 4, 6]) == [0, 3, 3, 50]
+        del db["w"]
+        db.store_tensor("v", np.zeros(3), epoch=9)
+        with pytest.raises(mldb.errors.TensorNotFoundError):
+            db.query_tensor("w", as_of=8)
+        assert values(db, [3, 4]) == [3, 3]
+
+
+def test_what_is_remembered_is_bounded_and_keeps_no_store_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mldb.tensors.scope._KNOWN_MAX", 5)
+    with native.switched_off():
+        db = mldb.open(tmp_path / "s", map_bytes=0)
+        for epoch in range(12):
+            db.store_tensor("w", np.full(30, epoch, np.float32), epoch=epoch)
+        for epoch in [*range(11), *range(11)]:
+            assert values(db, [epoch]) == [epoch]
+            assert 1 <= len(db._source.found[1]) <= 5
+        gone = weakref.ref(db)
+        gc.disable()
+        try:
+            del db
+            assert gone() is None
+        finally:
+            gc.enable()
+
+
+def test_names_and_epochs_of_other_types_are_not_taken_for_remembered_ones(tmp_path: Path) -> None:
+    """True == 1 == 1.0, with one hash; so a dictionary would find what was never asked for."""
+    with native.switched_off(), mldb.open(tmp_path / "s", map_bytes=0) as db:
+        for epoch in range(3):
+            db.store_tensor("w", np.full(30, epoch, np.float32), epoch=epoch)
+        assert values(db, [1, 1]) == [1, 1]
+        for odd in (True, 1.0):
+            with pytest.raises(mldb.errors.InvalidTypeError):
+                db.query_tensor("w", as_of=odd)  # type: ignore[arg-type]
+        assert db.query_tensor("w", as_of=mldb.Lsn(2)).shape == (30,)
