@@ -15,3 +15,9 @@ def gather_rows(
     size: int,
     blocks: tuple[Any, ...] | None = None,
 ) -> bool | None: ...
+def permute(
+    given: Any, out: Any, keys: tuple[int, ...], bases: tuple[int, int], n: int, forward: bool
+) -> bool | None: ...
+def draw_rows(
+    positions: Any, out: Any, seed: int, pass_number: int, block: int, keep: Any, alias: Any
+) -> bool | None: ...

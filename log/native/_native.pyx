@@ -11,3 +11,4 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 include "hash.pxi"
 include "format.pxi"
 include "rows.pxi"
+include "draws.pxi"
