@@ -127,7 +127,7 @@ def draw(**changes: Any) -> Any:
 
 def test_what_is_not_plain_is_given_back() -> None:
     assert permute() is True
-    for changes in (
+    bad: tuple[dict[str, Any], ...] = (
         {"given": np.arange(29_900, 30_000)},
         {"given": np.arange(-1, 99)},
         {"given": np.arange(99)},
@@ -139,10 +139,11 @@ def test_what_is_not_plain_is_given_back() -> None:
         {"bases": (200,)},
         {"n": 30_001},
         {"n": 0},
-    ):
+    )
+    for changes in bad:
         assert permute(**changes) is None, changes
     assert draw() is True
-    for changes in (
+    bad = (
         {"positions": np.arange(99)},
         {"positions": np.arange(100.0)},
         {"out": bytes(800)},
@@ -152,5 +153,6 @@ def test_what_is_not_plain_is_given_back() -> None:
         {"keep": np.empty(0), "alias": np.empty(0, np.int32)},
         {"alias": np.zeros(10, np.int16)},
         {"alias": [0] * 10},
-    ):
+    )
+    for changes in bad:
         assert draw(**changes) is None, changes
