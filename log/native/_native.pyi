@@ -71,3 +71,9 @@ def read(scope: object, name: str, grain: int) -> np.ndarray[Any, Any] | None: .
 def read_as_of(
     source: object, view: object, as_of: object, name: str, grain: int
 ) -> np.ndarray[Any, Any] | None: ...
+def permute(
+    given: Any, out: Any, keys: tuple[int, ...], bases: tuple[int, int], n: int, forward: bool
+) -> bool | None: ...
+def draw_rows(
+    positions: Any, out: Any, seed: int, pass_number: int, block: int, keep: Any, alias: Any
+) -> bool | None: ...

@@ -116,12 +116,15 @@ cdef bint _take_bytes(object array, Py_buffer *view, int flags) except *:
     return True
 
 
-cdef bint _take_numbers(object array, Py_buffer *view, char kind, char other) except *:
-    """The same for one dimension of native numbers of one of these kinds."""
-    if not _take_bytes(array, view, PyBUF_FORMAT):
+cdef bint _take_numbers(
+    object array, Py_buffer *view, char kind, char other, int flags
+) except *:
+    """The same for one dimension of native numbers of one of these kinds; b"l" has 8 bytes."""
+    if not _take_bytes(array, view, flags | PyBUF_FORMAT):
         return False
     if view.ndim == 1 and view.format[0] in (kind, other) and not view.format[1]:
-        return True
+        if kind != c"l" or view.itemsize == 8:  # a long has 4 bytes elsewhere
+            return True
     PyBuffer_Release(view)
     return False
 
@@ -145,7 +148,7 @@ def gather_rows(tuple tables not None, rows, out, int64_t numbers, int64_t size,
         return None
     known.count, known.added = 0, NULL
     try:
-        if not _take_numbers(rows, &views[0], b"l", b"q"):
+        if not _take_numbers(rows, &views[0], b"l", b"q", PyBUF_SIMPLE):
             return None
         taken = 1
         if not _take_bytes(out, &views[1], PyBUF_WRITABLE):
@@ -155,7 +158,7 @@ def gather_rows(tuple tables not None, rows, out, int64_t numbers, int64_t size,
             return None
         if blocks is not None:
             for array, kinds in zip(blocks, _BLOCK_KINDS):
-                if not _take_numbers(array, &views[taken], kinds[0], kinds[1]):
+                if not _take_numbers(array, &views[taken], kinds[0], kinds[1], PyBUF_SIMPLE):
                     return None
                 taken += 1
                 if views[taken - 1].shape[0] != views[2].shape[0]:

@@ -73,6 +73,13 @@ def check_seed(seed: int, pass_number: int) -> None:
             raise InvalidValueError(f"{name}={value} does not fit in {bits} bits without sign")
 
 
+def is_plain_seed(seed: object, pass_number: object) -> bool:
+    """Whether both are Python's own whole numbers that :func:`check_seed` takes."""
+    if type(seed) is not int or type(pass_number) is not int:
+        return False
+    return not (seed >> SEED_BITS or pass_number >> PASS_BITS)
+
+
 def check_numbers(name: str, numbers: npt.NDArray[np.uint64]) -> None:
     """Refuse row ids and positions that the counter cannot hold. Raises InvalidValueError."""
     if len(numbers) and int(numbers.max()) >> ROW_ID_BITS:

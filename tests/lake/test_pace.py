@@ -62,8 +62,8 @@ def test_long_steps_and_long_makings_are_worth_a_thread(
 def test_a_long_step_now_and_then_says_nothing() -> None:
     times = itertools.cycle([(LONG, LONG)] * 7 + [(0.0, LONG)])
     assert steps_until_worth(Clock(), times, 500) is None
-    times = itertools.chain([(0.0, LONG)] * 100, itertools.repeat((LONG, LONG)))
-    assert steps_until_worth(Clock(), times, 500) == 107
+    later = itertools.chain([(0.0, LONG)] * 100, itertools.repeat((LONG, LONG)))
+    assert steps_until_worth(Clock(), later, 500) == 107
 
 
 def test_the_thread_begins_where_the_pace_says_so() -> None:
@@ -133,11 +133,10 @@ def test_rows_that_are_verified_are_copied_by_who_drains_them(
         return lake.export_to_dataloader(64, device="numpy", **options)
 
     paced: list[bool] = []
-    real = streams.prefetch
 
     def noted(*arguments: Any, **options: Any) -> Any:
         paced.append(options.get("pace") is not None)
-        return real(*arguments, **options)
+        return prefetch(*arguments, **options)
 
     monkeypatch.setattr(streams, "prefetch", noted)
     loader = made()

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from mldb.arrays import Numbers
 from mldb.deferred import dataclass
 from mldb.errors import InvalidValueError, LimitError
+from mldb.log import native
 from mldb.noise.draws import Purpose, sampling_words, wide
 from mldb.noise.keys import ROW_ID_BITS
 
@@ -62,8 +63,11 @@ class Permutation:
             return table[given]
         out = np.empty(len(given), np.int64)
         for start in range(0, len(given), _CHUNK):
-            part = given[start : start + _CHUNK]
-            out[start : start + _CHUNK] = self._walk(part, forward=forward)
+            part, into = given[start : start + _CHUNK], out[start : start + _CHUNK]
+            if native.twin is None or not native.twin.permute(
+                part, into, self.keys, self.bases, self.n, forward
+            ):
+                into[:] = self._walk(part, forward=forward)
         return out
 
     def _walk(self, given: Numbers, *, forward: bool) -> Numbers:

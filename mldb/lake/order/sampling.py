@@ -26,10 +26,19 @@ from mldb.arrays import Float64s, Numbers
 from mldb.deferred import dataclass
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.lake.order.permutation import permutation
-from mldb.noise.draws import Purpose, check_numbers, sampling_words, wide_uniforms
+from mldb.log import native
+from mldb.noise.draws import (
+    SAMPLING_STEP,
+    Purpose,
+    check_numbers,
+    is_plain_seed,
+    sampling_words,
+    wide_uniforms,
+)
 
 _NEWTON_STEPS: Final = 100  # about 20 are needed where all rows but one are taken
 _NEWTON_DONE: Final = 1e-12
+_AT_ONCE: Final = 1 << 16  # draws of one call without the lock: a millisecond
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,12 +58,27 @@ class AliasTable:
 
     def draw(self, positions: Numbers, *, seed: int, pass_number: int) -> Numbers:
         """Return the rows, int64 [n], drawn at *positions* of a pass; each is drawn alone."""
+        found = self._draw_at_once(positions, seed, pass_number)
+        if found is not None:
+            return found
         numbers = positions.astype(np.uint64)
         check_numbers("positions", numbers)
         raw = sampling_words(seed, pass_number, Purpose.DRAW, numbers)
         column = (wide_uniforms(raw) * len(self.keep)).astype(np.int64)
         kept = wide_uniforms(raw, 2) < self.keep[column]
         return np.where(kept, column, self.alias[column].astype(np.int64))
+
+    def _draw_at_once(self, positions: Numbers, seed: int, pass_number: int) -> Numbers | None:
+        """The same by the compiled twin; None where there is none, or the input is not plain."""
+        twin = native.twin
+        if twin is None or not is_plain_seed(seed, pass_number):
+            return None
+        out, block = np.empty(len(positions), np.int64), Purpose.DRAW | SAMPLING_STEP << 16
+        for start in range(0, len(positions), _AT_ONCE):
+            part, into = positions[start : start + _AT_ONCE], out[start : start + _AT_ONCE]
+            if not twin.draw_rows(part, into, seed, pass_number, block, self.keep, self.alias):
+                return None
+        return out
 
 
 def alias_table(weights: npt.ArrayLike) -> AliasTable:
