@@ -16,7 +16,7 @@ import msgpack
 from mldb.deferred import NamedTuple, dataclass
 from mldb.errors import FormatVersionError
 from mldb.log import format as fmt
-from mldb.log.checksum import check64, checks_and_digest
+from mldb.log.checksum import block_checks, check64, checks_and_digest
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitFields, Entry, make_entry
 from mldb.log.index.entry_check import are_sound
@@ -95,8 +95,12 @@ def hash_record(record: Record) -> None:
     if not record.payload_length:
         record.checks = b""
         return
-    record.checks, digest = checks_and_digest(record.payload, record.block_log2)
-    record.drafts = hashed_drafts(record.drafts, digest)
+    if any(draft[5] == TO_BE_HASHED for draft in record.drafts):
+        checks, digest = checks_and_digest(record.payload, record.block_log2)
+        record.drafts = hashed_drafts(record.drafts, digest)
+        record.checks = checks
+    else:
+        record.checks = block_checks(record.payload, record.block_log2)
 
 
 def hashed_drafts(drafts: Sequence[DraftFields], digest: bytes) -> list[DraftFields]:

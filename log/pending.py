@@ -65,7 +65,8 @@ class PendingSegment:
         """Place records behind each other and write their payloads now; return their places.
 
         The caller may change the buffers afterwards. Large payloads that are not hashed yet are
-        hashed meanwhile. When this raises, or is interrupted, none of them has a place.
+        hashed meanwhile. When this raises, or is interrupted, none of them has a place; what is in
+        the file then is written over by what comes next, or the file is longer than ``tail``.
         """
         placed = list(place_all(records, self.tail))
         late = [
@@ -90,15 +91,10 @@ class PendingSegment:
         if record.written or not record.payload_length:
             return
         self.file.pwritev(record.payload, item.payload)
+        self._started = min(self._started, item.offset)  # again, when a call failed before
         if item.end - self._started >= _WRITEBACK_BYTES:
             self.file.start_writeback(self._started, item.end - self._started)
             self._started = item.end
-
-    def take_back(self, placed: Placed) -> None:
-        """Give up the place of the record that was added last; what is added next gets it."""
-        assert self.placed[-1] is placed
-        del self.placed[-1]
-        self._started = min(self._started, self.tail)
 
     def take_over(self, other: PendingSegment) -> None:
         """Copy the records of another pending segment that still have entries."""

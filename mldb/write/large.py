@@ -80,19 +80,11 @@ class LargeTensors:
         self._held.update(dict.fromkeys(keys, record))
         self._bytes += record.payload_length
 
-    def write(self, record: Record) -> Placed:
-        """Write a record now, and first what is held; :meth:`keep` makes it one of the batch."""
+    def write(self, keys: list[bytes], record: Record) -> None:
+        """Write a record now, and first what is held."""
         self._write_held()
-        return self.open_pending().add([_on_a_page(record)])[0]
-
-    def keep(self, keys: list[bytes], placed: Placed) -> None:
-        """Let these keys have what was just written."""
+        placed = self.open_pending().add([_on_a_page(record)])[0]
         self._written.update(dict.fromkeys(keys, placed))
-
-    def take_back(self, placed: Placed) -> None:
-        """Give up what was just written, and kept by no key."""
-        assert self.pending is not None
-        self.pending.take_back(placed)
 
     def _write_held(self) -> None:
         held = list({id(record): record for record in self._held.values()}.values())
@@ -178,10 +170,14 @@ class LargeTensors:
         return {key for key in keys if key not in held and written.get(key) is placed}
 
     def _is_whole(self, pending: PendingSegment) -> bool:
-        """Whether all that is in it is to be stored, and stands where it belongs."""
-        return not self._outdated and all(
-            len(self._keys_of(placed)) == len(placed.record.drafts) for placed in pending.placed
-        )
+        """Whether all that is in it is to be stored, and stands where it belongs.
+
+        A call that failed may have left bytes behind the last record.
+        """
+        if self._outdated or pending.file.size() > pending.tail:
+            return False
+        places = pending.placed
+        return all(len(self._keys_of(each)) == len(each.record.drafts) for each in places)
 
     def _write_again(self) -> None:
         """Move what is left of the written records to another pending segment.

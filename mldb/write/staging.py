@@ -13,14 +13,13 @@ from functools import partial
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
 from mldb.history.kinds.tensors import metadata_set, tensor_compressed, tensor_stored
-from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import digest128
 from mldb.log.frame import Draft, Record
 from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, pack_metadata
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Looked, Owner, have_equal_bytes
-from mldb.write.hashing import MadeAhead, hashed_to_store
+from mldb.write.hashing import MadeAhead
 from mldb.write.large import NEVER, LargeTensors, OpenPending
 from mldb.write.packs import PACK_BELOW, Packs
 from mldb.write.references import References
@@ -62,7 +61,6 @@ class Staging:
         self._where = self._packs.where
         self._digests: dict[bytes, bytes] = {}  # of what was looked up: to the first key with it
         self._copied = 0  # bytes of owners that are held in memory
-        self._expects_new = True  # the last one that was hashed was not there yet
         self.references = References(duplicates)
         self.patches = StagedPatches()
 
@@ -150,17 +148,13 @@ class Staging:
         hashed = record = None
         if nbytes >= self._least:
             asked = Asked(names, prepared, fixed.buffers)
-            looked = looked or self.references.look_at_newest(
-                _keys(names)[0], fixed.buffers, nbytes
-            )
+            key = keys.TENSORS + names[0]
+            looked = looked or self.references.look_at_newest(key, fixed.buffers, nbytes)
             if not self._is_unchanged(asked, looked):
-                if at_once and not looked.digest and self._may_write_first(nbytes):
-                    self._write_and_look(asked, looked)
-                    return
-                looked = looked.with_hash(fixed.buffers, nbytes)
-                self._expects_new = not self._is_here(asked, looked.digest, looked)
-                if self._expects_new:
-                    hashed = hashed_to_store(looked.checks, looked.digest, fixed.buffers)
+                # Checksums of what is written now are made meanwhile.
+                looked = looked.with_hash(fixed.buffers, nbytes, is_written=at_once)
+                if not self._is_here(asked, looked.digest, looked):
+                    hashed = looked.to_store(fixed.buffers, is_written=at_once)
             if hashed is None:
                 self._give(copies)
                 return
@@ -172,28 +166,11 @@ class Staging:
             copies, at_once = [], large.streams(record.payload_length)
         else:
             record = tensor_stored(names[0], fixed, names[1:], hashed=hashed)
+        added = [keys.TENSORS + item for item in names]
         if at_once:
-            large.keep(_keys(names), large.write(record))
+            large.write(added, record)
         else:
-            large.hold(_keys(names), record, copies)
-
-    def _may_write_first(self, nbytes: int) -> bool:
-        """Whether a tensor is written while it is hashed, and only then looked up.
-
-        What is there already was written for nothing, so that the next one is hashed first.
-        """
-        return self._expects_new and self._compression is None and nbytes >= OVERLAP_BYTES
-
-    def _write_and_look(self, asked: Asked, looked: Looked) -> None:
-        large, names = self._large, asked.names
-        fixed = asked.prepared._replace(buffers=asked.buffers)
-        placed = large.write(tensor_stored(names[0], fixed, names[1:]))
-        digest = placed.record.drafts[0][5]
-        self._expects_new = not self._is_here(asked, digest, looked)
-        if self._expects_new:
-            large.keep(_keys(names), placed)
-        else:
-            large.take_back(placed)
+            large.hold(added, record, copies)
 
     def _fixed(self, prepared: Prepared, at_once: bool) -> tuple[Prepared, list[memoryview]]:
         """Return a value that stays as it is, and the memory that was taken for it."""
@@ -362,7 +339,3 @@ class Staging:
         """
         self._large.discard()
         self._packs.give_back()
-
-
-def _keys(names: Sequence[bytes]) -> list[bytes]:
-    return [keys.TENSORS + name for name in names]

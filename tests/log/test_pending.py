@@ -118,19 +118,6 @@ def test_records_get_places_together_or_not_at_all() -> None:
         assert verify(log).ok
 
 
-def test_a_place_that_is_given_back_is_used_again() -> None:
-    log = open_log(MemoryFileSystem())
-    pending = log.pending_segment()
-    pending.add([record(b"\x01a", b"1" * 500)])
-    [longer] = pending.add([record(b"\x01b", b"2" * (9 << 20))])
-    pending.take_back(longer)
-    [shorter] = pending.add([record(b"\x01c", b"3" * 300)])
-    assert shorter.offset == longer.offset
-    publish(log, pending)
-    assert content(log) == {b"\x01a": b"1" * 500, b"\x01c": b"3" * 300}
-    assert verify(log).ok
-
-
 def test_what_is_written_is_sent_to_the_disk_in_large_pieces() -> None:
     """Each byte once, so that the sync at the end finds little: that took half of the time."""
     asked: list[tuple[int, int]] = []

@@ -37,7 +37,7 @@ def test_each_call_is_made_once_whoever_makes_it(wanted: list[bool], asked: int)
         return -number
 
     calls = [
-        (lambda number=number: call(number)) if is_wanted else None  # type: ignore[misc]
+        (lambda number=number: call(number)) if is_wanted else None
         for number, is_wanted in enumerate(wanted)
     ]
     ahead: MadeAhead[int] = MadeAhead(calls)

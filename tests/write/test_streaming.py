@@ -149,12 +149,31 @@ def test_a_call_that_failed_may_be_made_again_in_the_same_transaction() -> None:
         check(db, inner, {f"t{n}": value(n) for n in range(6)})
 
 
+def test_what_a_failed_call_left_is_no_torn_end_of_the_log() -> None:
+    """The file was longer than its commit, so that the next writer closed it as torn."""
+    inner = MemoryFileSystem()
+    fs = FaultFileSystem(inner)
+    with on(fs) as db:
+        with db.transaction() as txn:
+            for number in range(4):
+                txn[f"t{number}"] = value(number)
+            fs.fail("pwritev", code=errno.ENOSPC, effect="half")
+            with pytest.raises(mldb.StorageFullError):
+                txn["t4"] = value(4, 500_000)
+        before = segments(inner)
+        with on(inner) as other:
+            other["more"] = value(5)
+            assert other.recovery.dropped_transactions == 0
+        assert segments(inner) == before
+        check(db, inner, {f"t{n}": value(n) for n in range(4)} | {"more": value(5)})
+
+
 # --- bytes that are there already -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [90_000, OVERLAP_BYTES])
 def test_streamed_tensors_are_found_in_the_store_and_among_themselves(size: int) -> None:
-    """Whether they are hashed before they are written or meanwhile."""
+    """Whether all of their checksums are made before they are written, or some meanwhile."""
     fs = MemoryFileSystem()
     with on(fs) as db:
         for number in range(3):

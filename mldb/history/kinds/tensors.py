@@ -57,12 +57,13 @@ def tensor_stored(
     aliases: tuple[bytes, ...] = (),
     *,
     metadata: bytes | None = None,
-    hashed: tuple[bytes, bytes] | None = None,
+    hashed: tuple[bytes | None, bytes] | None = None,
 ) -> Record:
     """A record of one tensor with its own payload; *aliases* are further names of the same bytes.
 
-    *hashed* are its block checksums and digest where they are known. Otherwise small payloads are
-    hashed here, outside the commit lock; large ones while they are written.
+    *hashed* are its block checksums and digest where they are known, or None and the digest.
+    Otherwise small payloads are hashed here, outside the commit lock; large ones while they are
+    written.
     """
     length = prepared.nbytes
     checks: bytes | None = None
