@@ -240,16 +240,22 @@ class Stream:
         }
 
 
-def is_ready(rows: Rows, options: StreamOptions, current: Pass) -> bool:
+def is_ready(rows: Rows, options: StreamOptions, current: Pass, *, prepared: bool = False) -> bool:
     """Whether batches of a pass cost nothing to make, so that no thread need work ahead.
 
-    They are views of the mapped segments then: rows in order, verified, read by the host.
+    They are views of the mapped segments then: rows in order, read by the host, and verified, or
+    *prepared* before they are read.
     """
     if not current.is_in_row_order or options.augmentation is not None:
         return False
-    if rows.blocks > _READY_BLOCKS or output_device(options) is not None:
+    if output_device(options) is not None or slots_of(rows, options.warm_bytes or 0):
         return False
-    if slots_of(rows, options.warm_bytes or 0):
+    return is_verified(rows) or (prepared and rows.blocks <= _READY_BLOCKS)
+
+
+def is_verified(rows: Rows) -> bool:
+    """Whether all rows of mu are known to be verified: of a lake of few blocks."""
+    if rows.blocks > _READY_BLOCKS:
         return False
     return all(rows.block(number).is_verified("mu") for number in range(rows.blocks))
 
