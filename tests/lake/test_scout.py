@@ -323,6 +323,7 @@ def test_a_pass_that_is_left_leaves_no_thread(lake: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of finalizers
 @some_and_many("points", 30, 120)
 @pytest.mark.parametrize("kind", ["sequential", "windowed"])
 def test_ctrl_c_at_any_step(lake: Any, kind: str, points: int) -> None:

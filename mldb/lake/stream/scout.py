@@ -25,8 +25,8 @@ class Scout:
     """Prepares pieces ahead of batches. One thread makes the batches, which watches and closes.
 
     The thread keeps the pieces, and with them what they are read from, until it ends: with the last
-    piece, with an error, or with :meth:`close`. It holds no lock, and is never waited for but where
-    the disk is: see :class:`Reach`.
+    piece, with an error, with :meth:`close`, or with this object, which it has no reference to. It
+    holds no lock, and is never waited for but where the disk is: see :class:`Reach`.
     """
 
     def __init__(self, pieces: Pieces, batch_rows: int, stride_max: int) -> None:
@@ -91,10 +91,18 @@ class Scout:
         while self._prepared < reach.needed:
             self._prepared = self._done.get()
 
-    def close(self) -> None:
-        """End the thread, and wait for the piece it is at. Again does nothing more."""
+    def __del__(self) -> None:
+        """End the thread where Ctrl-C came to whoever would have."""
+        with suppress(AttributeError):
+            self._tell()
+
+    def _tell(self) -> None:
         self._stop.append(True)
         self._wake.put(True)
+
+    def close(self) -> None:
+        """End the thread, and wait for the piece it is at. Again does nothing more."""
+        self._tell()
         if not self._has_begun or self._pid != os.getpid():
             return
         with suppress(Empty):
