@@ -382,7 +382,8 @@ class Segment:
                 offset=offset,
                 key=key,
             ) from None
-        return Blocks(frame, payload_checks(data, frame, base), self.name)
+        blocks = Blocks(frame, payload_checks(data, frame, base), self.name)
+        return blocks if verify == "always" else self._blocks.setdefault(offset, blocks)
 
     def _note(self, offset: int, blocks: Blocks, verify: Verify) -> None:
         """Remember what was verified of a frame."""

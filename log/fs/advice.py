@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from mmap import PAGESIZE
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 _WILLNEED: Final = 3
 _POPULATE_READ: Final = 22
@@ -22,27 +23,46 @@ _POPULATE_READ: Final = 22
 
 @cache
 def _madvise() -> Callable[[int, int, int], int] | None:
+    import ctypes
+
+    return _call("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+@cache
+def _mincore() -> Callable[[int, int, int], int] | None:
+    import ctypes
+
+    return _call("mincore", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+def _call(name: str, *kinds: Any) -> Callable[[int, int, int], int] | None:
+    """A function of the C library; None elsewhere than on Linux, or where it has none."""
     if sys.platform != "linux":
         return None
     import ctypes
 
     try:
-        call = ctypes.CDLL(None).madvise
+        call = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
         return None
-    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    call.restype = ctypes.c_int
-    return call
+    call.argtypes, call.restype = kinds, ctypes.c_int
+    return call  # type: ignore[no-any-return]
+
+
+def _pages(view: memoryview) -> tuple[npt.NDArray[np.uint8], int, int]:
+    """The bytes, whose mapping stays as long as they do; where their first page begins; a size."""
+    held = np.frombuffer(view, np.uint8)
+    address: int = held.__array_interface__["data"][0]
+    start = address - address % PAGESIZE
+    return held, start, address + len(held) - start
 
 
 def _advise(view: memoryview, advice: int) -> bool:
     call = _madvise()
     if call is None or not view.nbytes:
         return False
-    held = np.frombuffer(view, np.uint8)  # the mapping stays as long as this does
-    address: int = held.__array_interface__["data"][0]
-    start = address - address % PAGESIZE
-    return call(start, address + len(held) - start, advice) == 0
+    _held, start, size = _pages(view)
+    return call(start, size, advice) == 0
 
 
 def populate(view: memoryview) -> bool:
@@ -53,3 +73,15 @@ def populate(view: memoryview) -> bool:
 def read_ahead(view: memoryview) -> bool:
     """See :meth:`mldb.log.fs.protocol.FileSystem.read_ahead`."""
     return _advise(view, _WILLNEED)
+
+
+def is_resident(view: memoryview) -> bool:
+    """See :meth:`mldb.log.fs.protocol.FileSystem.is_resident`."""
+    call = _mincore()
+    if call is None or not view.nbytes:
+        return True
+    _held, start, size = _pages(view)
+    found = np.ones(-(-size // PAGESIZE), np.uint8)
+    if call(start, size, found.__array_interface__["data"][0]):
+        return True
+    return bool((found & 1).all())

@@ -300,6 +300,10 @@ class MemoryFileSystem:
         """Do nothing: the bytes are there."""
         return True
 
+    def is_resident(self, view: memoryview) -> bool:
+        """It always is."""
+        return True
+
     def free_bytes(self) -> int:
         """Return ``free``."""
         return self.free

@@ -313,6 +313,10 @@ class OsFileSystem:
         """madvise with MADV_WILLNEED."""
         return advice.read_ahead(view)
 
+    def is_resident(self, view: memoryview) -> bool:
+        """Ask mincore."""
+        return advice.is_resident(view)
+
     def free_bytes(self) -> int:
         """Free bytes for this user (statvfs)."""
         try:

@@ -185,6 +185,12 @@ class FileSystem(Protocol):
         Waits for nothing but room in the queue of the disk, and promises nothing. Never raises.
         """
 
+    def is_resident(self, view: memoryview) -> bool:
+        """Tell whether no page of *view*, a part of a mapping, would have to be read from the disk.
+
+        It may be out of date at once. Never raises: where nobody knows it is True.
+        """
+
     def free_bytes(self) -> int:
         """Return the bytes free for this user on the file system of the store."""
 

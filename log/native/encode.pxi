@@ -210,7 +210,7 @@ cdef bytes _frame(
     _Head *head, const char *tail, Py_ssize_t size, uint64_t seed, Py_ssize_t before, Py_ssize_t behind
 ):
     """A frame up to its payload, zeros before and behind; the head gets what it has checks of."""
-    memcpy(&head.magic, PyBytes_AS_STRING(_FRAME_MAGIC), 4)
+    head.magic = _FRAME_MAGIC
     head.check = check64_of(tail, size, 0)
     head.own_check = check64_of(head, sizeof(_Head) - 8, seed)
     cdef bytes made = PyBytes_FromStringAndSize(NULL, before + sizeof(_Head) + size + behind)

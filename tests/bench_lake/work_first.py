@@ -88,7 +88,7 @@ def _read_copy(data: Data, batch: int, buffer: Floats) -> int:
     row_bytes = held.nbytes // _READ_ROWS
     try:
         for start in range(0, data.rows, _READ_ROWS):
-            count = os.preadv(file, [held], start * row_bytes) // row_bytes
+            count = os.preadv(file, [held.data], start * row_bytes) // row_bytes
             for first in range(0, count, batch):
                 part = held[first : min(first + batch, count)]
                 np.copyto(buffer[: len(part)], part)

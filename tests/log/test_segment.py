@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from mldb.errors import CorruptError, FormatVersionError, StorageIOError
 from mldb.log import format as fmt
+from mldb.log import segment as segment_module
 from mldb.log.file_header import encode_file_header, header_of
-from mldb.log.frame import Draft, Record
+from mldb.log.frame import Draft, Record, check_body
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.memory_disk import MemoryFile
 from mldb.log.fs.posix import OsFileSystem
@@ -139,6 +141,34 @@ def test_verification_happens_once_or_always_as_asked() -> None:
                 segment.payload(stored.entry, 0, size, verify)  # type: ignore[arg-type]
         else:
             assert segment.payload(stored.entry, 0, size, verify)[5] == 255  # type: ignore[arg-type]
+
+
+def test_threads_that_come_first_at_once_forget_nothing_of_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each had blocks of its own, and the last to note them took the place of the others."""
+    stored = max(STORED, key=lambda one: len(one.data))
+    size = len(stored.data)
+    _, segment = segment_of(LARGE)
+    together = threading.Barrier(2)
+    real = check_body
+
+    def both(*arguments: Any) -> bytes:
+        together.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(segment_module, "check_body", both)
+    half = size // 2
+    threads = [
+        threading.Thread(target=segment.payload, args=(stored.entry, low, high, "first"))
+        for low, high in ((0, half), (half, size))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert size > 2 * BLOCK
+    assert segment.is_verified(stored.entry, 0, size)
 
 
 def test_the_head_of_a_frame_is_verified_before_its_checksums_are_believed() -> None:

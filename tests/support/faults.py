@@ -288,6 +288,11 @@ class FaultFileSystem:
         self.enter("read_ahead", "")
         return not self.refuses_advice and self.inner.read_ahead(view)
 
+    def is_resident(self, view: memoryview) -> bool:
+        """Pass on."""
+        self.enter("is_resident", "")
+        return self.inner.is_resident(view)
+
     def free_bytes(self) -> int:
         """Pass on."""
         self.enter("free_bytes", "")

@@ -99,6 +99,29 @@ class MappedBlock:
         if self._verify == "never" or door.is_verified(view, self.entry, place, end):
             self._verified.add(name)
 
+    def prepare(self, rows: slice) -> None:
+        """Bring in the pages of these rows of mu, and verify them, before they are read.
+
+        Raises CorruptError.
+        """
+        self._scope.source.log.fs.populate(self._unverified(rows))
+        if self._verify != "always":  # each read verifies anew
+            self.verify("mu", rows)
+
+    def read_ahead(self, rows: slice) -> None:
+        """Ask for these rows of mu from the disk."""
+        self._scope.source.log.fs.read_ahead(self._unverified(rows))
+
+    def is_resident(self, rows: slice) -> bool:
+        """Whether these rows of mu would come from memory."""
+        return self._scope.source.log.fs.is_resident(self._unverified(rows))
+
+    def _unverified(self, rows: slice) -> memoryview:
+        place, row_bytes = self._places["mu"]
+        low, high = place + rows.start * row_bytes, place + rows.stop * row_bytes
+        door, at = self._scope.source.door, (self._scope.view, self._key, self.entry)
+        return door.unverified(*at, low, high, self._lake)
+
     def is_verified(self, name: str) -> bool:
         """Whether a column needs no further check."""
         return name in self._verified

@@ -260,6 +260,23 @@ class Rows:
             block.gather(name, rows[places] - block.start, part)
             out[places] = part
 
+    def parts(self, rows: slice, least: int = 0) -> Iterator[tuple[MappedBlock, slice]]:
+        """The blocks of at least so many rows that hold a run of rows, with the part of each.
+
+        Ended rows between them are in it.
+        """
+        if rows.start >= rows.stop:
+            return
+        low, high = rows.start, rows.stop
+        if self._live is not None:
+            low, high = int(self._live[low]), int(self._live[high - 1]) + 1
+        number = int(np.searchsorted(self._stops, low, "right"))
+        while low < high:
+            start, stop = self.chain.start(number), int(self._stops[number])
+            if stop - start >= least:
+                yield self.block(number), slice(low - start, min(high, stop) - start)
+            low, number = stop, number + 1
+
     def block_of(self, rows: slice) -> tuple[int, slice] | None:
         """The block that holds all of a run of rows, and where in it; None when none does."""
         stored = self._stored(rows)

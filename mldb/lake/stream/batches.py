@@ -240,14 +240,22 @@ class Stream:
         }
 
 
-def is_ready(rows: Rows, options: StreamOptions, current: Pass) -> bool:
+def is_ready(rows: Rows, options: StreamOptions, current: Pass, *, prepared: bool = False) -> bool:
     """Whether batches of a pass cost nothing to make, so that no thread need work ahead.
 
-    They are views of the mapped segments then: rows in order, verified, read by the host.
+    They are views of the mapped segments then: rows in order, read by the host, and verified, or
+    *prepared* before they are read.
     """
     if not current.is_in_row_order or rows.blocks > _READY_BLOCKS:
         return False
     if not _are_plain(rows, options):
+        return False
+    return prepared or is_verified(rows)
+
+
+def is_verified(rows: Rows) -> bool:
+    """Whether all rows of mu are known to be verified: of a lake of few blocks."""
+    if rows.blocks > _READY_BLOCKS:
         return False
     return all(rows.block(number).is_verified("mu") for number in range(rows.blocks))
 

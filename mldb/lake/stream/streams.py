@@ -12,15 +12,22 @@ from typing import Any, Final
 from torch.utils.data import get_worker_info
 
 from mldb.gpu.select import check_spec
+from mldb.lake.order.pass_order import Windowed
 from mldb.lake.order.passes import Pass, Passes
 from mldb.lake.order.plan import BatchRows
 from mldb.lake.rows.live import Rows
+from mldb.lake.rows.pieces import Pieces, Runs, Strata
 from mldb.lake.rows.source import LakeSource
-from mldb.lake.stream.batches import Stream, is_copied, is_ready
+from mldb.lake.stream.batches import Stream, is_copied, is_ready, is_verified
 from mldb.lake.stream.pace import Pace
 from mldb.lake.stream.prefetch import prefetch
+from mldb.lake.stream.scout import Scout
 from mldb.lake.stream.settings import StreamOptions, check_heard_by_workers
+from mldb.log.fs.machine import available_memory
 
+_SCOUTED_BYTES: Final = 8 << 20  # smaller lakes are read sooner than a thread begins
+_SHARE_MIN: Final = 4  # a shuffled pass over less than one of so many rows leaves most unread
+_STRIDE_MAX: Final = 4  # ranks; of more, each reads too little of what lies around its rows
 _IDLE_MAX: Final = 1  # streams without tiers that are kept
 _PREFETCH: Final = 8  # batches that a thread makes ahead where nothing was said
 
@@ -175,8 +182,13 @@ class OpenedLake:
             check_heard_by_workers(self._options)
         if depth is None:
             depth = _PREFETCH if is_alone else 0
+        scout = self._scout(current) if is_alone and depth else None
+        if scout is not None:
+            batches = scout.watching(batches)
         flow = self.streams.flow(current, batches)
-        if is_ready(self._rows, self._options, current):
+        if scout is not None:
+            flow = scout.around(flow)
+        if is_ready(self._rows, self._options, current, prepared=scout is not None):
             return prefetch(flow, 0)
         by_thread_alone = self.streams.drives_vulkan
         pace = None
@@ -184,3 +196,22 @@ class OpenedLake:
             pace = Pace()
         here = not by_thread_alone
         return prefetch(flow, depth or int(by_thread_alone), first_here=here, pace=pace)
+
+    def _scout(self, current: Pass) -> Scout | None:
+        """What goes ahead of a pass; None where there is nothing to prepare, or no use in it."""
+        rows, order = self._rows, current.plan.order
+        size = 4 * rows.dim * len(rows)
+        fits = size <= available_memory() // 2
+        if size < _SCOUTED_BYTES or (fits and is_verified(rows)):
+            return None
+        pieces: Pieces
+        stride = _STRIDE_MAX
+        if current.is_in_row_order:
+            pieces, stride = Runs(rows), 1
+        elif isinstance(order, Windowed):
+            pieces = Strata(rows, order)
+        elif fits and _SHARE_MIN * order.length >= len(rows):
+            pieces = Runs(rows, whole=True)
+        else:
+            return None  # what was brought in would go again before it is read
+        return Scout(pieces, current.plan.batch_size, stride)

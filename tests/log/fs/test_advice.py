@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -110,3 +111,30 @@ def test_a_kernel_that_refuses_changes_nothing(
     assert not advice.populate(mapped)
     assert not advice.read_ahead(mapped)
     assert bytes(mapped) == DATA
+
+
+def test_what_is_in_memory_is_told(fs: FileSystem, mapped: memoryview) -> None:
+    assert fs.is_resident(mapped)  # it was just written
+    assert fs.is_resident(mapped[5000:5001])
+    assert fs.is_resident(mapped[:0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are dropped and shown on Linux alone")
+def test_what_was_dropped_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = OsFileSystem(tmp_path)
+    file = fs.open("a", "create")
+    file.pwritev([DATA], 0)
+    file.sync()
+    view = file.map(SIZE)
+    with (tmp_path / "a").open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if fs.is_resident(view):
+        pytest.skip("this file system keeps its pages")
+    with monkeypatch.context() as patch:
+        patch.setattr(advice, "_mincore", lambda: None)
+        assert fs.is_resident(view), "where nobody knows"
+        patch.setattr(advice, "_mincore", lambda: lambda *_: -1)
+        assert fs.is_resident(view), "where the kernel does not say"
+    assert fs.read_ahead(view)
+    assert bytes(view) == DATA
+    assert fs.is_resident(view)

@@ -55,6 +55,7 @@ def test_both_say_the_same_of_any_bytes(
     checks = payload_checks(memoryview(built.data), frame)
     ours, pure = (Blocks(frame, checks, "segments/x.seg") for _ in range(2))
     whole = memoryview(data)
+    call: tuple[str, tuple[Any, ...]]
     for kind, one, other in calls:
         if kind == "touch":  # beyond the end as well
             low, high = sorted((start + one, start + other))
