@@ -292,7 +292,7 @@ class Run:
         return txn.lsn
 
     def _retain(self, one: int, two: int, three: int) -> Any:
-        rules = {"last": 1 + one % 4} if two % 3 else {}
+        rules: dict[str, Any] = {"last": 1 + one % 4} if two % 3 else {}
         return self.db.retention.set(**rules, abandoned=timedelta(0))
 
     def _compact(self, one: int, two: int, three: int) -> Any:

@@ -179,7 +179,8 @@ def functions(module: Any) -> Iterator[str]:
 def test_every_function_of_the_module_is_asked_and_answers(spy: Spy, tmp_path: Path) -> None:
     """Otherwise the comparison would hold as well where it says "not mine" to everything."""
     asked = sorted(set(functions(spy.module)) - OF_THE_CHECK)
-    compare(WHOLE, 7, tmp_path / "store", counts := Counter())
+    counts: Counter[str] = Counter()
+    compare(WHOLE, 7, tmp_path / "store", counts)
     print(f"\n{_sum(counts)}; answered by the compiled module: {_shown(spy)}")
     silent = [name for name in asked if not spy.answers.get(name)]
     assert not silent, f"never asked, or never answered: {silent}; {_shown(spy)}"
