@@ -49,6 +49,7 @@ def _questions(db: mldb.MLDatabase) -> Iterator[Question]:
         for name in found:
             yield partial(db.query_tensor, name, as_of=epoch)
             yield partial(db.metadata, name, as_of=epoch)
+        yield partial(_at_once, db, epoch, found)
         yield partial(db.relationships, as_of=epoch)
         yield partial(db.checkpoints, as_of=epoch)
         yield partial(db.load, None, as_of=epoch)
@@ -82,6 +83,12 @@ def _versions(db: mldb.MLDatabase, name: str) -> list[mldb.Lsn]:
         return [version.lsn for version in db.history(name)]
     except mldb.MldbError:
         return []
+
+
+def _at_once(db: mldb.MLDatabase, epoch: int | None, names: list[str]) -> Any:
+    """The same from a snapshot, each twice."""
+    with db.at(epoch) as snapshot:
+        return [snapshot[name] for name in (*names, *names)]
 
 
 def _part(db: mldb.MLDatabase, name: str, place: Any) -> Any:
