@@ -60,12 +60,12 @@ def test_with_a_compiler_the_sdist_and_the_wheel_bring_the_module(tmp_path: Path
     source = clean_copy(tmp_path / "source")
     sdist = built_sdist(source, tmp_path / "sdists")
     shutil.rmtree(source)  # what the sdist lacks is nowhere else
-    wheel, seconds = built_wheel(sdist, tmp_path / "wheels", {})
+    wheel, took = built_wheel(sdist, tmp_path / "wheels", {})
     parts = native_parts(wheel)
     (module,) = [name for name in parts if name.endswith(".so")]
     print(
         f"sdist {sdist.stat().st_size:,} bytes; wheel {wheel.stat().st_size:,} bytes in "
-        f"{seconds:.1f} s, of which the module takes {sum(parts.values()):,} bytes "
+        f"{took}, of which the module takes {sum(parts.values()):,} bytes "
         f"({parts[module]:,} compiled, {len(parts)} files)"
     )
     assert sum(parts.values()) <= GROWTH_BYTES

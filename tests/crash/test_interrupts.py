@@ -23,6 +23,7 @@ import pytest
 
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.protocol import FileSystem
 from tests.support.faults import FaultFileSystem
 from tests.support.parts import one_of, some_and_many
 
@@ -85,7 +86,7 @@ def contents(db: mldb.MLDatabase) -> dict[str, Any]:
     return {name: array.tolist() for name, array in db.items()}
 
 
-def check_handle(db: mldb.MLDatabase, fs: MemoryFileSystem, known: dict[str, Any]) -> None:
+def check_handle(db: mldb.MLDatabase, fs: FileSystem, known: dict[str, Any]) -> None:
     """The handle that was interrupted, others, and later ones agree, and all of them go on."""
     with mldb.MLDatabase.on(fs, lock_timeout=0.05) as other:
         assert contents(db) == contents(other) == known

@@ -6,13 +6,13 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 import mldb
-from mldb.lake.lake import Lake
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.options import Verify
@@ -21,6 +21,8 @@ from tests.support.twins import told
 _NAMES: Final = 12
 """So many names of an epoch are read, spread over all of them."""
 _AGAIN: Final = 200
+_FIELDS: Final = ("id", "mu", "norm", "kappa", "alpha")
+Question: TypeAlias = Callable[[], Any]
 
 
 def everything(fs: FileSystem, verify: Verify, **options: Any) -> list[Any]:
@@ -35,7 +37,7 @@ def everything(fs: FileSystem, verify: Verify, **options: Any) -> list[Any]:
         return [told(question) for question in (*asked, *asked[:_AGAIN], *_last(db))]
 
 
-def _questions(db: mldb.MLDatabase) -> Iterator[Callable[[], Any]]:
+def _questions(db: mldb.MLDatabase) -> Iterator[Question]:
     """Tensors by epoch and by version, whole and by rows; listings; states; lakes."""
     epochs = [*range(_head(db) + 2), None]
     names: set[str] = set()
@@ -43,21 +45,21 @@ def _questions(db: mldb.MLDatabase) -> Iterator[Callable[[], Any]]:
         every = _names(db, epoch)
         found = every[:: 1 + len(every) // _NAMES]
         names.update(found)
-        yield lambda epoch=epoch: db.names(as_of=epoch)
+        yield partial(db.names, as_of=epoch)
         for name in found:
-            yield lambda name=name, epoch=epoch: db.query_tensor(name, as_of=epoch)
-            yield lambda name=name, epoch=epoch: db.metadata(name, as_of=epoch)
-        yield lambda epoch=epoch: db.relationships(as_of=epoch)
-        yield lambda epoch=epoch: db.checkpoints(as_of=epoch)
-        yield lambda epoch=epoch: db.load(None, as_of=epoch)
-        yield lambda epoch=epoch: [len(db.lake("l").at(epoch)), db.lakes(as_of=epoch)]
+            yield partial(db.query_tensor, name, as_of=epoch)
+            yield partial(db.metadata, name, as_of=epoch)
+        yield partial(_at_once, db, epoch, found)
+        yield partial(db.relationships, as_of=epoch)
+        yield partial(db.checkpoints, as_of=epoch)
+        yield partial(db.load, None, as_of=epoch)
+        yield partial(_lakes_at, db, epoch)
     for name in sorted(names)[:: 1 + len(names) // _NAMES]:
-        yield lambda name=name: db.history(name)
-        yield lambda name=name: db.tensor(name)[1:3]
-        yield lambda name=name: db.tensor(name)[..., 0]
-        versions = told(lambda name=name: [version.lsn for version in db.history(name)])
-        for lsn in map(int, _numbers(versions)):
-            yield lambda name=name, lsn=lsn: db.query_tensor(name, as_of=mldb.Lsn(lsn))
+        yield partial(db.history, name)
+        for place in (slice(1, 3), (..., 0)):
+            yield partial(_part, db, name, place)
+        for lsn in _versions(db, name):
+            yield partial(db.query_tensor, name, as_of=lsn)
     yield from _of_lake(db)
 
 
@@ -76,33 +78,58 @@ def _names(db: mldb.MLDatabase, epoch: int | None) -> list[str]:
         return []
 
 
-def _numbers(versions: Any) -> list[str]:
-    """The numbers in what was told of a history; none of an error."""
-    return ["".join(filter(str.isdigit, item)) for item in versions if isinstance(versions, list)]
+def _versions(db: mldb.MLDatabase, name: str) -> list[mldb.Lsn]:
+    try:
+        return [version.lsn for version in db.history(name)]
+    except mldb.MldbError:
+        return []
 
 
-def _of_lake(db: mldb.MLDatabase) -> Iterator[Callable[[], Any]]:
+def _at_once(db: mldb.MLDatabase, epoch: int | None, names: list[str]) -> Any:
+    """The same from a snapshot, each twice."""
+    with db.at(epoch) as snapshot:
+        return [snapshot[name] for name in (*names, *names)]
+
+
+def _part(db: mldb.MLDatabase, name: str, place: Any) -> Any:
+    return db.tensor(name)[place]
+
+
+def _lakes_at(db: mldb.MLDatabase, epoch: int | None) -> Any:
+    return [db.lakes(as_of=epoch), len(db.lake("l").at(epoch))]
+
+
+def _of_lake(db: mldb.MLDatabase) -> Iterator[Question]:
     """Rows of a lake in every order: in that of the log, by ids, back to front, and by a loader."""
-    fields = ("id", "mu", "norm", "kappa", "alpha")
 
-    def lake() -> Lake:
-        return db.lake("l", dim=16)
+    def rows(fields: tuple[str, ...], stride: int = 0) -> Any:
+        lake = db.lake("l", dim=16)
+        return lake.get(lake.ids()[::stride] if stride else None, fields=fields)
 
-    yield lambda: lake().get(fields=fields)
-    yield lambda: lake().get(fields=("label",))
-    for stride in (-1, 3, -5):
-        yield lambda stride=stride: lake().get(lake().ids()[::stride], fields=fields)
-    yield lambda: lake().get(np.random.default_rng(1).choice(lake().ids(), 300), fields=fields)
-    for chosen in ({"shuffle": False}, {"order": "permutation"}, {"importance_sampling": True}):
-        yield lambda chosen=chosen: list(
-            lake().export_to_dataloader(32, device="cpu", seed=5, **chosen)
-        )
+    def drawn() -> Any:
+        lake = db.lake("l", dim=16)
+        return lake.get(np.random.default_rng(1).choice(lake.ids(), 300), fields=_FIELDS)
+
+    def batches(**options: Any) -> Any:
+        lake = db.lake("l", dim=16)
+        return list(lake.export_to_dataloader(32, device="cpu", seed=5, **options))
+
+    yield from (partial(rows, fields) for fields in (_FIELDS, ("label",)))
+    yield from (partial(rows, _FIELDS, stride) for stride in (-1, 3, -5))
+    yield drawn
+    yield partial(batches, shuffle=False)
+    yield partial(batches, order="permutation")
+    yield partial(batches, importance_sampling=True)
 
 
-def _last(db: mldb.MLDatabase) -> Iterator[Callable[[], Any]]:
+def _curve(db: mldb.MLDatabase, name: str) -> dict[str, Any]:
+    return asdict(db.metrics(name))
+
+
+def _last(db: mldb.MLDatabase) -> Iterator[Question]:
     yield lambda: [db.tags(), db.pins(), db.metrics(), list(db.events())]
     for name in ("loss", "rate", "acc"):
-        yield lambda name=name: asdict(db.metrics(name))
+        yield partial(_curve, db, name)
     yield db.verify
 
 

@@ -22,6 +22,7 @@ import scipy.sparse as sp
 from hypothesis import strategies as st
 
 import mldb
+from mldb.database import MLDatabase  # now, and not where one half is switched off
 from mldb.log import batch, native
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.posix import OsFileSystem
@@ -157,7 +158,7 @@ class Run:
         if self.root is not None:
             OsFileSystem.prepare_root(str(self.root), create=True)
             self.fs = OsFileSystem(self.root)
-        self.db = mldb.MLDatabase.on(self.fs, **OPTIONS)
+        self.db = MLDatabase.on(self.fs, **OPTIONS)
 
     def do(self, step: Step) -> None:
         """Do one step and keep what it said."""
@@ -292,7 +293,7 @@ class Run:
         return txn.lsn
 
     def _retain(self, one: int, two: int, three: int) -> Any:
-        rules = {"last": 1 + one % 4} if two % 3 else {}
+        rules: dict[str, Any] = {"last": 1 + one % 4} if two % 3 else {}
         return self.db.retention.set(**rules, abandoned=timedelta(0))
 
     def _compact(self, one: int, two: int, three: int) -> Any:
@@ -306,7 +307,7 @@ class Run:
     def _kill(self, one: int, two: int, three: int) -> Any:
         """Another handle finds what one that is not closed leaves."""
         self.db.sync()
-        with mldb.MLDatabase.on(self.fs, **OPTIONS) as other:
+        with MLDatabase.on(self.fs, **OPTIONS) as other:
             found = [other.lsn, other.names(), other.store_tensor("other", value(one, two))]
         return [*found, self.db.lsn, self.db["other"]]
 
