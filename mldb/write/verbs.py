@@ -13,7 +13,6 @@ from mldb.errors import ConflictError, InvalidValueError
 from mldb.history.kinds.tensors import metadata_set, small_tensor_stored, tensor_stored
 from mldb.integers import integer
 from mldb.log.index.address import Lsn
-from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.codec import Prepared, pack_metadata, prepare_named
 from mldb.write.handle import Handle
@@ -22,6 +21,7 @@ from mldb.write.rules import check_epoch
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from mldb.log.pending import PendingSegment
     from mldb.tensors.casting import Casting
     from mldb.write.tensor_writer import TensorWriter
     from mldb.write.transaction import Transaction
