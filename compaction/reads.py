@@ -36,7 +36,7 @@ _ROW: Final = np.dtype([("key", "<u8"), ("commit", "<i8"), ("second", "<i8")])
 _FILE_MAX: Final = READS_MAX * _ROW.itemsize + (1 << 14)
 _NS: Final = 10**9
 
-Reads: TypeAlias = "npt.NDArray[Any]"
+Reads: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """Rows of the xxh3-64 of a key, the commit that stored the version, and seconds since 1970."""
 
 

@@ -64,8 +64,6 @@ def is_damaged(fs: FileSystem, number: int) -> bool:
 def _load_highest(
     fs: FileSystem, distrusted: list[str], numbers: Sequence[int], known: Manifest | None
 ) -> Manifest:
-    from mldb.log.orphans import published_by
-
     damage: CorruptError | None = None
     damaged = 0
     for number in reversed(numbers):
@@ -75,9 +73,12 @@ def _load_highest(
             distrusted.append(str(error))
             damage, damaged = error, number
             continue
-        if damage is not None and published_by(fs, manifest, damaged):
-            # The damaged manifest may have published that segment; falling back would drop it.
-            raise damage
+        if damage is not None:
+            from mldb.log.orphans import published_by
+
+            # A damaged manifest may have published a segment; falling back would drop that.
+            if published_by(fs, manifest, damaged):
+                raise damage
         return manifest
     raise damage or CorruptError(
         "no manifest is left: this folder holds no usable store", file=manifest_name(1)

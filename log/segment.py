@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import numpy as np
-
+from mldb.arrays import Numbers
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.blocks import Blocks, payload_checks
@@ -22,9 +21,6 @@ from mldb.log.frame import DamagedFrame, Frame, check_body, decode_header
 from mldb.log.fs.protocol import File, FileSystem, OpenMode
 from mldb.log.index.address import Entry
 from mldb.options import Verify
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 SEGMENTS: Final = "segments"
 REMAP_BYTES: Final = 1 << 20
@@ -315,7 +311,7 @@ class Segment:
         entry: Entry,
         start: int,
         row_bytes: int,
-        rows: npt.NDArray[np.int64],
+        rows: Numbers,
         verify: Verify,
         key: str | None = None,
     ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
@@ -33,7 +33,6 @@ from mldb.log.index.columns import MetadataOf
 from mldb.log.index.footer import describe
 from mldb.log.lock import CommitLock
 from mldb.log.manifest import Mark, SegmentInfo, refuse_to_write
-from mldb.log.pending import PendingSegment
 from mldb.log.readers import Registration
 from mldb.log.recovery import Recovery, refuse_corruption, save_tail
 from mldb.log.saving import HintSaver
@@ -42,6 +41,9 @@ from mldb.log.state import LogState
 from mldb.log.syncing import Syncing
 from mldb.log.view import View
 from mldb.options import Options
+
+if TYPE_CHECKING:
+    from mldb.log.pending import PendingSegment
 
 Decide = Callable[[View], tuple[int, CommitRow]]
 """Called under the commit lock with the newest head; returns (epoch, parent), or raises to stop.

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from mldb.errors import InvalidTypeError
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-Float32s: TypeAlias = "npt.NDArray[np.float32]"
+Float32s: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 """Rows [n, d] as a lake holds them, or one such number for each row."""
 
-Float64s: TypeAlias = "npt.NDArray[np.float64]"
+Float64s: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
-Floats: TypeAlias = "npt.NDArray[np.floating[Any]]"
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 """Of any width."""
 
-Bools: TypeAlias = "npt.NDArray[np.bool_]"
+Bools: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
-Numbers: TypeAlias = "npt.NDArray[np.int64]"
+Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 """Row numbers, ids, labels, commits: whole numbers of which there are many."""
 
 _DEPTH_MAX: Final = 64  # NumPy has no more axes

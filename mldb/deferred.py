@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 __all__ = ["NamedTuple", "compiled", "dataclass"]
 
-_ATTRIBUTES: Final = (
-    *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__signature__"),
-)
+_FIELDS: Final = "__dataclass_fields__"
+_ATTRIBUTES: Final = (_FIELDS, "__dataclass_params__", "__match_args__", "__signature__")
 _METHODS: Final = ("__init__", "__repr__", "__eq__", "__hash__")
 _PICKLED: Final = ("__getstate__", "__setstate__")
 _WRITES: Final = ("__setattr__", "__delattr__")
@@ -55,7 +54,7 @@ class _Declared:
         self.kept = type(written.__name__, (object,), {**self.own, "__slots__": slots})
         self.kept.__qualname__ = written.__qualname__
         self.made = 0  # so many objects, about, without a generated ``__init__``
-        self.listed: tuple[Any, ...] = ()
+        self.listed: dict[str, Any] = {}
         self.stubs: dict[str, Any] = {}
 
     def generated(self, **options: bool) -> dict[str, Any]:
@@ -69,6 +68,7 @@ class _Declared:
     def generate(self) -> None:
         """Put what dataclasses generates into the places of the stubs; harmless twice."""
         made, kept = self.generated(**self.options), self.kept
+        self.listed = made[_FIELDS] = self.listed or made[_FIELDS]
         stays = {*self.own, *self.fields, *_WRITES, "__slots__", "__weakref__"}
         for name in made.keys() - stays:
             setattr(kept, name, made[name])
@@ -76,16 +76,20 @@ class _Declared:
             if vars(kept).get(name) is self.stubs[name]:  # nothing comes in its place
                 delattr(kept, name)
 
+    def described(self) -> dict[str, Any]:
+        """The fields as dataclasses describes them, for which it generates no code."""
+        if not self.listed:
+            plain = dict.fromkeys(("init", "repr", "eq", "match_args"), False)
+            made = self.generated(**plain, kw_only=self.options.get("kw_only", False))
+            self.listed = self.listed or made[_FIELDS]
+            setattr(self.kept, _FIELDS, self.listed)
+        return self.listed
+
     def assign(self, target: object, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Do once what ``__init__`` would; False where that would raise TypeError."""
         from dataclasses import MISSING
 
-        fields = self.listed
-        if not fields:
-            plain = dict.fromkeys(("init", "repr", "eq", "match_args"), False)
-            kw_only = self.options.get("kw_only", False)
-            made = self.generated(**plain, kw_only=kw_only)
-            fields = self.listed = tuple(made["__dataclass_fields__"].values())
+        fields = self.described().values()
         ordered = [field.name for field in fields if field.init and not field.kw_only]
         values = dict(zip(ordered, args, strict=False)) | named
         if len(args) > len(ordered) or len(values) < len(args) + len(named):
@@ -119,6 +123,8 @@ class _Attribute:
         self._declared = declared
 
     def __get__(self, instance: object, owner: type) -> Any:
+        if self._name == _FIELDS:
+            return self._declared.described()
         self._declared.generate()
         return getattr(owner, self._name)
 

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,45 @@ SQL_SIDE = tuple(
     )
 )
 
+# What opening a store has no use for: the verbs bring it when they are first called.
+VERBS_BRING = (
+    *("mldb.state.checkpointing", "mldb.state.tree", "mldb.state.load", "mldb.state.planning"),
+    *("mldb.history.checkpoints", "mldb.history.diff", "mldb.history.metrics"),
+    *("mldb.history.relationships", "mldb.history.versions", "mldb.history.retention"),
+    *("mldb.write.transaction", "mldb.write.staging", "mldb.write.tensor_writer"),
+    *("mldb.write.references", "mldb.write.ops", "mldb.write.preemption", "mldb.tensors.handle"),
+    *("mldb.compaction.worker", "mldb.compaction.gate", "mldb.compaction.status"),
+    *("mldb.compaction.table", "mldb.compaction.deltas", "mldb.compaction.retention"),
+    *("mldb.log.directory.merge", "mldb.log.pending", "mldb.log.batches", "mldb.log.tail"),
+    *("mldb.html", "mldb.lake", "mldb.query.queries"),
+    *("logging", "signal", "traceback", "sortedcontainers", "difflib", "html", "json"),
+    *("resource", "numpy.typing"),
+)
+# And what a handle that only reads has none for.
+WRITES_BRING = ("sequencer", "syncing", "saving", "sealing", "orphans", "directory.maker")
+
+# Of these, what only some calls of a verb need.
+RARE = (
+    *("mldb.log.directory.merge", "mldb.log.pending", "mldb.log.tail", "mldb.write.tensor_writer"),
+    *("mldb.lake", "mldb.query.queries"),
+)
+
+OWN_MODULES_MAX = 145
+
+# Code is generated for a dataclass where dataclasses is asked for an __init__.
+_OPENED = """
+import dataclasses, json, sys, numpy
+before, generated, real = set(sys.modules), [], dataclasses.dataclass
+def counted(cls=None, /, **options):
+    if options.get("init", True):
+        generated.append(str(cls))
+    return real(cls, **options)
+dataclasses.dataclass = counted
+import mldb
+db = mldb.open({path!r}, mode={mode!r})
+print(json.dumps([sorted(set(sys.modules) - before), generated]))
+"""
+
 # None in sys.modules makes an import of that name fail.
 _WITHOUT = """
 import importlib, json, pkgutil, sys
@@ -51,7 +91,7 @@ print(json.dumps(names))
 """
 
 
-def _run(code: str) -> list[str]:
+def _run(code: str) -> list[Any]:
     """Run *code* in a new interpreter and return the list that it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -76,6 +116,37 @@ def test_import_alone_loads_not_even_numpy() -> None:
     loaded = _run(_LOADED.format(code="import mldb"))
     assert "mldb" in loaded
     assert "numpy" not in loaded
+
+
+@pytest.mark.parametrize("mode", ["rw", "r"])
+def test_opening_loads_what_it_needs(tmp_path: Path, mode: str) -> None:
+    path = str(tmp_path / "store")
+    _run(_OPENED.format(path=path, mode="rw"))
+    loaded, generated = _run(_OPENED.format(path=path, mode=mode))
+    assert {"mldb.log.log", "mldb.write.verbs", "mldb.tensors.scope"} <= set(loaded)
+    unused = {*VERBS_BRING, *(f"mldb.log.{name}" for name in WRITES_BRING if mode == "r")}
+    assert sorted(unused & set(loaded)) == []
+    assert len([name for name in loaded if name.startswith("mldb")]) <= OWN_MODULES_MAX
+    assert not generated
+
+
+def test_the_verbs_bring_what_they_need(tmp_path: Path) -> None:
+    code = f"""
+import json, sys
+import mldb
+db = mldb.open({str(tmp_path / "store")!r})
+with db.transaction() as txn:
+    txn.store_tensor("a", [1.0])
+db.checkpoint({{"a": [2]}}, epoch=1)
+db.log({{"loss": 1.0}}), db.metrics("loss"), db.relationships(), db.history("a"), db.tensor("a")
+db.checkpoints(), db.keepers(), db._repr_html_(), db.stats(), list(db), list(db.diff(0, 1))
+db.ops, list(db.events()), db.save_on_signal(10, print)
+db.close()
+print(json.dumps(sorted(sys.modules)))
+"""
+    brought = {name for name in _run(code) if name.startswith("mldb.")}
+    rest = {name for name in VERBS_BRING if name.startswith("mldb.")} - brought
+    assert rest <= {"mldb.compaction.deltas", "mldb.compaction.worker", *RARE}
 
 
 def test_every_module_imports_without_the_heavy_packages() -> None:

@@ -38,7 +38,7 @@ _REPEATED_MAX: Final = 1 << 30
 """Bytes of attrs of one key, where versions share some: a few bytes could claim any number."""
 _NO_DIGEST: Final = bytes(fmt.DIGEST_SIZE)
 
-_Numbers: TypeAlias = "npt.NDArray[np.int64]"
+_Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def read_keys(reader: ColumnReader, start: int, stop: int) -> list[bytes]:

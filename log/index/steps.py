@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+import numpy as np
 
-Column: TypeAlias = "npt.NDArray[Any]"
+Column: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """One column of an index."""
 
 Steps = Generator[None, None, dict[str, Column]]

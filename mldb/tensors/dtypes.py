@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NUMPY_CODE = (
     r"(?a)\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(?:8|16)|\|S[1-9]\d{0,8}|[<>]U[1-9]\d{0,8}"
     # NumPy ends the process (SIGFPE) when it compares a time dtype of a multiple of 0.
-    r"|[<>][mM]8(?:\[(?:[1-9]\d{0,5})?(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?",
+    r"|[<>][mM]8(?:\[(?:[1-9]\d{0,5})?(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"
 )
 # Sizes in bytes stand here so that a descriptor can be checked without importing ml_dtypes.
 _EXTENSION_SIZES: Final = {

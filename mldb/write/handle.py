@@ -19,7 +19,6 @@ from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.columns import MetadataOf
 from mldb.log.log import Log
-from mldb.log.pending import PendingSegment
 from mldb.log.view import View
 from mldb.options import Options
 from mldb.query.surface import QuerySurface
@@ -39,6 +38,7 @@ from mldb.write.safe_points import is_forced
 if TYPE_CHECKING:
     from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.states import LakeStates
+    from mldb.log.pending import PendingSegment
     from mldb.query.queries import Queries
     from mldb.state.checkpointing import CheckpointJob
     from mldb.write.references import References

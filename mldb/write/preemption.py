@@ -35,12 +35,13 @@ from mldb.integers import seconds
 from mldb.state import background, lost
 from mldb.write.metric_log import finish_metrics
 from mldb.write.safe_points import (
-    Run,
+    Serving,
     is_inside_mldb,
     is_main_thread,
     noted,
     require_main_thread,
     safe_point,
+    serving,
     turn,
 )
 from mldb.write.safe_points import heard as heard_signals
@@ -241,7 +242,7 @@ def _remove(save: SavedOnSignal) -> None:
     if heard is None or save not in heard.saves:
         return
     heard.saves = tuple(other for other in heard.saves if other is not save)
-    if heard.saves or (turn.is_inside() and Run.signum == heard.signum):
+    if heard.saves or (turn.is_inside() and Serving.signum == heard.signum):
         return  # a run that goes on does what was done before, too
     if not is_main_thread():
         # Only the main thread may change handlers. Ours stays, and hands everything on.
@@ -286,7 +287,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         heard.act_as_before(frame)
         return
     saving = turn.is_inside()
-    if saving and Run.signum == signum:
+    if saving and Serving.signum == signum:
         return  # once is enough
     note = _noted.get(signum)
     if note is None:
@@ -297,12 +298,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _save(frame, late=note)
 
 
-def serve_noted(frame: FrameType | None) -> None:
-    """Run what waits for a safe point; *frame* is where the main thread is."""
-    _save(frame, late=None)
-
-
-def _save(frame: FrameType | None, late: _Note | None) -> None:
+def _save(frame: FrameType | None, late: _Note | None = None) -> None:
     """Serve every signal that was noted, or the *late* one alone, in the middle of anything."""
     guard = turn.hold_unless_inside()
     if guard is None:
@@ -323,7 +319,7 @@ def _serve(heard: _Heard, frame: FrameType | None, *, forced: bool) -> None:
     """Run the functions of one signal, all of them, and then do what the signal did before."""
     failed: list[BaseException] = []
     saves = heard.saves
-    Run.signum, Run.forced = heard.signum, forced
+    Serving.signum, Serving.forced = heard.signum, forced
     try:
         for save in saves:
             try:
@@ -331,12 +327,12 @@ def _serve(heard: _Heard, frame: FrameType | None, *, forced: bool) -> None:
             except BaseException as failure:  # noqa: BLE001 - raised when all had their turn
                 failed.append(failure)
     finally:
-        Run.forced = False
+        Serving.forced = False
         note = _noted.get(heard.signum)
         if note is not None:
             note.end()  # what it sends until here is a repeat
             _noted.pop(heard.signum, None)
-        Run.signum = 0
+        Serving.signum = 0
     if not heard.saves:  # they were cancelled meanwhile
         _restore(heard)
     for error in failed[1:]:
@@ -368,4 +364,5 @@ def _end() -> None:
         lost.end_process([f"saving on a signal failed at exit:\n{traceback.format_exc()}"])
 
 
+serving[:] = [_save]
 atexit.register(_end)

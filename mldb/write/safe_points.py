@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
@@ -18,10 +19,12 @@ heard: Final[dict[int, Any]] = {}
 """The signals that are listened to, as preemption keeps them."""
 noted: Final[dict[int, Any]] = {}
 """Those that came and were not dealt with yet. Changed by the main thread, in single steps."""
+serving: Final[list[Callable[[FrameType | None], None]]] = []
+"""What runs all that waits, given where the main thread is; there once preemption is loaded."""
 turn: Final = OwnedLock("the saving on a signal")
 
 
-class Run:
+class Serving:
     """The run in progress. Of meaning only while the main thread is inside ``turn``."""
 
     signum = 0
@@ -29,20 +32,18 @@ class Run:
 
 
 def safe_point(*, outermost: bool = False) -> None:
-    """Run what waits for a safe point, in the main thread; elsewhere, and mostly, do nothing.
+    """Serving what waits for a safe point, in the main thread; elsewhere, and mostly, do nothing.
 
     With *outermost* nothing is done, either, where the caller was called inside another of mldb.
     Raises what a user's function raises, and what the former handler raises.
     """
     if noted and is_main_thread() and not (outermost and is_inside_mldb(sys._getframe(2))):
-        from mldb.write.preemption import serve_noted
-
-        serve_noted(sys._getframe(1))
+        serving[0](sys._getframe(1))
 
 
 def is_forced() -> bool:
     """Whether what this thread stores now is to be marked as interrupted: it runs in a handler."""
-    return Run.forced and turn.is_inside()
+    return Serving.forced and turn.is_inside()
 
 
 def require_main_thread(what: str) -> None:

@@ -16,7 +16,6 @@ from mldb.integers import integer
 from mldb.log import native
 from mldb.log.frame import Record
 from mldb.log.index.address import Lsn
-from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.codec import Prepared, known_arrays, pack_metadata, prepare_named
 from mldb.write.handle import Handle
@@ -25,6 +24,7 @@ from mldb.write.rules import check_epoch
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from mldb.log.pending import PendingSegment
     from mldb.tensors.casting import Casting
     from mldb.write.tensor_writer import TensorWriter
     from mldb.write.transaction import Transaction
