@@ -59,7 +59,9 @@ def test_both_say_the_same_of_any_bytes(
     for kind, one, other in calls:
         if kind == "touch":  # beyond the end as well
             low, high = sorted((start + one, start + other))
-            wanted = low - low % 7, whole[low - low % 7 :]
+            begin = ours.span(low, high)[0]
+            begin -= begin % 7
+            wanted = begin, whole[begin:]
             base, given_ = wanted if high <= start + length else (0, whole)
             call = "touch", (given_, low, high, "k", base)
         else:
