@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb import keys
+from mldb.deferred import compiled
 from mldb.errors import MldbError
 from mldb.history.kinds import TENSOR_STORED
 from mldb.history.kinds.tensors import small_tensor_stored
@@ -268,7 +269,7 @@ def check_key_of(name: Any) -> None:
     """Plain names, and no others, have a key, which is that of Python."""
     prepare(BLOCK)
     made = native.twin.small_record(TENSOR_STORED, name, BLOCK, known_arrays, Record, 1 << 16)
-    plain = type(name) is str and len(name) <= MAX_NAME_BYTES and _PLAIN.fullmatch(name)
+    plain = type(name) is str and len(name) <= MAX_NAME_BYTES and compiled(_PLAIN).fullmatch(name)
     assert (made is not None) == bool(plain)
     if made is not None:
         assert made.drafts[0][0] == keys.TENSORS + check_name(name)
