@@ -90,8 +90,7 @@ class Door:
         def make() -> memoryview:
             if entry.encoding == fmt.ENCODING_PATCH:
                 return self._patched(view, key, entry, data, size, (0, size), name).toreadonly()
-            span = 0, size
-            return self._deltas.decode(self, view, key, entry, data, size, span, name, depth)
+            return self._deltas.decode(self, view, key, entry, data, size, (0, size), name, depth)
 
         return self._cache.get((entry.segment, entry.offset), size, make)
 

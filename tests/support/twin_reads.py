@@ -13,6 +13,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 import mldb
+from mldb.lake.order.permutation import permutation
+from mldb.lake.order.sampling import alias_table
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import FileSystem
 from mldb.options import Verify
@@ -61,6 +63,7 @@ def _questions(db: mldb.MLDatabase) -> Iterator[Question]:
         for lsn in _versions(db, name):
             yield partial(db.query_tensor, name, as_of=lsn)
     yield from _of_lake(db)
+    yield from (_permuted, _drawn)
 
 
 def _head(db: mldb.MLDatabase) -> int:
@@ -120,6 +123,19 @@ def _of_lake(db: mldb.MLDatabase) -> Iterator[Question]:
     yield partial(batches, shuffle=False)
     yield partial(batches, order="permutation")
     yield partial(batches, importance_sampling=True)
+
+
+def _permuted() -> Any:
+    """The order of a pass over more rows than a small lake has, both ways."""
+    order = permutation(10**7, seed=5, pass_number=2)
+    numbers = order.at(np.arange(0, 10**7, 99_991))
+    return [numbers, order.place(numbers)]
+
+
+def _drawn() -> Any:
+    """Draws by weights that differ."""
+    table = alias_table(np.random.default_rng(3).random(1000))
+    return table.draw(np.arange(500), seed=5, pass_number=2)
 
 
 def _curve(db: mldb.MLDatabase, name: str) -> dict[str, Any]:
