@@ -46,6 +46,8 @@ def pack_tensor(
     where: dict[bytes, Any],
     packs: list[Any],
     most: int,
+    rival: bytes | None = None,
+    digests: dict[bytes, bytes] | None = None,
 ) -> bytes | None: ...
 def pack_array(
     name: Any,

@@ -406,11 +406,13 @@ cdef tuple _known(object data, dict dense):
 
 
 cdef bytes _pack_in(
-    bytes key, object attr, tuple buffers, int64_t size, set seen, dict where, list packs, most
+    bytes key, object attr, tuple buffers, int64_t size, set seen, dict where, list packs, most,
+    rival, dict digests,
 ):
     """Copy a tensor into the newest pack (mldb/write/packs.py), and keep it; return its digest.
 
-    Raises where there is no room, and for what is not plain; then nothing is done.
+    Raises where there is no room, for what is not plain, and, with *digests*, where the digest is
+    one of them or *rival*; then nothing is done.
     """
     cdef Py_buffer room, source
     cdef int64_t used, start, at, align = 1 << _PAYLOAD_ALIGN_LOG2
@@ -437,6 +439,10 @@ cdef bytes _pack_in(
         digest = digest128_of(<char *>room.buf + start, size)
     finally:
         PyBuffer_Release(&room)
+    if digests is not None:
+        if digest == rival or digest in digests:
+            raise ValueError
+        digests[digest] = key
     seen.add(key)
     where[key] = pack
     pack.size = start + size
@@ -444,14 +450,21 @@ cdef bytes _pack_in(
     return digest
 
 
-def pack_tensor(bytes key, prepared, set seen, dict where, list packs, most):
-    """Pack a Prepared under a new key where there is room; its digest, or None: not mine."""
+def pack_tensor(
+    bytes key, prepared, set seen, dict where, list packs, most, rival=None, dict digests=None
+):
+    """Pack a Prepared under a new key where there is room; its digest, or None: not mine.
+
+    With *digests*, only if its digest is neither *rival* nor one of these; it is then added.
+    """
     cdef tuple fields
     try:
         fields = tuple(prepared)
         if len(fields) != _PREPARED:
             return None
-        return _pack_in(key, fields[1], fields[2], fields[3], seen, where, packs, most)
+        return _pack_in(
+            key, fields[1], fields[2], fields[3], seen, where, packs, most, rival, digests
+        )
     except Exception:
         return None
 
@@ -463,7 +476,8 @@ def pack_array(name, data, dict known, set seen, dict where, list packs, most, b
         size = entry[0].nbytes
         if size >= below:
             return None
-        return _pack_in(_key_of(name), entry[1], (data,), size, seen, where, packs, most)
+        key = _key_of(name)
+        return _pack_in(key, entry[1], (data,), size, seen, where, packs, most, None, None)
     except Exception:
         return None
 

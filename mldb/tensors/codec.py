@@ -165,7 +165,7 @@ def _prepare_tensor(tensor: torch.Tensor, torch_module: Any) -> Prepared:
         raise
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise no_bytes(tensor, str(error)) from error
-    return Prepared(descriptor, attr, (buffer,), descriptor.nbytes, owned)
+    return make_prepared((descriptor, attr, (buffer,), descriptor.nbytes, owned))
 
 
 def _tensor_bytes(tensor: torch.Tensor, *, plain: bool) -> tuple[memoryview, bool]:

@@ -216,6 +216,18 @@ class Duplicates:
             self.unreadable += 1
         return None
 
+    def rival(self, view: View, key: bytes) -> bytes | None:
+        """Return the digest of the newest version of *key*, empty if none; None if not readable.
+
+        Below ``least`` bytes it is the only one that :meth:`find` looks at.
+        """
+        self._since = min(self._since, view.commit.lsn)
+        try:
+            newest = view.newest(key, view.intervals)
+        except MldbError:
+            return None
+        return b"" if newest is None else newest.digest
+
     def _others(self, view: View, digest: bytes) -> Iterator[tuple[bytes, Entry]]:
         tries = _TRIES
         for at, entry in self._digests.find(view, digest):

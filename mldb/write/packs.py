@@ -12,6 +12,7 @@ from mldb.log.checksum import digest128
 from mldb.log.frame import DraftFields, Record
 from mldb.tensors.codec import Prepared, known_arrays
 from mldb.write.buffers import BufferPool
+from mldb.write.references import References
 
 PACK_BELOW: Final = 64 << 10
 PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM
@@ -119,6 +120,24 @@ class Packs:
             self._seen.add(key)
             pack = self.where[key] = self.with_room(prepared.nbytes, 1)
             pack.add(key, prepared)
+        return True
+
+    def put_new(
+        self, key: bytes, prepared: Prepared, references: References, digests: dict[bytes, bytes]
+    ) -> bool:
+        """Pack a tensor that is compared with one version, and with *digests*, and is another.
+
+        Its digest is then one of these. Else do nothing: the longer way finds who has its bytes.
+        """
+        twin, nbytes = native.twin, prepared.nbytes
+        if twin is None or nbytes >= PACK_BELOW:
+            return False
+        rival = references.rival(key, nbytes)
+        if rival is None or not twin.pack_tensor(
+            key, prepared, self._seen, self.where, self._packs, PACK_ENTRIES, rival, digests
+        ):
+            return False
+        references.note_new()
         return True
 
     def with_room(self, size: int, entries: int) -> Pack:

@@ -111,6 +111,23 @@ class References:
         assert self._duplicates is not None
         self._duplicates.note_shared(nbytes)
 
+    def rival(self, key: bytes, nbytes: int) -> bytes | None:
+        """Return the digest of the one version that so few bytes are compared with.
+
+        It is empty where there is none; None where there may be more: then ask :meth:`find`.
+        """
+        duplicates, view = self._duplicates, self._view
+        if duplicates is None or nbytes >= duplicates.least:
+            return None
+        if view is None:
+            view = self._view = duplicates.head()
+        return duplicates.rival(view, key)
+
+    def note_new(self) -> None:
+        """Count a tensor that was compared with its :meth:`rival`, and is another."""
+        assert self._duplicates is not None
+        self._duplicates.looked_up += 1
+
     def add(
         self, key: bytes, prepared: Prepared, owner: Owner, metadata: bytes | None = None
     ) -> None:

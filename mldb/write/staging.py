@@ -100,7 +100,10 @@ class Staging:
         """
         key = keys.TENSORS + name
         nbytes = prepared.nbytes
-        if not aliases and self._packs.put(key, prepared):
+        packs = self._packs
+        if not aliases and (
+            packs.put(key, prepared) or packs.put_new(key, prepared, self.references, self._digests)
+        ):
             return
         names = (name, *aliases)
         for item in names:

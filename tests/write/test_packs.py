@@ -176,6 +176,25 @@ def test_a_tensor_that_is_not_what_it_says_changes_nothing() -> None:
     assert state(packs) == before
 
 
+@needs_native
+def test_a_tensor_goes_the_longer_way_where_something_has_its_digest() -> None:
+    twin: Any = native.twin
+    packs = new_packs()
+    first, second = prepare(np.arange(4.0)), prepare(np.arange(5.0))
+    packs.put(b"\x01first", first)
+    held = packs._seen, packs.where, packs._packs, PACK_ENTRIES
+    digest = packs._packs[0].drafts[b"\x01first"][5]
+    before = state(packs)
+    for rival, digests in ((digest, {}), (b"", {digest: b"\x01other"}), (b"", {digest: b""})):
+        known = dict(digests)
+        assert twin.pack_tensor(b"\x01again", first, *held, rival, digests) is None
+        assert (state(packs), digests) == (before, known)
+    digests = {digest: b"\x01first"}
+    made = twin.pack_tensor(b"\x01second", second, *held, digest, digests)
+    assert packs._packs[0].drafts[b"\x01second"][5] == made
+    assert digests == {digest: b"\x01first", made: b"\x01second"}
+
+
 def test_what_the_twin_knows_of_arrays_is_what_prepare_knows() -> None:
     """A shape that nobody prepared is left to Python, which learns it."""
     packs = new_packs()
