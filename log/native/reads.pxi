@@ -34,7 +34,7 @@ cnp.import_array()
 
 cdef enum:
     _AXES_MAX = 32
-    _UNLOCKED_FROM = 1 << 14  # to give the lock up for less costs more than the hashing
+    _BY_PACKAGE_FROM = 1 << 15  # the package is built for wider vectors, and gives the lock up
     _ONE_THREAD_BELOW = 8 << 20  # from here on blocks.py hashes in two
 
 cdef struct _Header:  # FRAME_HEADER
@@ -45,6 +45,9 @@ cdef struct _Header:  # FRAME_HEADER
     uint8_t block_log2, align_log2
     uint16_t reserved
     uint64_t payload_length, lsn, commit_lsn, body_check, header_check
+
+cdef struct _Payload:
+    int64_t start, stop, checks, block
 
 cdef struct _Slots:  # where in their objects the fields lie that are looked at
     Py_ssize_t fd, memory_entries, cache, entries, found, map, whole, blocks, seed
@@ -266,15 +269,14 @@ cdef bint _is_zero(const uint8_t *data, int64_t low, int64_t high) noexcept nogi
 
 cdef bint _is_sound(
     const uint8_t *data, int64_t size, uint64_t seed, int64_t at, int64_t low, int64_t high,
+    _Payload *found,
 ) noexcept nogil:
-    """Whether the frame at *at* and all of its payload, bytes low..high, are verified by one pass.
+    """Whether a frame is sound but for its payload, whose blocks all hold some of bytes low..high.
 
-    As ``decode_header`` and ``check_body`` of frame.py and ``Blocks.touch`` have it.
+    As ``decode_header`` and ``check_body`` of frame.py have it.
     """
     cdef _Header head
     cdef int64_t checks, payload, end, stop, block, blocks, start
-    cdef uint64_t stored
-    cdef int i
     if at < 0 or at + _FRAME_HEADER_SIZE > size:
         return False
     memcpy(&head, data + at, _FRAME_HEADER_SIZE)
@@ -308,14 +310,28 @@ cdef bint _is_sound(
         return False
     if not _is_zero(data, checks + 8 * blocks, payload) or not _is_zero(data, stop, end):
         return False
-    while payload < stop:
-        stored = 0
+    found.start, found.stop, found.checks, found.block = payload, stop, checks, block
+    return True
+
+
+cdef bint _blocks_fit(const uint8_t *data, _Payload at) except -1:
+    """Whether all blocks of a payload have their checksums, as ``Blocks.touch`` has it."""
+    cdef uint64_t stored, found
+    cdef int64_t size
+    cdef int i
+    while at.start < at.stop:
+        stored, size = 0, min(at.block, at.stop - at.start)
         for i in range(8):
-            stored = stored << 8 | data[checks + i]
-        if mldb_check64(data + payload, min(block, stop - payload), 0) != stored:
+            stored = stored << 8 | data[at.checks + i]
+        if size < _BY_PACKAGE_FROM:
+            found = mldb_check64(data + at.start, size, 0)
+        else:
+            found = _check64_of_package(
+                PyMemoryView_FromMemory(<char *>data + at.start, size, PyBUF_READ))
+        if found != stored:
             return False
-        payload += block
-        checks += 8
+        at.start += at.block
+        at.checks += 8
     return True
 
 
@@ -325,21 +341,19 @@ cdef bint _is_verified(
     """Whether these bytes were verified, or are now, with all of their frame; else not mine."""
     whole, blocks = <object>_field(segment, _at.whole), <object>_field(segment, _at.blocks)
     cdef uint64_t seed
-    cdef bint sound
+    cdef _Payload at
     if PySet_Contains(whole, frame):
         return True
     if not MLDB_HAS_XXHASH or PySet_Size(whole) >= _whole_max or frame in <dict>blocks:
         return False
     seed = PyLong_AsUnsignedLongLongMask(<object>_field(segment, _at.seed))
-    if high - low < _UNLOCKED_FROM:
-        sound = _is_sound(<uint8_t *>data.buf, data.len, seed, frame, low, high)
-    else:
-        with nogil:
-            sound = _is_sound(<uint8_t *>data.buf, data.len, seed, frame, low, high)
-    if sound:
-        PySet_Add(<object>_field(segment, _at.whole), frame)
-        (<dict><object>_field(segment, _at.blocks)).pop(frame, None)
-    return sound
+    if not _is_sound(<uint8_t *>data.buf, data.len, seed, frame, low, high, &at):
+        return False
+    if not _blocks_fit(<uint8_t *>data.buf, at):
+        return False
+    PySet_Add(<object>_field(segment, _at.whole), frame)
+    (<dict><object>_field(segment, _at.blocks)).pop(frame, None)
+    return True
 
 
 cdef object _array(object segment, tuple entry, tuple what, str verify, int64_t border):
