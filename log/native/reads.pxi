@@ -34,7 +34,7 @@ cnp.import_array()
 
 cdef enum:
     _AXES_MAX = 32
-    _UNLOCKED_FROM = 1 << 14  # to give the lock up for less costs more than the hashing
+    _BY_PACKAGE_FROM = 1 << 15  # the package is built for wider vectors, and gives the lock up
     _ONE_THREAD_BELOW = 8 << 20  # from here on blocks.py hashes in two
 
 cdef struct _Header:  # FRAME_HEADER
@@ -45,6 +45,9 @@ cdef struct _Header:  # FRAME_HEADER
     uint8_t block_log2, align_log2
     uint16_t reserved
     uint64_t payload_length, lsn, commit_lsn, body_check, header_check
+
+cdef struct _Payload:
+    int64_t start, stop, checks, block
 
 cdef struct _Slots:  # where in their objects the fields lie that are looked at
     Py_ssize_t fd, memory_entries, cache, entries, found, map, whole, blocks, seed
@@ -137,19 +140,27 @@ def are_as_long(one, long long size, two, long long other):
 # --- which version --------------------------------------------------------------------------------
 
 
+cdef enum _Found:
+    _ABSENT  # no version of the key
+    _HERE
+    _OLDER  # versions, none of them in the newest interval
+    _NOT_MINE
+
+
 cdef Py_ssize_t _above(object items, bint entries, int64_t high) except -2:
-    """How many of these LSNs, or entries, ascending, are not above *high*; -1 where one is odd."""
+    """How many of these ascending LSNs, or entries, are not above *high*; -1 where one is odd."""
     cdef Py_ssize_t low = 0, stop = len(items), middle
     cdef int64_t lsn
     cdef PyObject *item
     while low < stop:
         middle = (low + stop) >> 1
-        item = <PyObject *>((<list>items)[middle] if entries else (<tuple>items)[middle])
         if entries:
+            item = <PyObject *>(<list>items)[middle]
             if type(<object>item) is not _Entry:
                 return -1
-            item = <PyObject *>(<tuple><object>item)[0]
-        lsn = _number(item)
+            lsn = _number(<PyObject *>(<tuple><object>item)[0])
+        else:
+            lsn = _number(<PyObject *>(<tuple>items)[middle])
         if lsn < 0:
             return -1
         if lsn <= high:
@@ -159,104 +170,90 @@ cdef Py_ssize_t _above(object items, bint entries, int64_t high) except -2:
     return low
 
 
-cdef int _in_memory(object index, bytes key, int64_t low, int64_t high, PyObject **found) except -1:
-    """Look in a MemoryIndex: 1 and the entry in *found*, borrowed, 0 for none inside, 2 for not mine."""
+cdef _Found _in_memory(object index, bytes key, int64_t low, int64_t high, PyObject **found) except *:
+    """Look in a MemoryIndex; the entry comes borrowed."""
     cdef PyObject *versions = PyDict_GetItemWithError(<object>_field(index, _at.memory_entries), key)
     cdef Py_ssize_t count
     if versions == NULL:
-        return 0
+        return _ABSENT
     if type(<object>versions) is not list:
-        return 2
+        return _NOT_MINE
     count = _above(<object>versions, True, high)
     if count <= 0:
-        return 2 if count else 0
-    entry = (<list><object>versions)[count - 1]
-    if _number(<PyObject *>(<tuple>entry)[0]) < low:
-        return 0
-    found[0] = <PyObject *>entry
-    return 1
+        return _NOT_MINE if count else _OLDER
+    found[0] = <PyObject *>(<list><object>versions)[count - 1]
+    return _OLDER if _number(<PyObject *>(<tuple><object>found[0])[0]) < low else _HERE
 
 
-cdef int _in_mapped(object index, bytes key, int64_t low, int64_t high, PyObject **found) except -1:
+cdef _Found _in_mapped(object index, bytes key, int64_t low, int64_t high, PyObject **found) except *:
     """The same in what a MappedIndex keeps of its columns."""
     cdef PyObject *rows = PyDict_GetItemWithError(<object>_field(index, _at.cache), key)
-    cdef PyObject *entry
     cdef Py_ssize_t count
     if rows == NULL:
-        return 2
+        return _NOT_MINE
     if <object>rows is None:
-        return 0
+        return _ABSENT
     lsns, first = (<tuple><object>rows)[0], (<tuple><object>rows)[1]
     if type(lsns) is not tuple:
-        return 2
+        return _NOT_MINE
     count = _above(lsns, False, high)
     if count <= 0:
-        return 2 if count else 0
+        return _NOT_MINE if count else _OLDER
     if _number(<PyObject *>(<tuple>lsns)[count - 1]) < low:
-        return 0
-    entry = PyDict_GetItemWithError(<object>_field(index, _at.entries), first + (count - 1))
-    if entry == NULL or type(<object>entry) is not _Entry:
-        return 2
-    found[0] = entry
-    return 1
+        return _OLDER
+    found[0] = PyDict_GetItemWithError(<object>_field(index, _at.entries), first + (count - 1))
+    if found[0] == NULL or type(<object>found[0]) is not _Entry:
+        return _NOT_MINE
+    return _HERE
 
 
-cdef int _find(
+cdef bint _find(
     tuple view, tuple intervals, bytes key, PyObject **found, Py_ssize_t *touched,
 ) except -1:
-    """As ``View.newest``: 1 and the entry in *found*, borrowed, else 0. Units are not counted here."""
+    """As ``View.newest``: whether the entry is in *found*, borrowed. Units are not counted here."""
     cdef Py_ssize_t count = len(intervals)
     cdef int64_t low, high, lowest, start, stop
-    cdef int is_found
+    cdef _Found where
     if not count or type(intervals[count - 1]) is not tuple or type(view[5]) is not tuple:
-        return 0
+        return False
     newest = <tuple>intervals[count - 1]
     low, high = _number(<PyObject *>newest[0]), _number(<PyObject *>newest[1])
     if low < 0 or high < 0:
-        return 0
+        return False
     for part in <tuple>view[5]:
         if type(part) is _Memory:
-            is_found = _in_memory(part, key, low, high, found)
+            where = _in_memory(part, key, low, high, found)
         elif type(part) is _Mapped:
-            is_found = _in_mapped(part, key, low, high, found)
+            where = _in_mapped(part, key, low, high, found)
         else:
-            return 0
-        if is_found == 1:
-            return 1
-        if is_found or (count > 1 and _knows(part, key)):
-            return 0  # it may lie in an older interval
+            return False
+        if where == _HERE:
+            return True
+        if where == _NOT_MINE or (where == _OLDER and count > 1):
+            return False
     units = view[10]
     if type(units) is not _Units or type(<object>_field(units, _at.found)) is not tuple:
-        return 0
+        return False
     lowest = low
     if count > 1:
         first = intervals[0]
         lowest = first.first if type(first) is _Run else first[0]
     for unit in <tuple><object>_field(units, _at.found):
         if type(unit) is not _Sealed and type(unit) is not _Part:
-            return 0
+            return False
         start, stop = unit.first_lsn, unit.last_lsn
         if start > high or stop < lowest:
             continue
         index = unit._index
         if type(index) is not _Mapped:
-            return 0
+            return False
         touched[0] += 1
-        is_found = _in_mapped(index, key, low, high, found)
-        if is_found == 1:
-            return 1
-        if is_found or (count > 1 and _knows(index, key)):
-            return 0
-    return 0
-
-
-cdef bint _knows(object index, bytes key) except -1:
-    """Whether an index that was looked in has versions of a key."""
-    cdef PyObject *found
-    if type(index) is _Memory:
-        return PyDict_GetItemWithError(<object>_field(index, _at.memory_entries), key) != NULL
-    found = PyDict_GetItemWithError(<object>_field(index, _at.cache), key)
-    return found != NULL and <object>found is not None
+        where = _in_mapped(index, key, low, high, found)
+        if where == _HERE:
+            return True
+        if where == _NOT_MINE or (where == _OLDER and count > 1):
+            return False
+    return False
 
 
 # --- its bytes ------------------------------------------------------------------------------------
@@ -272,15 +269,14 @@ cdef bint _is_zero(const uint8_t *data, int64_t low, int64_t high) noexcept nogi
 
 cdef bint _is_sound(
     const uint8_t *data, int64_t size, uint64_t seed, int64_t at, int64_t low, int64_t high,
+    _Payload *found,
 ) noexcept nogil:
-    """Whether the frame at *at* and all of its payload, bytes low..high, are verified by one pass.
+    """Whether a frame is sound but for its payload, whose blocks all hold some of bytes low..high.
 
-    As ``decode_header`` and ``check_body`` of frame.py and ``Blocks.touch`` have it.
+    As ``decode_header`` and ``check_body`` of frame.py have it.
     """
     cdef _Header head
     cdef int64_t checks, payload, end, stop, block, blocks, start
-    cdef uint64_t stored
-    cdef int i
     if at < 0 or at + _FRAME_HEADER_SIZE > size:
         return False
     memcpy(&head, data + at, _FRAME_HEADER_SIZE)
@@ -314,14 +310,28 @@ cdef bint _is_sound(
         return False
     if not _is_zero(data, checks + 8 * blocks, payload) or not _is_zero(data, stop, end):
         return False
-    while payload < stop:
-        stored = 0
+    found.start, found.stop, found.checks, found.block = payload, stop, checks, block
+    return True
+
+
+cdef bint _blocks_fit(const uint8_t *data, _Payload at) except -1:
+    """Whether all blocks of a payload have their checksums, as ``Blocks.touch`` has it."""
+    cdef uint64_t stored, found
+    cdef int64_t size
+    cdef int i
+    while at.start < at.stop:
+        stored, size = 0, min(at.block, at.stop - at.start)
         for i in range(8):
-            stored = stored << 8 | data[checks + i]
-        if mldb_check64(data + payload, min(block, stop - payload), 0) != stored:
+            stored = stored << 8 | data[at.checks + i]
+        if size < _BY_PACKAGE_FROM:
+            found = mldb_check64(data + at.start, size, 0)
+        else:
+            found = _check64_of_package(
+                PyMemoryView_FromMemory(<char *>data + at.start, size, PyBUF_READ))
+        if found != stored:
             return False
-        payload += block
-        checks += 8
+        at.start += at.block
+        at.checks += 8
     return True
 
 
@@ -331,21 +341,19 @@ cdef bint _is_verified(
     """Whether these bytes were verified, or are now, with all of their frame; else not mine."""
     whole, blocks = <object>_field(segment, _at.whole), <object>_field(segment, _at.blocks)
     cdef uint64_t seed
-    cdef bint sound
+    cdef _Payload at
     if PySet_Contains(whole, frame):
         return True
     if not MLDB_HAS_XXHASH or PySet_Size(whole) >= _whole_max or frame in <dict>blocks:
         return False
     seed = PyLong_AsUnsignedLongLongMask(<object>_field(segment, _at.seed))
-    if high - low < _UNLOCKED_FROM:
-        sound = _is_sound(<uint8_t *>data.buf, data.len, seed, frame, low, high)
-    else:
-        with nogil:
-            sound = _is_sound(<uint8_t *>data.buf, data.len, seed, frame, low, high)
-    if sound:
-        PySet_Add(<object>_field(segment, _at.whole), frame)
-        (<dict><object>_field(segment, _at.blocks)).pop(frame, None)
-    return sound
+    if not _is_sound(<uint8_t *>data.buf, data.len, seed, frame, low, high, &at):
+        return False
+    if not _blocks_fit(<uint8_t *>data.buf, at):
+        return False
+    PySet_Add(<object>_field(segment, _at.whole), frame)
+    (<dict><object>_field(segment, _at.blocks)).pop(frame, None)
+    return True
 
 
 cdef object _array(object segment, tuple entry, tuple what, str verify, int64_t border):
@@ -401,6 +409,8 @@ def meet(kinds not None, int64_t learns_from, dict keys not None, dict plain not
     of names, and shape, dtype and size by packed descriptor. Raises AttributeError, TypeError.
     """
     global _Scope, _Source, _keys, _plain
+    if _learned != 1 and not _learn():
+        return
     scope, source, door, border, notes = kinds
     if scope._fields != ("source", "view", "commit", "intervals"):
         raise TypeError("a scope of other fields")
@@ -435,14 +445,15 @@ cdef int _count(object owner, Py_ssize_t offset) except -1:
 
 cdef int _note(object notes, object name, object commit, int64_t grain) except -1:
     """As ``ReadNotes.note``, where nothing is to be noted; else that is called."""
-    cdef PyObject *last
-    cdef int64_t now
+    cdef PyObject *known
+    cdef int64_t last, now
     if <object>_field(notes, _above_log.notes) is False:
         return 0
-    last = PyDict_GetItemWithError(<object>_field(notes, _above_log.fresh), (name, commit))
-    if last != NULL:
+    known = PyDict_GetItemWithError(<object>_field(notes, _above_log.fresh), (name, commit))
+    if known != NULL:
+        last = <object>known  # before the next line, which lets other threads run
         now = (<object>_field(notes, _above_log.now))()
-        if 0 <= now - <int64_t><object>last <= grain:
+        if 0 <= now - last <= grain:
             return 0
     notes.note(name, commit)
     return 0
@@ -478,12 +489,9 @@ def read_as_of(source, view, as_of, name, int64_t grain):
 cdef object _read(object source, object view, object commit, object intervals, object name, int64_t grain):
     cdef PyObject *found = NULL
     cdef Py_ssize_t touched = 0
-    cdef PyObject *what
-    cdef PyObject *segment
+    cdef PyObject *known
     cdef PyObject *key
     cdef int64_t border, size
-    if _learned != 1 and (_learned or not _learn()):
-        return None
     if _Source is None or type(name) is not str:
         return None
     key = PyDict_GetItemWithError(_keys, name)
@@ -499,9 +507,12 @@ cdef object _read(object source, object view, object commit, object intervals, o
     entry = <tuple><object>found
     if _number(<PyObject *>entry[6]) & _ENTRY_TOMBSTONE or _number(<PyObject *>entry[7]) != _ENCODING_RAW:
         return None
-    what = PyDict_GetItemWithError(_plain, entry[5])
+    known = PyDict_GetItemWithError(_plain, entry[5])
+    if known == NULL:
+        return None
+    what = <tuple><object>known  # held from here on, as the segment is: hashing lets others run
     size = _number(<PyObject *>entry[4])
-    if what == NULL or size != _number(<PyObject *>(<tuple><object>what)[2]):
+    if size != _number(<PyObject *>what[2]):
         return None
     borders = <object>_field(source, _above_log.border)
     border = _number(_field(borders, _above_log.value))
@@ -509,10 +520,11 @@ cdef object _read(object source, object view, object commit, object intervals, o
         return None
     if type((<tuple>view)[7]) is not dict:
         return None
-    segment = PyDict_GetItemWithError((<tuple>view)[7], entry[1])
-    if segment == NULL or type(<object>segment) is not _Segment:
+    known = PyDict_GetItemWithError((<tuple>view)[7], entry[1])
+    if known == NULL or type(<object>known) is not _Segment:
         return None
-    made = _array(<object>segment, entry, <tuple><object>what, verify, border)
+    segment = <object>known
+    made = _array(segment, entry, what, verify, border)
     if made is None:
         return None
     _count(source, _above_log.mapped if size >= border else _above_log.copied)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -339,3 +342,47 @@ def test_it_is_met_with_the_classes_that_it_knows() -> None:
     with pytest.raises(TypeError):
         twin.meet(kinds, 1, None, {})
     twin.meet(kinds, SIZES[0], scopes._keys, scopes._plain)
+
+
+def test_threads_read_while_all_that_is_known_is_forgotten(tmp_path: Path) -> None:
+    """Hashing lets other threads run, who may replace whatever was found before."""
+    path, count = tmp_path / "s", 40
+    with mldb.open(path, map_bytes=4000, segment_entries=64, max_mapped=3, **QUIET) as db:
+        for epoch in range(count):
+            with db.transaction(epoch=epoch) as txn:
+                txn["large"] = np.full(30_000, epoch, np.float32)
+                txn["small"] = np.full(9, epoch, np.float32)
+        wrong: list[Any] = []
+        done = threading.Event()
+
+        def read(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(2500):
+                epoch, name = rng.randrange(count), rng.choice(("large", "small"))
+                array = db.query_tensor(name, as_of=epoch)
+                if array[0] != epoch or array[-1] != epoch:
+                    wrong.append((name, epoch))
+
+        def forget() -> None:
+            rng = random.Random(7)
+            while not done.is_set():
+                for segment in list(db._state.view.segments.values()):
+                    segment._whole = set()
+                rng.choice((scopes._plain.clear, scopes._keys.clear, db._source.reads.known))()
+                db._state.mappings.release_all()
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            spoiler = threading.Thread(target=forget)
+            readers = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
+            for thread in (spoiler, *readers):
+                thread.start()
+            for thread in readers:
+                thread.join()
+            done.set()
+            spoiler.join()
+        finally:
+            done.set()
+            sys.setswitchinterval(before)
+        assert wrong == []
