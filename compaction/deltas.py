@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from mldb.compaction.planes import split_planes, spread_plane
 from mldb.compaction.zstd import FrameReader, UnpackError, compress_planes, zstd_module
+from mldb.log import native
 
 _FAST: Final = 1
 _DENSE: Final = 5
@@ -175,40 +176,52 @@ class _Delta:
 
     def fold(self, low: int, base: memoryview, made: memoryview) -> None:
         """Put bytes *low* and following of the version into *made*, those of *base* being below."""
-        step, done = self.step, 0
+        step, width, done = self.step, self._type.itemsize, 0
         while done < len(made):
             number = (low + done) // step
             skipped = low + done - number * step
             count = min(step - skipped, len(made) - done)
-            words = self._chunk(number)[skipped // self._type.itemsize :]
-            self._fold(words, base[done : done + count], made[done : done + count])
+            planes = self._chunk(number)
+            below, target = base[done : done + count], made[done : done + count]
+            if not self._joined(planes, skipped // width, below, target):
+                self._fold(planes, skipped // width, below, target)
             done += count
 
-    def _fold(self, words: _Words, base: memoryview, made: memoryview) -> None:
-        target = np.frombuffer(made, self._type)
-        below, words = np.frombuffer(base, self._type), words[: len(target)]
+    def _joined(self, planes: bytes, start: int, base: memoryview, made: memoryview) -> bool:
+        """Do the work of :meth:`_fold` in one pass over memory, where there is a compiled twin."""
+        twin = native.twin
+        if twin is None:
+            return False
+        width, is_xor = self._type.itemsize, self._kind == XOR
+        return bool(twin.fold_planes(planes, width, start, is_xor, int(self._bias), base, made))
+
+    def _fold(self, planes: bytes, start: int, base: memoryview, made: memoryview) -> None:
+        width = self._type.itemsize
+        count = len(planes) // width
+        if len(self._words) < count:
+            self._words = np.empty(count, self._type)
+        words = self._words[:count]
+        for place in range(width):
+            part = memoryview(planes)[place * count : (place + 1) * count]
+            spread_plane(part, place, width, 0, words)
+        target, below = np.frombuffer(made, self._type), np.frombuffer(base, self._type)
+        words = words[start : start + len(target)]
         if self._kind == SUBTRACT:
             np.subtract(words, self._bias, out=words)
             np.add(below, words, out=target)
         else:
             np.bitwise_xor(below, words, out=target)
 
-    def _chunk(self, number: int) -> _Words:
-        """The differences of a chunk, in memory that is used again for the next one."""
-        width = self._type.itemsize
+    def _chunk(self, number: int) -> bytes:
+        """The planes of the differences of a chunk, one after another."""
         size = min(self.step, self._size - number * self.step)
-        count = size // width
-        if len(self._words) < count:
-            self._words = np.empty(count, self._type)
-        words = self._words[:count]
         reader = FrameReader(self._frames[number])
         try:
-            for place in range(width):
-                spread_plane(reader.take(count), place, width, 0, words)
+            planes = reader.take(size)
             reader.finish()
         except UnpackError as error:
             raise DeltaError(f"a chunk of {size} bytes: {error}") from None
-        return words
+        return planes
 
 
 def _frames(stored: memoryview, count: int) -> list[memoryview]:

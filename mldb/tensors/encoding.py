@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from mldb.compaction.deltas import DeltaError, decode_deltas
+from mldb.compaction.deltas import WIDTHS, DeltaError, decode_deltas
 from mldb.compaction.planes import split_planes, spread_plane
 from mldb.compaction.zstd import FrameReader, UnpackError, compress_planes, zstd_module
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.chain import Stored
 from mldb.log.fs.protocol import Buffer
 
@@ -27,6 +29,8 @@ ENCODING_ZSTD: Final = fmt.ENCODING_RAW + 1
 LEVEL: Final = 1
 _UNPACKED: Final = 128 << 10
 """Bytes of a plane that are unpacked at once."""
+_JOINED: Final = 64 << 20
+"""Up to so many bytes all planes are held beside the value, and joined in one pass over memory."""
 _RATIO_LOG2: Final = 15
 """A block of zstd takes 4 bytes or more and gives 2^17 or fewer."""
 
@@ -78,9 +82,10 @@ def decode_stored(
     """Return the decoded bytes of the last version of a chain, read-only.
 
     Each one builds on the one before it, the first on *base* if that is given. Of *size* bytes are
-    returned those from *start* on that *base* has, all where there is none. Nothing else of their
-    size is held meanwhile, however much the encoded bytes would give. Raises CorruptError for bytes
-    that do not give exactly *size*, FormatVersionError for an encoding of a newer mldb.
+    returned those from *start* on that *base* has, all where there is none. Of more than 64 MiB
+    nothing else of their size is held meanwhile, however much the encoded bytes would give. Raises
+    CorruptError for bytes that do not give exactly *size*, FormatVersionError for an encoding of a
+    newer mldb.
     """
     if base is None:
         first, *chain = chain
@@ -111,16 +116,29 @@ def _unpacked(stored: Stored, size: int, key: str) -> memoryview:
         width = data[0]
         if not width or size % width or size > len(data) << _RATIO_LOG2:
             raise UnpackError(f"{size} bytes are declared, of elements of {width}")
-        made, count = np.empty(size, np.uint8), size // width
-        reader = FrameReader(data[1:])
-        for place in range(width):
-            for at in range(0, count, _UNPACKED):
-                part = reader.take(min(_UNPACKED, count - at))
-                spread_plane(part, place, width, at, made)
+        made, reader = np.empty(size, np.uint8), FrameReader(data[1:])
+        if not _joined(reader, width, made):
+            _spread(reader, width, made)
         reader.finish()
     except (UnpackError, IndexError) as error:
         raise _damaged(key, stored, error) from None
     return made.data
+
+
+def _joined(reader: FrameReader, width: int, made: npt.NDArray[np.uint8]) -> bool:
+    """Put all planes together in one pass over memory, where there is a compiled twin."""
+    twin = native.twin
+    if twin is None or made.nbytes > _JOINED or width not in WIDTHS:
+        return False
+    return bool(twin.fold_planes(reader.take(made.nbytes), width, 0, False, 0, None, made))
+
+
+def _spread(reader: FrameReader, width: int, made: npt.NDArray[np.uint8]) -> None:
+    count = made.nbytes // width
+    for place in range(width):
+        for at in range(0, count, _UNPACKED):
+            part = reader.take(min(_UNPACKED, count - at))
+            spread_plane(part, place, width, at, made)
 
 
 def _unknown(stored: Stored, key: str) -> FormatVersionError:
