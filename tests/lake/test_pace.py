@@ -11,7 +11,7 @@ import pytest
 
 import mldb
 from mldb.lake.stream import streams
-from mldb.lake.stream.pace import HAND_OVER, Pace
+from mldb.lake.stream.pace import HAND_OVER, SURE, Pace
 from mldb.lake.stream.prefetch import prefetch
 from tests.support.lakes import data, db, fill, raw
 
@@ -46,8 +46,10 @@ def steps_until_worth(clock: Clock, times: Iterator[tuple[float, float]], most: 
     ("step", "making", "found"),
     [
         (LONG, LONG, 8),  # the first step is not seen
-        (LONG, 1.9 * LONG, 8),
-        (LONG, 2.1 * LONG, None),  # who drains a stream
+        (1.1 * SURE, LONG, 8),
+        (0.9 * SURE, LONG, None),
+        (0.5 * SURE, 0.9 * SURE, None),  # who drains a stream
+        (0.95 * SURE, 0.9 * SURE, 8),
         (0.0, LONG, None),
         (LONG, 1.1 * HAND_OVER, 8),
         (LONG, 0.9 * HAND_OVER, None),  # views cost less than handing them over

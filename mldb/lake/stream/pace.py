@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Final
 
 HAND_OVER: Final = 50e-6  # seconds; a batch that takes less to make is never worth it
+SURE: Final = 4 * HAND_OVER  # saved: worth it also where steps are shorter than making is
 _IN_A_ROW: Final = 8  # steps: one that is long, as an evaluation is, says nothing of the next
 
 
@@ -36,5 +37,6 @@ class Pace:
         self._made = now
         if before is not None:
             step, making = self._asked - before, now - self._asked
-            self._worth = self._worth + 1 if 2 * step > making > HAND_OVER else 0
+            worth = step > making > HAND_OVER or min(step, making) > SURE
+            self._worth = self._worth + 1 if worth else 0
         return self._worth >= _IN_A_ROW
