@@ -42,7 +42,7 @@ class DigestTable:
         rows = index.rows_with_bytes()
         digests = index.digests(rows)
         order = np.argsort(digests, kind="stable")
-        self._sorted = memoryview(digests[order])
+        self._sorted = digests[order].data
         self._rows = rows[order].astype(np.uint32)
 
     def find(self, index: MappedIndex, digest: bytes) -> Iterator[tuple[bytes, Entry]]:

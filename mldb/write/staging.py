@@ -117,7 +117,7 @@ class Staging:
         else:
             self._put_large(names, prepared, looked)
 
-    def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> MadeAhead:
+    def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> MadeAhead[Looked]:
         """Look for the large ones of named tensors that will be put, before each call.
 
         They must stay as they are until it is closed.

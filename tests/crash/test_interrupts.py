@@ -126,7 +126,10 @@ def store_streamed(db: mldb.MLDatabase) -> None:
         txn["a"] = [7, 7]
 
 
-STORED = {store_one: {"a": [1], "b": [7, 7]}, store_both: {"a": [7, 7], "b": [7] * 3000}}
+STORED: dict[Act, dict[str, Any]] = {
+    store_one: {"a": [1], "b": [7, 7]},
+    store_both: {"a": [7, 7], "b": [7] * 3000},
+}
 STORED[store_streamed] = {"a": [7, 7], "b": [7] * 9000}
 
 

@@ -241,7 +241,7 @@ def test_an_interrupted_call_was_made_or_not_and_the_batch_goes_on() -> None:
             batch.put(b"b", b"2" * 400)
             interrupt = Interrupt(number)
             played(batch, interrupt)
-            allowed = {
+            allowed: dict[int, set[bytes | None]] = {
                 ord("a"): {b"1" * 500, b"4" * 300, None},
                 ord("b"): {b"2" * 400},
                 ord("c"): {b"3" * 400, None},

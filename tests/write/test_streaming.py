@@ -93,13 +93,13 @@ def test_what_is_streamed_is_fixed_read_back_overwritten_and_deleted() -> None:
             for number in range(6):
                 np.testing.assert_array_equal(txn[f"t{number}"], value(number))
             txn["t1"] = value(11)
-            txn["t2"] = np.arange(3)
+            txn["t2"] = np.arange(3, dtype=np.uint8)
             txn.delete_tensor("t3")
             txn["t4"] = value(14, 300_000)
             np.testing.assert_array_equal(txn["t1"], value(11))
             assert sorted(txn) == ["t0", "t1", "t2", "t4", "t5"]
         expected = {"t0": value(0), "t1": value(11), "t4": value(14, 300_000), "t5": value(5)}
-        check(db, fs, expected | {"t2": np.arange(3)})  # type: ignore[dict-item]
+        check(db, fs, expected | {"t2": np.arange(3, dtype=np.uint8)})
         assert db.metadata("t5") == {"number": 5}
 
 
