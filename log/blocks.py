@@ -22,7 +22,7 @@ from mldb.log.frame import Frame
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_SPLIT_BYTES = 8 << 20  # from here on a second thread pays for its start and hand-over
+_SPLIT_BYTES = 4 << 20  # from here on a second thread pays for its start and hand-over
 
 
 class Blocks:

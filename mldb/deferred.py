@@ -24,8 +24,8 @@ _WRITES: Final = ("__setattr__", "__delattr__")
 _SPECIAL: Final = ("ClassVar", "InitVar", "KW_ONLY")
 _OPTIONS: Final = frozenset({"frozen", "slots", "eq", "kw_only", "weakref_slot"})
 _make_tuple: Callable[..., Any] = namedtuple
-_FEW: Final = 4
-"""So many objects of a class are made field by field before an ``__init__`` is generated."""
+_FEW: Final = 64
+"""So many objects of a class are made field by field; from then on to generate costs less."""
 
 
 @cache
@@ -90,22 +90,24 @@ class _Declared:
         from dataclasses import MISSING
 
         fields = self.described().values()
-        ordered = [field.name for field in fields if field.init and not field.kw_only]
-        values = dict(zip(ordered, args, strict=False)) | named
-        if len(args) > len(ordered) or len(values) < len(args) + len(named):
-            return False
-        for field in fields:
-            if field.init and field.name in values:
-                value = values.pop(field.name)
-            elif field.default is not MISSING:
-                value = field.default
-            elif field.default_factory is not MISSING:
-                value = field.default_factory()
-            elif field.init:
+        values = dict(named)
+        if args:
+            ordered = [field.name for field in fields if field.init and not field.kw_only]
+            values = dict(zip(ordered, args, strict=False)) | named
+            if len(args) > len(ordered) or len(values) < len(args) + len(named):
                 return False
-            else:
-                continue
-            object.__setattr__(target, field.name, value)
+        assign = object.__setattr__
+        for field in fields:
+            name = field.name
+            if name in values and field.init:
+                value = values.pop(name)
+            elif (value := field.default) is MISSING:
+                if field.default_factory is MISSING:
+                    if field.init:
+                        return False
+                    continue
+                value = field.default_factory()
+            assign(target, name, value)
         if values:
             return False
         if "__post_init__" in self.own:

@@ -22,6 +22,8 @@ import pytest
 
 from mldb import deferred
 
+FEW = deferred._FEW
+
 Both = tuple[types.ModuleType, types.ModuleType]
 
 SOURCE = '''
@@ -203,6 +205,8 @@ QUESTIONS: dict[str, Callable[[types.ModuleType], object]] = {
     "own list": lambda m: m.Point(1).names is m.Point(1).names,
     "by name": lambda m: (m.Named(a=1), m.Named(a=1, b=2) == m.Named(a=1, b=2)),
     "by place": lambda m: m.Named(1),
+    "by another name": lambda m: m.Named(a=1, b=2, c=3),
+    "without a name": lambda m: m.Named(b=2),
     "open": _set_open,
     "open hash": lambda m: hash(m.Open(1)),
     "not of init": lambda m: m.Open(1, made=2),
@@ -229,7 +233,7 @@ QUESTIONS: dict[str, Callable[[types.ModuleType], object]] = {
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-@pytest.mark.parametrize("before", [0, 20])
+@pytest.mark.parametrize("before", [0, 100])
 def test_a_class_answers_as_that_of_python_does(both: Both, question: str, before: int) -> None:
     """Asked first, and after many objects were made, when all is generated."""
     answers = []
@@ -253,10 +257,10 @@ def test_nothing_is_generated_before_it_is_used(
     monkeypatch.setattr(dataclasses, "dataclass", counted)
     module = _made(tmp_path, "mldb")
     assert made == ["init"]  # the class with a class variable is none of the plain ones
-    for number in range(4):
+    for number in range(FEW):
         assert module.Point(number).x == number
     assert made == ["init", "fields"]
-    for number in range(9):
+    for number in range(FEW + 5):
         assert module.Point(number).x == number
     assert made == ["init", "fields", "init"]
     assert module.Point.__init__.__code__.co_varnames[:3] == ("self", "x", "y")

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import mldb
-from mldb.compaction import background
+from mldb.compaction import background, worker
 from mldb.compaction.background import OUTDATED_NS, size_due
 from mldb.compaction.status import WorkerStatus, has_worker
 from mldb.compaction.worker import WorkerOrder
+from mldb.log.fs import machine
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.posix import OsFileSystem
 from tests.support.background import (
@@ -88,8 +89,8 @@ def test_auto_asks_for_two_cores_and_a_local_disk(
     local: bool,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(background, "allowed_cores", lambda: cores)
-    monkeypatch.setattr(background, "is_local", lambda folder: local)
+    monkeypatch.setattr(machine, "allowed_cores", lambda: cores)
+    monkeypatch.setattr(machine, "is_local", lambda folder: local)
     with mldb.open(store_path, **options) as db:  # type: ignore[arg-type]
         found = compaction(db)
     assert found["not_started_because"] == reason
@@ -237,7 +238,7 @@ def test_a_worker_of_another_version_says_so(
     store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(store_path)
-    monkeypatch.setattr(background, "WorkerOrder", partial(WorkerOrder, version="mldb 9.9"))
+    monkeypatch.setattr(worker, "WorkerOrder", partial(WorkerOrder, version="mldb 9.9"))
     with mldb.open(store_path, **EAGER) as db:
         start(db)
         until(lambda: not compaction(db)["running"])

@@ -22,6 +22,7 @@ from mldb.compaction.status import has_worker, load_status
 from mldb.compaction.waiting import WaitingLakes
 from mldb.lake.consolidation import run, watch
 from mldb.lake.consolidation.watch import PolicyWatch
+from mldb.log.fs import machine
 from mldb.log.fs.posix import OsFileSystem
 from mldb.worker import RUNS_EACH
 from tests.support.background import (
@@ -145,7 +146,7 @@ def test_none_starts_where_the_gate_is_closed(
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(background, "allowed_cores", lambda: 1.0)
+    monkeypatch.setattr(machine, "allowed_cores", lambda: 1.0)
     with mldb.open(filled(store_path, rng, POLICY), **options) as db:
         db.lake().add_splats(copies(rng, 300))
         assert not len(db._compaction._waiting)
