@@ -104,6 +104,8 @@ def _version() -> str:
 
 twin: Any
 twin, status = load(os.environ)
+loaded: Final[Any] = twin
+"""The module, also while it is switched off: for what it is told once."""
 
 
 @contextmanager

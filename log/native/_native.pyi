@@ -79,6 +79,3 @@ def permute(
 def draw_rows(
     positions: Any, out: Any, seed: int, pass_number: int, block: int, keep: Any, alias: Any
 ) -> bool | None: ...
-def fold_planes(
-    planes: bytes, width: int, start: int, is_xor: bool, bias: int, base: object, made: object
-) -> bool | None: ...

@@ -30,21 +30,6 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     void *PyUnicode_DATA(object text)
 
-cdef struct _Head:  # FRAME_HEADER, which has no gaps
-    uint32_t magic
-    uint16_t kind
-    uint8_t version
-    uint8_t flags
-    uint32_t body
-    uint8_t block
-    uint8_t align
-    uint16_t reserved
-    uint64_t payload
-    uint64_t lsn
-    uint64_t last
-    uint64_t check
-    uint64_t own_check
-
 cdef enum:
     _TENSORS = 1  # the key space of mldb/keys.py
     _NAME_MAX = 255  # bytes, of mldb/names.py
@@ -207,18 +192,18 @@ cdef bytes _tail_of(tuple drafts, object extra, bytes checks, int64_t payload, u
 
 
 cdef bytes _frame(
-    _Head *head, const char *tail, Py_ssize_t size, uint64_t seed, Py_ssize_t before, Py_ssize_t behind
+    _Header *head, const char *tail, Py_ssize_t size, uint64_t seed, Py_ssize_t before, Py_ssize_t behind
 ):
     """A frame up to its payload, zeros before and behind; the head gets what it has checks of."""
     head.magic = _FRAME_MAGIC
-    head.check = check64_of(tail, size, 0)
-    head.own_check = check64_of(head, sizeof(_Head) - 8, seed)
-    cdef bytes made = PyBytes_FromStringAndSize(NULL, before + sizeof(_Head) + size + behind)
+    head.body_check = check64_of(tail, size, 0)
+    head.header_check = check64_of(head, sizeof(_Header) - 8, seed)
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, before + sizeof(_Header) + size + behind)
     cdef char *at = PyBytes_AS_STRING(made)
     memset(at, 0, before)
-    memcpy(at + before, head, sizeof(_Head))
-    memcpy(at + before + sizeof(_Head), tail, size)
-    memset(at + before + sizeof(_Head) + size, 0, behind)
+    memcpy(at + before, head, sizeof(_Header))
+    memcpy(at + before + sizeof(_Header), tail, size)
+    memset(at + before + sizeof(_Header) + size, 0, behind)
     return made
 
 
@@ -228,7 +213,7 @@ cdef bytes _commit(tuple row, int64_t count, bytes chain, int64_t durable, uint6
     cdef bytes body = PyBytes_FromStringAndSize(NULL, 128 + len(stated) + len(commit_id))
     cdef char *at = PyBytes_AS_STRING(body)
     cdef Py_ssize_t place, size
-    cdef _Head head
+    cdef _Header head
     at[0] = <char>0x9a
     at += 1
     for place in range(1, 5):  # parent, epoch, time, clock
@@ -240,9 +225,9 @@ cdef bytes _commit(tuple row, int64_t count, bytes chain, int64_t durable, uint6
     size = at + 1 - PyBytes_AS_STRING(body)
     if size > _BODY_BYTES_MAX - 128:
         raise ValueError
-    memset(&head, 0, sizeof(_Head))
-    head.kind, head.version, head.body = _KIND_COMMIT | _MUST_UNDERSTAND, 1, size
-    head.lsn = head.last = _natural(row[0])
+    memset(&head, 0, sizeof(_Header))
+    head.kind, head.body_version, head.body_length = _KIND_COMMIT | _MUST_UNDERSTAND, 1, size
+    head.lsn = head.commit_lsn = _natural(row[0])
     seed += <uint64_t>_natural(row[6])
     return _frame(&head, PyBytes_AS_STRING(body), size, seed, 0, -size & (_FRAME_ALIGN - 1))
 
@@ -269,11 +254,11 @@ cdef tuple _encode(list records, tuple start, extra, bytes commit_id):
     cdef bytes segment = start[1], chain = start[2], checks, tail
     cdef int64_t first = _natural(start[3]), offset = first, at, lsn = _natural(start[4])
     cdef Py_ssize_t count = len(records), before = 0, behind, size
-    cdef bytes heads = PyBytes_FromStringAndSize(NULL, _DIGEST_SIZE + count * sizeof(_Head))
+    cdef bytes heads = PyBytes_FromStringAndSize(NULL, _DIGEST_SIZE + count * sizeof(_Header))
     cdef char *its_head = PyBytes_AS_STRING(heads) + _DIGEST_SIZE
     cdef list buffers = [], entries = []
     cdef tuple parent = <tuple>start[6], drafts
-    cdef _Head head
+    cdef _Header head
     if type(start[6]) is not _RowType or count > _FRAMES_MAX or lsn > _LSN_MAX - (1 << 24):
         raise ValueError
     if not segment or len(chain) != _DIGEST_SIZE or len(commit_id) != _DIGEST_SIZE:
@@ -281,30 +266,30 @@ cdef tuple _encode(list records, tuple start, extra, bytes commit_id):
     _natural(start[7])  # the epoch
     memcpy(PyBytes_AS_STRING(heads), PyBytes_AS_STRING(chain), _DIGEST_SIZE)
     last = lsn + count
-    head.last, head.reserved = last, 0
+    head.commit_lsn, head.reserved = last, 0
     for record in records:
         drafts = tuple(record.drafts)
-        head.kind, head.version = record.kind, record.body_version
+        head.kind, head.body_version = record.kind, record.body_version
         head.flags = _FLAG_KEYED if drafts else 0
-        head.block, head.align = record.block_log2, record.align_log2
-        head.payload, head.lsn = _natural(record.payload_length), lsn
+        head.block_log2, head.align_log2 = record.block_log2, record.align_log2
+        head.payload_length, head.lsn = _natural(record.payload_length), lsn
         if (
             record.written
-            or not _BLOCK_LOG2_MIN <= head.block <= _BLOCK_LOG2_MAX
-            or not _ALIGN_LOG2_MIN <= head.align <= _ALIGN_LOG2_MAX
+            or not _BLOCK_LOG2_MIN <= head.block_log2 <= _BLOCK_LOG2_MAX
+            or not _ALIGN_LOG2_MIN <= head.align_log2 <= _ALIGN_LOG2_MAX
         ):
             raise ValueError
-        checks = (record.checks or b"") if head.payload else b""
-        tail = _tail_of(drafts, record.extra, checks, head.payload, &head.body)
-        size = head.body + len(checks)
-        frame, at = offset, offset + <int64_t>sizeof(_Head) + size
-        behind = -at & ((1 << head.align) - 1 if head.payload else _FRAME_ALIGN - 1)
+        checks = (record.checks or b"") if head.payload_length else b""
+        tail = _tail_of(drafts, record.extra, checks, head.payload_length, &head.body_length)
+        size = head.body_length + len(checks)
+        frame, at = offset, offset + <int64_t>sizeof(_Header) + size
+        behind = -at & ((1 << head.align_log2) - 1 if head.payload_length else _FRAME_ALIGN - 1)
         buffers.append(_frame(&head, PyBytes_AS_STRING(tail), size, seed + offset, before, behind))
-        memcpy(its_head, &head, sizeof(_Head))
-        its_head += sizeof(_Head)
-        if head.payload:
+        memcpy(its_head, &head, sizeof(_Header))
+        its_head += sizeof(_Header)
+        if head.payload_length:
             at += behind
-            behind = head.payload
+            behind = head.payload_length
             buffers += record.payload
         _add_entries(entries, drafts, last, segment, frame, at)
         at += behind

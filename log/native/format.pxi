@@ -29,6 +29,15 @@ cdef enum:
 cdef int64_t _LSN_MAX = 0x7FFFFFFFFFFFFFFF
 cdef int64_t _PAYLOAD_BYTES_MAX = <int64_t>1 << 48
 
+cdef struct _Header:  # FRAME_HEADER, which has no gaps
+    uint32_t magic
+    uint16_t kind
+    uint8_t body_version, flags
+    uint32_t body_length
+    uint8_t block_log2, align_log2
+    uint16_t reserved
+    uint64_t payload_length, lsn, commit_lsn, body_check, header_check
+
 VERSION = (<bytes>MLDB_VERSION).decode()
 INTERFACE = 2
 HAS_XXHASH = bool(MLDB_HAS_XXHASH)

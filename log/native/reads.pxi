@@ -37,15 +37,6 @@ cdef enum:
     _BY_PACKAGE_FROM = 1 << 15  # the package is built for wider vectors, and gives the lock up
     _ONE_THREAD_BELOW = 8 << 20  # from here on blocks.py hashes in two
 
-cdef struct _Header:  # FRAME_HEADER
-    uint32_t magic
-    uint16_t kind
-    uint8_t body_version, flags
-    uint32_t body_length
-    uint8_t block_log2, align_log2
-    uint16_t reserved
-    uint64_t payload_length, lsn, commit_lsn, body_check, header_check
-
 cdef struct _Payload:
     int64_t start, stop, checks, block
 

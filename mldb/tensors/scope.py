@@ -320,5 +320,5 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
     return view_numpy(what, data if is_lasting else bytes(data))
 
 
-if native.twin is not None:
-    native.twin.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)
+if native.loaded is not None:
+    native.loaded.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)
