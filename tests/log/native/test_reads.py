@@ -292,7 +292,7 @@ def test_odd_things_are_not_mine(data: st.DataObject) -> None:
     scope = db._scope(1)
     expected = twin.read(scope, "w", HOUR)
     assert expected is not None
-    fields = list(scope.view)
+    fields: list[Any] = list(scope.view)
     for at in data.draw(st.sets(st.sampled_from([0, 1, 5, 7, 9, 10]), max_size=3)):
         fields[at] = data.draw(odd_things)
     view = type(scope.view)._make(fields) if data.draw(st.booleans()) else tuple(fields)
