@@ -34,7 +34,8 @@ class LakeLoader(DataLoader[Any]):
 
     Every ``iter`` is an iteration of its own, and ``state_dict`` that of the newest; see there. The
     state is exact with workers too, and may be loaded under another number of workers or ranks.
-    Without workers (the default) a thread makes batches ahead. A worker has to send every batch
+    Without workers (the default) a thread makes batches ahead; where rows are verified and only
+    copied, once steps are long enough for it to be of use. A worker has to send every batch
     through fresh shared memory, which takes longer than reading it; so workers are started where
     they have something to compute, which is augmentation, and otherwise the thread reads.
 
