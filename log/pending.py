@@ -22,6 +22,8 @@ from mldb.log.frame import Record, hash_record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.lone import PENDING, discard
 
+BESIDE_BYTES: Final = 16 << 20
+"""What is hashed while it is written, and not before: less is hashed before a thread runs."""
 _WRITEBACK_BYTES: Final = 4 << 20  # what is worth a call that starts it
 
 
@@ -69,12 +71,14 @@ class PendingSegment:
         the file then is written over by what comes next, or the file is longer than ``tail``.
         """
         placed = list(place_all(records, self.tail))
-        late = [
-            item for item in records if item.checks is None and item.payload_length >= OVERLAP_BYTES
-        ]
+        late = [item for item in records if _is_late(item)]
+        if sum(item.payload_length for item in late) < BESIDE_BYTES:
+            late = []
         hashing = Aside(partial(hash_all, late)) if late else None
         try:
             for item in placed:
+                if not late or not _is_late(item.record):
+                    hash_record(item.record)
                 self._write(item)
         finally:
             if hashing is not None:
@@ -86,8 +90,6 @@ class PendingSegment:
 
     def _write(self, item: Placed) -> None:
         record = item.record
-        if record.payload_length < OVERLAP_BYTES:
-            hash_record(record)
         if record.written or not record.payload_length:
             return
         self.file.pwritev(record.payload, item.payload)
@@ -119,3 +121,8 @@ class PendingSegment:
         # Nobody will publish it any more: a writer that was dropped, a transaction that was.
         if hasattr(self, "file"):
             self.discard()
+
+
+def _is_late(record: Record) -> bool:
+    """Whether a record is left to be hashed while it is written."""
+    return record.checks is None and record.payload_length >= OVERLAP_BYTES

@@ -19,11 +19,11 @@ from mldb import keys
 from mldb.deferred import NamedTuple
 from mldb.errors import MldbError
 from mldb.log import format as fmt
-from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import whole_digest
 from mldb.log.door import Door
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import Entry
+from mldb.log.pending import BESIDE_BYTES
 from mldb.log.view import View
 from mldb.tensors.codec import unpack_descriptor
 from mldb.write.hashing import hash_to_look, hashed_to_store
@@ -77,7 +77,7 @@ class Looked(NamedTuple):
         """Return the same with the bytes hashed; without checksums where they are made later."""
         if self.digest:
             return self
-        if is_written and nbytes >= OVERLAP_BYTES:
+        if is_written and nbytes >= BESIDE_BYTES:
             return Looked(self.newest, None, None, whole_digest(buffers))
         return Looked(self.newest, None, *hash_to_look(buffers, nbytes))
 
@@ -85,7 +85,7 @@ class Looked(NamedTuple):
         self, buffers: Sequence[Buffer], *, is_written: bool = False
     ) -> tuple[bytes | None, bytes]:
         """Return block checksums and digest of what was not found, as far as they are needed."""
-        if is_written and sum(map(len, buffers)) >= OVERLAP_BYTES:
+        if is_written and sum(map(len, buffers)) >= BESIDE_BYTES:
             return self.checks, self.digest
         return hashed_to_store(self.checks, self.digest, buffers)
 

@@ -83,7 +83,7 @@ class LargeTensors:
     def write(self, keys: list[bytes], record: Record) -> None:
         """Write a record now, and first what is held."""
         self._write_held()
-        placed = self.open_pending().add([_on_a_page(record)])[0]
+        placed = self.open_pending().add([self._on_a_page(record)])[0]
         self._written.update(dict.fromkeys(keys, placed))
 
     def _write_held(self) -> None:
@@ -91,12 +91,18 @@ class LargeTensors:
         if not held:
             return
         # They are copies: what is held is whole until it is held no more.
-        places = self.open_pending().add(list(map(_on_a_page, held)))
+        places = self.open_pending().add(list(map(self._on_a_page, held)))
         at = {id(record): placed for record, placed in zip(held, places, strict=True)}
         self._written.update({key: at[id(record)] for key, record in self._held.items()})
         self._held, self._bytes = {}, 0
         for record in held:
             self._give_back(record)
+
+    def _on_a_page(self, record: Record) -> Record:
+        """A copy of a record, aligned to a page unless its size alone decides where it goes."""
+        if record.payload_length >= self._alone:
+            return replace(record)
+        return replace(record, align_log2=max(record.align_log2, fmt.PAGE_ALIGN_LOG2))
 
     def _give_back(self, record: Record) -> None:
         for part in self._borrowed.pop(id(record), ()):
@@ -203,10 +209,6 @@ class LargeTensors:
             self.pending.discard()
         for record in list(self._held.values()):
             self._give_back(record)
-
-
-def _on_a_page(record: Record) -> Record:
-    return replace(record, align_log2=max(record.align_log2, fmt.PAGE_ALIGN_LOG2))
 
 
 def _drop(record: Record, key: bytes) -> None:

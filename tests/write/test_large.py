@@ -18,7 +18,7 @@ from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import digest128
 from mldb.log.frame import Record
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.log.pending import PendingSegment
+from mldb.log.pending import BESIDE_BYTES, PendingSegment
 from mldb.tensors.codec import prepare
 from mldb.write.buffers import BufferPool
 from mldb.write.large import NEVER, LargeTensors
@@ -170,9 +170,10 @@ def test_what_was_overwritten_does_not_count_to_the_border() -> None:
     assert batch.ended() == {b"a": bytes([9]) * TOGETHER}
 
 
-def test_what_is_large_is_hashed_while_it_is_written() -> None:
+@pytest.mark.parametrize("size", [OVERLAP_BYTES, BESIDE_BYTES])
+def test_what_is_large_is_hashed_before_it_is_written_or_meanwhile(size: int) -> None:
     batch = Batch(together=0)
-    data = bytes(range(256)) * (OVERLAP_BYTES // 256)
+    data = bytes(range(256)) * (size // 256)
     batch.put(b"a", data)
     assert batch.ended() == {b"a": data}
 

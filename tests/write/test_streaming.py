@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 import mldb
-from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.pending import BESIDE_BYTES
 from tests.support.faults import FaultFileSystem
 
 BORDER = 200_000
@@ -171,7 +171,7 @@ def test_what_a_failed_call_left_is_no_torn_end_of_the_log() -> None:
 # --- bytes that are there already -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [90_000, OVERLAP_BYTES])
+@pytest.mark.parametrize("size", [90_000, BESIDE_BYTES])
 def test_streamed_tensors_are_found_in_the_store_and_among_themselves(size: int) -> None:
     """Whether all of their checksums are made before they are written, or some meanwhile."""
     fs = MemoryFileSystem()
