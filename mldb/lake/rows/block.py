@@ -86,12 +86,9 @@ class MappedBlock:
 
     def verify(self, name: str, rows: Selection) -> None:
         """Check the stored blocks that hold these rows of a column, each once."""
+        if name == "mu" and isinstance(rows, slice) and self._is_prepared(rows):
+            return
         place, row_bytes = self._places[name]
-        start, stop = self._span
-        if name == "mu" and 0 < stop < self.info.rows and isinstance(rows, slice):
-            # The last rows say of all that they need no check.
-            if start <= rows.start and rows.stop <= stop:
-                return
         door, at = self._scope.source.door, (self._scope.view, self._key, self.entry)
         if isinstance(rows, slice):
             low, high = place + rows.start * row_bytes, place + rows.stop * row_bytes
@@ -104,6 +101,11 @@ class MappedBlock:
         view = self._scope.view
         if self._verify == "never" or door.is_verified(view, self.entry, place, end):
             self._verified.add(name)
+
+    def _is_prepared(self, rows: slice) -> bool:
+        """Whether all of these rows of mu are; not the last ones, which say that of the column."""
+        start, stop = self._span
+        return start <= rows.start and rows.stop <= stop < self.info.rows
 
     def prepare(self, rows: slice) -> None:
         """Bring in the pages of these rows of mu, and verify them, before they are read.
