@@ -341,6 +341,33 @@ def test_ctrl_c_at_any_step(lake: Any, kind: str, points: int) -> None:
         until(lambda: _thread._count() <= before)
 
 
+@pytest.mark.parametrize("verify", ["first", "always"])
+def test_rows_that_were_prepared_are_not_asked_for_again(
+    lake: Any, verify: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = reopened(lake, verify=verify).rows().block(0)
+    asked: list[slice] = []
+    door = type(block._scope.source.door)
+    part = door.part
+
+    def note(self: Any, *place: Any) -> Any:
+        asked.append(slice(place[4] // (4 * DIM), place[5] // (4 * DIM)))
+        return part(self, *place)
+
+    monkeypatch.setattr(door, "part", note)
+    for first in (400, 800, 2000, 2400):
+        block.prepare(slice(first, first + 400))
+    asked.clear()
+    for low, high in ((2000, 2800), (2100, 2101), (2799, 2801), (1999, 2001), (400, 500)):
+        block.verify("mu", slice(low, high))
+    known = [] if verify == "first" else [slice(2000, 2800), slice(2100, 2101)]
+    assert asked == [*known, slice(2799, 2801), slice(1999, 2001), slice(400, 500)]
+    assert not block.is_verified("mu")
+    block.verify("kappa", slice(2000, 2800))
+    block.prepare(slice(0, 3000))
+    assert block.is_verified("mu") == (verify == "first")
+
+
 # --- which pieces ---------------------------------------------------------------------------------
 
 

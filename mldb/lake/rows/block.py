@@ -25,7 +25,7 @@ class MappedBlock:
     """One block, mapped. Any thread; arrays are read-only views made when first asked for."""
 
     __slots__ = (
-        *("_arrays", "_key", "_lake", "_places", "_scope", "_verified", "_verify"),
+        *("_arrays", "_key", "_lake", "_places", "_scope", "_span", "_verified", "_verify"),
         *("entry", "info", "start", "stop"),
     )
 
@@ -44,6 +44,7 @@ class MappedBlock:
         self._places = {c.name: (c.offset, c.row_bytes) for c in info.columns}
         self._verify = scope.source.door.verify
         self._verified: set[str] = set()  # columns that need no further check
+        self._span = 0, 0  # rows of mu that were prepared last, one run: so do they
 
     def column(self, name: str) -> BlockColumn:
         """The place of a column. Raises MissingError."""
@@ -85,8 +86,10 @@ class MappedBlock:
 
     def verify(self, name: str, rows: Selection) -> None:
         """Check the stored blocks that hold these rows of a column, each once."""
-        door, at = self._scope.source.door, (self._scope.view, self._key, self.entry)
+        if name == "mu" and isinstance(rows, slice) and self._is_prepared(rows):
+            return
         place, row_bytes = self._places[name]
+        door, at = self._scope.source.door, (self._scope.view, self._key, self.entry)
         if isinstance(rows, slice):
             low, high = place + rows.start * row_bytes, place + rows.stop * row_bytes
             door.part(*at, self.entry.length, low, high, self._lake)
@@ -99,14 +102,22 @@ class MappedBlock:
         if self._verify == "never" or door.is_verified(view, self.entry, place, end):
             self._verified.add(name)
 
+    def _is_prepared(self, rows: slice) -> bool:
+        """Whether all of these rows of mu are; not the last ones, which say that of the column."""
+        start, stop = self._span
+        return start <= rows.start and rows.stop <= stop < self.info.rows
+
     def prepare(self, rows: slice) -> None:
         """Bring in the pages of these rows of mu, and verify them, before they are read.
 
         Raises CorruptError.
         """
         self._scope.source.log.fs.populate(self._unverified(rows))
-        if self._verify != "always":  # each read verifies anew
-            self.verify("mu", rows)
+        if self._verify == "always":
+            return  # each read verifies anew
+        self.verify("mu", rows)
+        start, stop = self._span
+        self._span = (start if start <= rows.start <= stop else rows.start), rows.stop
 
     def read_ahead(self, rows: slice) -> None:
         """Ask for these rows of mu from the disk."""
