@@ -27,6 +27,10 @@ def _version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"])
 
 
+def _included() -> list[str]:
+    return [path.name for path in (ROOT / NATIVE).iterdir() if path.suffix in (".pxi", ".h")]
+
+
 def _extensions() -> list[Extension]:
     """The module, or nothing where it would be refused: without a global lock, big-endian."""
     if sysconfig.get_config_var("Py_GIL_DISABLED") or sys.byteorder != "little":
@@ -40,8 +44,8 @@ def _extensions() -> list[Extension]:
         macros.append(("MLDB_XXHASH", "1"))
     extension = Extension(
         "mldb.log.native._native",
-        [str(NATIVE / "_native.pyx")],
-        depends=sorted(str(NATIVE / path.name) for path in (ROOT / NATIVE).glob("*.[ph]*")),
+        [str(NATIVE / "_native.pyx"), str(NATIVE / "hash_avx2.c")],
+        depends=[str(NATIVE / name) for name in sorted(_included())],
         include_dirs=[np.get_include(), str(NATIVE), *found[:1]],
         define_macros=macros,
         extra_compile_args=["-O3", "-g0", "-fno-strict-aliasing", "-fvisibility=hidden"],

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+import numpy as np  # noqa: F401 - first of all: deeper in the stack its import costs more
+
 from mldb.closing import Closing
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.log.fs.posix import OsFileSystem

@@ -39,6 +39,9 @@ SYSTEM_PACKAGES: tuple[str, ...] = (
     "libxxhash-dev",
 )
 
+# Sources of the compiled module.
+BUILT_OF = (".py", ".pyx", ".pxi", ".pyi", ".h", ".c")
+
 TYPES = ("-m", "mypy")
 # Two processes: the tests wait for disks, children and time as often as they compute. Each has half
 # of the tests in their order; who is done first takes half of what the other has left.
@@ -123,13 +126,18 @@ def _fingerprint() -> str:
     for part in (
         (ROOT / "pyproject.toml").read_bytes(),
         (ROOT / "setup.py").read_bytes(),
-        *(path.read_bytes() for path in sorted((ROOT / "log/native").glob("*.[ph]*"))),
+        *(path.read_bytes() for path in _sources(ROOT / "log/native")),
         Path(__file__).read_bytes(),
         repr(sys.version_info[:2]).encode(),
         str(ROOT).encode(),
     ):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def _sources(folder: Path) -> list[Path]:
+    """What the compiled module is built of, and not what was built."""
+    return sorted(path for path in folder.iterdir() if path.suffix in BUILT_OF)
 
 
 def _is_current(fingerprint: str) -> bool:

@@ -5,7 +5,7 @@ It never locks, publishes, syncs or acknowledges. Whatever is not plain it gives
 (None), and the Python twin runs, and raises. Little-endian, builds with a GIL only.
 """
 
-from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 include "hash.pxi"

@@ -37,7 +37,7 @@ cdef enum:
     _BY_PACKAGE_FROM = 1 << 15  # the package is built for wider vectors, and gives the lock up
     _ONE_THREAD_BELOW = 8 << 20  # from here on blocks.py hashes in two
 
-cdef struct _Payload:
+cdef struct _Stored:
     int64_t start, stop, checks, block
 
 cdef struct _Slots:  # where in their objects the fields lie that are looked at
@@ -260,7 +260,7 @@ cdef bint _is_zero(const uint8_t *data, int64_t low, int64_t high) noexcept nogi
 
 cdef bint _is_sound(
     const uint8_t *data, int64_t size, uint64_t seed, int64_t at, int64_t low, int64_t high,
-    _Payload *found,
+    _Stored *found,
 ) noexcept nogil:
     """Whether a frame is sound but for its payload, whose blocks all hold some of bytes low..high.
 
@@ -305,7 +305,7 @@ cdef bint _is_sound(
     return True
 
 
-cdef bint _blocks_fit(const uint8_t *data, _Payload at) except -1:
+cdef bint _blocks_fit(const uint8_t *data, _Stored at) except -1:
     """Whether all blocks of a payload have their checksums, as ``Blocks.touch`` has it."""
     cdef uint64_t stored, found
     cdef int64_t size
@@ -332,7 +332,7 @@ cdef bint _is_verified(
     """Whether these bytes were verified, or are now, with all of their frame; else not mine."""
     whole, blocks = <object>_field(segment, _at.whole), <object>_field(segment, _at.blocks)
     cdef uint64_t seed
-    cdef _Payload at
+    cdef _Stored at
     if PySet_Contains(whole, frame):
         return True
     if not MLDB_HAS_XXHASH or PySet_Size(whole) >= _whole_max or frame in <dict>blocks:

@@ -222,7 +222,9 @@ def imports(setting: Setting) -> Outcome:
     outcome = Outcome([table])
     outcome.keep("import.total", table, MLDB)
     outcome.keep("import.python", table, "python")
+    outcome.keep("import.numpy", table, "python, numpy")
     measures = outcome.measures
+    measures["import.own"] = measures["import.total"] - measures["import.numpy"]
     measures["import.milliseconds"] = measures["import.total"] - measures["import.python"]
     measures["import.heavy"] = len(loaded)
     return outcome

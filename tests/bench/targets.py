@@ -194,4 +194,10 @@ TARGETS = (
         ),
         (at_most("import.milliseconds", 110.0, "ms"),),
     ),
+    Target(
+        "IMPORT",
+        "the same above import numpy",
+        (at_most("import.own", 45.0, "ms"),),
+        (at_most("import.own", 25.0, "ms"),),
+    ),
 )
