@@ -39,6 +39,8 @@ from mldb.log.index.entry_check import are_in_bounds, is_sound
 
 OVERLAP_BYTES: Final = 4 << 20
 """From this payload size on, hashing and writing overlap."""
+BESIDE_BYTES: Final = 16 << 20
+"""What of a pending segment is hashed while it is written: less is hashed before a thread runs."""
 
 LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
 """Behind it no batch is begun."""

@@ -17,13 +17,11 @@ from typing import Final
 
 from mldb.log import format as fmt
 from mldb.log.aside import Aside
-from mldb.log.batch import OVERLAP_BYTES, Placed, hash_all, place, place_all
+from mldb.log.batch import BESIDE_BYTES, OVERLAP_BYTES, Placed, hash_all, place, place_all
 from mldb.log.frame import Record, hash_record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.lone import PENDING, discard
 
-BESIDE_BYTES: Final = 16 << 20
-"""What is hashed while it is written, and not before: less is hashed before a thread runs."""
 _WRITEBACK_BYTES: Final = 4 << 20  # what is worth a call that starts it
 
 

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from mmap import PAGESIZE
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _WILLNEED: Final = 3
 _POPULATE_READ: Final = 22

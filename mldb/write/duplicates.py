@@ -19,11 +19,11 @@ from mldb import keys
 from mldb.deferred import NamedTuple
 from mldb.errors import MldbError
 from mldb.log import format as fmt
+from mldb.log.batch import BESIDE_BYTES
 from mldb.log.checksum import whole_digest
 from mldb.log.door import Door
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import Entry
-from mldb.log.pending import BESIDE_BYTES
 from mldb.log.view import View
 from mldb.tensors.codec import unpack_descriptor
 from mldb.write.hashing import hash_to_look, hashed_to_store

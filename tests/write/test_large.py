@@ -18,7 +18,8 @@ from mldb.log.batch import OVERLAP_BYTES
 from mldb.log.checksum import digest128
 from mldb.log.frame import Record
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.log.pending import BESIDE_BYTES, PendingSegment
+from mldb.log.batch import BESIDE_BYTES
+from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import prepare
 from mldb.write.buffers import BufferPool
 from mldb.write.large import NEVER, LargeTensors

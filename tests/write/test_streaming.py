@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import mldb
 from mldb.log.fs.memory import MemoryFileSystem
-from mldb.log.pending import BESIDE_BYTES
+from mldb.log.batch import BESIDE_BYTES
 from tests.support.faults import FaultFileSystem
 
 BORDER = 200_000

@@ -105,7 +105,7 @@ def test_an_engine_that_answers_wrong_is_found_out(
 def test_damage_that_nobody_finds_is_a_broken_promise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mldb.log.blocks.Blocks._verify", lambda *_: None)
+    monkeypatch.setattr("mldb.log.blocks.Blocks._verify_run", lambda *_: None)
     with pytest.raises(BrokenPromise):
         checks.damage(str(tmp_path))
 
