@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mldb.history.kinds.tensors import tensors_packed
 from mldb.log import format as fmt
@@ -12,7 +12,9 @@ from mldb.log.checksum import digest128
 from mldb.log.frame import DraftFields, Record
 from mldb.tensors.codec import Prepared, known_arrays
 from mldb.write.buffers import BufferPool
-from mldb.write.references import References
+
+if TYPE_CHECKING:
+    from mldb.write.references import References
 
 PACK_BELOW: Final = 64 << 10
 PACK_BYTES: Final = fmt.PAGE_ALIGN_FROM

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 import mldb
-from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.batch import BESIDE_BYTES
+from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.faults import FaultFileSystem
 
 BORDER = 200_000
