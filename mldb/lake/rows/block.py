@@ -105,7 +105,8 @@ class MappedBlock:
     def _is_prepared(self, rows: slice) -> bool:
         """Whether all of these rows of mu are; not the last ones, which say that of the column."""
         start, stop = self._span
-        return start <= rows.start and rows.stop <= stop < self.info.rows
+        is_inside: bool = start <= rows.start and rows.stop <= stop < self.info.rows
+        return is_inside
 
     def prepare(self, rows: slice) -> None:
         """Bring in the pages of these rows of mu, and verify them, before they are read.
