@@ -59,6 +59,7 @@ from mldb.log.index.footer import index_frame
 from mldb.log.patch import PATCH_HEADER, PATCH_VERSION, Patch, encode_patch
 from mldb.log.recovery import LOST
 from mldb.log.segment import segment_name
+from mldb.query.statistics_cache import HINT as STATISTICS
 from mldb.tensors import metadata
 from mldb.tensors.descriptor import COMPONENT_ALIGN
 from mldb.tensors.encoding import ENCODING_ZSTD
@@ -267,6 +268,7 @@ def check_folder(rows: list[Row]) -> None:
         f"{HINTS}/{STATUS}": str(fmt.FILE_HINT),
         WORKER_LOCK: "-",
         f"{HINTS}/{READS}": str(fmt.FILE_HINT),
+        f"{HINTS}/{STATISTICS}": str(fmt.FILE_HINT),
         READS_LOCK: "-",
         **dict.fromkeys((f"{HINTS}/{WISHES}{kind}-{unique}" for kind in WISH_KINDS), "-"),
         **dict.fromkeys(lakes, str(fmt.FILE_HINT)),
