@@ -96,10 +96,12 @@ def test_a_pass_has_the_same_batches(
     others = {thread for thread, _, _ in runs} - {threading.get_ident()}
     small = kind in ("systematic", "bottom_k")  # draws of few rows leave most unread
     assert len(others) == (0 if small else 1)
-    runs.clear()
-    again = raw(stream(fresh, kind, **options))
-    assert again == want
-    if verify == "first" and kind == "sequential":  # others may be done before all is prepared
+    for _ in range(5):  # who reads may overtake the scout, and be done before all is prepared
+        runs.clear()
+        assert raw(stream(fresh, kind, **options)) == want
+        if not runs or verify != "first" or kind != "sequential":
+            break
+    if verify == "first" and kind == "sequential":
         assert not runs, "what is verified is not prepared again"
 
 
