@@ -12,7 +12,7 @@ import pytest
 from tests.support.interference import CALM, Schedule, Tally, sweep
 from tests.support.interference_cases import APART, FIRST, Part, parts
 
-SHORT = {"head", "read", "as of"}
+SHORT = {"head", "read", "as of", "blind"}
 """Operations of so few bytecodes that more of them are taken."""
 
 HANDLERS = ("commit", "transaction", "head", "read", "listing", "snapshot")
