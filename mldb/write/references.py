@@ -116,11 +116,9 @@ class References:
 
         It is empty where there is none; None where there may be more: then ask :meth:`find`.
         """
-        duplicates, view = self._duplicates, self._view
-        if duplicates is None or nbytes >= duplicates.least:
+        if self._duplicates is None or nbytes >= self._duplicates.least:
             return None
-        if view is None:
-            view = self._view = duplicates.head()
+        duplicates, view = self._looking()
         return duplicates.rival(view, key)
 
     def note_new(self) -> None:

@@ -7,6 +7,7 @@ Windows of strata are read a window ahead: a window is shuffled, but its strata 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
@@ -57,16 +58,16 @@ class Pieces(Protocol):
         """Bring in a piece and verify it. Raises CorruptError, StorageIOError, MemoryError."""
 
 
-class _OfRows:
+class _OfRows(ABC):
     """What all of them do with the rows of a piece."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._row_bytes = 4 * rows.dim
 
+    @abstractmethod
     def rows_of(self, piece: int) -> slice:
         """The rows of a piece."""
-        raise NotImplementedError
 
     def prepare(self, piece: int) -> None:
         """Bring in a piece and verify it."""
@@ -77,7 +78,7 @@ class _OfRows:
         """Whether a piece would come from memory."""
         return all(block.is_resident(part) for block, part in self._parts(piece))
 
-    def ask(self, first: int, stop: int) -> None:
+    def ask(self, first: int, stop: int) -> None:  # noqa: B027 - not every kind has to do it
         """Leave it to the kernel, which sees that rows are read in their order."""
 
     def _parts(self, piece: int) -> Iterator[tuple[MappedBlock, slice]]:
