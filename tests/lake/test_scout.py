@@ -65,15 +65,25 @@ def reopened(lake: Any, **options: Any) -> Any:
 
 
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """Note the thread and the stored rows of every run that is prepared."""
+    """Note the thread and the stored rows of every run that is prepared.
+
+    Who reads waits for the first piece: on a busy machine it was through with all before the thread
+    had its first turn.
+    """
     runs: list[tuple[int, int, int]] = []
     prepare = MappedBlock.prepare
+    begin = Scout._begin
+
+    def begin_and_wait(scout: Scout) -> None:
+        begin(scout)
+        until(lambda: scout._done.qsize() > 0)
 
     def note(block: MappedBlock, rows: slice) -> None:
         prepare(block, rows)
         runs.append((threading.get_ident(), block.start + rows.start, block.start + rows.stop))
 
     monkeypatch.setattr(MappedBlock, "prepare", note)
+    monkeypatch.setattr(Scout, "_begin", begin_and_wait)
     return runs
 
 
