@@ -25,6 +25,8 @@ _LSN = itemgetter(0)
 CommitField = Literal["epoch", "time"]
 
 _HALF_SORTED = -1
+_FEW_NAMES = 1 << 10
+"""So many are sorted anew sooner than the package for more is imported."""
 _MEMOS_MAX = 1 << 10
 
 
@@ -103,7 +105,8 @@ class MemoryIndex:
         self._log: list[bytes | CommitRow] = []  # what was stored, each commit behind its keys
         self._order: list[bytes] = []  # the keys as they came; only ever appended to
         self._sorted = 0  # how many of them are in _names; guarded by _names_lock
-        self._names: SortedList[bytes] | None = None  # when first asked; guarded by _names_lock
+        # When first asked; guarded by _names_lock.
+        self._names: list[bytes] | SortedList[bytes] | None = None
         self._names_lock = OwnedLock("the sorted names of the newest segment")
 
     @property
@@ -160,16 +163,25 @@ class MemoryIndex:
         if guard is None:  # a handler inside this very method: the sorted names are half done
             return iter(sorted(key for key in list(self._entries) if key.startswith(prefix)))
         with guard:
-            stop = after_prefix(prefix)
-            return iter(list(self._sort().irange(prefix, stop, inclusive=(True, False))))
+            return iter(self._between(prefix, after_prefix(prefix)))
 
-    def _sort(self) -> SortedList[bytes]:
+    def _between(self, start: bytes, stop: bytes | None) -> list[bytes]:
+        """The names with start <= name < stop. Under ``_names_lock``."""
+        names = self._sort()
+        if not isinstance(names, list):
+            return list(names.irange(start, stop, inclusive=(True, False)))
+        end = len(names) if stop is None else bisect_left(names, stop)
+        return names[bisect_left(names, start) : end]
+
+    def _sort(self) -> list[bytes] | SortedList[bytes]:
         """Bring the sorted names up to date; anew after an interrupt that left them half done."""
         names, done, count = self._names, self._sorted, len(self._order)
         if names is not None and done == count:
             return names
         self._sorted = _HALF_SORTED
-        if names is None or done == _HALF_SORTED:
+        if count <= _FEW_NAMES:
+            names = self._names = sorted(self._order[:count])
+        elif names is None or isinstance(names, list) or done == _HALF_SORTED:
             from sortedcontainers import SortedList
 
             names = self._names = SortedList(self._order[:count])
@@ -185,8 +197,7 @@ class MemoryIndex:
             known = list(self._entries)
             return iter(sorted(key for key in known if key.startswith(prefix) and key >= start))
         with guard:
-            names = self._sort().irange(max(prefix, start), after_prefix(prefix), (True, False))
-            return iter(list(names))
+            return iter(self._between(max(prefix, start), after_prefix(prefix)))
 
     def commit_at(self, lsn: int) -> CommitRow | None:
         """Return the commit with this LSN."""

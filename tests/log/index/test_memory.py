@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mldb.log.index import memory
 from mldb.log.index.address import CommitRow, Entry, Intervals
 from mldb.log.index.lineage import is_visible, spelled
 from mldb.log.index.memory import CommitField, MemoryIndex
@@ -36,10 +37,20 @@ def test_newest_and_versions_are_what_a_search_of_everything_finds(history: Hist
             assert index.newest(key, intervals) == newest(history, key, intervals)
 
 
-@given(histories(), st.binary(max_size=2) | KEYS)
-def test_keys_are_sorted_and_start_with_the_prefix(history: History, prefix: bytes) -> None:
-    found = list(history.memory().keys(prefix))
-    assert found == sorted(key for key in keys_of(history) if key.startswith(prefix))
+@given(histories(), st.binary(max_size=2) | KEYS, KEYS, st.integers(0, 12))
+def test_keys_are_sorted_and_start_with_the_prefix(
+    history: History, prefix: bytes, start: bytes, few: int
+) -> None:
+    """As few, sorted anew, as many, sorted in, and at the step from one to the other."""
+    index, known = MemoryIndex(), set[bytes]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_FEW_NAMES", few)
+        for commit, entries in zip(history.rows, history.entries, strict=True):
+            index.add(commit, entries)
+            known.update(key for key, _ in entries)
+            want = sorted(key for key in known if key.startswith(prefix))
+            assert list(index.keys(prefix)) == want
+            assert list(index.keys_from(prefix, start)) == [key for key in want if key >= start]
 
 
 @given(histories(), st.integers(0, 30), st.integers(0, 30))
@@ -85,8 +96,12 @@ def entry(lsn: int) -> Entry:
     return Entry(lsn, SEGMENT_ID, 128, 256, 4, b"", 0, 0, 0, b"", b"")
 
 
-def test_keys_may_be_listed_while_others_are_added() -> None:
+@pytest.mark.parametrize("few", [300, 1 << 10])
+def test_keys_may_be_listed_while_others_are_added(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first listing after an addition sorts the new keys in; two threads may list at once."""
+    monkeypatch.setattr(memory, "_FEW_NAMES", few)
     index = MemoryIndex()
     failures: list[BaseException] = []
     done = threading.Event()
