@@ -1,8 +1,8 @@
 """The life of a background worker: one process, one store, a list of jobs, behind everybody else.
 
-Two threads: one works at idle priority; the main thread keeps the usual priority and makes the
-calls that hold the commit lock. If these ran at idle priority too, a busy machine could keep the
-lock from who commits for seconds. Ending at any moment leaves a store that opens.
+Two threads: one works at the lowest priority; the main thread keeps the usual one and makes the
+calls that hold the commit lock. If these ran at the lowest too, a busy machine could keep the lock
+from who commits for seconds. Ending at any moment leaves a store that opens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mldb.deferred import dataclass
 from mldb.errors import FormatVersionError, MldbError, StoreMovedError
 from mldb.log import format as fmt
 from mldb.log.aside import Promptly
-from mldb.log.fs.priority import be_idle
+from mldb.log.fs.priority import be_last
 from mldb.log.fs.process import CURRENT
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.manifest import manifest_numbers
@@ -233,10 +233,10 @@ class _Worker:
         thread.join()
 
     def _run(self, store: S, jobs: Sequence[Job[S]]) -> None:
-        """The idle thread."""
+        """The thread of the lowest priority."""
         bench = self._bench
         try:
-            be_idle()
+            be_last()
             for job in jobs:
                 if bench.order.job not in ("", job.name):
                     continue

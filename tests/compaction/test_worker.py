@@ -1,4 +1,4 @@
-"""The worker itself: one of a store, at idle priority, ended at any moment, told by its status."""
+"""The worker itself: one of a store, at the lowest priority, ended at any moment, told by its status."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_it_imports_neither_torch_nor_what_belongs_to_devices() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
-def test_it_works_at_idle_priority_but_for_what_holds_the_commit_lock(store_path: Path) -> None:
+def test_it_works_at_the_lowest_priority_but_for_what_holds_the_commit_lock(store_path: Path) -> None:
     with paused(filled(store_path)) as db:
         pid = start(db)
         policies = {
@@ -86,7 +86,7 @@ def test_it_works_at_idle_priority_but_for_what_holds_the_commit_lock(store_path
             for thread in os.listdir(f"/proc/{pid}/task")
         }
         assert policies.pop(pid) == os.sched_getscheduler(0)
-        assert set(policies.values()) == {os.SCHED_IDLE}
+        assert set(policies.values()) == {os.SCHED_BATCH}
         (worker,) = policies
         assert os.getpriority(os.PRIO_PROCESS, worker) == 19
         assert os.getpgid(pid) == pid != os.getpgid(0)

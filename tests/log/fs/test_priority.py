@@ -1,4 +1,4 @@
-"""Idle priority is that of one thread; the others of its process keep theirs."""
+"""The lowest priority is that of one thread; the others of its process keep theirs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mldb.log.fs.priority import be_idle, go_first
+from mldb.log.fs.priority import be_last, go_first
 from tests.support.processes import Child, Line
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells them apart")
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 
 def _act(line: Line) -> None:
     def work() -> None:
-        be_idle()
-        be_idle()  # again, nothing happens
+        be_last()
+        be_last()  # again, nothing happens
         own = threading.get_native_id()
         line.say(os.sched_getscheduler(own), os.getpriority(os.PRIO_PROCESS, own))
 
@@ -31,9 +31,9 @@ def _act(line: Line) -> None:
         line.say(file.read().strip())
 
 
-def test_only_the_thread_that_asks_becomes_idle_and_the_process_goes_first() -> None:
+def test_only_the_thread_that_asks_comes_last_and_the_process_goes_first() -> None:
     with Child(_act) as child:
-        assert child.hear() == [str(os.SCHED_IDLE), "19"]
+        assert child.hear() == [str(os.SCHED_BATCH), "19"]
         assert child.hear() == ["True"]
         assert child.hear() == ["500"]
         assert child.wait() == 0
