@@ -1,4 +1,4 @@
-"""The worker itself: one of a store, at the lowest priority, ended at any moment, told by its status."""
+"""The worker itself: one of a store, behind all others, ended at any moment, told by its status."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_it_imports_neither_torch_nor_what_belongs_to_devices() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
-def test_it_works_at_the_lowest_priority_but_for_what_holds_the_commit_lock(store_path: Path) -> None:
+def test_it_works_behind_all_others_but_for_what_holds_the_commit_lock(store_path: Path) -> None:
     with paused(filled(store_path)) as db:
         pid = start(db)
         policies = {
