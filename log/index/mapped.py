@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _KEY_CACHE_MAX = 1 << 14
-_CACHE_MIN: Final = 1 << 10
+_CACHE_MIN: Final = 1 << 12
 _CACHED_SHARE: Final = 10
 """Of the versions a tenth is kept, since one that is costs some 500 bytes: 50 for each version."""
 _MEMOS_MAX = 1 << 10
