@@ -6,7 +6,7 @@ import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _KEY_CACHE_MAX = 1 << 14
-_CACHE_MIN: Final = 1 << 12
+_CACHE_MIN: Final = 1 << 11
 _CACHED_SHARE: Final = 10
 """Of the versions a tenth is kept, since one that is costs some 500 bytes: 50 for each version."""
 _MEMOS_MAX = 1 << 10
@@ -53,6 +53,18 @@ asked for: they are neighbours, and it costs no more than as many one by one."""
 
 _KeyRows = tuple[Sequence[int], int]
 """The commit LSNs of one key's versions, and the row of the first."""
+_Kept = TypeVar("_Kept")
+_Value = TypeVar("_Value")
+
+
+def _thinned(kept: dict[_Kept, _Value], room: int) -> dict[_Kept, _Value]:
+    """Return half of *room* at most, of any age.
+
+    Emptied, or without the oldest, it would have nothing of what is read round after round and is
+    just larger than the room.
+    """
+    items = list(kept.items())  # in one step: others may be adding
+    return dict(items[:: max(2, -(-2 * len(items) // max(room, 1)))])
 
 
 class MappedIndex(MappedCommits):
@@ -62,8 +74,8 @@ class MappedIndex(MappedCommits):
     segments that its rows lie in: one for a footer, those of its segment column otherwise.
     ``_cache`` maps keys to their rows, ``_entries`` rows to entries, ``_asked`` are the blocks of
     rows of which one was asked for, ``_memos`` what lineages lead to; all bounded by being emptied
-    when full, ``_room`` of the first two. All are only ever replaced by equal values, so they need
-    no lock.
+    when full, or thinned where ``_room`` bounds them. All are only ever replaced by equal values,
+    so they need no lock.
     """
 
     __slots__ = ("_asked", "_cache", "_entries", "_is_sound", "_memos", "_room")
@@ -85,7 +97,7 @@ class MappedIndex(MappedCommits):
         except KeyError:
             found = self._find(key)
         if len(self._cache) >= self._room:
-            self._cache = {}
+            self._cache = _thinned(self._cache, self._room)
         self._cache[key] = found
         return found
 
@@ -125,7 +137,7 @@ class MappedIndex(MappedCommits):
         except KeyError:
             pass
         if len(self._entries) >= self._room:
-            self._entries, self._asked = {}, set()
+            self._entries, self._asked = _thinned(self._entries, self._room), set()
         block = row // _BLOCK_ROWS
         if block not in self._asked:
             self._asked.add(block)
@@ -155,7 +167,7 @@ class MappedIndex(MappedCommits):
         if high - low < _ONE_BY_ONE:
             return self._entry(row)
         if len(self._entries) >= self._room:
-            self._entries, self._asked = {}, set()
+            self._entries, self._asked = _thinned(self._entries, self._room), set()
         return self._keep(row, low, high)
 
     def _decode(self, row: int) -> Entry:

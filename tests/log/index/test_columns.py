@@ -189,6 +189,22 @@ def test_caches_are_bounded_and_emptied(monkeypatch: pytest.MonkeyPatch) -> None
             assert len(index._entries) <= 7 + mapped_module._BLOCK_ROWS
 
 
+def test_rounds_over_more_than_is_kept_find_some_of_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a checkpoint of one tensor more than there was room for, each was searched for again."""
+    monkeypatch.setattr("mldb.log.index.mapped._KEY_CACHE_MAX", 100)
+    entries, rows = many(130)
+    index = MappedIndex(reader_of(build_index(entries, rows)), SEGMENT_ID)
+    searched: list[bytes] = []
+    find = index._find
+    monkeypatch.setattr(MappedIndex, "_find", lambda _, key: (searched.append(key), find(key))[1])
+    for _ in range(10):
+        for key, versions in entries.items():
+            assert index.newest(key, ((1, 130),)) == versions[0]
+    assert len(searched) < 0.75 * 10 * len(entries)
+
+
 def test_what_is_kept_of_an_index_is_a_share_of_it() -> None:
     """Of a segment that is read in any order no more stays in memory than 64 bytes a version."""
     count = 30_000
