@@ -198,7 +198,12 @@ def test_rounds_over_more_than_is_kept_find_some_of_it_again(
     index = MappedIndex(reader_of(build_index(entries, rows)), SEGMENT_ID)
     searched: list[bytes] = []
     find = index._find
-    monkeypatch.setattr(MappedIndex, "_find", lambda _, key: (searched.append(key), find(key))[1])
+
+    def note(_: MappedIndex, key: bytes) -> object:
+        searched.append(key)
+        return find(key)
+
+    monkeypatch.setattr(MappedIndex, "_find", note)
     for _ in range(10):
         for key, versions in entries.items():
             assert index.newest(key, ((1, 130),)) == versions[0]
