@@ -191,8 +191,11 @@ class _Walk:
             node.append(key if type(key) is str and key.isascii() else key_node(key, path))
             if type(item) in _AS_THEY_ARE:
                 node.append(item)
+                continue
+            name = start + (component_as_is(key) if as_is else component(key))
+            if isinstance(item, self._tensor_type):  # most are; node() would come to the same
+                node.append(self._tensor(item, name, self._identity(item)))
             else:
-                name = start + (component_as_is(key) if as_is else component(key))
                 node.append(self.node(item, name, depth))
         return node
 
@@ -218,6 +221,11 @@ class _Walk:
     def _tensor(self, value: Any, path: str, identity: object) -> list[Any]:
         name = self._free_name(path or _ROOT_NAME)
         holder = self._seen.get(identity)
+        if holder is not None and type(identity) is tuple:
+            own, other = _view_of(value), _view_of(self.tensors[holder])
+            if own != other:  # another view, which begins in the same place
+                identity = (*identity, *own)
+                holder = self._seen.get(identity)
         if holder is not None:
             self.aliases[name] = holder
             return [TENSOR, name]
@@ -228,15 +236,13 @@ class _Walk:
         return [TENSOR, name]
 
     def _identity(self, tensor: Any) -> object:
-        """Return what two torch tensors share when they are one: storage, place, shape, stride."""
+        """Return what two torch tensors share when they are one: the storage, and where in it."""
         try:
             if tensor.layout is not self._torch.strided or not tensor.numel():
                 return id(tensor)
             if tensor.is_neg() or tensor.is_conj():
                 return id(tensor)  # the same memory stands for other values
-            storage = tensor.untyped_storage().data_ptr()
-            place = tensor.storage_offset()
-            return (storage, place, tensor.dtype, tensor.shape, tensor.stride())
+            return tensor.untyped_storage().data_ptr(), tensor.storage_offset()
         except (RuntimeError, NotImplementedError, ValueError):
             return id(tensor)  # nested, lazy, without memory; preparing them gives the reason
 
@@ -284,6 +290,11 @@ class _Walk:
             f"the state holds a {type(value).__name__} at {path[:200]!r}, which is not stored. "
             f"{advice(value)} Nothing was stored."
         )
+
+
+def _view_of(tensor: Any) -> tuple[Any, Any, Any]:
+    """Return what tells two views apart that begin in one place of a storage."""
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _pack_group(members: list[tuple[str, Any]]) -> list[Any]:

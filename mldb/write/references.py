@@ -116,10 +116,10 @@ class References:
 
         It is empty where there is none; None where there may be more: then ask :meth:`find`.
         """
-        if self._duplicates is None or nbytes >= self._duplicates.least:
+        duplicates, view = self._duplicates, self._view
+        if duplicates is None or nbytes >= duplicates.least:
             return None
-        duplicates, view = self._looking()
-        return duplicates.rival(view, key)
+        return duplicates.rival(self._looking()[1] if view is None else view, key)
 
     def note_new(self) -> None:
         """Count a tensor that was compared with its :meth:`rival`, and is another."""

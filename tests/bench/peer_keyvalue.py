@@ -16,7 +16,9 @@ from tests.bench.peer import Peer, Purpose, RowReader, Store, abilities
 from tests.bench.timing import sync_path
 from tests.bench.workloads import Array, State
 
+LMDB = "lmdb"
 LMDB_COMMIT_EACH = "lmdb, commit per put"
+LMDB_READ_EACH = "lmdb, transaction per read"
 _MAP_BYTES = 8 << 30
 _ROW_BLOCK = 64  # rows per value where a store cannot read a part of one
 
@@ -116,6 +118,20 @@ class Lmdb(Store):
         self._environment.close()
 
 
+class NewestLmdb(Lmdb):
+    """LMDB as it sees what others committed since the last read: each in a transaction of its own.
+
+    The transaction stays open until the next read, since what was read is a view inside it.
+    """
+
+    def get_as_of(self, name: str, epoch: int) -> Array:
+        assert self._reader is not None, "opened for writing"
+        self._reader.abort()
+        self._reader = self._environment.begin(buffers=True)
+        self._cursor = self._reader.cursor()
+        return super().get_as_of(name, epoch)
+
+
 class RocksDb(Store):
     """RocksDB through rocksdict: blob files for values, no compression, sync=True where durable.
 
@@ -213,7 +229,7 @@ _KEY = "key (name, epoch of change)"
 
 PEERS = (
     Peer(
-        name="lmdb",
+        name=LMDB,
         open=Lmdb,
         can=_ALL,
         needs=("lmdb",),
@@ -232,6 +248,14 @@ PEERS = (
         can=abilities("lazy"),
         needs=("lmdb",),
         notes={"lazy": "unsynced transaction per put, writemap"},
+    ),
+    Peer(
+        name=LMDB_READ_EACH,
+        open=NewestLmdb,
+        can=abilities("as_of"),
+        reads=LMDB,
+        needs=("lmdb",),
+        notes={"as_of": "floor seek in what is newest then, as query_tensor does"},
     ),
     Peer(
         name="rocksdb",
