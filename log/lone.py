@@ -48,7 +48,19 @@ def encode_lone(
     """Return the buffers of a file: *header*, a frame of *kind* with this body and payload."""
     seed = header_seed(fmt.FileHeader._make(fmt.FILE_HEADER.unpack(header)))
     size = memoryview(payload).nbytes
-    head = encode_head(
+    head = encode_lone_head(kind, body, seed, payload, body_version)
+    return [header, head, payload, bytes(-size & (fmt.FRAME_ALIGN - 1))]
+
+
+def encode_lone_head(
+    kind: int, body: bytes, seed: int, payload: Buffer = b"", body_version: int = 1
+) -> bytes:
+    """Return what stands between header and payload; *seed* is :func:`header_seed` of the header.
+
+    Without a payload it is all that follows the header.
+    """
+    size = memoryview(payload).nbytes
+    return encode_head(
         kind,
         body_version,
         0,
@@ -62,7 +74,6 @@ def encode_lone(
         seed,
         fmt.FILE_HEADER_SIZE,
     )
-    return [header, head, payload, bytes(-size & (fmt.FRAME_ALIGN - 1))]
 
 
 def decode_lone(data: memoryview, name: str, file_kind: int, frame_kind: int) -> LoneFile:

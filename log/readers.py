@@ -21,11 +21,11 @@ from typing import Final
 from mldb.deferred import dataclass
 from mldb.errors import CorruptError, MldbError, StorageFullError, StorageIOError
 from mldb.log import format as fmt
-from mldb.log.file_header import encode_file_header
+from mldb.log.file_header import decode_file_header, encode_file_header
 from mldb.log.frame import DamagedFrame, pack, unpack
 from mldb.log.fs.process import CURRENT
 from mldb.log.fs.protocol import File, FileSystem, KernelLock
-from mldb.log.lone import PENDING, decode_lone, discard, encode_lone, read_file
+from mldb.log.lone import PENDING, decode_lone, discard, encode_lone_head, header_seed, read_file
 from mldb.log.ownership import OwnedLock
 
 READERS: Final = "readers"
@@ -67,7 +67,6 @@ class Registration:
 
     def __init__(self, fs: FileSystem, store_id: bytes) -> None:
         self._fs = fs
-        self._store_id = store_id
         self._lock = OwnedLock("the registration of this handle")
         self._needs: dict[object, int] = {}  # a token of each hold -> the commit it needs
         self._tokens: dict[int, list[object]] = {}  # commit -> the tokens of its holds
@@ -76,7 +75,7 @@ class Registration:
         self._written: tuple[int, int] | None = None  # what the file says; None: not known
         self._file: File | None = None
         self._kernel_lock: KernelLock | None = None
-        self._started = fs.time_ns()
+        self._encoder = _Encoder(store_id, fs.time_ns())
         self.name = ""
 
     def ensure(self) -> str:
@@ -216,7 +215,7 @@ class Registration:
     def _write(self, file: File) -> None:
         wanted = self._wanted()
         self._written = None  # until the write is done, what the file says is not known
-        file.pwritev(_encode(self._store_id, self._started, *wanted), 0)
+        file.pwritev([self._encoder.encode(*wanted)], 0)
         self._written = wanted
 
     def close(self, durable: int) -> None:
@@ -277,10 +276,22 @@ class Hold:
         return self._process is CURRENT[0]
 
 
-def _encode(store_id: bytes, started: int, lowest: int, acknowledged: int) -> list[bytes]:
-    body = pack((os.getpid(), os.uname().nodename, started, lowest, acknowledged))
-    header = encode_file_header(fmt.FILE_READER, store_id, started)
-    return [b"".join(encode_lone(header, _KIND, body))]
+class _Encoder:
+    """Makes what a registration's file says. Any thread; never a forked child, which has its own.
+
+    What stays the same is made once: it is written for each durable commit, behind a sync that left
+    nothing in the caches.
+    """
+
+    def __init__(self, store_id: bytes, started: int) -> None:
+        self._header = encode_file_header(fmt.FILE_READER, store_id, started)
+        self._seed = header_seed(decode_file_header(self._header, READERS))
+        self._who = CURRENT[0].pid, os.uname().nodename, started
+
+    def encode(self, lowest: int, acknowledged: int) -> bytes:
+        """Return the whole file."""
+        body = pack((*self._who, lowest, acknowledged))
+        return self._header + encode_lone_head(_KIND, body, self._seed)
 
 
 def _decode(name: str, data: bytes) -> Reader:
