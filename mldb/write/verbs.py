@@ -111,7 +111,6 @@ class WriteVerbs(Handle):
         self, name: bytes, prepared: Prepared, packed: bytes | None, epoch: int | None
     ) -> Lsn:
         """Store a tensor, or a reference to the version that has its bytes already."""
-        from mldb.write.hashing import hashed_to_store
         from mldb.write.references import References
 
         key, view, duplicates = keys.TENSORS + name, self._state.head(), self._duplicates
@@ -125,7 +124,7 @@ class WriteVerbs(Handle):
             references = References(self._duplicates, view)
             references.add(key, prepared, owner, packed)
             return Lsn(self._commit_referring(references, [], epoch).lsn)
-        ready = hashed_to_store(looked.checks, looked.digest, buffers)
+        ready = looked.to_store(buffers)
         record = tensor_stored(name, prepared, metadata=packed, hashed=ready)
         row = self._commit([record], epoch)
         duplicates.note(((ready[1], key),), row.lsn)
