@@ -48,9 +48,6 @@ class Pieces(Protocol):
     def reach(self, stop: int) -> Reach:
         """What is of use to who reads the rows up to before position *stop* of the pass."""
 
-    def is_left(self, piece: int) -> bool:
-        """Whether a piece needs nobody ahead; nothing is prepared before one that does."""
-
     def is_resident(self, piece: int) -> bool:
         """Whether a piece would come from memory."""
 
@@ -81,10 +78,6 @@ class _OfRows(ABC):
         """Whether a piece would come from memory."""
         return all(block.is_resident(part) for block, part in self._parts(piece))
 
-    def is_left(self, piece: int) -> bool:
-        """None is: rows of a shuffle are verified sooner in their order."""
-        return False
-
     def ask(self, first: int, stop: int) -> None:  # noqa: B027 - not every kind has to do it
         """Leave it to the kernel, which sees that rows are read in their order."""
 
@@ -102,18 +95,6 @@ class Runs(_OfRows):
         self._size = max(1, _PIECE_BYTES // self._row_bytes)
         self._whole = whole
         self.count = -(-len(rows) // self._size)
-
-    def is_left(self, piece: int) -> bool:
-        """Whether a piece of rows in their order lies in memory, as its last row does.
-
-        Verified just before it is read, a row comes from the cache the second time; two threads
-        would fetch it twice, and wait for each other.
-        """
-        if self._whole:
-            return False
-        last = self.rows_of(piece).stop - 1
-        parts = self._rows.parts(slice(last, last + 1))
-        return all(block.is_resident(part) for block, part in parts)
 
     def rows_of(self, piece: int) -> slice:
         """A run of rows of the size of a piece."""

@@ -42,7 +42,6 @@ class Scout:
         self._done: SimpleQueue[int] = SimpleQueue()  # pieces that are prepared; the last: all
         self._stop: list[bool] = []  # not empty: no more
         self._prepared = 0
-        self._left = 0  # before it all pieces of the reach are left to who reads
         self._has_begun = False
         self._pid = os.getpid()
 
@@ -71,20 +70,10 @@ class Scout:
             return
         self._reach[0] = reach
         if not self._has_begun:
-            if self._is_left(reach):
-                return
             self._begin()
         self._wake.put(True)
         if self._prepared < reach.needed:
             self._wait(reach)
-
-    def _is_left(self, reach: Reach) -> bool:
-        """Whether all pieces of a reach are left to who reads; each is looked at once."""
-        at, stop = max(self._left, reach.first), min(reach.stop, self._pieces.count)
-        while at < stop and self._pieces.is_left(at):
-            at += 1
-        self._left = at
-        return at >= stop
 
     def _begin(self) -> None:
         self._has_begun = True
