@@ -187,6 +187,10 @@ class HintSaver:
         """All of it, in steps of a few milliseconds."""
         still, active = saving.still, saving.active
         last, state = still.cursor.last_lsn, self._state
+        if last > self._syncing.durable_lsn:
+            # Nothing waits for it; the sync below finds most of it done.
+            active.file.start_writeback(0, still.cursor.offset)
+            yield
         columns = yield from column_steps(still, last, self._metadata_of, rows=_ROWS_AT_ONCE)
         active.merged = still.frozen, columns
         yield

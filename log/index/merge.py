@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _BLOCK_MIN: Final = 4  # keys that are cut out of their heap at once
+_ALL: Final = 16  # with more than one newer key for so many older ones, all are
 _STEP_MASK: Final = (1 << 11) - 1
 _ROW_ORDER: Final = (  # as they are built
     "row_commit",
@@ -102,10 +103,13 @@ def merge_steps(older: Columns, newer: Columns, tails: dict[str, Column] | None 
 def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Column, Column]]:
     """For each newer key, its number among the older ones or where it would stand; is it new?
 
-    The older keys are cut out of their heap in blocks, and only in those where one is looked for.
+    The older keys are cut out of their heap in blocks, and only in those where one is looked for;
+    all at once where many are.
     """
     heap, offsets = older["key_heap"].tobytes(), older["key_offset"]
     wanted = items_of(newer["key_offset"], newer["key_heap"].tobytes())
+    if len(offsets) < _ALL * len(wanted):
+        return (yield from _places_among(items_of(offsets, heap), wanted))
     size = max(isqrt(len(offsets) // (len(wanted) + 1)), _BLOCK_MIN)
     starts, stops = offsets[:-1:size].tolist(), offsets[1::size].tolist()
     firsts = [heap[low:high] for low, high in zip(starts, stops, strict=True)]
@@ -123,6 +127,22 @@ def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Colum
         inside = bisect_left(keys, key)
         places.append(block * size + inside)
         fresh.append(inside == len(keys) or keys[inside] != key)
+    return np.array(places, dtype="<i8"), np.array(fresh, dtype="?")
+
+
+def _places_among(
+    keys: list[bytes], wanted: list[bytes]
+) -> Generator[None, None, tuple[Column, Column]]:
+    """The same for keys that are cut out of their heap; both ascend."""
+    places: list[int] = []
+    fresh: list[bool] = []
+    at, end = 0, len(keys)
+    for count, key in enumerate(wanted):
+        if not count & _STEP_MASK:
+            yield
+        at = bisect_left(keys, key, at)
+        places.append(at)
+        fresh.append(at == end or keys[at] != key)
     return np.array(places, dtype="<i8"), np.array(fresh, dtype="?")
 
 

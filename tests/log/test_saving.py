@@ -18,6 +18,7 @@ from mldb.log import saving
 from mldb.log.active import HINTS, hint_name
 from mldb.log.frame import TO_BE_HASHED, Draft, Record
 from mldb.log.fs.memory import MemoryFileSystem
+from mldb.log.fs.memory_disk import MemoryFile
 from mldb.log.index import footer, merge
 from mldb.log.index.memory import MemoryIndex
 from mldb.log.index.steps import Steps
@@ -89,6 +90,43 @@ def test_every_commit_finds_the_answers_of_a_scan(durability: str) -> None:
     assert fs.list("pending") == [] or saver.saving is not None
     log.close()
     assert fs.list("pending") == []
+
+
+@pytest.mark.parametrize("durability", ["commit", "os"])
+def test_what_is_to_be_synced_is_sent_to_the_disk_before(
+    durability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync of a hint took a tenth of the time of puts that wait for no disk."""
+    fs = MemoryFileSystem()
+    log = open_log(fs, durability=durability)
+    acts: list[tuple[str, int]] = []
+
+    def note(self: MemoryFile, offset: int, count: int) -> None:
+        assert (offset, self) == (0, log.state.active.file)
+        acts.append(("sent", count))
+
+    sync = MemoryFile.sync
+
+    def note_sync(self: MemoryFile) -> None:
+        acts.append(("synced", 0))
+        sync(self)
+
+    monkeypatch.setattr(MemoryFile, "start_writeback", note)
+    monkeypatch.setattr(MemoryFile, "sync", note_sync)
+    with hints_every(8, steps=1):
+        for number in range(8):
+            put(log, number)
+        end = log.state.active.cursor.offset
+        acts.clear()
+        while not log.sequencer.saver.saved:
+            put(log, 9)
+    log.close()
+    found = [act for act in acts if act[0] == "sent"]
+    if durability == "commit":
+        assert not found
+    else:
+        assert acts[:2] == [("sent", end), ("synced", 0)]
+        assert len(found) == 1
 
 
 @given(

@@ -93,10 +93,10 @@ def assert_same(found: dict[str, Column], expected: dict[str, Column]) -> None:
     assert flat(one) == flat(other)
 
 
-@given(versions(), st.integers(0, 12), st.integers(0, 12))
+@given(versions(), st.integers(0, 12), st.integers(0, 12), st.sampled_from([0, 2, 1 << 40]))
 @examples(300)
 def test_a_merge_is_what_is_built_of_everything(
-    commits: list[dict[bytes, Entry]], one: int, other: int
+    commits: list[dict[bytes, Entry]], one: int, other: int, all_at_once: int
 ) -> None:
     low, high = sorted((min(one, len(commits)), min(other, len(commits))))
     parts = [
@@ -105,8 +105,10 @@ def test_a_merge_is_what_is_built_of_everything(
         columns_of(commits[high:], high + 1),
     ]
     whole = columns_of(commits, 1)
-    assert_same(merge_columns(merge_columns(parts[0], parts[1]), parts[2]), whole)
-    assert_same(merge_columns(parts[0], merge_columns(parts[1], parts[2])), whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge_module, "_ALL", all_at_once)
+        assert_same(merge_columns(merge_columns(parts[0], parts[1]), parts[2]), whole)
+        assert_same(merge_columns(parts[0], merge_columns(parts[1], parts[2])), whole)
 
 
 @given(versions(), st.integers(0, 12))
@@ -165,8 +167,12 @@ def many(count: int, step: int, first: int) -> dict[str, Column]:
     return build_columns(entries, [CommitRow(first, 0, 0, 0, 0, 0, 0, b"i" * 16)])
 
 
+@pytest.mark.parametrize("all_at_once", [0, 1 << 40])
 @pytest.mark.parametrize(("count", "step"), [(1, 1), (63, 2), (64, 3), (65, 1), (1000, 7)])
-def test_keys_are_found_in_blocks(count: int, step: int) -> None:
+def test_keys_are_found_in_blocks_and_among_all(
+    count: int, step: int, all_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_module, "_ALL", all_at_once)
     merged = merge_columns(many(count, 2, 1), many(500, step, 2))
     keys = {b"\x01%07d" % (at * 2) for at in range(count)}
     keys |= {b"\x01%07d" % (at * step) for at in range(500)}
