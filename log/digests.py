@@ -73,8 +73,7 @@ class Digests:
     def note(self, stored: Iterable[tuple[bytes, bytes]], lsn: int) -> None:
         """Remember (digest, key) of versions with bytes that commit *lsn* of this handle stored."""
         noted = self._noted
-        for digest, key in stored:
-            noted[digest] = key, lsn
+        noted.update([(digest, (key, lsn)) for digest, key in stored])
         if len(noted) > NOTED_MAX:
             self._noted = dict(list(noted.items())[-NOTED_MAX // 2 :])
 

@@ -121,7 +121,8 @@ class _Walk:
         self._torch: Any = sys.modules.get("torch")
         self._tensor_type: Any = self._torch.Tensor if self._torch else ()
         self._seen: dict[object, str] = {}
-        self._storages: dict[int, list[tuple[str, Any]]] = {}
+        self._first: dict[int, str] = {}  # of each storage: the name of the first tensor in it
+        self._storages: dict[int, list[tuple[str, Any]]] = {}  # those with more than one
         self._types: dict[int, tuple[str, tuple[str, ...]]] = {}  # by the id of the node
 
     def root(self, state: Any, prefix: str) -> Any:
@@ -161,8 +162,7 @@ class _Walk:
         """Return the packed groups of tensors that are different views of one storage."""
         groups: list[Any] = []
         for members in self._storages.values():
-            if len(members) > 1:
-                groups.extend(_pack_group(members))
+            groups.extend(_pack_group(members))
         return groups
 
     def types(self, root: Any) -> list[Any]:
@@ -232,7 +232,10 @@ class _Walk:
         self._seen[identity] = name
         self.tensors[name] = value
         if type(identity) is tuple:
-            self._storages.setdefault(identity[0], []).append((name, value))
+            first = self._first.setdefault(identity[0], name)
+            if first != name:
+                members = self._storages.setdefault(identity[0], [(first, self.tensors[first])])
+                members.append((name, value))
         return [TENSOR, name]
 
     def _identity(self, tensor: Any) -> object:
