@@ -9,6 +9,7 @@ import itertools
 import signal
 import tempfile
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ def main(path: str) -> None:
                 right = other.batch(number, pass_number=loader.dataset.pass_number)
                 wrong += not torch.equal(batch, right)
             passes += number == 11
+        end = time.monotonic() + 10
+        while threading.active_count() > threads and time.monotonic() < end:
+            time.sleep(0.01)  # one that was told to end may be at its last batch
         print(f"{interrupts} interrupts, {passes} passes after them")
         print("wrong batches:", wrong)
         print("threads left:", threading.active_count() - threads)
