@@ -18,7 +18,6 @@ __all__ = ["NamedTuple", "compiled", "dataclass"]
 _FIELDS: Final = "__dataclass_fields__"
 _ATTRIBUTES: Final = (_FIELDS, "__dataclass_params__", "__match_args__", "__signature__")
 _METHODS: Final = ("__init__", "__repr__", "__eq__", "__hash__")
-_PICKLED: Final = ("__getstate__", "__setstate__")
 _WRITES: Final = ("__setattr__", "__delattr__")
 # What dataclasses does not take for a field, or not for one like the others.
 _SPECIAL: Final = ("ClassVar", "InitVar", "KW_ONLY")
@@ -153,7 +152,7 @@ def _declared(written: type, options: dict[str, bool]) -> type:
         kept.__hash__ = None  # type: ignore[assignment]
         names = names[:3]
     stubs = found.stubs
-    for name in (*names, *(_PICKLED if frozen else ())):
+    for name in names:
         if name not in own:
             stubs[name] = _first_init(found) if name == "__init__" else _first(found, name)
     stubs.update((name, _Attribute(name, found)) for name in _ATTRIBUTES)
@@ -161,6 +160,7 @@ def _declared(written: type, options: dict[str, bool]) -> type:
         setattr(kept, name, stub)
     if frozen:
         _freeze(kept, found.fields)
+        _let_copy(kept, found.fields, own)
     return kept
 
 
@@ -204,6 +204,22 @@ def _freeze(kept: type, fields: tuple[str, ...]) -> None:
 
     kept.__setattr__ = __setattr__  # type: ignore[method-assign, assignment]
     kept.__delattr__ = __delattr__  # type: ignore[method-assign, assignment]
+
+
+def _let_copy(kept: type, fields: tuple[str, ...], own: dict[str, Any]) -> None:
+    """Pickle and copy as a frozen dataclass with slots does; there is nothing to generate."""
+
+    def __getstate__(self: object) -> list[Any]:
+        return [getattr(self, name) for name in fields]
+
+    def __setstate__(self: object, state: list[Any]) -> None:
+        for name, value in zip(fields, state, strict=False):
+            object.__setattr__(self, name, value)
+
+    for method in (__getstate__, __setstate__):
+        if method.__name__ not in own:
+            method.__qualname__ = f"{kept.__qualname__}.{method.__name__}"
+            setattr(kept, method.__name__, method)
 
 
 class _MakesTuples(type):

@@ -258,7 +258,9 @@ def test_nothing_is_generated_before_it_is_used(
     module = _made(tmp_path, "mldb")
     assert made == ["init"]  # the class with a class variable is none of the plain ones
     for number in range(FEW):
-        assert module.Point(number).x == number
+        point = module.Point(number)
+        assert point.x == number
+    assert copy.copy(point).x == _pickled(point).x == FEW - 1  # type: ignore[attr-defined]
     assert made == ["init", "fields"]
     for number in range(FEW + 5):
         assert module.Point(number).x == number

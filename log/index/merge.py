@@ -108,9 +108,9 @@ def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Colum
     """
     heap, offsets = older["key_heap"].tobytes(), older["key_offset"]
     wanted = items_of(newer["key_offset"], newer["key_heap"].tobytes())
-    if len(offsets) < _ALL * len(wanted):
-        return (yield from _places_among(items_of(offsets, heap), wanted))
     size = max(isqrt(len(offsets) // (len(wanted) + 1)), _BLOCK_MIN)
+    if len(offsets) < _ALL * len(wanted):
+        size = len(offsets)  # one block
     starts, stops = offsets[:-1:size].tolist(), offsets[1::size].tolist()
     firsts = [heap[low:high] for low, high in zip(starts, stops, strict=True)]
     yield
@@ -127,22 +127,6 @@ def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Colum
         inside = bisect_left(keys, key)
         places.append(block * size + inside)
         fresh.append(inside == len(keys) or keys[inside] != key)
-    return np.array(places, dtype="<i8"), np.array(fresh, dtype="?")
-
-
-def _places_among(
-    keys: list[bytes], wanted: list[bytes]
-) -> Generator[None, None, tuple[Column, Column]]:
-    """The same for keys that are cut out of their heap; both ascend."""
-    places: list[int] = []
-    fresh: list[bool] = []
-    at, end = 0, len(keys)
-    for count, key in enumerate(wanted):
-        if not count & _STEP_MASK:
-            yield
-        at = bisect_left(keys, key, at)
-        places.append(at)
-        fresh.append(at == end or keys[at] != key)
     return np.array(places, dtype="<i8"), np.array(fresh, dtype="?")
 
 

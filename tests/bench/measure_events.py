@@ -10,15 +10,13 @@ from typing import TypeAlias
 from tests.bench.children import run_child
 from tests.bench.limit_log import LOG, PREALLOCATED
 from tests.bench.peer import Ability, Peer, Purpose, Store
-from tests.bench.peer_keyvalue import LMDB_COMMIT_EACH, LMDB_READ_EACH
+from tests.bench.peer_keyvalue import LMDB, LMDB_COMMIT_EACH, LMDB_READ_EACH
 from tests.bench.peer_mldb import MLDB, ONE_TRANSACTION, UNVERIFIED
 from tests.bench.registry import is_limit
 from tests.bench.report import Outcome, Table
 from tests.bench.setting import Setting, check_equal, check_total
 from tests.bench.timing import Contender, Samples, folder_bytes, interleave
 from tests.bench.workloads import History, State, small_tensors, touch_all, tuning_states
-
-_LMDB = "lmdb"
 
 # Writes to an open store; the rate counts how often its unit of work was done.
 Write: TypeAlias = Callable[[Store], None]
@@ -90,9 +88,9 @@ def puts(setting: Setting) -> Outcome:
     ).against_best([LOG, PREALLOCATED])
     outcome = Outcome([lazy, durable])
     outcome.compare("w3.lazy / lmdb, commit per put", lazy, MLDB, LMDB_COMMIT_EACH)
-    outcome.compare("w3.lazy / lmdb", lazy, MLDB, _LMDB)
-    outcome.compare("w3.one / lmdb", lazy, ONE_TRANSACTION, _LMDB)
-    outcome.compare("w3.batch / lmdb", durable, MLDB, _LMDB)
+    outcome.compare("w3.lazy / lmdb", lazy, MLDB, LMDB)
+    outcome.compare("w3.one / lmdb", lazy, ONE_TRANSACTION, LMDB)
+    outcome.compare("w3.batch / lmdb", durable, MLDB, LMDB)
     outcome.compare("w3.batch / limit", durable, MLDB, durable.limit)
     return outcome
 
@@ -109,7 +107,7 @@ def history(setting: Setting) -> Outcome:
     states = list(past.states())
     commits = _commits(setting, states)
     outcome = Outcome([commits])
-    outcome.compare("w4.commit / lmdb", commits, MLDB, _LMDB)
+    outcome.compare("w4.commit / lmdb", commits, MLDB, LMDB)
     outcome.compare("w4.commit / limit", commits, MLDB, commits.limit)
     peers = setting.able("as_of")
 
@@ -142,7 +140,7 @@ def history(setting: Setting) -> Outcome:
         )
         outcome.tables.append(table)
         for name, what in ((MLDB, key), (UNVERIFIED, f"{key}, never")):
-            outcome.compare(f"{what} / lmdb", table, name, _LMDB)
+            outcome.compare(f"{what} / lmdb", table, name, LMDB)
             outcome.compare(f"{what} / lmdb, each", table, name, LMDB_READ_EACH)
             outcome.compare(f"{what} / limit", table, name, LOG)
     setting.drop(folders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import fields
 from typing import Any, Final, Literal, TypeVar
 
@@ -225,9 +226,8 @@ class StreamOptions:
         """The same options with an order that is known to be one: nothing is checked again."""
         if order == self.order:
             return self
-        found = object.__new__(StreamOptions)  # copy() would have all methods generated first
-        for name in StreamOptions.__slots__:
-            object.__setattr__(found, name, order if name == "order" else getattr(self, name))
+        found = copy(self)
+        object.__setattr__(found, "order", order)
         return found
 
     @property
