@@ -7,6 +7,7 @@ it is first touched.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final
 
@@ -15,9 +16,11 @@ import numpy as np
 
 from mldb.deferred import dataclass
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.checksum import check64
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import CommitRow, Entry
+from mldb.log.index.memory import after_prefix
 from mldb.log.index.steps import Column, Steps, finish
 
 ROW_COLUMNS: Final = {
@@ -31,6 +34,18 @@ ROW_COLUMNS: Final = {
     "row_encoding": "u1",
     "row_digest": "V16",
 }
+ROW_ORDER: Final = (  # as they are built
+    "row_commit",
+    "row_frame",
+    "row_offset",
+    "row_length",
+    "row_base",
+    "row_flags",
+    "row_encoding",
+    "row_attr",
+    "row_digest",
+)
+assert set(ROW_ORDER) == ROW_COLUMNS.keys()
 KEY_COLUMNS: Final = {
     "key_offset": "<u8",
     "key_heap": "u1",
@@ -69,7 +84,9 @@ COMPACTED_COLUMNS: Final = {"row_lsn": "<u8"}
 _NO_TAILS: Final[Mapping[str, Column]] = {}
 
 MetadataOf = Callable[[bytes, bytes], Mapping[str, object] | None]
-"""Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces."""
+"""Returns, for a key and an attr, the metadata that deserves columns; None for other key spaces.
+
+It is asked once for each attr in a key space: of the key only the space counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +142,49 @@ def build_steps(
     columns["commit_id"] = _digests(ids)
     yield
     if metadata_of is not None:
-        columns.update(_metadata_columns(keys, entries, attr_ids, metadata_of))
+        columns.update(_metadata_columns(keys, columns, attr_ids, metadata_of))
         yield
     return columns
 
 
 def _put_keys(columns: dict[str, Column], keys: list[bytes], counts: list[int]) -> None:
-    columns["key_offset"], columns["key_heap"] = pack_heap(keys)
+    columns["key_offset"], columns["key_heap"], hashes = _pack_keys(keys)
     starts = np.zeros(len(keys) + 1, dtype="<u4")
     np.cumsum(counts, out=starts[1:], dtype="<u4")
     columns["key_row"] = starts
-    hashes = np.array([check64(key) for key in keys], dtype="<u8")
     order = np.argsort(hashes, kind="stable")
     columns["hash"] = hashes[order]
     columns["hash_key"] = order.astype("<u4")
 
 
+def _pack_keys(keys: list[bytes]) -> tuple[Column, Column, Column]:
+    """The heap of the keys, as :func:`pack_heap` makes it, and their checksums."""
+    twin = native.twin
+    if twin is not None:
+        offsets = np.empty(len(keys) + 1, dtype="<u8")
+        heap = np.empty(sum(map(len, keys)), dtype="u1")
+        hashes = np.empty(len(keys), dtype="<u8")
+        if twin.items_to_heap(keys, offsets, heap, hashes):
+            return offsets, heap, hashes
+    return *pack_heap(keys), np.array([check64(key) for key in keys], dtype="<u8")
+
+
 def _put_rows(
+    columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]
+) -> Generator[None, None, None]:
+    made = {name: np.empty(len(rows), dtype=kind) for name, kind in ROW_COLUMNS.items()}
+    *numbers, attr, flags, encoding, digest = made.values()
+    twin = native.twin
+    if twin is not None and twin.rows_to_columns(
+        rows, attr_ids, tuple(numbers), attr, flags, encoding, digest
+    ):
+        columns.update({name: made[name] for name in ROW_ORDER})
+        yield
+        return
+    yield from _put_any_rows(columns, rows, attr_ids)
+
+
+def _put_any_rows(
     columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]
 ) -> Generator[None, None, None]:
     fields = zip(*rows, strict=True) if rows else iter([()] * len(Entry._fields))
@@ -183,7 +226,7 @@ def pack_heap(parts: Sequence[bytes]) -> tuple[Column, Column]:
 
 def _metadata_columns(
     keys: list[bytes],
-    entries: Mapping[bytes, Sequence[Entry]],
+    columns: Mapping[str, Column],
     attr_ids: dict[bytes, int],
     metadata_of: MetadataOf,
 ) -> dict[str, Column]:
@@ -192,12 +235,17 @@ def _metadata_columns(
     Values are numbered as the attrs come that have them, fields stand in the order of their names.
     """
     found: dict[int, Mapping[str, object]] = {}
-    for key in keys:
-        for entry in entries[key]:
-            attr = attr_ids[entry.attr]
-            metadata = None if attr in found else metadata_of(key, entry.attr)
+    attrs, row_attr, starts = list(attr_ids), columns["row_attr"], columns["key_row"]
+    first = 0
+    while first < len(keys):
+        beyond = after_prefix(keys[first][:1])
+        last = len(keys) if beyond is None else bisect_left(keys, beyond)
+        counts = np.bincount(row_attr[starts[first] : starts[last]])
+        for attr in np.flatnonzero(counts).tolist():
+            metadata = None if attr in found else metadata_of(keys[first], attrs[attr])
             if metadata is not None:
                 found[attr] = metadata
+        first = last
     codes: dict[str, dict[int, int]] = {}
     values: dict[str, dict[bytes, int]] = {}
     for attr in sorted(found):
@@ -205,13 +253,13 @@ def _metadata_columns(
             packed: bytes = msgpack.packb(value, use_bin_type=True, datetime=True)
             known = values.setdefault(field, {})
             codes.setdefault(field, {})[attr] = known.setdefault(packed, len(known) + 1)
-    columns: dict[str, Column] = {}
-    for field in frequent({field: len(attrs) for field, attrs in codes.items()}):
+    made: dict[str, Column] = {}
+    for field in frequent({field: len(having) for field, having in codes.items()}):
         column = np.zeros(len(attr_ids), dtype="<u4")
         column[list(codes[field])] = list(codes[field].values())
-        columns[f"{META_PREFIX}{field}:code"] = column
-        columns[f"{META_PREFIX}{field}:values"] = np.frombuffer(b"".join(values[field]), dtype="u1")
-    return columns
+        made[f"{META_PREFIX}{field}:code"] = column
+        made[f"{META_PREFIX}{field}:values"] = np.frombuffer(b"".join(values[field]), dtype="u1")
+    return made
 
 
 def frequent(counts: Mapping[str, int]) -> list[str]:

@@ -17,7 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS
+from mldb.log import native
+from mldb.log.index.columns import COMMIT_COLUMNS, ROW_ORDER
 from mldb.log.index.merge_lists import merge_attrs, merge_metadata, merge_owners
 from mldb.log.index.merge_parts import (
     Columns,
@@ -41,18 +42,6 @@ __all__ = [
 _BLOCK_MIN: Final = 4  # keys that are cut out of their heap at once
 _ALL: Final = 16  # with more than one newer key for so many older ones, all are
 _STEP_MASK: Final = (1 << 11) - 1
-_ROW_ORDER: Final = (  # as they are built
-    "row_commit",
-    "row_frame",
-    "row_offset",
-    "row_length",
-    "row_base",
-    "row_flags",
-    "row_encoding",
-    "row_attr",
-    "row_digest",
-)
-assert set(_ROW_ORDER) == ROW_COLUMNS.keys()
 
 
 def merge_columns(older: Columns, newer: Columns) -> dict[str, Column]:
@@ -78,7 +67,7 @@ def merge_steps(older: Columns, newer: Columns, tails: dict[str, Column] | None 
     yield
     merged: dict[str, Column] = {}
     yield from _merge_keys(merged, older, newer, plan)
-    for name in _ROW_ORDER:
+    for name in ROW_ORDER:
         if name == "row_attr":
             merged[name] = older[name]  # holds its place; the attrs come below
         else:
@@ -106,6 +95,11 @@ def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Colum
     The older keys are cut out of their heap in blocks, and only in those where one is looked for;
     all at once where many are.
     """
+    twin, count = native.twin, len(newer["key_offset"]) - 1
+    found_at = np.empty(count, dtype="<i8"), np.empty(count, dtype="?")
+    heaps = [columns[name] for columns in (older, newer) for name in ("key_offset", "key_heap")]
+    if twin is not None and twin.find_items(*heaps, *found_at):
+        return found_at
     heap, offsets = older["key_heap"].tobytes(), older["key_offset"]
     wanted = items_of(newer["key_offset"], newer["key_heap"].tobytes())
     size = max(isqrt(len(offsets) // (len(wanted) + 1)), _BLOCK_MIN)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
+from mldb.log import native
 from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS
 from mldb.log.index.steps import Column
 
@@ -86,10 +87,17 @@ def let_in_items(
 ) -> tuple[Column, Column]:
     """Merge two heaps, as offsets and bytes: the items *which* of the newer one are let in.
 
-    *before* says how many older ones stand in front of each. Costs a step of Python for each.
+    *before* says how many older ones stand in front of each. Costs a step of Python for each, or
+    one of the compiled twin.
     """
     (offsets, heap), (newer_offsets, newer_heap) = older, newer
     lows, highs = newer_offsets[which], newer_offsets[which + 1]
+    twin = native.twin
+    if twin is not None:
+        made = np.empty(len(offsets) + len(which), dtype="<u8")
+        data = np.empty(len(heap) + int((highs - lows).sum()), dtype="u1")
+        if twin.merge_items(*older, *newer, before, which, made, data):
+            return made, data
     is_newer = places_of(before, len(offsets) - 1 + len(which))
     sizes = let_in(is_newer, np.diff(offsets), highs - lows)
     pieces: list[memoryview] = []

@@ -79,3 +79,26 @@ def permute(
 def draw_rows(
     positions: Any, out: Any, seed: int, pass_number: int, block: int, keep: Any, alias: Any
 ) -> bool | None: ...
+def find_items(
+    offsets: Any, heap: Any, wanted_offsets: Any, wanted_heap: Any, places: Any, fresh: Any
+) -> bool | None: ...
+def merge_items(
+    offsets: Any,
+    heap: Any,
+    newer_offsets: Any,
+    newer_heap: Any,
+    before: Any,
+    which: Any,
+    made_offsets: Any,
+    made_heap: Any,
+) -> bool | None: ...
+def rows_to_columns(
+    rows: list[Any],
+    ids: dict[bytes, int],
+    numbers: tuple[Any, ...],
+    attr: Any,
+    flags: Any,
+    encoding: Any,
+    digest: Any,
+) -> bool | None: ...
+def items_to_heap(items: list[bytes], offsets: Any, heap: Any, hashes: Any) -> bool | None: ...
