@@ -214,7 +214,7 @@ def _install() -> None:
     _install_torch()
     _step(
         "mldb and the development tools",
-        _pip("--editable", ".[dev]"),
+        _pip("--editable", ".[dev,lightning,huggingface,docs]"),
         "Check the network, or PIP_INDEX_URL if you use an index of your own, and try again. "
         "If it fails with the network in order, delete .venv first.",
     )
