@@ -23,9 +23,8 @@ pytest.importorskip("zensical", reason="zensical is not installed: pip install -
 pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")
 
 CONFIG = ROOT / "mkdocs.yml"
-BY_HAND = re.compile(
-    r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", re.IGNORECASE
-)
+TAGS = r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>"
+FETCHING = re.compile(TAGS, re.IGNORECASE)
 ELSEWHERE = re.compile(r"""(?:src|href|srcset|data)\s*=\s*["']?\s*(?:https?:)?//""", re.IGNORECASE)
 IN_STYLES = re.compile(r"""url\(\s*["']?\s*(?:https?:)?//|@import\s""", re.IGNORECASE)
 
@@ -53,7 +52,7 @@ def fetched(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".css":
         return IN_STYLES.findall(text)
-    found = [tag for tag in BY_HAND.findall(text) if ELSEWHERE.search(tag)]
+    found = [tag for tag in FETCHING.findall(text) if ELSEWHERE.search(tag)]
     # The theme would fetch the script that draws these.
     return found + re.findall(r'class="[^"]*\bmermaid\b', text) + IN_STYLES.findall(text)
 
