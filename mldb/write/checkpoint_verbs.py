@@ -78,7 +78,7 @@ class CheckpointVerbs(Handle):
         have. What other calls stored last stays, and so does all that was, for ``as_of``.
 
         Cost: O(bytes of the state): a hash of each tensor, a write of those that changed. The call
-        with ``wait=False`` takes a copy; ``prune=True`` adds O(names).
+        with ``wait=False`` takes a copy; ``prune=True`` adds O(tensors).
         """
         from mldb.state.checkpointing import checkpoint_of, make_job
         from mldb.state.planning import free_name
