@@ -38,7 +38,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     why = "is not installed: pip install -e '.[docs]'"
     client = pytest.importorskip("nbclient", reason=f"nbclient {why}")
     pytest.importorskip("ipykernel", reason=f"ipykernel {why}")
-    import nbformat
+    nbformat: Any = pytest.importorskip("nbformat")
 
     # The kernel of this Python, whatever kernels the machine has, and no file of its user's.
     kernel = tmp_path / "data/kernels/python3"
