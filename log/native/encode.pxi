@@ -9,7 +9,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
 from libc.stdint cimport uint16_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from numpy import ndarray as _ndarray
 
@@ -25,7 +25,12 @@ cdef extern from *:
     """
     object mldb_new_row(object kind, Py_ssize_t size)
 
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
 cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(PyObject *item)
+    object PyMemoryView_FromObject(object data)
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     void *PyUnicode_DATA(object text)
@@ -36,6 +41,7 @@ cdef enum:
     _DRAFT = 9  # fields of a draft
     _PREPARED = 5  # fields of a Prepared
     _START = 9  # fields of a BatchStart
+    _ROOM = 7  # fields of what Packs.room returns
     _DRAFT_ROOM = 64  # what the fields of a draft take beside their bytes, at most
     _JOIN = 16 << 10  # as in log/batch.py
 
@@ -121,14 +127,39 @@ cdef inline char *_list(char *at, Py_ssize_t count) noexcept:
 # --- batches --------------------------------------------------------------------------------------
 
 
+cdef inline void _put(object made, Py_ssize_t place, object field) noexcept:
+    Py_INCREF(field)
+    PyTuple_SET_ITEM(made, place, field)
+
+
 cdef inline object _row(object kind, tuple fields):
     """What ``tuple.__new__(kind, fields)`` makes, without the call."""
     cdef Py_ssize_t place, size = PyTuple_GET_SIZE(fields)
     cdef object made = mldb_new_row(kind, size)
     for place in range(size):
-        field = <object>PyTuple_GET_ITEM(fields, place)
-        Py_INCREF(field)
-        PyTuple_SET_ITEM(made, place, field)
+        _put(made, place, <object>PyTuple_GET_ITEM(fields, place))
+    return made
+
+
+cdef inline object _entry(
+    tuple draft, object last, bytes segment, object frame, object stands
+):
+    """An Entry of a sound draft.
+
+    The fields of a draft: key, flags, encoding, offset, length, digest, base, attr, owner.
+    """
+    cdef object made = mldb_new_row(_EntryType, 11)
+    _put(made, 0, last)
+    _put(made, 1, segment)
+    _put(made, 2, frame)
+    _put(made, 3, stands)
+    _put(made, 4, <object>PyTuple_GET_ITEM(draft, 4))
+    _put(made, 5, <object>PyTuple_GET_ITEM(draft, 7))
+    _put(made, 6, <object>PyTuple_GET_ITEM(draft, 1))
+    _put(made, 7, <object>PyTuple_GET_ITEM(draft, 2))
+    _put(made, 8, <object>PyTuple_GET_ITEM(draft, 6))
+    _put(made, 9, <object>PyTuple_GET_ITEM(draft, 5))
+    _put(made, 10, <object>PyTuple_GET_ITEM(draft, 8))
     return made
 
 
@@ -237,13 +268,7 @@ cdef int _add_entries(list entries, tuple drafts, last, bytes segment, frame, in
     for item in drafts:
         draft = <tuple>item
         stands = at + PyLong_AsLongLong(draft[3])
-        # The fields of an Entry; of a draft: key, flags, encoding, offset, length, digest, base,
-        # attr, owner.
-        fields = (
-            last, segment, frame, stands, draft[4], draft[7], draft[1], draft[2], draft[6],
-            draft[5], draft[8],
-        )
-        entries.append((draft[0], _row(_EntryType, fields)))
+        entries.append((draft[0], _entry(draft, last, segment, frame, stands)))
     return 0
 
 
@@ -319,24 +344,61 @@ def encode_batch(records, start, extra, commit_id):
 # --- the index in memory --------------------------------------------------------------------------
 
 
-def add_versions(dict table not None, list order not None, list log not None, entries):
-    """What MemoryIndex.add does with the entries of a commit; False, and nothing, if not plain."""
+cdef inline void _keep_out(object item) noexcept:
+    """Take a container that no cycle can lead through out of the cycle collector's lists.
+
+    It would go through all that are stored at each full collection. Of plain tuples it finds out by
+    itself that they hold numbers and bytes alone; of named ones, lists and dicts it does not.
+    """
+    PyObject_GC_UnTrack(<PyObject *>item)
+
+
+cdef inline void _keep_row_out(object row) noexcept:
+    """Do so with a named tuple of numbers and bytes, and nothing with another."""
+    cdef Py_ssize_t place
+    for place in range(PyTuple_GET_SIZE(row)):
+        field = <object>PyTuple_GET_ITEM(row, place)
+        if not PyBytes_CheckExact(field) and not PyLong_CheckExact(field):
+            return
+    _keep_out(row)
+
+
+def add_versions(
+    dict table not None, list order not None, list log not None, list commits not None, row, entries
+):
+    """What MemoryIndex.add does with a commit; False, and nothing, if not plain.
+
+    The containers are those of a MemoryIndex, which gives them to nobody: they hold bytes, entries
+    and rows of commits alone, so they are kept out of the cycle collector like these.
+    """
     cdef tuple pair
-    if type(entries) is not list:
+    if type(entries) is not list or type(row) is not _RowType:
         return False
     for item in <list>entries:
         if type(item) is not tuple or len(<tuple>item) != 2 or type((<tuple>item)[0]) is not bytes:
             return False
+        if type((<tuple>item)[1]) is not _EntryType:
+            return False
     for item in <list>entries:
         pair = <tuple>item
-        key = pair[0]
+        key, entry = pair[0], pair[1]
+        _keep_row_out(entry)
         found = PyDict_GetItemWithError(table, key)
         if found is NULL:
-            table[key] = [pair[1]]
+            versions = [entry]
+            _keep_out(versions)
+            table[key] = versions
             order.append(key)
         else:
-            (<list>found).append(pair[1])
+            (<list>found).append(entry)
         log.append(key)
+    _keep_row_out(row)
+    log.append(row)
+    commits.append(row)
+    _keep_out(table)  # each list that comes in has it listed again
+    _keep_out(order)
+    _keep_out(log)
+    _keep_out(commits)
     return True
 
 
@@ -377,48 +439,93 @@ cdef bytes _key_of(object name):
     return key
 
 
-cdef tuple _known(object data, dict dense):
-    """What mldb/tensors/codec.py knows of arrays like *data*, if NumPy exports it. Raises."""
-    if type(data) is not _ndarray:
+cdef int _last_axes = -1  # of the array that was known last: most that follow are like it
+cdef cnp.npy_intp _last_shape[_AXES_MAX]
+cdef object _last_type = None  # its dtype, which is alive, so that no other one stands there
+cdef object _last_key = None
+
+
+cdef object _key_of_array(cnp.ndarray array):
+    """What *known_arrays* of mldb/tensors/codec.py has it under. Raises TypeError."""
+    global _last_axes, _last_type, _last_key
+    cdef int axes = cnp.PyArray_NDIM(array)
+    cdef size_t size = axes * sizeof(cnp.npy_intp)
+    kind = <object>cnp.PyArray_DESCR(array)
+    if kind is _last_type and axes == _last_axes:
+        if memcmp(cnp.PyArray_DIMS(array), _last_shape, size) == 0:
+            return _last_key
+    if axes > _AXES_MAX:
         raise TypeError
-    cdef PyObject *found = PyDict_GetItemWithError(dense, (data.dtype, data.shape))
+    _last_axes = -1
+    _last_type, _last_key = kind, (kind, (<object>array).shape)
+    memcpy(_last_shape, cnp.PyArray_DIMS(array), size)
+    _last_axes = axes
+    return _last_key
+
+
+cdef object _attr_of(object data, dict known):
+    """The attr of arrays like *data*. Raises for what is not plain, or was not prepared before.
+
+    The bytes of what is plain are in memory one after another, and NumPy exports them as they are.
+    """
+    if type(data) is not _ndarray or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>data):
+        raise TypeError
+    cdef PyObject *found = PyDict_GetItemWithError(known, _key_of_array(data))
     if found is NULL:
         raise KeyError
-    cdef tuple entry = <object>found
+    entry = <tuple><object>found
     if entry[2] is not True:
         raise TypeError
-    return entry
+    return entry[1]
+
+
+cdef object _PackType = None  # of mldb/write/packs.py, which this part of mldb does not import
+cdef Py_ssize_t _pack_data, _pack_drafts
+
+
+cdef int _learn_pack(object kind) except -1:
+    """Find where the fields of a pack lie. Raises TypeError, AttributeError."""
+    global _PackType, _pack_data, _pack_drafts
+    _pack_data, _pack_drafts = _slot(kind, "data"), _slot(kind, "drafts")
+    _PackType = kind
+    return 0
 
 
 cdef bytes _pack_in(
-    bytes key, object attr, tuple buffers, int64_t size, set seen, dict where, list packs, most,
-    rival, dict digests,
+    bytes key, object attr, tuple buffers, const void *whole, int64_t size, set seen, dict where,
+    list packs, most, rival, dict digests,
 ):
     """Copy a tensor into the newest pack (mldb/write/packs.py), and keep it; return its digest.
 
-    Raises where there is no room, for what is not plain, and, with *digests*, where the digest is
-    one of them or *rival*; then nothing is done.
+    Its bytes are at *whole*, or else those of *buffers*. Raises where there is no room, for what is
+    not plain, and, with *digests*, where the digest is one of them or *rival*; then nothing is done.
     """
     cdef Py_buffer room, source
     cdef int64_t used, start, at, align = 1 << _PAYLOAD_ALIGN_LOG2
     cdef bytes digest
-    if not packs or size < 0 or key in seen:
+    if not packs or size < 0 or PySet_Contains(seen, key):
         raise ValueError
     pack = packs[len(packs) - 1]
-    cdef dict drafts = pack.drafts
+    if type(pack) is not _PackType:
+        _learn_pack(type(pack))
+    cdef dict drafts = <dict?><object>_field(pack, _pack_drafts)
     used = _natural(pack.size)
     at = start = (used + align - 1) & -align
-    PyObject_GetBuffer(pack.data, &room, PyBUF_WRITABLE)
+    PyObject_GetBuffer(<object>_field(pack, _pack_data), &room, PyBUF_WRITABLE)
     try:
-        if size > room.len - used - align or len(drafts) >= most:
+        if size > room.len - used - align or len(drafts) >= <Py_ssize_t>most:
             raise ValueError
         memset(<char *>room.buf + used, 0, start - used)
-        for part in buffers:
-            PyObject_GetBuffer(part, &source, PyBUF_SIMPLE)
-            if source.len <= start + size - at:
-                memcpy(<char *>room.buf + at, source.buf, source.len)
-            at += source.len
-            PyBuffer_Release(&source)
+        if whole != NULL:
+            memcpy(<char *>room.buf + start, whole, size)
+            at += size
+        else:
+            for part in buffers:
+                PyObject_GetBuffer(part, &source, PyBUF_SIMPLE)
+                if source.len <= start + size - at:
+                    memcpy(<char *>room.buf + at, source.buf, source.len)
+                at += source.len
+                PyBuffer_Release(&source)
         if at != start + size:
             raise ValueError
         digest = digest128_of(<char *>room.buf + start, size)
@@ -428,7 +535,7 @@ cdef bytes _pack_in(
         if digest == rival or digest in digests:
             raise ValueError
         digests[digest] = key
-    seen.add(key)
+    PySet_Add(seen, key)
     where[key] = pack
     pack.size = start + size
     drafts[key] = (key, 0, _ENCODING_RAW, start, size, digest, 0, attr, b"")
@@ -448,51 +555,91 @@ def pack_tensor(
         if len(fields) != _PREPARED:
             return None
         return _pack_in(
-            key, fields[1], fields[2], fields[3], seen, where, packs, most, rival, digests
+            key, fields[1], fields[2], NULL, fields[3], seen, where, packs, most, rival, digests
         )
     except Exception:
         return None
 
 
-def pack_array(name, data, dict known, set seen, dict where, list packs, most, below):
-    """Pack an array of fewer than *below* bytes as pack_tensor does, under a new plain name."""
+def pack_array(name, data, tuple room):
+    """Pack an array as pack_tensor does, under a new plain name; its digest, or None: not mine.
+
+    *room* is that of ``Packs.room``: the thread that may do so, what is known of arrays, the keys
+    that were staged, their packs by key, all packs, how many entries one has, and from how many
+    bytes on an array is not packed.
+    """
+    cdef int64_t size
     try:
-        entry = _known(data, known)
-        size = entry[0].nbytes
-        if size >= below:
+        if len(room) != _ROOM or PyThread_get_thread_ident() != <unsigned long>room[0]:
             return None
-        key = _key_of(name)
-        return _pack_in(key, entry[1], (data,), size, seen, where, packs, most, None, None)
+        attr = _attr_of(data, <dict?>room[1])
+        size = cnp.PyArray_NBYTES(<cnp.ndarray>data)
+        if size >= <int64_t>room[6]:
+            return None
+        return _pack_in(
+            _key_of(name), attr, None, cnp.PyArray_DATA(<cnp.ndarray>data), size,
+            <set?>room[2], <dict?>room[3], <list?>room[4], room[5], None, None,
+        )
     except Exception:
         return None
 
 
-def small_record(kind, name, data, dict dense not None, made, below):
+cdef object _RecordType = None  # the class of records whose slots these are
+cdef Py_ssize_t _record_slots[10]
+
+
+cdef int _learn_record(object kind) except -1:
+    """Find where the fields of a record lie, in the order of its definition. Raises TypeError."""
+    global _RecordType
+    cdef Py_ssize_t place = 0
+    names = kind.__slots__
+    if len(names) != 10 or kind.__basicsize__ != object.__basicsize__ + 10 * sizeof(PyObject *):
+        raise TypeError
+    for name in names:
+        _record_slots[place] = _slot(kind, name)
+        place += 1
+    _RecordType = kind
+    return 0
+
+
+cdef object _new_record(object kind, tuple fields):
+    """An object of a class with ten slots and these in them: what its ``__init__`` would make."""
+    cdef Py_ssize_t place
+    cdef PyObject **slot
+    if kind is not _RecordType:
+        _learn_record(kind)
+    made = mldb_new_row(kind, 0)
+    for place in range(10):
+        field = <object>PyTuple_GET_ITEM(fields, place)
+        Py_INCREF(field)
+        slot = <PyObject **>(<char *><PyObject *>made + _record_slots[place])
+        slot[0] = <PyObject *>field
+    return made
+
+
+def small_record(kind, name, data, dict known not None, made, below):
     """The record of one small array, as small_tensor_stored makes it; None: not mine.
 
     *made* is the class of records.
     """
-    cdef Py_buffer source
     cdef bytes key, digest, check
     cdef char marked[9]
+    cdef Py_ssize_t size
+    cdef const void *whole
     try:
-        key = _key_of(name)
-        entry = _known(data, dense)
-        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
-    except Exception:
-        return None
-    try:
-        if source.len >= below:
+        attr = _attr_of(data, known)
+        size, whole = cnp.PyArray_NBYTES(<cnp.ndarray>data), cnp.PyArray_DATA(<cnp.ndarray>data)
+        if size >= <int64_t>below:
             return None
-        digest = digest128_of(source.buf, source.len)
-        _big(marked, 0, check64_of(source.buf, source.len, 0), 8)
+        key = _key_of(name)
+        digest = digest128_of(whole, size)
+        _big(marked, 0, check64_of(whole, size, 0), 8)
         check = PyBytes_FromStringAndSize(marked + 1, 8)
-        draft = (key, 0, _ENCODING_RAW, 0, source.len, digest, 0, entry[1], b"")
-        payload = (data.data.cast("B"),)
-        return made(
-            kind, (draft,), payload, source.len, None, 1, _PAYLOAD_ALIGN_LOG2, _BLOCK_LOG2, check
+        draft = (key, 0, _ENCODING_RAW, 0, size, digest, 0, attr, b"")
+        payload = (PyMemoryView_FromObject(data).cast("B"),)
+        return _new_record(
+            made,
+            (kind, (draft,), payload, size, None, 1, _PAYLOAD_ALIGN_LOG2, _BLOCK_LOG2, check, False),
         )
     except Exception:
         return None
-    finally:
-        PyBuffer_Release(&source)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
@@ -80,12 +81,9 @@ class Staging:
 
     # --- staging ----------------------------------------------------------------------------------
 
-    def put_array(self, name: str, data: object) -> bool:
-        """Stage what is most common in few steps: a small array, and no name that came before.
-
-        False, and nothing is done, where it is not that, or no valid name: :meth:`put_tensor`.
-        """
-        return self._packs.put_array(name, data)
+    def room(self, thread: int) -> tuple[Any, ...]:
+        """What ``native.twin.pack_array`` needs to stage small arrays, in this thread alone."""
+        return self._packs.room(thread)
 
     def put_tensor(
         self,
