@@ -7,6 +7,7 @@ the same under the commit lock, where it may also repair (``mldb.log.recovery``)
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from mldb.log.batch import BatchFields
 from mldb.log.directory.directory import Directory
 from mldb.log.directory.part import Files
 from mldb.log.directory.units import Units
+from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.pause import collection_paused
@@ -83,6 +85,8 @@ class LogState:
         self.parts.follow(manifest.segments, self.active.segment)
         self.units = Units(self.parts.sealed, self.directory.units)
         self._lock_identity = fs.identity(LOCK) or (0, 0)
+        # Where the compiled twin may look, without the file system between it and the system.
+        self._lock_path = os.fsencode(f"{fs.root}/{LOCK}") if type(fs) is OsFileSystem else b""
         self._lock_seen = (0, 0, 0)  # what a look at LOCK finds while the manifest is the newest
         self._announced = announced or open_announced(fs, writable=writable)
         self.named = 0  # the newest manifest whose name is known to be durable
@@ -208,12 +212,15 @@ class LogState:
 
         Raises StoreMovedError. The commit lock is held.
         """
+        active, twin, path = self.active, native.twin, self._lock_path
+        offset, seen = active.cursor.offset, self._lock_seen
+        if path and twin is not None and twin.is_unchanged(path, seen, active.file, offset):
+            return offset == active.seen
         found = self.fs.look(LOCK)
-        if found != self._lock_seen:
+        if found != seen:
             self._refuse_moved(found)
             return False
-        active = self.active
-        return active.cursor.offset == active.seen == active.file.size()
+        return offset == active.seen == active.file.size()
 
     def follow(self) -> None:
         """Catch up with the files; ``mutex`` is held, or the commit lock by who writes.
@@ -311,7 +318,7 @@ class LogState:
         an interrupt in between leaves HALF_DONE, and all of it is read from the file again.
         """
         _, row, entries, end, chain = batch
-        active, view = self.active, self.view
+        active, view, twin = self.active, self.view, native.twin
         cursor, lsn = active.cursor, row[0]
         head, intervals = view[0], view[1]
         active.seen = HALF_DONE
@@ -322,8 +329,11 @@ class LogState:
             active.memory.add(row, entries)
             active.count += len(entries)
             active.segment.valid = end
-            seen = (*intervals[:-1], (intervals[-1][0], lsn))
-            self.view = make_view((row, seen) + view[2:])  # noqa: RUF005 - a third faster
+            following = None if twin is None else twin.following_view(view, row)
+            if following is None:
+                seen = (*intervals[:-1], (intervals[-1][0], lsn))
+                following = make_view((row, seen) + view[2:])  # noqa: RUF005 - a third faster
+            self.view = following
         else:
             self.add(row, entries)
             self.publish()
