@@ -33,7 +33,7 @@ from mldb.log.parts import SealedParts
 from mldb.log.scan import Batch, refuse_unknown, scan
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import SegmentGoneError, segment_name
-from mldb.log.view import EMPTY_VIEW, View, make_view
+from mldb.log.view import EMPTY_VIEW, View, view_after
 from mldb.options import Verify
 
 
@@ -85,7 +85,7 @@ class LogState:
         self.parts.follow(manifest.segments, self.active.segment)
         self.units = Units(self.parts.sealed, self.directory.units)
         self._lock_identity = fs.identity(LOCK) or (0, 0)
-        # Where the compiled twin may look, without the file system between it and the system.
+        # Where the compiled twin looks by itself.
         self._lock_path = os.fsencode(f"{fs.root}/{LOCK}") if type(fs) is OsFileSystem else b""
         self._lock_seen = (0, 0, 0)  # what a look at LOCK finds while the manifest is the newest
         self._announced = announced or open_announced(fs, writable=writable)
@@ -142,11 +142,7 @@ class LogState:
 
     def _open(self, manifest: Manifest) -> Active:
         return open_active(
-            self.fs,
-            manifest,
-            writable=self.writable,
-            verify=self.verify,
-            distrusted=self.distrusted,
+            self.fs, manifest, writable=self.writable, verify=self.verify, distrusted=self.distrusted
         )
 
     # --- following --------------------------------------------------------------------------------
@@ -216,11 +212,7 @@ class LogState:
         offset, seen = active.cursor.offset, self._lock_seen
         if path and twin is not None and twin.is_unchanged(path, seen, active.file, offset):
             return offset == active.seen
-        found = self.fs.look(LOCK)
-        if found != seen:
-            self._refuse_moved(found)
-            return False
-        return offset == active.seen == active.file.size()
+        return self.check_identity() == seen[2] and offset == active.seen == active.file.size()
 
     def follow(self) -> None:
         """Catch up with the files; ``mutex`` is held, or the commit lock by who writes.
@@ -319,21 +311,17 @@ class LogState:
         """
         _, row, entries, end, chain = batch
         active, view, twin = self.active, self.view, native.twin
-        cursor, lsn = active.cursor, row[0]
-        head, intervals = view[0], view[1]
+        cursor = active.cursor
         active.seen = HALF_DONE
         cursor.offset = end
-        cursor.last_lsn = lsn
+        cursor.last_lsn = row[0]
         cursor.chain = chain
-        if row[1] == head[0] and intervals:
+        if row[1] == view[0][0] and view[1]:
             active.memory.add(row, entries)
             active.count += len(entries)
             active.segment.valid = end
             following = None if twin is None else twin.following_view(view, row)
-            if following is None:
-                seen = (*intervals[:-1], (intervals[-1][0], lsn))
-                following = make_view((row, seen) + view[2:])  # noqa: RUF005 - a third faster
-            self.view = following
+            self.view = following or view_after(view, row)
         else:
             self.add(row, entries)
             self.publish()

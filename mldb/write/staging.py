@@ -320,6 +320,8 @@ class Staging:
     def looked_up(self) -> dict[bytes, bytes]:
         """Digests and keys of what was looked up and is stored with bytes."""
         where, large = self._where, self._large
+        if not self._digests:
+            return {}
         return {
             digest: key for digest, key in self._digests.items() if key in where or key in large
         }
@@ -330,6 +332,8 @@ class Staging:
         """Return the records not yet in the pending segment; called once."""
         large = self._large.records()
         packs = self._packs.records()
+        if not self.patches and not self._changes:
+            return packs + large
         changes = records_of(self._changes.values())
         return [*packs, *large, *self.patches.records(), *changes]
 

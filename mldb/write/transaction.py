@@ -106,7 +106,8 @@ class Transaction(MutableMapping[str, Any]):
                 return
             if get_ident() != self._owner:
                 raise self._foreign("ended")
-            self._staging.change(*self._metrics.changes())
+            if self._metrics:
+                self._staging.change(*self._metrics.changes())
             if not self._staging:
                 self.lsn = Lsn(self._base.commit.lsn)
                 return
