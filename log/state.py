@@ -85,7 +85,6 @@ class LogState:
         self.parts.follow(manifest.segments, self.active.segment)
         self.units = Units(self.parts.sealed, self.directory.units)
         self._lock_identity = fs.identity(LOCK) or (0, 0)
-        # Where the compiled twin looks by itself.
         self._lock_path = os.fsencode(f"{fs.root}/{LOCK}") if type(fs) is OsFileSystem else b""
         self._lock_seen = (0, 0, 0)  # what a look at LOCK finds while the manifest is the newest
         self._announced = announced or open_announced(fs, writable=writable)
@@ -142,7 +141,11 @@ class LogState:
 
     def _open(self, manifest: Manifest) -> Active:
         return open_active(
-            self.fs, manifest, writable=self.writable, verify=self.verify, distrusted=self.distrusted
+            self.fs,
+            manifest,
+            writable=self.writable,
+            verify=self.verify,
+            distrusted=self.distrusted,
         )
 
     # --- following --------------------------------------------------------------------------------
@@ -320,8 +323,7 @@ class LogState:
             active.memory.add(row, entries)
             active.count += len(entries)
             active.segment.valid = end
-            following = None if twin is None else twin.following_view(view, row)
-            self.view = following or view_after(view, row)
+            self.view = (twin and twin.following_view(view, row)) or view_after(view, row)
         else:
             self.add(row, entries)
             self.publish()

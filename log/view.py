@@ -232,8 +232,7 @@ make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 def view_after(view: View, row: CommitRow) -> View:
     """Return the view of a commit that follows the head of *view*, which is not the empty one."""
     intervals = view[1]
-    last = cast(Interval, intervals[-1])
-    return make_view((row, (*intervals[:-1], (last[0], row[0])), *view[2:]))
+    return make_view((row, (*intervals[:-1], (intervals[-1][0], row[0])), *view[2:]))
 
 
 EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, NO_JUMPS, Grown(), (), b"", {}, None, {}, Units(()))

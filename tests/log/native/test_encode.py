@@ -264,7 +264,8 @@ def test_what_is_stored_is_kept_from_the_cycle_collector() -> None:
 
 
 def test_a_row_that_may_lead_to_itself_is_left_to_the_collector() -> None:
-    odd: Any = Entry(1, SEGMENT_ID, 0, 0, 0, b"", 0, 0, 0, b"", [])
+    ring: Any = []
+    odd = Entry(1, SEGMENT_ID, 0, 0, 0, b"", 0, 0, 0, b"", ring)
     memory = MemoryIndex()
     memory.add(EMPTY_COMMIT._replace(lsn=1), [(b"k", odd)])
     assert gc.is_tracked(odd)
