@@ -228,4 +228,11 @@ class View(NamedTuple):
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
 
+
+def view_after(view: View, row: CommitRow) -> View:
+    """Return the view of a commit that follows the head of *view*, which is not the empty one."""
+    intervals = view[1]
+    return make_view((row, (*intervals[:-1], (intervals[-1][0], row[0])), *view[2:]))
+
+
 EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, NO_JUMPS, Grown(), (), b"", {}, None, {}, Units(()))

@@ -190,7 +190,8 @@ class Handle(StateSurface, QuerySurface):
         """Return an empty staging area for one transaction, or for one checkpoint."""
         from mldb.write.staging import Staging
 
-        self._guard()
+        if self._closed or _process[0] != self._pid:
+            self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         options, found = self.options, self._duplicates
         spill = options.spill_bytes
@@ -259,7 +260,9 @@ class Handle(StateSurface, QuerySurface):
             staging.pending,
             interrupted=interrupted,
         )
-        self._duplicates.note(staging.looked_up().items(), row.lsn)
+        looked_up = staging.looked_up()
+        if looked_up:
+            self._duplicates.note(looked_up.items(), row.lsn)
         return row
 
     def _commit_referring(

@@ -88,7 +88,8 @@ class WriteVerbs(Handle):
         LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError, ClosedError; then
         nothing is stored.
         """
-        self._settle_background()
+        if self._background.busy():
+            self._settle_background()
         twin = native.twin
         if twin is not None and metadata is None:
             below = self._plain_below
