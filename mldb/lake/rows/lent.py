@@ -20,6 +20,8 @@ from mldb.log.fs.relief import EXHAUSTED
 WINDOW_BYTES: Final = 32 << 20
 """Of one mapping; a larger batch has one of its own. Mapping takes about 30 µs."""
 
+_NO_ROWS: Final = 1, 0, np.empty((0, 0), np.float32)
+
 
 class Lender:
     """Private mappings of a lake's rows for one pass. One thread takes.
@@ -29,9 +31,12 @@ class Lender:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self._all_are_live = len(rows) == rows.state.stored
         self._window: tuple[int, int, npt.NDArray[np.float32]] | None = None  # block, first, rows
         self._lends = True
         self.lent_bytes = 0
+        # The rows of the window by their own numbers, where all are live and verified.
+        self._whole: tuple[int, int, npt.NDArray[np.float32]] = _NO_ROWS
 
     def take(self, rows: slice) -> Any:
         """Return mu of these rows as a writable array, or None: the caller copies them then.
@@ -39,6 +44,11 @@ class Lender:
         None where they lie in several blocks, and for good once the process may map no more.
         Raises CorruptError.
         """
+        low, high, lent = self._whole
+        if low <= rows.start and rows.stop <= high:
+            found = lent[rows.start - low : rows.stop - low]
+            self.lent_bytes += found.nbytes
+            return found
         place = self._rows.block_of(rows) if self._lends else None
         if place is None:
             return None
@@ -49,6 +59,10 @@ class Lender:
         found = self._of_window(number, part)
         if found is None:
             found = self._of_new_window(number, part)
+        if self._window is not None and block.is_verified("mu") and self._all_are_live:
+            _, first, mapped = self._window
+            low = rows.start - part.start + first
+            self._whole = low, low + len(mapped), mapped
         return found
 
     def _of_window(self, number: int, part: slice) -> Any:
@@ -65,7 +79,7 @@ class Lender:
         """Map from the first of these rows on: the batches that follow lie behind them."""
         block = self._rows.block(number)
         stop = min(part.start + WINDOW_BYTES // (4 * self._rows.dim), block.info.rows)
-        self._window = None  # the one before goes first, unless a batch of it is held
+        self._window, self._whole = None, _NO_ROWS  # goes first, unless a batch of it is held
         try:
             mapped = block.private_mu(slice(part.start, max(part.stop, stop)))
         except MemoryError:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mldb.arrays import Bools, Numbers
 from mldb.errors import InvalidTypeError, MissingError
 from mldb.lake.projection import LakeState
-from mldb.lake.rows.block import MappedBlock, Selection
+from mldb.lake.rows.block import Copier, MappedBlock, Selection
 from mldb.lake.rows.chain import Chain
 from mldb.lake.rows.mosaic import Mosaic
 from mldb.lake.rows.row_numbers import checked_rows
@@ -198,6 +198,19 @@ class Rows:
     def gather_checked(self, name: str, rows: Selection, out: npt.NDArray[Any]) -> Any:
         """As :meth:`gather`, for int64 rows or a slice of step 1 that are known to be rows."""
         return self._gather(name, self._stored(rows), out)
+
+    def copier(self, name: str) -> Copier | None:
+        """What copies rows of a column, once all of it is verified; None before, and for others.
+
+        Its rows are int64, and known to be rows.
+        """
+        if not self.is_verified(name):
+            return None
+        copy = self.block(0).copier(name) if self.blocks == 1 else self._mosaics[name].gather_known
+        live = self._live
+        if live is None or copy is None:
+            return copy
+        return lambda rows, out: copy(live[rows], out)
 
     def gather_stored(self, name: str, stored: Numbers) -> Any:
         """Return one column of rows that :meth:`stored_of` found."""
