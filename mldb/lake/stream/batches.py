@@ -27,6 +27,7 @@ from mldb.lake.rows.block import Selection
 from mldb.lake.rows.lent import Lender
 from mldb.lake.rows.live import Rows
 from mldb.lake.rows.tiers import Segments, Tier, hot_tier, slots_of, warm_tier
+from mldb.lake.rows.windows import Windows
 from mldb.lake.stream.pool import BatchPool
 from mldb.lake.stream.settings import StreamOptions
 from mldb.noise.philox import LAYOUT_VERSION
@@ -54,6 +55,7 @@ class Stream:
         if self._torch_device is not None and options.hot_bytes:
             self._hot = hot_tier(rows, options.hot_bytes, self._gather, self._torch_device)
         self._lender: Lender | None = None  # of the newest pass
+        self._windows = Windows(rows.log.fs.is_unwritten)  # that its passes have left
         self._current: Pass | None = None
         self._users: dict[int, object] = {}  # at _USER the one there may be
         self._batches = 0
@@ -86,7 +88,7 @@ class Stream:
         self._current = current
         tiers, runs = (self._warm, self._hot, self._torch_device), current.is_in_row_order
         lends = runs and all(tier is None for tier in tiers)
-        lender = self._lender = Lender(self._rows) if lends else None
+        lender = self._lender = Lender(self._rows, self._windows) if lends else None
         try:
             if self._augmenter is not None:
                 yield from self._augmented(self._augmenter, current, batches)
@@ -95,8 +97,14 @@ class Stream:
                     # No name here: a batch that is held between two cannot be filled again.
                     yield self._handed_out(batch, self._read(batch, runs, lender), None)
         except GeneratorExit:  # between two batches
-            self._users.clear()
+            self._leave(lender)
             raise
+        self._leave(lender)
+
+    def _leave(self, lender: Lender | None) -> None:
+        """End a pass between two batches."""
+        if lender is not None:
+            lender.close()
         self._users.clear()
 
     def _augmented(
@@ -142,6 +150,7 @@ class Stream:
         if self._augmenter is not None:
             self._augmenter.close()
         self._warm = self._hot = None
+        self._windows.forget()
 
     def _start(
         self,
