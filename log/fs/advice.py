@@ -1,6 +1,6 @@
-"""What the kernel is asked of a mapping: its pages read, its page faults taken at once, its state.
+"""What the kernel is asked of a mapping: to read its pages, to take its page faults at once.
 
-The first two are wishes. Where the kernel has no such call, or refuses it, nothing happened and the pages
+Both are wishes. Where the kernel has no such call, or refuses it, nothing happened and the pages
 come one fault at a time, as without it. The calls of ``ctypes`` are made without the lock of the
 interpreter, which those of ``mmap`` keep; a fault keeps it as well.
 """

@@ -118,7 +118,7 @@ class Stream:
         """
         given, ahead = iter(batches), 1
         while part := list(islice(given, ahead)):
-            made = [self._handed_out(batch, self._read(batch, True, lender), None) for batch in part]
+            made = [self._handed_out(one, self._read(one, True, lender), None) for one in part]
             made.reverse()
             yield from map(list.pop, repeat(made, len(made)))
             ahead = min(4 * ahead, _VIEWS_AHEAD)
@@ -188,10 +188,13 @@ class Stream:
         mu = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
         if self._type is None:
             return mu
-        fields = []
-        for name in self._type._fields:
-            fields.append(mu if name == "mu" else self._field(name, batch, mu, changed))
-        return tuple.__new__(self._type, fields)
+        return tuple.__new__(
+            self._type,
+            [
+                mu if name == "mu" else self._field(name, batch, mu, changed)
+                for name in self._type._fields
+            ],
+        )
 
     def _size(self, batch: BatchRows) -> int:
         return len(batch.rows) * self.options.group
