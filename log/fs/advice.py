@@ -116,7 +116,8 @@ def is_unwritten(view: memoryview) -> bool:
     except OSError:
         return False
     try:
-        return ioctl(pages, _PAGEMAP_SCAN, bytearray(asked)) == 0
+        found_count: int = ioctl(pages, _PAGEMAP_SCAN, bytearray(asked))
+        return found_count == 0
     except OSError:
         return False
     finally:

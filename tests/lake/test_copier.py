@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mldb
+from mldb.lake.rows.copier import copier_of
 from mldb.lake.rows.tiers import Segments
 from mldb.log import native
 from tests.support.lakes import DIM, data, db, fill
@@ -26,7 +27,7 @@ def test_it_is_there_once_all_rows_are_verified(
         some = np.random.default_rng(3).permutation(len(rows))[:200]
         want = np.stack([rows.gather("mu", slice(row, row + 1))[0] for row in some.tolist()])
         rows.gather("mu", np.arange(len(rows)))
-        copy, out = rows.copier("mu"), np.zeros((200, DIM), np.float32)
+        copy, out = copier_of(rows, "mu"), np.zeros((200, DIM), np.float32)
         assert copy is not None
         assert copy(some, out) is (native.twin is not None)
         assert native.twin is None or out.tobytes() == want.tobytes()
@@ -44,14 +45,14 @@ def test_what_is_not_verified_has_none(
     db.close()
     with mldb.open(path, mode="r", verify=verify) as again:
         rows = again.lake().rows()
-        assert rows.copier("mu") is None
+        assert copier_of(rows, "mu") is None
         segments, out = Segments(rows), np.empty((40, DIM), np.float32)
         for start in (0, 40, 460, 0):
             some = np.arange(start, start + 40)[::-1].copy()
             segments.gather(some, out)
             assert out.tobytes() == rows.gather("mu", some).tobytes()
         rows.gather("mu", np.arange(len(rows)))
-        assert (rows.copier("mu") is None) == (verify == "always")
+        assert (copier_of(rows, "mu") is None) == (verify == "always")
         assert segments.moved_bytes == 4 * out.nbytes
 
 
@@ -63,7 +64,7 @@ def test_ids_that_are_numbers_of_a_block_have_none(
     for rows in (lake.rows(), lake.rows()):
         rows.gather("id", np.arange(len(rows)))
         out = np.empty(3, np.int64)
-        copy, some = rows.copier("id"), np.array([2, 700, 999])
+        copy, some = copier_of(rows, "id"), np.array([2, 700, 999])
         if copy is not None and copy(some, out):
             assert out.tobytes() == rows.gather("id", some).tobytes()
 
@@ -74,7 +75,7 @@ def test_an_array_of_another_type_is_not_written_to(
     rows = fill(db, data).rows()
     rows.gather("mu", np.arange(len(rows)))
     out = np.zeros((2, DIM), np.int32)
-    copy = rows.copier("mu")
+    copy = copier_of(rows, "mu")
     assert copy is not None
     assert not copy(np.array([1, 2]), out)
     assert not out.any()

@@ -85,7 +85,8 @@ def test_a_write_reaches_no_later_pass(rows: Any, mapped: list[int]) -> None:
 
 def test_what_is_held_is_not_lent_again(rows: Any, mapped: list[int]) -> None:
     """Not even where it is written to after the pass, and not through what was made of it."""
-    kept, held = Windows(lambda _: True), []
+    kept = Windows(lambda _: True)
+    held: list[Any] = []
 
     def hold(first: int, array: Any) -> None:
         if first in (200, 750):
@@ -101,7 +102,8 @@ def test_what_is_held_is_not_lent_again(rows: Any, mapped: list[int]) -> None:
 
 def test_the_last_batch_of_a_window_may_be_held_while_the_next_one_begins(rows: Any) -> None:
     """As a loop does, whose variable has it until the next batch is there."""
-    kept, held = Windows(lambda _: True), []
+    kept = Windows(lambda _: True)
+    held: list[Any] = []
     a_pass(rows, kept, lambda _first, array: held.__setitem__(slice(0, 1), [array]))
     held.clear()
     assert all(kept.take((0, first)) is not None for first in range(0, ROWS - 100, 100))

@@ -1,7 +1,8 @@
 """Batches lent from a private mapping: rows in their order need no copy.
 
-A mapping copies a page when it is written to and only then. Each pass maps anew, so what a training
-step does to its batch is seen by no later pass, no other reader and no file. A mapping is a window
+A mapping copies a page when it is written to and only then. Each pass has mappings that are new, or
+as good as that: what a training step does to its batch is seen by no later pass, no other reader
+and no file. A mapping is a window
 of the block and goes with the last of its batches: a step that writes to every batch keeps copies
 of a few windows, however large the lake is.
 """

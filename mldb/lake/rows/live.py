@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mldb.arrays import Bools, Numbers
 from mldb.errors import InvalidTypeError, MissingError
 from mldb.lake.projection import LakeState
-from mldb.lake.rows.block import Copier, MappedBlock, Selection
+from mldb.lake.rows.block import MappedBlock, Selection
 from mldb.lake.rows.chain import Chain
 from mldb.lake.rows.mosaic import Mosaic
 from mldb.lake.rows.row_numbers import checked_rows
@@ -45,7 +45,7 @@ class Rows:
         self.states = states
         self._size = state.size
         self._count = self.chain.live_count(state.size)
-        self._mosaics: dict[str, Mosaic] = {}
+        self.mosaics: dict[str, Mosaic] = {}  # by column; of those that are read in any order
         self.pinned: dict[Hashable, Any] = {}
         """What was computed of these rows for other processes: here whatever the cache holds."""
         self._shared: dict[Hashable, Any] = {}  # the rest of it, for forked ones alone
@@ -123,7 +123,7 @@ class Rows:
         """Whether a column is known to need no further check in any block, without asking each."""
         if self.blocks == 1:
             return self.block(0).is_verified(name)
-        mosaic = self._mosaics.get(name)
+        mosaic = self.mosaics.get(name)
         return mosaic is not None and mosaic.is_verified
 
     @cached_property
@@ -199,19 +199,6 @@ class Rows:
         """As :meth:`gather`, for int64 rows or a slice of step 1 that are known to be rows."""
         return self._gather(name, self._stored(rows), out)
 
-    def copier(self, name: str) -> Copier | None:
-        """What copies rows of a column, once all of it is verified; None before, and for others.
-
-        Its rows are int64, and known to be rows.
-        """
-        if not self.is_verified(name):
-            return None
-        copy = self.block(0).copier(name) if self.blocks == 1 else self._mosaics[name].gather_known
-        live = self._live
-        if live is None or copy is None:
-            return copy
-        return lambda rows, out: copy(live[rows], out)
-
     def gather_stored(self, name: str, stored: Numbers) -> Any:
         """Return one column of rows that :meth:`stored_of` found."""
         dtype, shape = self.require_column(name)
@@ -253,7 +240,7 @@ class Rows:
             number += 1
 
     def _gather_scattered(self, name: str, rows: Numbers, out: npt.NDArray[Any]) -> None:
-        mosaic = self._mosaics.get(name)
+        mosaic = self.mosaics.get(name)
         if mosaic is not None and len(rows) <= _MANY_ROWS and mosaic.gather_known(rows, out):
             return
         rows = np.clip(rows, 0, self.state.stored - 1)
@@ -261,7 +248,7 @@ class Rows:
             if mosaic is None:
                 dtype, shape = self.require_column(name)
                 made = Mosaic(name, self._stops, dtype, shape, self.block)
-                mosaic = self._mosaics.setdefault(name, made)
+                mosaic = self.mosaics.setdefault(name, made)
             if mosaic.gather(rows, out):
                 return
         which = np.searchsorted(self._stops, rows, "right")

@@ -15,6 +15,7 @@ import numpy as np
 from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
 from mldb.lake.rows.block import Copier, Selection
+from mldb.lake.rows.copier import copier_of
 from mldb.lake.rows.live import Rows
 from mldb.lake.rows.take import take_rows
 
@@ -165,7 +166,7 @@ class Segments:
         if isinstance(rows, slice) or self._copy is None or not self._copy(rows, out):
             self._rows.gather_checked("mu", rows, out)
             if self._copy is None:
-                self._copy = self._rows.copier("mu")
+                self._copy = copier_of(self._rows, "mu")
         self.moved_bytes += out.nbytes
 
 

@@ -72,7 +72,7 @@ class Windows:
     def _is_as_new(self, window: Window) -> bool:
         if _holders(window.rows) != window.holders:
             return False
-        return self._is_unwritten(memoryview(window.rows))
+        return self._is_unwritten(window.rows.data)
 
     def forget(self) -> bool:
         """Let go all of them; tell whether there were any."""
