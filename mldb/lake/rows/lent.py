@@ -2,9 +2,9 @@
 
 A mapping copies a page when it is written to and only then. Each pass has mappings that are new, or
 as good as that: what a training step does to its batch is seen by no later pass, no other reader
-and no file. A mapping is a window
-of the block and goes with the last of its batches: a step that writes to every batch keeps copies
-of a few windows, however large the lake is.
+and no file. A mapping is a window of the block. One that was written to goes with the last of its
+batches, or when the window behind it is done: a step that writes to every batch keeps copies of a
+few windows, however large the lake is.
 """
 
 from __future__ import annotations
