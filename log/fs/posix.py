@@ -317,6 +317,10 @@ class OsFileSystem:
         """Ask mincore."""
         return advice.is_resident(view)
 
+    def is_unwritten(self, view: memoryview) -> bool:
+        """Ask pagemap, where the kernel can scan it."""
+        return advice.is_unwritten(view)
+
     def free_bytes(self) -> int:
         """Free bytes for this user (statvfs)."""
         try:
