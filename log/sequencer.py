@@ -10,9 +10,9 @@ Lock order: the lock of ``Syncing``, then the commit lock, then ``LogState.mutex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from mldb.deferred import replace
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start

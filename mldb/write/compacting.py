@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from mldb import keys
+from mldb.deferred import replace
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.log.door import Door
 from mldb.log.index.address import Lsn
