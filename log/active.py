@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mldb.deferred import dataclass
 from mldb.errors import CorruptError, MldbError
@@ -13,14 +13,15 @@ from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_heade
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.lineage import Jump, checked_jumps
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import IndexPart, MemoryIndex
-from mldb.log.index.merge import Columns
-from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import Manifest, Mark
 from mldb.log.scan import Cursor
 from mldb.log.segment import Segment
 from mldb.options import Verify
+
+if TYPE_CHECKING:
+    from mldb.log.index.mapped import MappedIndex
+    from mldb.log.index.merge import Columns
 
 HINTS = "hints"
 HALF_DONE = -2
@@ -152,6 +153,8 @@ def _try_hint(
     fs: FileSystem, active: Active, mark: Mark, size: int, verify: Verify, distrusted: list[str]
 ) -> None:
     """Start from the hint if it fits the log; otherwise distrust it."""
+    from mldb.log.index.opened import index_source, open_index
+
     name = hint_name(active.id)
     if not fs.exists(name):
         return

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
 from mldb.log.index.address import Entry
-from mldb.log.patch import Patch, PatchError, decode_patch
 from mldb.log.segment import segment_name
+
+if TYPE_CHECKING:
+    from mldb.log.patch import Patch
 
 DEPTH_MAX: Final = 64
 """Versions that a delta may build on, one on another. No writer makes as many."""
@@ -63,6 +65,8 @@ def stored_form(entry: Entry, data: memoryview) -> Stored:
 
 def patch_of(entry: Entry, data: memoryview, size: int, name: str) -> Patch:
     """Return the patch that a version of *size* bytes is stored as. Raises CorruptError."""
+    from mldb.log.patch import PatchError, decode_patch
+
     try:
         return decode_patch(data, size)
     except PatchError as error:

@@ -83,9 +83,7 @@ def encode_manifest(stored: StoredManifest, packed: PackedSegments | None = None
     """
     lists = {"changes", "jumps", "kept", "version"}
     body = {
-        name: getattr(stored, name)
-        for name in field_names(StoredManifest)
-        if name not in lists
+        name: getattr(stored, name) for name in field_names(StoredManifest) if name not in lists
     }
     for name in ("mark", "features"):
         part = body[name]

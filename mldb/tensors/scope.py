@@ -18,7 +18,6 @@ from mldb.log.counts import KeyCounts
 from mldb.log.door import Door
 from mldb.log.fs.process import CURRENT
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.log import Log
 from mldb.log.view import View
 from mldb.names import check_name
 from mldb.options import Options
@@ -31,6 +30,8 @@ from mldb.tensors.reads import GRAIN_NS, ReadNotes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from mldb.log.log import Log
 
 _NEAR: Final = 64
 """Names of each side, in each of a few parts, among which a similar one is looked for."""

@@ -15,7 +15,6 @@ from mldb.log.index.address import Lsn
 from mldb.log.view import View
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import unpack_descriptor
-from mldb.tensors.encoding import decode_stored
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:  # a process that only trains needs none of it
@@ -280,5 +279,7 @@ def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int
 
 def _door_of(head: Callable[[], View]) -> Door:
     """A door over other views, with a cache of its own."""
+    from mldb.tensors.encoding import decode_stored
+
     cache = ByteCache(_CACHE_BYTES, "the cache of compaction")
     return Door(head, "first", decode_stored, cache, lambda name: keys.TENSORS + name.encode())
