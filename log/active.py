@@ -153,11 +153,11 @@ def _try_hint(
     fs: FileSystem, active: Active, mark: Mark, size: int, verify: Verify, distrusted: list[str]
 ) -> None:
     """Start from the hint if it fits the log; otherwise distrust it."""
-    from mldb.log.index.opened import index_source, open_index
-
     name = hint_name(active.id)
     if not fs.exists(name):
         return
+    from mldb.log.index.opened import index_source, open_index
+
     try:
         index, fields = open_index(
             index_source(fs, name, active.segment.store_id, active.id, fmt.FILE_HINT),

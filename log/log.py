@@ -28,7 +28,6 @@ from mldb.log.birth import FOLDERS, restore_folders
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
-from mldb.log.index.columns import MetadataOf
 from mldb.log.lock import CommitLock
 from mldb.log.manifest import Manifest, refuse_to_write
 from mldb.log.opening import find_store, open_state
@@ -41,6 +40,7 @@ from mldb.options import Options
 if TYPE_CHECKING:
     from mldb.log.batches import StoredBatch
     from mldb.log.directory.maker import Maker
+    from mldb.log.index.columns import MetadataOf
     from mldb.log.pending import PendingSegment
     from mldb.log.sequencer import Decide, Sequencer
 
@@ -261,7 +261,7 @@ class Log:
 
     @property
     def sequencer(self) -> Sequencer:
-        """The sequencer. Raises ReadOnlyError on a read-only handle, ClosedError on a closed one."""
+        """The sequencer. Raises ReadOnlyError on a read-only handle."""
         return self._sequencers.get(0) or self._made_sequencer()
 
     def _made_sequencer(self) -> Sequencer:

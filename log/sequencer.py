@@ -16,9 +16,8 @@ from mldb.deferred import replace
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
-from mldb.log.aside import Promptly, at_once
+from mldb.log.aside import OVERLAP_BYTES, Promptly, at_once
 from mldb.log.batch import (
-    OVERLAP_BYTES,
     BatchStart,
     EncodedBatch,
     check_batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,12 +25,12 @@ from mldb.tensors.border import SIZES, MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
 from mldb.tensors.dtypes import dtype_of
-from mldb.tensors.encoding import decode_stored
 from mldb.tensors.reads import GRAIN_NS, ReadNotes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from mldb.log.chain import Stored
     from mldb.log.log import Log
 
 _NEAR: Final = 64
@@ -80,6 +80,19 @@ def _notes_reads(options: Options) -> bool:
     return options.note_reads and options.mode == "rw"
 
 
+def _decode_stored(
+    chain: Sequence[Stored],
+    size: int,
+    key: str,
+    base: memoryview | None = None,
+    start: int = 0,
+) -> memoryview:
+    """Decode what is encoded; see :func:`mldb.tensors.encoding.decode_stored`."""
+    from mldb.tensors.encoding import decode_stored
+
+    return decode_stored(chain, size, key, base, start)
+
+
 class Source:
     """Where bytes come from: the log, the map/copy border and the cache of one handle. Any thread.
 
@@ -99,7 +112,7 @@ class Source:
         self.log = log
         self.state = log.state
         self.reads = ReadNotes(log.fs, log.store_id, notes=_notes_reads(log.options))
-        self.door = Door(log.head, log.options.verify, decode_stored, cache, _tensor_key)
+        self.door = Door(log.head, log.options.verify, _decode_stored, cache, _tensor_key)
         self.border = border
         self.cache = cache
         self.counts = KeyCounts()

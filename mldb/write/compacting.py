@@ -193,10 +193,11 @@ class CompactionVerbs(Handle):
 
     def _reclaimable(self) -> dict[str, Any]:
         """What :meth:`compact` would give back of sealed segments; see Reclaimable."""
+        from mldb.write.reclaimable import Reclaimable
+
         age = COLD_AGE // _MICROSECOND * 1000
-        return self._found_reclaimable.parts(
-            self._log, self._scope().view, self._event_rules(), age
-        )
+        found = self._found_reclaimable.setdefault("", Reclaimable())
+        return found.parts(self._log, self._scope().view, self._event_rules(), age)
 
     def _event_rules(self) -> EventRules:
         from mldb.compaction.rules import EventRules

@@ -9,7 +9,7 @@ from mldb import keys
 from mldb.history.kinds import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
 from mldb.history.kinds.changes import KeyChange, attr_draft, portions
 from mldb.log import format as fmt
-from mldb.log.batch import OVERLAP_BYTES
+from mldb.log.aside import OVERLAP_BYTES
 from mldb.log.checksum import (
     block_check,
     block_checks,
