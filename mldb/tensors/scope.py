@@ -63,6 +63,8 @@ def _tensor_key(name: str) -> bytes:
 def _remember(what: Descriptor, attr: bytes) -> None:
     """Keep what an array needs of the descriptor of a dense tensor."""
     if what.layout == "dense":
+        if not _plain and native.loaded is not None:  # without a descriptor it reads nothing
+            native.loaded.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)
         if len(_plain) >= _KNOWN_MAX:
             _plain.clear()
         _plain[attr] = what.shape, dtype_of(what.dtype), what.nbytes
@@ -332,7 +334,3 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
     is_lasting = source.door.is_own(held) or source.is_mapped(view, held)
     return view_numpy(what, data if is_lasting else bytes(data))
-
-
-if native.loaded is not None:
-    native.loaded.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)
