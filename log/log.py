@@ -278,14 +278,8 @@ class Log:
     def _make_sequencer(self, lock: CommitLock) -> Sequencer:
         from mldb.log.on_demand import make_sequencer
 
-        made = make_sequencer(
-            self._state,
-            lock,
-            self.registration,
-            self.options,
-            self._metadata_of,
-            began=self._born,
-        )
+        parts = self._state, lock, self.registration, self.options, self._metadata_of
+        made = make_sequencer(*parts, began=self._born)
         return self._sequencers.setdefault(0, made)
 
     @property

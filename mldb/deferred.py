@@ -90,6 +90,7 @@ class _Declared:
         self.made = 0  # so many objects, about, without a generated ``__init__``
         self.listed: dict[str, Any] = {}
         self.rules: list[_Rule] = []
+        self.ordered: list[str] = []
         self.stubs: dict[str, Any] = {}
 
     def generated(self, **options: bool) -> dict[str, Any]:
@@ -134,19 +135,24 @@ class _Declared:
                 default, factory = said.get("default", _NOTHING), said.get("default_factory")
                 named = said.get("kw_only", keyword)
                 rules.append((name, said.get("init", True), named, default, factory))
+            self.ordered = [name for name, init, keyword, _, _ in rules if init and not keyword]
             self.rules = rules
         return self.rules
 
     def assign(self, target: object, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Do once what ``__init__`` would; False where that would raise TypeError."""
-        rules = self.ruled()
-        values = dict(named)
+        rules, assign, values = self.rules or self.ruled(), object.__setattr__, named
         if args:
-            ordered = [name for name, init, keyword, _, _ in rules if init and not keyword]
+            ordered = self.ordered
+            if len(args) == len(ordered) == len(rules) and not named:
+                for name, value in zip(ordered, args, strict=True):
+                    assign(target, name, value)
+                if "__post_init__" in self.own:
+                    target.__post_init__()  # type: ignore[attr-defined]
+                return True
             values = dict(zip(ordered, args, strict=False)) | named
             if len(args) > len(ordered) or len(values) < len(args) + len(named):
                 return False
-        assign = object.__setattr__
         for name, init, _, default, factory in rules:
             if init and name in values:
                 value = values.pop(name)
@@ -227,7 +233,7 @@ def _first(declared: _Declared, name: str) -> Callable[..., Any]:
 def _first_init(declared: _Declared) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **named: Any) -> None:
         declared.made += 1
-        if declared.made > _FEW or not declared.assign(self, args, named):
+        if declared.made > _FEW or not declared.assign(self, args, dict(named)):
             declared.generate()
             declared.kept.__init__(self, *args, **named)  # type: ignore[misc]
 
