@@ -222,7 +222,7 @@ QUESTIONS: dict[str, Callable[[types.ModuleType], object]] = {
     "row is a tuple": lambda m: (m.Row(1) == (1, "b"), tuple.__new__(m.Row, (1, 2)) == (1, 2)),
     "row replace": lambda m: (m.Row(1)._replace(a=2), m.Row(1)._asdict(), m.Row._make((1, 2))),
     "row missing": lambda m: m.Row(),
-    "replace": lambda m: deferred.replace(m.Point(1, names=[2]), y=3.0, hidden=1),
+    "replace fields": lambda m: deferred.replace(m.Point(1, names=[2]), y=3.0, hidden=1),
     "replace by name": lambda m: deferred.replace(m.Named(a=1), b=2),
     "replace none": lambda m: deferred.replace(m.Checked(1)),
     "replace checks": lambda m: deferred.replace(m.Checked(1), a=-1),
