@@ -208,6 +208,12 @@ with mldb.open({str(tmp_path / "store")!r}) as db:
     assert "pip install mldb[torch]" in message
 
 
+@pytest.mark.parametrize("state", ["enable", "disable"])
+def test_an_import_leaves_the_collector_as_it_was(state: str) -> None:
+    code = f"import gc, json, mldb\ngc.{state}()\nmldb.open, mldb.Lsn\n"
+    assert _run(code + "print(json.dumps([gc.isenabled()]))") == [state == "enable"]
+
+
 def test_every_public_name_is_there() -> None:
     code = "import json, mldb\nfor name in mldb.__all__: getattr(mldb, name)\n"
     names = _run(code + "print(json.dumps([name for name in mldb.__all__ if name in dir(mldb)]))")
