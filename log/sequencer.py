@@ -10,15 +10,14 @@ Lock order: the lock of ``Syncing``, then the commit lock, then ``LogState.mutex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from mldb.deferred import replace
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
-from mldb.log.aside import Promptly, at_once
+from mldb.log.aside import OVERLAP_BYTES, Promptly, at_once
 from mldb.log.batch import (
-    OVERLAP_BYTES,
     BatchStart,
     EncodedBatch,
     check_batch,

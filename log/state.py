@@ -11,12 +11,12 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mldb.errors import ClosedError, CorruptError, StoreMovedError
 from mldb.log import format as fmt
 from mldb.log import native
 from mldb.log.active import HALF_DONE, Active, open_active
-from mldb.log.batch import BatchFields
 from mldb.log.directory.directory import Directory
 from mldb.log.directory.part import Files
 from mldb.log.directory.units import Units
@@ -35,6 +35,9 @@ from mldb.log.sealed import SealedPart
 from mldb.log.segment import SegmentGoneError, segment_name
 from mldb.log.view import EMPTY_VIEW, View, view_after
 from mldb.options import Verify
+
+if TYPE_CHECKING:
+    from mldb.log.batch import BatchFields
 
 
 class LogState:

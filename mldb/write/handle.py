@@ -17,7 +17,6 @@ from mldb.log import native
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
-from mldb.log.index.columns import MetadataOf
 from mldb.log.log import Log
 from mldb.log.view import View
 from mldb.options import Options
@@ -31,16 +30,17 @@ from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.metric_log import MetricLog, Waiting
 from mldb.write.metric_plans import PackedRows
-from mldb.write.reclaimable import Reclaimable
 from mldb.write.rules import EpochRule
 from mldb.write.safe_points import is_forced
 
 if TYPE_CHECKING:
     from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.states import LakeStates
+    from mldb.log.index.columns import MetadataOf
     from mldb.log.pending import PendingSegment
     from mldb.query.queries import Queries
     from mldb.state.checkpointing import CheckpointJob
+    from mldb.write.reclaimable import Reclaimable
     from mldb.write.references import References
     from mldb.write.staging import Staging
 
@@ -83,7 +83,7 @@ class Handle(StateSurface, QuerySurface):
         self._made_queries: dict[str, Any] = {}  # one mldb.query.queries.Queries, when needed
         self._epochs = EpochRule()
         self._compaction = BackgroundCompaction(self._log)
-        self._found_reclaimable = Reclaimable()
+        self._found_reclaimable: dict[str, Reclaimable] = {}  # one, when needed
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
         )

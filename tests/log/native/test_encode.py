@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb import keys
-from mldb.deferred import compiled
 from mldb.errors import MldbError
 from mldb.history.kinds import TENSOR_STORED
 from mldb.history.kinds.tensors import small_tensor_stored
@@ -26,7 +25,7 @@ from mldb.log.batch import LSN_ROOM, encode_batch
 from mldb.log.frame import Record, hash_record
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.memory import MemoryIndex
-from mldb.names import _PLAIN, MAX_NAME_BYTES, check_name
+from mldb.names import MAX_NAME_BYTES, _is_plain, check_name
 from mldb.tensors.codec import known_arrays, prepare
 from tests.support.logs import CLOCK, SEGMENT_ID, History, histories, records
 
@@ -306,8 +305,8 @@ def check_key_of(name: Any) -> None:
     """Plain names, and no others, have a key, which is that of Python."""
     prepare(BLOCK)
     made = native.twin.small_record(TENSOR_STORED, name, BLOCK, known_arrays, Record, 1 << 16)
-    plain = type(name) is str and len(name) <= MAX_NAME_BYTES and compiled(_PLAIN).fullmatch(name)
-    assert (made is not None) == bool(plain)
+    plain = type(name) is str and len(name) <= MAX_NAME_BYTES and _is_plain(name)
+    assert (made is not None) == plain
     if made is not None:
         assert made.drafts[0][0] == keys.TENSORS + check_name(name)
 
