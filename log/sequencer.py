@@ -168,7 +168,7 @@ class Sequencer:
             batch = encode_batch(records, start, extra)
             write_batch(active.file, batch)
             if payload >= _WRITEBACK_BYTES and self.options.durability == "commit":
-                # The disk is at work while the rest is done here: 5 % of 100 x 4 KiB.
+                # The disk is at work while the rest is done here: 3 to 5 % of 100 x 4 KiB.
                 active.file.start_writeback(at, batch[3] - at)
             state.appended(batch)
             self.commits += 1

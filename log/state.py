@@ -7,7 +7,6 @@ the same under the commit lock, where it may also repair (``mldb.log.recovery``)
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -88,7 +87,7 @@ class LogState:
         self.parts.follow(manifest.segments, self.active.segment)
         self.units = Units(self.parts.sealed, self.directory.units)
         self._lock_identity = fs.identity(LOCK) or (0, 0)
-        self._lock_path = os.fsencode(f"{fs.root}/{LOCK}") if type(fs) is OsFileSystem else b""
+        self._lock_path = fs.looked_at(LOCK) if type(fs) is OsFileSystem else b""
         self._lock_seen = (0, 0, 0)  # what a look at LOCK finds while the manifest is the newest
         self._announced = announced or open_announced(fs, writable=writable)
         self.named = 0  # the newest manifest whose name is known to be durable

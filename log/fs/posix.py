@@ -182,6 +182,11 @@ class OsFileSystem:
             raise translate(error, "lstat", self.root, name) from error
         return found.st_dev, found.st_ino, found.st_size
 
+    def looked_at(self, name: str) -> bytes:
+        """The path that :meth:`look` asks the system for, for the compiled twin of such a look."""
+        self._check(name)
+        return os.fsencode(f"{self.root}/{name}")
+
     # --- files ------------------------------------------------------------------------------------
 
     def open(self, name: str, mode: OpenMode) -> OsFile:
