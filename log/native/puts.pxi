@@ -1,6 +1,9 @@
 # Small tensors on their way into a batch, versions into the index in memory, and the next view.
 
-from posix.stat cimport lstat, struct_stat
+from posix.stat cimport struct_stat
+
+cdef extern from "<sys/stat.h>" nogil:
+    int lstat(const char *path, struct_stat *found)
 
 
 # --- what a commit changes ------------------------------------------------------------------------
@@ -9,15 +12,21 @@ from posix.stat cimport lstat, struct_stat
 def is_unchanged(path, seen, file, long long size):
     """Whether *path* leads to what was *seen* there, and an open file has this size, above 0.
 
-    *seen* is device, inode and length. False as well where that is not plain. With the lock of the
-    interpreter, as are_as_long has it.
+    *seen* is device, inode and length. False as well where that is not plain.
     """
     cdef struct_stat found
+    cdef const char *place
+    cdef int failed
     if _learned != 1 and (_learned or not _learn()):
         return False
     if type(file) is not _File or type(path) is not bytes or type(seen) is not tuple:
         return False
-    if len(<tuple>seen) != 3 or lstat(PyBytes_AS_STRING(path), &found):
+    if len(<tuple>seen) != 3:
+        return False
+    place = PyBytes_AS_STRING(path)
+    with nogil:  # a network may be asked
+        failed = lstat(place, &found)
+    if failed:
         return False
     if found.st_dev != <object>(<tuple>seen)[0] or found.st_ino != <object>(<tuple>seen)[1]:
         return False
