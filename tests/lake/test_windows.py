@@ -24,7 +24,7 @@ ROWS = 1200
 @pytest.fixture
 def rows(store_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(lent, "WINDOW_BYTES", 100 * 4 * DIM)
-    monkeypatch.setattr(windows, "LEAST_BYTES", 0)
+    monkeypatch.setattr(windows, "KEPT_BYTES_MIN", 0)
     with mldb.open(store_path, durability="os") as db:
         lake = db.lake(dim=DIM)
         lake.add_splats(rng.standard_normal((ROWS, DIM)))
@@ -111,11 +111,11 @@ def test_the_last_batch_of_a_window_may_be_held_while_the_next_one_begins(rows: 
 
 
 def test_few_windows_of_some_size_are_kept(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOWS_MAX", 3)
+    monkeypatch.setattr(windows, "KEPT_WINDOWS_MAX", 3)
     kept = Windows(lambda _: True)
     a_pass(rows, kept)
     assert sum(kept.take((0, first)) is not None for first in range(0, ROWS, 100)) <= 4
-    monkeypatch.setattr(windows, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(windows, "KEPT_BYTES_MIN", 1 << 20)
     a_pass(rows, kept)
     assert not kept.forget()
 

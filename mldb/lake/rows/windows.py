@@ -14,23 +14,23 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-LEAST_BYTES: Final = 1 << 20
+KEPT_BYTES_MIN: Final = 1 << 20
 """Of a window that is kept: each has a descriptor, and few of them should hold most of a lake."""
-WINDOWS_MAX: Final = 32
+KEPT_WINDOWS_MAX: Final = 32
 
-Place = tuple[int, int]
+WindowPlace = tuple[int, int]
 """Which window: the number of its block, and its first row there."""
 
 
 class Window(NamedTuple):
     """Rows of a block in a private mapping; ``holders`` as counted before any batch lay in it."""
 
-    place: Place
+    place: WindowPlace
     rows: npt.NDArray[np.float32]
     holders: int
 
 
-def window_of(place: Place, rows: npt.NDArray[np.float32]) -> Window:
+def window_of(place: WindowPlace, rows: npt.NDArray[np.float32]) -> Window:
     """Return the window of a new mapping, of which nothing was handed out."""
     return Window(place, rows, _holders(rows))
 
@@ -49,17 +49,17 @@ class Windows:
 
     def __init__(self, is_unwritten: Callable[[memoryview], bool]) -> None:
         self._is_unwritten = is_unwritten
-        self._kept: dict[Place, Window] = {}
+        self._kept: dict[WindowPlace, Window] = {}
         self._left: list[Window] = []  # of which it is not known yet
 
-    def take(self, place: Place) -> Window | None:
+    def take(self, place: WindowPlace) -> Window | None:
         """Return a window that was kept, which is the caller's then."""
         return self._kept.pop(place, None)
 
     def leave(self, window: Window) -> None:
         """Take a window that the pass is done with; those left before are looked at."""
         self.settle()
-        if window.rows.nbytes >= LEAST_BYTES and len(self._kept) < WINDOWS_MAX:
+        if window.rows.nbytes >= KEPT_BYTES_MIN and len(self._kept) < KEPT_WINDOWS_MAX:
             self._left.append(window)
 
     def settle(self) -> None:
