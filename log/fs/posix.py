@@ -334,6 +334,8 @@ class OsFileSystem:
 
     def is_unwritten(self, view: memoryview) -> bool:
         """Ask pagemap, where the kernel can scan it."""
+        from mldb.log.fs import advice
+
         return advice.is_unwritten(view)
 
     def free_bytes(self) -> int:
