@@ -17,7 +17,6 @@ from mldb.arrays import Bools
 from mldb.log.active import HINTS
 from mldb.log.checksum import check64
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.hints import load_hint_bytes, save_hint
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -101,6 +100,8 @@ def _mixed(key: npt.NDArray[Any], commit: npt.NDArray[Any]) -> npt.NDArray[np.ui
 
 def load_reads(fs: FileSystem, store_id: bytes) -> Reads:
     """Return what the hint tells; nothing where it is lost, damaged, or of another store."""
+    from mldb.log.hints import load_hint_bytes
+
     found = load_hint_bytes(fs, READS, limit=_FILE_MAX)
     if found is None:
         return no_reads()
@@ -117,6 +118,8 @@ def add_reads(fs: FileSystem, store_id: bytes, reads: Reads, patience: float) ->
     None where others held it for *patience* seconds. Raises StorageIOError, StorageFullError,
     ReadOnlyError, StoreMovedError; a hint that cannot be written is none.
     """
+    from mldb.log.hints import save_hint
+
     lock = fs.lock(READS_LOCK)
     try:
         deadline = time.monotonic() + patience

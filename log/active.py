@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mldb.deferred import dataclass
 from mldb.errors import CorruptError, MldbError
@@ -13,14 +13,15 @@ from mldb.log.frame import DamagedFrame, check_body, decode_commit, decode_heade
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import CommitRow
 from mldb.log.index.lineage import Jump, checked_jumps
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import IndexPart, MemoryIndex
-from mldb.log.index.merge import Columns
-from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import Manifest, Mark
 from mldb.log.scan import Cursor
 from mldb.log.segment import Segment
 from mldb.options import Verify
+
+if TYPE_CHECKING:
+    from mldb.log.index.mapped import MappedIndex
+    from mldb.log.index.merge import Columns
 
 HINTS = "hints"
 HALF_DONE = -2
@@ -155,6 +156,8 @@ def _try_hint(
     name = hint_name(active.id)
     if not fs.exists(name):
         return
+    from mldb.log.index.opened import index_source, open_index
+
     try:
         index, fields = open_index(
             index_source(fs, name, active.segment.store_id, active.id, fmt.FILE_HINT),

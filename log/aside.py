@@ -10,9 +10,14 @@ from __future__ import annotations
 import _thread
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 _T = TypeVar("_T")
+
+OVERLAP_BYTES: Final = 4 << 20
+"""From this payload size on, hashing and writing overlap."""
+BESIDE_BYTES: Final = 16 << 20
+"""What of a pending segment is hashed while it is written: less is hashed before a thread runs."""
 
 Promptly: TypeAlias = "Callable[[Callable[[], None]], None]"
 """Makes a call that others wait for, and returns when it has ended; raises what it raises.

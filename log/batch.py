@@ -20,7 +20,7 @@ from mldb.deferred import NamedTuple
 from mldb.errors import LimitError
 from mldb.log import format as fmt
 from mldb.log import native
-from mldb.log.aside import Aside
+from mldb.log.aside import OVERLAP_BYTES, Aside
 from mldb.log.checksum import check64, digest128
 from mldb.log.frame import (
     Draft,
@@ -36,11 +36,6 @@ from mldb.log.frame import (
 from mldb.log.fs.protocol import Buffer, File
 from mldb.log.index.address import CommitRow, Entry, make_entry, make_row
 from mldb.log.index.entry_check import are_in_bounds, is_sound
-
-OVERLAP_BYTES: Final = 4 << 20
-"""From this payload size on, hashing and writing overlap."""
-BESIDE_BYTES: Final = 16 << 20
-"""What of a pending segment is hashed while it is written: less is hashed before a thread runs."""
 
 LSN_ROOM: Final = fmt.LSN_MAX - (1 << 24)
 """Behind it no batch is begun."""

@@ -8,7 +8,6 @@ from typing import Any, Final, Protocol
 from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
 from mldb.log.index.address import Entry
-from mldb.log.patch import Patch, PatchError, decode_patch
 from mldb.log.segment import segment_name
 
 DEPTH_MAX: Final = 64
@@ -59,20 +58,6 @@ class Cache(Protocol):
 def stored_form(entry: Entry, data: memoryview) -> Stored:
     """The stored bytes of this version with what the entry says of them."""
     return Stored(data, entry.encoding, segment_name(entry.segment), entry.offset)
-
-
-def patch_of(entry: Entry, data: memoryview, size: int, name: str) -> Patch:
-    """Return the patch that a version of *size* bytes is stored as. Raises CorruptError."""
-    try:
-        return decode_patch(data, size)
-    except PatchError as error:
-        raise CorruptError(
-            f"the patch of {name!r} that commit {entry.commit_lsn} stored is none: {error}. Other "
-            "names and versions stay readable.",
-            file=segment_name(entry.segment),
-            offset=entry.offset,
-            key=name,
-        ) from None
 
 
 def wrong_base(entry: Entry, name: str, what: str) -> CorruptError:

@@ -17,12 +17,11 @@ import numpy as np
 
 from mldb.log.directory.part import Part
 from mldb.log.index.address import Entry
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.sealed import SealedPart
 from mldb.log.view import View
 
 if TYPE_CHECKING:
-    pass
+    from mldb.log.index.mapped import MappedIndex
 
 NOTED_MAX: Final = 1 << 14
 """Versions of this handle that are found before they are sealed, the newest: some 3 MiB."""
@@ -97,6 +96,8 @@ class Digests:
 
     def _begin(self, view: View) -> None:
         """Note what the active segment holds at the first question."""
+        from mldb.log.index.mapped import MappedIndex
+
         self._began = True
         for part in view.active:
             if isinstance(part, MappedIndex):
@@ -109,6 +110,8 @@ class Digests:
 
     def _tables_of(self, view: View) -> Iterator[tuple[MappedIndex, DigestTable]]:
         """Yield the indexes that are in no part, with their tables."""
+        from mldb.log.index.mapped import MappedIndex
+
         hint = self._hint
         if hint is not None:
             if any(part is hint[0] for part in view.active):

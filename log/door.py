@@ -17,14 +17,15 @@ from mldb.log import format as fmt
 from mldb.log.chain import DEPTH_MAX, Cache, Decode, wrong_base
 from mldb.log.delta_reads import DeltaReads
 from mldb.log.index.address import Entry
-from mldb.log.patch import Patch, apply_patch, fold_patches
-from mldb.log.patched import Layers, layers_of
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
 from mldb.log.view import View
 from mldb.options import Verify
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from mldb.log.patch import Patch
+    from mldb.log.patched import Layers
 
 _T = TypeVar("_T")
 
@@ -302,6 +303,8 @@ class Door:
         name: str,
     ) -> memoryview:
         """Return bytes of a version: those of the whole one below, with the patches laid over."""
+        from mldb.log.patch import apply_patch
+
         below = self._layers(view, key, entry, data, size, name)
         row = below.row_bytes
         first, stop = span[0] // row, -(-span[1] // row)
@@ -327,6 +330,8 @@ class Door:
 
         It is a copy, or a view of the log. Raises CorruptError when it does not build on that.
         """
+        from mldb.log.patch import fold_patches
+
         view, entry, data = self.opened(view, key, entry, name)
         if entry.encoding != fmt.ENCODING_PATCH:
             raise wrong_base(entry, name, "it does not build on any more")
@@ -346,6 +351,8 @@ class Door:
         until: tuple[bytes, int] | None = None,
     ) -> Layers:
         """Return what a patched version consists of, wherever it lies by now."""
+        from mldb.log.patched import layers_of
+
         try:
             return layers_of(self, view, key, entry, data, size, name, until)
         except (CorruptError, VersionGoneError):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mldb.deferred import NamedTuple
+from mldb.deferred import NamedTuple, replace
 from mldb.errors import (
     ClosedError,
     CorruptError,
@@ -28,13 +28,11 @@ from mldb.log.birth import FOLDERS, restore_folders
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
-from mldb.log.index.columns import MetadataOf
 from mldb.log.lock import CommitLock
 from mldb.log.manifest import Manifest, refuse_to_write
 from mldb.log.opening import find_store, open_state
 from mldb.log.readers import Hold, Registration, registrations, sweep_dead
 from mldb.log.recovery import Recovery, describe_tail, refuse_corruption
-from mldb.log.sealed import SealedPart
 from mldb.log.state import LogState
 from mldb.log.view import View
 from mldb.options import Options
@@ -42,6 +40,7 @@ from mldb.options import Options
 if TYPE_CHECKING:
     from mldb.log.batches import StoredBatch
     from mldb.log.directory.maker import Maker
+    from mldb.log.index.columns import MetadataOf
     from mldb.log.pending import PendingSegment
     from mldb.log.sequencer import Decide, Sequencer
 
@@ -84,8 +83,10 @@ class Log:
         self.closed = False
         self._swept = False  # a race costs one more listing
         self._lock: CommitLock | None = None
-        self._sequencer: Sequencer | None = None
-        self._maker: Maker | None = None
+        self._metadata_of = metadata_of
+        # Made when first needed, for which two threads may each make one: setdefault keeps one.
+        self._sequencers: dict[int, Sequencer] = {}
+        self._makers: dict[int, Maker] = {}
         writable = options.mode == "rw"
         distrusted: list[str] = []
         manifest, announced, born = find_store(fs, options, distrusted)
@@ -111,20 +112,11 @@ class Log:
             ),
         )
         self._state.distrusted[:0] = distrusted
+        self._born = born
         self.registration = Registration(fs, manifest.store_id)
+        if self._lock is not None:
+            self._state.directory.on_need = partial(_wake_maker, weakref.ref(self))
         try:
-            if self._lock is not None:
-                from mldb.log.sequencer import Sequencer  # who only reads needs none of it
-
-                self._sequencer = Sequencer(
-                    self._state,
-                    self._lock,
-                    self.registration,
-                    options,
-                    metadata_of,
-                    began=born,
-                )
-                self._maker = self._make_maker()
             self._found = self._look()
         except BaseException:
             self._state.close()
@@ -141,36 +133,10 @@ class Log:
         tail = refuse_corruption(state)
         active = state.active
         torn = active.cursor.index is None and active.cursor.offset < active.seen
-        if torn and self._sequencer is not None and not self._is_being_written():
+        if torn and self._lock is not None and not self._is_being_written():
             return describe_tail(state, tail)
         clean = not state.distrusted
         return Recovery(clean=clean, distrusted=tuple(state.distrusted))
-
-    def _make_maker(self) -> Maker:
-        """The maker of the directory; the state that it works for owns it."""
-        from mldb.log.directory.maker import Maker
-
-        state = weakref.ref(self._state)  # a strong one would make a ring
-
-        def sealed() -> Sequence[SealedPart]:
-            found = state()
-            return () if found is None else found.view.sealed
-
-        def made() -> None:
-            found = state()
-            if found is not None:
-                found.units.refresh()
-
-        maker = Maker(self._state.directory, sealed, self.registration.ensure, made)
-        this = weakref.ref(maker)
-
-        def wake() -> None:
-            found = this()
-            if found is not None:
-                found.wake()
-
-        self._state.directory.on_need = wake
-        return maker
 
     def _refuse_lost_manifest(self) -> None:
         """Raise CorruptError when the newest manifest was deleted; one that just comes is not."""
@@ -205,12 +171,13 @@ class Log:
         Done before the first spill and at the close of a handle that wrote, not at every opening: a
         listing costs more than the rest of it. Skipped while another process holds the lock.
         """
-        if self._swept or self._lock is None or self._sequencer is None:
+        sequencer = self._sequencers.get(0)
+        if self._swept or self._lock is None or sequencer is None:
             return
         self._swept = True
         with contextlib.suppress(LockedError), self._lock.hold():
             self._state.check_identity()
-            sweep_dead(self.fs, self.registration.name, self._sequencer.syncing.logged)
+            sweep_dead(self.fs, self.registration.name, sequencer.syncing.logged)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -222,7 +189,8 @@ class Log:
     @property
     def recovery(self) -> Recovery:
         """What was found torn or distrusted, and what the repair of this handle did about it."""
-        repaired = None if self._sequencer is None else self._sequencer.recovery
+        sequencer = self._sequencers.get(0)
+        repaired = None if sequencer is None else sequencer.recovery
         return repaired if repaired is not None and not repaired.clean else self._found
 
     @property
@@ -294,12 +262,39 @@ class Log:
     @property
     def sequencer(self) -> Sequencer:
         """The sequencer. Raises ReadOnlyError on a read-only handle."""
-        if self._sequencer is None:
+        return self._sequencers.get(0) or self._made_sequencer()
+
+    def _made_sequencer(self) -> Sequencer:
+        if self._lock is None:
             raise ReadOnlyError(
                 f"{self.fs.root} is open with mode='r'. Nothing was stored; open it with mode='rw' "
                 "to write."
             )
-        return self._sequencer
+        made = self._make_sequencer(self._lock)
+        if self.closed:  # looked at last: close() sets it and then looks for a sequencer
+            made.syncing.close()
+        return made
+
+    def _make_sequencer(self, lock: CommitLock) -> Sequencer:
+        from mldb.log.on_demand import make_sequencer
+
+        parts = self._state, lock, self.registration, self.options, self._metadata_of
+        made = make_sequencer(*parts, began=self._born)
+        return self._sequencers.setdefault(0, made)
+
+    @property
+    def _maker(self) -> Maker | None:
+        """The maker of the directory; None on a read-only handle."""
+        if self._lock is None:
+            return None
+        made = self._makers.get(0)
+        if made is None:
+            from mldb.log.on_demand import make_maker
+
+            made = self._makers.setdefault(0, make_maker(self._state, self.registration))
+            if self.closed:
+                made.stop()
+        return made
 
     def commit(
         self,
@@ -313,8 +308,9 @@ class Log:
 
     def tidy_directory(self) -> None:
         """Have the directory fit the segments that there are, after some were replaced."""
-        if self._maker is not None:
-            self._maker.make()
+        maker = self._maker
+        if maker is not None:
+            maker.make()
 
     def pending_segment(self) -> PendingSegment:
         """Start a pending segment for a large batch."""
@@ -327,7 +323,7 @@ class Log:
     def stats(self) -> dict[str, Any]:
         """Return figures of the log: its size, its parts, what this handle did."""
         view = self.head()
-        state, active, sequencer = self._state, self._state.active, self._sequencer
+        state, active, sequencer = self._state, self._state.active, self._sequencers.get(0)
         segments = [*(part.segment for part in view.sealed), active.segment]
         return {
             "store_id": self.store_id.hex(),
@@ -370,11 +366,16 @@ class Log:
         if self.closed:
             return
         self.closed = True
-        sequencer = self._sequencer
         logged = 0
-        if self._maker is not None:
-            self._maker.stop()
+        maker = self._makers.get(0)
+        if maker is not None:
+            maker.stop()
         try:
+            sequencer = self._sequencers.get(0)
+            active = self._state.active
+            lacks_hint = active.hinted is None and active.has_commits()
+            if sequencer is None and lacks_hint and self._lock is not None:
+                sequencer = self._make_sequencer(self._lock)  # it may restore the hint
             if sequencer is not None:
                 sequencer.close()
                 logged = sequencer.syncing.logged
@@ -388,3 +389,11 @@ class Log:
             self._state.close()
             if self._lock is not None:
                 self._lock.close()
+
+
+def _wake_maker(log: weakref.ref[Log]) -> None:
+    """Have parts of the directory made. The state that asks does not keep the log alive."""
+    found = log()
+    maker = None if found is None else found._maker
+    if maker is not None:
+        maker.wake()

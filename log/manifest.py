@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import field, replace
 from typing import Final
 
-from mldb.deferred import compiled, dataclass
+from mldb.deferred import dataclass, field, replace
 from mldb.errors import CorruptError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.checksum import digest128
@@ -36,7 +35,7 @@ from mldb.log.manifest_encoder import PackedSegments, encode_manifest, reads_as_
 __all__ = ["PENDING", "Features", "Manifest", "Mark", "SegmentInfo"]
 
 _BYTES_MAX: Final = 1 << 30
-_NAME = r"MANIFEST-([0-9]{10})\Z"
+_PREFIX, _DIGITS = "MANIFEST-", 10
 
 Kept = tuple[tuple[int, int], ...]
 
@@ -88,12 +87,17 @@ class Base:
 
 def manifest_name(number: int) -> str:
     """The file name of manifest *number*."""
-    return f"MANIFEST-{number:010d}"
+    return f"{_PREFIX}{number:0{_DIGITS}d}"
 
 
 def manifest_numbers(names: Sequence[str]) -> list[int]:
     """Return the numbers of the manifests among the names in the folder, ascending."""
-    return sorted(int(found.group(1)) for found in map(compiled(_NAME).match, names) if found)
+    digits = [name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)]
+    return sorted(int(each) for each in digits if len(each) == _DIGITS and _is_number(each))
+
+
+def _is_number(digits: str) -> bool:
+    return digits.isascii() and digits.isdigit()
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ segments of it and its base.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from mldb.deferred import compiled, dataclass
+from mldb.deferred import compiled, dataclass, field_names
 from mldb.errors import CorruptError, FormatVersionError
 from mldb.log import format as fmt
 from mldb.log.frame import DamagedFrame, unpack
@@ -173,7 +172,7 @@ def _of_version_2(
 
 def _features(body: Mapping[str, Any]) -> Features:
     stored = body["features"]
-    return Features(*(_texts(stored[item.name]) for item in fields(Features)))
+    return Features(*(_texts(stored[name]) for name in field_names(Features)))
 
 
 def unknown_features(store: str, names: set[str], use: str) -> FormatVersionError:

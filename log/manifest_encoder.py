@@ -6,12 +6,12 @@ What a file says is a :class:`mldb.log.manifest_codec.StoredManifest`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, replace
 from operator import attrgetter
 from typing import Final
 
 import msgpack
 
+from mldb.deferred import field_names, replace
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header
@@ -26,7 +26,7 @@ from mldb.log.manifest_codec import (
 
 _BUFFER: Final = 1 << 12  # a packer that is made for each manifest takes 256 KiB otherwise
 _KIND: Final = fmt.KIND_MANIFEST | fmt.MUST_UNDERSTAND
-_SEGMENT_FIELDS: Final = tuple(item.name for item in fields(SegmentInfo))
+_SEGMENT_FIELDS: Final = field_names(SegmentInfo)
 _SEGMENT_VALUES: Final = attrgetter(*_SEGMENT_FIELDS)
 
 
@@ -83,10 +83,11 @@ def encode_manifest(stored: StoredManifest, packed: PackedSegments | None = None
     """
     lists = {"changes", "jumps", "kept", "version"}
     body = {
-        item.name: getattr(stored, item.name) for item in fields(stored) if item.name not in lists
+        name: getattr(stored, name) for name in field_names(StoredManifest) if name not in lists
     }
-    body["mark"] = asdict(stored.mark)
-    body["features"] = asdict(stored.features)
+    for name in ("mark", "features"):
+        part = body[name]
+        body[name] = {item: getattr(part, item) for item in field_names(type(part))}
     header = encode_file_header(
         fmt.FILE_MANIFEST, stored.store_id, stored.created, number=stored.number
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from mldb.deferred import NamedTuple
+from mldb.errors import CorruptError
 from mldb.log import format as fmt
-from mldb.log.chain import patch_of, wrong_base
+from mldb.log.chain import wrong_base
 from mldb.log.index.address import Entry
-from mldb.log.patch import Patch
+from mldb.log.patch import Patch, PatchError, decode_patch
+from mldb.log.segment import segment_name
 from mldb.log.view import View
 
 
@@ -67,3 +69,17 @@ def layers_of(
     if any(patch.row_bytes != row for patch in patches):
         raise wrong_base(entry, name, "has rows of another length")
     return Layers(patches, view, key, entry, row)
+
+
+def patch_of(entry: Entry, data: memoryview, size: int, name: str) -> Patch:
+    """Return the patch that a version of *size* bytes is stored as. Raises CorruptError."""
+    try:
+        return decode_patch(data, size)
+    except PatchError as error:
+        raise CorruptError(
+            f"the patch of {name!r} that commit {entry.commit_lsn} stored is none: {error}. Other "
+            "names and versions stay readable.",
+            file=segment_name(entry.segment),
+            offset=entry.offset,
+            key=name,
+        ) from None

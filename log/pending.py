@@ -16,8 +16,8 @@ from functools import partial
 from typing import Final
 
 from mldb.log import format as fmt
-from mldb.log.aside import Aside
-from mldb.log.batch import BESIDE_BYTES, OVERLAP_BYTES, Placed, hash_all, place, place_all
+from mldb.log.aside import BESIDE_BYTES, OVERLAP_BYTES, Aside
+from mldb.log.batch import Placed, hash_all, place, place_all
 from mldb.log.frame import Record, hash_record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.lone import PENDING, discard

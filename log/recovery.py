@@ -12,10 +12,9 @@ The rule. Bytes behind the last complete batch are
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mldb.deferred import dataclass
+from mldb.deferred import dataclass, replace
 from mldb.errors import CorruptError
 from mldb.log import format as fmt
 from mldb.log.file_header import encode_file_header

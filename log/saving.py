@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from mldb.deferred import replace
 from mldb.errors import MldbError, ReentryError
 from mldb.log import format as fmt
 from mldb.log.active import HALF_DONE, Active, hint_name

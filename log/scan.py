@@ -25,7 +25,6 @@ from mldb.log.frame import (
     make_entries,
 )
 from mldb.log.index.address import CommitRow, Entry
-from mldb.log.scan_usual import read_usual
 
 
 @dataclass(slots=True)
@@ -61,6 +60,8 @@ def scan(
     scan ends at the end of *data*, at a footer, or at the first byte that is no complete batch
     (``cursor.problem`` says why).
     """
+    from mldb.log.scan_usual import read_usual
+
     end = len(data)
     while cursor.offset < end and cursor.index is None:
         usual = read_usual(

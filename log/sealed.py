@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
-from mldb.log.index.mapped import MappedIndex
-from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import SegmentInfo
 from mldb.log.mappings import MappingBudget
-from mldb.log.moved import MovedIndex, Newest
 from mldb.log.segment import Segment, SegmentGoneError
 from mldb.options import Verify
 
+if TYPE_CHECKING:
+    from mldb.log.index.mapped import MappedIndex
+    from mldb.log.moved import MovedIndex, Newest
 
-class Head(Newest, Protocol):
-    """The newest view, as far as a segment whose file was replaced asks it."""
+    class Head(Newest, Protocol):
+        """The newest view, as far as a segment whose file was replaced asks it."""
 
-    @property
-    def segments(self) -> Mapping[bytes, Segment]:
-        """The segments that the manifest names, by id."""
+        @property
+        def segments(self) -> Mapping[bytes, Segment]:
+            """The segments that the manifest names, by id."""
 
 
 class SealedPart:
@@ -70,18 +70,24 @@ class SealedPart:
                 head = self._head
                 if head is None or self.info.id in head().segments:
                     raise  # the manifest still names the file, so it is lost
+                from mldb.log.moved import MovedIndex
+
                 index = MovedIndex(head, self.info.first_lsn, self.info.last_lsn)
             self._index = index
         return index
 
     def own_index(self) -> MappedIndex:
         """The mapped index, for who reads this very file. Raises SegmentGoneError."""
+        from mldb.log.index.mapped import MappedIndex
+
         index = self.index
         if not isinstance(index, MappedIndex):
             raise SegmentGoneError("it was replaced", file=self.segment.name)
         return index
 
     def _open(self) -> MappedIndex:
+        from mldb.log.index.opened import index_source, open_index
+
         info = self.info
         source = self.segment
         if info.index_file:

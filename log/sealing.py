@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
+from mldb.deferred import replace
 from mldb.errors import StorageError, StorageIOError
 from mldb.log import format as fmt
 from mldb.log.active import chain_start, hint_name

@@ -10,15 +10,14 @@ Lock order: the lock of ``Syncing``, then the commit lock, then ``LogState.mutex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from mldb.deferred import replace
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.active import Active, chain_start
-from mldb.log.aside import Promptly, at_once
+from mldb.log.aside import OVERLAP_BYTES, Promptly, at_once
 from mldb.log.batch import (
-    OVERLAP_BYTES,
     BatchStart,
     EncodedBatch,
     check_batch,
@@ -52,6 +51,7 @@ It may be called again when the head moved, so it has no effects of its own.
 """
 
 _NO_EXTRA: Final[Mapping[str, object]] = {}
+_WRITEBACK_BYTES: Final = 128 << 10  # what is worth a call that starts it, before the sync
 
 
 class Sequencer:
@@ -156,26 +156,20 @@ class Sequencer:
                 lsn = self._make_room(len(records), payload, count)
                 active = state.active
                 cursor = active.cursor
-            segment = active.segment
-            durable = syncing.durable
+            segment, durable = active.segment, syncing.durable
             if durable < cursor.durable:  # noqa: PLR1730 - max() costs three times as much
                 durable = cursor.durable
-            start = (
-                segment.seed,
-                segment.id,
-                cursor.chain,
-                cursor.offset,
-                lsn,
-                durable,
-                parent,
-                epoch,
-                state.fs.time_ns(),
-            )
+            at, clock = cursor.offset, state.fs.time_ns()
+            seed, own, chain = segment.seed, segment.id, cursor.chain
+            start = (seed, own, chain, at, lsn, durable, parent, epoch, clock)
             if payload >= OVERLAP_BYTES:
                 check_batch(len(records), lsn, epoch)
-                write_ahead(active.file, records, cursor.offset)
+                write_ahead(active.file, records, at)
             batch = encode_batch(records, start, extra)
             write_batch(active.file, batch)
+            if payload >= _WRITEBACK_BYTES and self.options.durability == "commit":
+                # The disk is at work while the rest is done here: 3 to 5 % of 100 x 4 KiB.
+                active.file.start_writeback(at, batch[3] - at)
             state.appended(batch)
             self.commits += 1
             return batch[1], active

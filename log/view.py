@@ -7,32 +7,22 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from mldb.deferred import NamedTuple
 from mldb.log import format as fmt
 from mldb.log.directory.units import Units
 from mldb.log.grown import Grown
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry, Interval, Intervals
-from mldb.log.index.bulk import AttrColumns, Change, VersionColumns
 from mldb.log.index.lineage import NO_JUMPS, Jumps, lowest, newest_unless
-from mldb.log.index.listing import (
-    HeldPart,
-    ListedPart,
-    all_keys,
-    asked,
-    attrs_in,
-    changes_in,
-    count_keys,
-    history_in,
-    keys_around,
-    live_entries,
-    live_keys,
-)
 from mldb.log.index.memory import CommitField, IndexPart
 from mldb.log.manifest import Kept
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import Segment
+
+if TYPE_CHECKING:
+    from mldb.log.index.bulk import AttrColumns, Change, VersionColumns
+    from mldb.log.index.listing import ListedPart
 
 _PARTS_NEAR: Final = 16
 _UNTIL: Final = attrgetter("until")
@@ -97,6 +87,8 @@ class View(NamedTuple):
 
     def parts(self, intervals: Intervals | None = None) -> list[ListedPart]:
         """The parts that a listing reads, oldest first; those that may see into *intervals*."""
+        from mldb.log.index.listing import HeldPart
+
         units = reversed(self.units.newest_first)
         found: list[ListedPart]
         if intervals is None:
@@ -109,18 +101,26 @@ class View(NamedTuple):
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in byte order, each once, whether visible or not."""
+        from mldb.log.index.listing import all_keys
+
         return all_keys(self.parts(), prefix)
 
     def live(self, prefix: bytes, intervals: Intervals) -> Iterator[tuple[bytes, Entry]]:
         """Yield (key, newest entry) of the keys that exist inside *intervals*."""
+        from mldb.log.index.listing import live_entries
+
         return live_entries(self.parts(intervals), prefix, intervals)
 
     def live_keys(self, prefix: bytes, intervals: Intervals) -> Iterator[list[bytes]]:
         """Yield the keys alone, in order, some at a time; no entry is decoded."""
+        from mldb.log.index.listing import live_keys
+
         return live_keys(self.parts(intervals), prefix, intervals)
 
     def count_live(self, prefix: bytes, intervals: Intervals) -> int:
         """Return how many keys exist inside *intervals*, by columns; see ``mldb.log.counts``."""
+        from mldb.log.index.listing import count_keys
+
         return count_keys(self.parts(intervals), prefix, intervals)
 
     def changes(self, prefix: bytes, after: int, intervals: Intervals) -> dict[bytes, Change]:
@@ -128,6 +128,8 @@ class View(NamedTuple):
 
         Only the segments since then are looked at.
         """
+        from mldb.log.index.listing import asked, changes_in
+
         found: dict[bytes, Change] = {}
         for unit in reversed(self.units.above(after)):
             found |= asked(unit, lambda index: changes_in(index, prefix, after, intervals))
@@ -138,6 +140,8 @@ class View(NamedTuple):
 
     def history(self, key: bytes, intervals: Intervals) -> Iterator[VersionColumns]:
         """Yield the visible versions of *key*, deletions left out, part by part, oldest first."""
+        from mldb.log.index.listing import asked, history_in
+
         for part in self.parts(intervals):
             found = asked(part, lambda index: history_in(index, key, intervals))
             if found is not None:
@@ -145,6 +149,8 @@ class View(NamedTuple):
 
     def attrs(self, key: bytes, intervals: Intervals) -> Iterator[AttrColumns]:
         """Yield the attrs of the visible versions of *key*, part by part, oldest first."""
+        from mldb.log.index.listing import asked, attrs_in
+
         for part in self.parts(intervals):
             found = asked(part, lambda index: attrs_in(index, key, intervals))
             if found is not None:
@@ -152,6 +158,8 @@ class View(NamedTuple):
 
     def near(self, prefix: bytes, key: bytes, count: int) -> set[bytes]:
         """Return keys around where *key* would stand, visible or not: *count* of a few parts."""
+        from mldb.log.index.listing import asked, keys_around
+
         found: set[bytes] = set()
         for part in self.parts()[-_PARTS_NEAR:]:
             found |= asked(part, lambda index: keys_around(index, prefix, key, count))
@@ -227,5 +235,12 @@ class View(NamedTuple):
 
 make_view: Callable[[tuple[object, ...]], View] = partial(tuple.__new__, View)
 """Make a View of its fields in order, at half the cost of a call: once per commit."""
+
+
+def view_after(view: View, row: CommitRow) -> View:
+    """Return the view of a commit that follows the head of *view*, which is not the empty one."""
+    intervals = view[1]
+    return make_view((row, (*intervals[:-1], (intervals[-1][0], row[0])), *view[2:]))
+
 
 EMPTY_VIEW = View(EMPTY_COMMIT, (), 0, NO_JUMPS, Grown(), (), b"", {}, None, {}, Units(()))

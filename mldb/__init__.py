@@ -31,7 +31,9 @@ Names are loaded when first used, so ``import mldb`` alone costs a few milliseco
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -229,9 +231,20 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'mldb' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    value = getattr(_imported(home), name)
     globals()[name] = value
     return value
+
+
+def _imported(home: str) -> ModuleType:
+    """Import a module of ours, with the collector off: it would walk what is imported 20 times."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(home)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,6 @@ from mldb.tensors.metadata import metadata_columns
 from mldb.write.checkpoint_verbs import CheckpointVerbs
 from mldb.write.compacting import CompactionVerbs
 from mldb.write.metric_verbs import MetricVerbs
-from mldb.write.packs import PACK_BELOW
 from mldb.write.safe_points import heard, safe_point
 from mldb.write.timeline import TimelineVerbs
 from mldb.write.verbs import WriteVerbs
@@ -231,6 +230,8 @@ class MLDatabase(
 
         Cost: O(segments); what would come back is found anew in O(versions), as said above.
         """
+        from mldb.write.packs import PACK_BELOW
+
         self._guard()
         reclaimable = self._reclaimable()
         source, border, cache = self._source, self._source.border, self._source.cache

@@ -11,9 +11,9 @@ import re
 from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-__all__ = ["NamedTuple", "compiled", "dataclass"]
+__all__ = ["NamedTuple", "compiled", "dataclass", "field", "field_names", "replace"]
 
 _FIELDS: Final = "__dataclass_fields__"
 _ATTRIBUTES: Final = (_FIELDS, "__dataclass_params__", "__match_args__", "__signature__")
@@ -23,6 +23,10 @@ _WRITES: Final = ("__setattr__", "__delattr__")
 _SPECIAL: Final = ("ClassVar", "InitVar", "KW_ONLY")
 _OPTIONS: Final = frozenset({"frozen", "slots", "eq", "kw_only", "weakref_slot"})
 _make_tuple: Callable[..., Any] = namedtuple
+_NOTHING: Final = object()
+_T = TypeVar("_T")
+_Rule: TypeAlias = tuple[str, bool, bool, Any, Callable[[], Any] | None]
+"""A field: its name, whether ``__init__`` takes it, only by name; its default and what makes it."""
 _FEW: Final = 64
 """So many objects of a class are made field by field; from then on to generate costs less."""
 
@@ -31,6 +35,37 @@ _FEW: Final = 64
 def compiled(pattern: str) -> re.Pattern[str]:
     """Return the compiled pattern; flags stand in it, as in ``(?a)``. Any thread."""
     return re.compile(pattern)
+
+
+class _Field:
+    """What :func:`field` was told of a field."""
+
+    __slots__ = ("said",)
+
+    def __init__(self, **said: Any) -> None:
+        self.said = said
+
+
+def _said_of(value: object) -> dict[str, Any] | None:
+    """What was told of a field in place of its default; None where *value* is a default."""
+    if type(value) is _Field:
+        return value.said
+    if type(value).__name__ != "Field":
+        return None
+    from dataclasses import MISSING, Field
+
+    names = ("default", "default_factory", "init", "kw_only") if isinstance(value, Field) else ()
+    said = {name: getattr(value, name) for name in names}
+    return {name: told for name, told in said.items() if told is not MISSING} if names else None
+
+
+def _describe(written: type) -> None:
+    """Put what dataclasses reads into the places of :func:`field`."""
+    import dataclasses
+
+    for name, value in list(vars(written).items()):
+        if type(value) is _Field:
+            setattr(written, name, dataclasses.field(**value.said))
 
 
 class _Declared:
@@ -54,6 +89,8 @@ class _Declared:
         self.kept.__qualname__ = written.__qualname__
         self.made = 0  # so many objects, about, without a generated ``__init__``
         self.listed: dict[str, Any] = {}
+        self.rules: list[_Rule] = []
+        self.ordered: list[str] = []
         self.stubs: dict[str, Any] = {}
 
     def generated(self, **options: bool) -> dict[str, Any]:
@@ -61,6 +98,7 @@ class _Declared:
         import dataclasses
 
         copy = type(self.kept.__name__, (object,), dict(self.space))
+        _describe(copy)
         copy.__qualname__ = self.kept.__qualname__
         return dict(vars(dataclasses.dataclass(**options)(copy)))
 
@@ -84,28 +122,46 @@ class _Declared:
             setattr(self.kept, _FIELDS, self.listed)
         return self.listed
 
+    def ruled(self) -> list[_Rule]:
+        """How each field gets its value: read from the class as it was written."""
+        if not self.rules:
+            keyword, rules = self.options.get("kw_only", False), list[_Rule]()
+            for name in self.fields:
+                value = self.space.get(name, _NOTHING)
+                said = _said_of(value)
+                if said is None:
+                    rules.append((name, True, keyword, value, None))
+                    continue
+                default, factory = said.get("default", _NOTHING), said.get("default_factory")
+                named = said.get("kw_only", keyword)
+                rules.append((name, said.get("init", True), named, default, factory))
+            self.ordered = [name for name, init, keyword, _, _ in rules if init and not keyword]
+            self.rules = rules
+        return self.rules
+
     def assign(self, target: object, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Do once what ``__init__`` would; False where that would raise TypeError."""
-        from dataclasses import MISSING
-
-        fields = self.described().values()
-        values = dict(named)
+        rules, assign, values = self.rules or self.ruled(), object.__setattr__, named
         if args:
-            ordered = [field.name for field in fields if field.init and not field.kw_only]
+            ordered = self.ordered
+            if len(args) == len(ordered) == len(rules) and not named:
+                for name, value in zip(ordered, args, strict=True):
+                    assign(target, name, value)
+                if "__post_init__" in self.own:
+                    target.__post_init__()  # type: ignore[attr-defined]
+                return True
             values = dict(zip(ordered, args, strict=False)) | named
             if len(args) > len(ordered) or len(values) < len(args) + len(named):
                 return False
-        assign = object.__setattr__
-        for field in fields:
-            name = field.name
-            if name in values and field.init:
+        for name, init, _, default, factory in rules:
+            if init and name in values:
                 value = values.pop(name)
-            elif (value := field.default) is MISSING:
-                if field.default_factory is MISSING:
-                    if field.init:
+            elif (value := default) is _NOTHING:
+                if factory is None:
+                    if init:
                         return False
                     continue
-                value = field.default_factory()
+                value = factory()
             assign(target, name, value)
         if values:
             return False
@@ -117,16 +173,16 @@ class _Declared:
 class _Attribute:
     """An attribute of a class that is not there yet. Any thread; replaced when first read."""
 
-    __slots__ = ("_declared", "_name")
+    __slots__ = ("_name", "declared")
 
     def __init__(self, name: str, declared: _Declared) -> None:
         self._name = name
-        self._declared = declared
+        self.declared = declared
 
     def __get__(self, instance: object, owner: type) -> Any:
         if self._name == _FIELDS:
-            return self._declared.described()
-        self._declared.generate()
+            return self.declared.described()
+        self.declared.generate()
         return getattr(owner, self._name)
 
 
@@ -177,7 +233,7 @@ def _first(declared: _Declared, name: str) -> Callable[..., Any]:
 def _first_init(declared: _Declared) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **named: Any) -> None:
         declared.made += 1
-        if declared.made > _FEW or not declared.assign(self, args, named):
+        if declared.made > _FEW or not declared.assign(self, args, dict(named)):
             declared.generate()
             declared.kept.__init__(self, *args, **named)  # type: ignore[misc]
 
@@ -222,6 +278,32 @@ def _let_copy(kept: type, fields: tuple[str, ...], own: dict[str, Any]) -> None:
             setattr(kept, method.__name__, method)
 
 
+def field_names(kind: type) -> tuple[str, ...]:
+    """Return the names of the fields of a dataclass. Raises TypeError for another class."""
+    found = vars(kind).get(_FIELDS)
+    if type(found) is _Attribute:
+        return found.declared.fields
+    from dataclasses import fields
+
+    return tuple(item.name for item in fields(kind))
+
+
+def replace(value: _T, **changes: Any) -> _T:
+    """Return a copy of *value*, an object of a dataclass, with these fields changed."""
+    found = vars(type(value)).get(_FIELDS)
+    if type(found) is not _Attribute or "__init__" in found.declared.own:
+        import dataclasses
+
+        made: _T = dataclasses.replace(value, **changes)  # type: ignore[type-var]
+        return made
+    for name, init, *_ in found.declared.ruled():
+        if init:
+            changes.setdefault(name, getattr(value, name))
+        elif name in changes:
+            raise TypeError(f"field {name} is not for __init__, it cannot be replaced")
+    return type(value)(**changes)
+
+
 class _MakesTuples(type):
     """Makes a named tuple of a class statement, without a look at the types of its fields."""
 
@@ -244,9 +326,13 @@ def _last(fields: tuple[str, ...], defaults: list[Any]) -> tuple[str, ...]:
 
 
 if TYPE_CHECKING:
-    from dataclasses import dataclass
+    from dataclasses import dataclass, field
     from typing import NamedTuple
 else:
+
+    def field(**options: Any) -> _Field:
+        """Say of a field what :func:`dataclasses.field` does."""
+        return _Field(**options)
 
     class NamedTuple(metaclass=_MakesTuples):
         """The base of a named tuple, as :class:`typing.NamedTuple` is."""
@@ -263,6 +349,7 @@ else:
                 return _declared(written, options)
             import dataclasses
 
+            _describe(written)
             return dataclasses.dataclass(**options)(written)
 
         return declare

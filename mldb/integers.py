@@ -6,10 +6,10 @@ What comes out of an array or a configuration is often a NumPy integer. From her
 
 from __future__ import annotations
 
-from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, Final
 
+from mldb.deferred import field_names
 from mldb.errors import InvalidTypeError, InvalidValueError
 
 _SETTLED: Final = frozenset({int, float, str, bool, type(None)})
@@ -54,5 +54,5 @@ def _names(kind: type) -> tuple[str, ...]:
     """The fields of a dataclass; looking them up takes longer than a stream's other checks."""
     found = _fields.get(kind)
     if found is None:
-        found = _fields[kind] = tuple(field.name for field in fields(kind))
+        found = _fields[kind] = field_names(kind)
     return found

@@ -28,7 +28,7 @@ Both = tuple[types.ModuleType, types.ModuleType]
 
 SOURCE = '''
 from __future__ import annotations
-from dataclasses import field
+import dataclasses
 from typing import ClassVar
 # imports
 
@@ -52,7 +52,7 @@ class Named:
 @dataclass(slots=True)
 class Open:
     a: int
-    made: int = field(init=False, default=0)
+    made: int = dataclasses.field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.made = self.a * 2
@@ -89,7 +89,7 @@ class Own:
 @dataclass(frozen=True, slots=True)
 class Shared:
     kind: ClassVar[str] = "shared"
-    a: int = 0
+    a: int = field(default=0, repr=False)
 
 class Row(NamedTuple):
     """A row."""
@@ -104,9 +104,9 @@ class Row(NamedTuple):
 
 def _made(folder: Path, source: str) -> types.ModuleType:
     """The module of SOURCE whose decorators come from *source*."""
-    imported = "from typing import NamedTuple\nfrom dataclasses import dataclass"
+    imported = "from typing import NamedTuple\nfrom dataclasses import dataclass, field"
     if source == "mldb":
-        imported = "from mldb.deferred import NamedTuple, dataclass"
+        imported = "from mldb.deferred import NamedTuple, dataclass, field"
     name = f"made_by_{source}"
     path = folder / f"{name}.py"
     path.write_text(SOURCE.replace("# imports", imported), encoding="utf-8")
@@ -222,6 +222,13 @@ QUESTIONS: dict[str, Callable[[types.ModuleType], object]] = {
     "row is a tuple": lambda m: (m.Row(1) == (1, "b"), tuple.__new__(m.Row, (1, 2)) == (1, 2)),
     "row replace": lambda m: (m.Row(1)._replace(a=2), m.Row(1)._asdict(), m.Row._make((1, 2))),
     "row missing": lambda m: m.Row(),
+    "replace fields": lambda m: deferred.replace(m.Point(1, names=[2]), y=3.0, hidden=1),
+    "replace by name": lambda m: deferred.replace(m.Named(a=1), b=2),
+    "replace none": lambda m: deferred.replace(m.Checked(1)),
+    "replace checks": lambda m: deferred.replace(m.Checked(1), a=-1),
+    "replace what is made": lambda m: deferred.replace(m.Open(2), a=5),
+    "replace an own init": lambda m: deferred.replace(m.Shared(), a=2).a,
+    "names": lambda m: deferred.field_names(m.Point) + deferred.field_names(m.Shared),
     "row pickle": lambda m: _pickled(m.Row(1, "x")),
     "row words": lambda m: (
         m.Row.__doc__,
@@ -261,10 +268,10 @@ def test_nothing_is_generated_before_it_is_used(
         point = module.Point(number)
         assert point.x == number
     assert copy.copy(point).x == _pickled(point).x == FEW - 1  # type: ignore[attr-defined]
-    assert made == ["init", "fields"]
+    assert made == ["init"]
     for number in range(FEW + 5):
         assert module.Point(number).x == number
-    assert made == ["init", "fields", "init"]
+    assert made == ["init", "init"]
     assert module.Point.__init__.__code__.co_varnames[:3] == ("self", "x", "y")
 
 
@@ -305,3 +312,13 @@ def test_what_is_no_named_tuple_is_refused() -> None:
 def test_a_pattern_is_compiled_once() -> None:
     assert deferred.compiled(r"(?a)\w+\Z") is deferred.compiled(r"(?a)\w+\Z")
     assert deferred.compiled(r"(?a)\w+\Z").match("ä") is None
+
+
+def test_what_has_no_such_field_is_not_replaced(both: Both) -> None:
+    for module in both:
+        with pytest.raises(TypeError):
+            deferred.replace(module.Point(1), other=2)
+        with pytest.raises((TypeError, ValueError), match="made"):
+            deferred.replace(module.Open(1), made=2)
+    with pytest.raises(TypeError):
+        deferred.field_names(int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from urllib.parse import unquote
 
@@ -119,3 +120,11 @@ def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InvalidNameError):
         check_name("..")
     assert ".." not in names._known
+
+
+@given(st.text("aZ09_-./ %\\\u00e9\u00b2\u0660", max_size=6))
+@example("")
+@example("a.b/c-d_e")
+def test_a_plain_name_is_words_with_dots_and_slashes_between(name: str) -> None:
+    pattern = r"(?a)[\w-]+(?:[./][\w-]+)*"
+    assert names._is_plain(name) == (re.fullmatch(pattern, name) is not None)

@@ -9,7 +9,6 @@ from mldb.log import format as fmt
 from mldb.log.active import HINTS
 from mldb.log.directory.part import PartInfo, id_in
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.hints import encode_hint, load_hint
 from mldb.log.lone import discard, publish_over
 
 CATALOG: Final = "directory"
@@ -18,6 +17,8 @@ _VERSION: Final = 1
 
 def load_catalog(fs: FileSystem) -> list[PartInfo]:
     """Return the parts; none when the catalog is absent, damaged or of another version."""
+    from mldb.log.hints import load_hint
+
     value = load_hint(fs, CATALOG)
     if not isinstance(value, list) or len(value) < 2 or value[0] != _VERSION:
         return []
@@ -40,6 +41,8 @@ def _part(item: Any) -> PartInfo:
 
 def save_catalog(fs: FileSystem, owner: str, parts: Sequence[PartInfo]) -> None:
     """Publish the catalog. Raises StorageFullError, StorageIOError; then the old one stands."""
+    from mldb.log.hints import encode_hint
+
     buffers = encode_hint(fs, [_VERSION, [list(part) for part in parts]])
     publish_over(fs, owner, buffers, f"{HINTS}/{CATALOG}")
 

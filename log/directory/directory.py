@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mldb.errors import MldbError
-from mldb.log.directory.catalog import load_catalog
 from mldb.log.directory.part import Files, Part, PartInfo, digest_of
-from mldb.log.directory.tiers import tier_of
 from mldb.log.directory.units import Unit, Units
 from mldb.log.sealed import SealedPart
 from mldb.log.segment import SegmentGoneError
@@ -62,6 +60,8 @@ class Directory:
 
     def find(self, sealed: Sequence[SealedPart]) -> list[Unit]:
         """Return the units over these segments, in log order: parts, and segments in none."""
+        from mldb.log.directory.catalog import load_catalog
+
         units: list[Unit] = []
         known: dict[bytes, Part] = {}
         done = 0
@@ -110,6 +110,8 @@ class Directory:
 
     def stats(self, units: Units) -> dict[str, Any]:
         """What it covers, and what lookups touched."""
+        from mldb.log.directory.tiers import tier_of
+
         found = units.newest_first
         parts = [unit for unit in found if isinstance(unit, Part)]
         return {

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mldb.deferred import NamedTuple, compiled
 from mldb.errors import CorruptError, MldbError
 from mldb.log import format as fmt
 from mldb.log.active import HINTS
 from mldb.log.checksum import digest128
-from mldb.log.file_header import encode_file_header
 from mldb.log.fs.protocol import Buffer, FileSystem
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.index.columns import IndexImage
-from mldb.log.index.listing import all_keys
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
-from mldb.log.index.opened import index_source, open_index
 from mldb.log.manifest import SegmentInfo
 from mldb.log.mappings import MappingBudget
 from mldb.log.sealed import SealedPart
 from mldb.options import Verify
+
+if TYPE_CHECKING:
+    from mldb.log.index.columns import IndexImage
+    from mldb.log.index.mapped import MappedIndex
 
 _NAME: Final = r"directory-([0-9a-f]{32})\.idx\Z"
 
@@ -72,6 +71,7 @@ def encode_part(
     image: IndexImage, part: PartInfo, store_id: bytes, clock: int, last_lsn: int
 ) -> list[Buffer]:
     """Return the buffers of the file of a part."""
+    from mldb.log.file_header import encode_file_header
     from mldb.log.index.footer import encode_index
 
     header = encode_file_header(fmt.FILE_HINT, store_id, clock, segment_id=part.id)
@@ -131,6 +131,9 @@ class Part:
         return self._index
 
     def _open(self) -> MappedIndex:
+        from mldb.log.index.mapped import MappedIndex
+        from mldb.log.index.opened import index_source, open_index
+
         info, files = self.info, self._files
         source = index_source(files.fs, info.name, files.store_id, info.id, fmt.FILE_HINT)
         index, fields = open_index(source, fmt.FILE_HEADER_SIZE, files.verify)
@@ -183,6 +186,8 @@ class Part:
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys with this prefix in order: those of the segments."""
+        from mldb.log.index.listing import all_keys
+
         return all_keys(self.sealed, prefix)
 
     def keys_from(self, prefix: bytes, start: bytes) -> Iterator[bytes]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mldb.errors import MldbError
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.index.listing import PlainIndex
-from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import CommitField
 from mldb.log.sealed import SealedPart
+
+if TYPE_CHECKING:
+    from mldb.log.index.listing import PlainIndex
+    from mldb.log.index.mapped import MappedIndex
 
 
 class UnitIndex(Protocol):

@@ -1,4 +1,4 @@
-"""What the kernel is asked of a mapping beforehand: its pages read, its page faults taken at once.
+"""What the kernel is asked of a mapping: to read its pages, to take its page faults at once.
 
 Both are wishes. Where the kernel has no such call, or refuses it, nothing happened and the pages
 come one fault at a time, as without it. The calls of ``ctypes`` are made without the lock of the
@@ -7,6 +7,8 @@ interpreter, which those of ``mmap`` keep; a fault keeps it as well.
 
 from __future__ import annotations
 
+import os
+import struct
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 _WILLNEED: Final = 3
 _POPULATE_READ: Final = 22
 """Since Linux 5.14; see madvise(2). Older kernels answer EINVAL."""
+_PAGEMAP_SCAN: Final = 0xC0606610
+"""Since Linux 6.7; see Documentation/admin-guide/mm/pagemap.rst. Older kernels answer ENOTTY."""
+_SCAN: Final = struct.Struct("=12Q")  # struct pm_scan_arg
+_FILE, _PRESENT, _SWAPPED = 4, 8, 16
 
 
 @cache
@@ -87,3 +93,32 @@ def is_resident(view: memoryview) -> bool:
     if call(start, size, found.__array_interface__["data"][0]):
         return True
     return bool((found & 1).all())
+
+
+def is_unwritten(view: memoryview) -> bool:
+    """See :meth:`mldb.log.fs.protocol.FileSystem.is_unwritten`.
+
+    A page that was written to is one of the process alone, and none of the file.
+    """
+    if sys.platform != "linux":
+        return False
+    if not view.nbytes:
+        return True
+    from fcntl import ioctl
+
+    _held, start, size = _pages(view)
+    found = np.zeros(3, np.uint64)  # one struct page_region
+    place = found.__array_interface__["data"][0]
+    sought = (_FILE, _FILE, _PRESENT | _SWAPPED, _FILE)  # none of a file, and in memory or swapped
+    asked = _SCAN.pack(_SCAN.size, 0, start, start + size, 0, place, 1, 1, *sought)
+    try:
+        pages = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found_count: int = ioctl(pages, _PAGEMAP_SCAN, bytearray(asked))
+        return found_count == 0
+    except OSError:
+        return False
+    finally:
+        os.close(pages)

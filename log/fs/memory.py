@@ -304,6 +304,10 @@ class MemoryFileSystem:
         """It always is."""
         return True
 
+    def is_unwritten(self, view: memoryview) -> bool:
+        """Nobody knows: a private mapping is a copy."""
+        return False
+
     def free_bytes(self) -> int:
         """Return ``free``."""
         return self.free

@@ -8,6 +8,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from mldb.deferred import NamedTuple
 from mldb.errors import InvalidNameError, StorageIOError, UsageError
@@ -19,12 +20,13 @@ if sys.platform == "win32":
         "mldb does not support Windows yet: it needs flock and mapped files that can be unlinked. "
         "Use it under WSL 2. Nothing was changed."
     )
-from mldb.log.fs import advice
 from mldb.log.fs.descriptor import Fd
 from mldb.log.fs.folders import FOLDER_FLAGS, identity_at, make_folders, sync_folder
 from mldb.log.fs.posix_file import OsFile
-from mldb.log.fs.posix_lock import OsLock
 from mldb.log.fs.relief import with_relief
+
+if TYPE_CHECKING:
+    from mldb.log.fs.posix_lock import OsLock
 
 # The two stores cannot share files; no error of either.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES}
@@ -180,6 +182,11 @@ class OsFileSystem:
             raise translate(error, "lstat", self.root, name) from error
         return found.st_dev, found.st_ino, found.st_size
 
+    def looked_at(self, name: str) -> bytes:
+        """The path that :meth:`look` asks the system for, for the compiled twin of such a look."""
+        self._check(name)
+        return os.fsencode(f"{self.root}/{name}")
+
     # --- files ------------------------------------------------------------------------------------
 
     def open(self, name: str, mode: OpenMode) -> OsFile:
@@ -295,6 +302,8 @@ class OsFileSystem:
 
     def lock(self, name: str) -> OsLock:
         """Open the lock file; its content means nothing."""
+        from mldb.log.fs.posix_lock import OsLock
+
         path = self._path(name)
         try:
             folder = self._folder_to_change("lock", name)
@@ -307,15 +316,27 @@ class OsFileSystem:
 
     def populate(self, view: memoryview) -> bool:
         """madvise with MADV_POPULATE_READ."""
+        from mldb.log.fs import advice
+
         return advice.populate(view)
 
     def read_ahead(self, view: memoryview) -> bool:
         """madvise with MADV_WILLNEED."""
+        from mldb.log.fs import advice
+
         return advice.read_ahead(view)
 
     def is_resident(self, view: memoryview) -> bool:
         """Ask mincore."""
+        from mldb.log.fs import advice
+
         return advice.is_resident(view)
+
+    def is_unwritten(self, view: memoryview) -> bool:
+        """Ask pagemap, where the kernel can scan it."""
+        from mldb.log.fs import advice
+
+        return advice.is_unwritten(view)
 
     def free_bytes(self) -> int:
         """Free bytes for this user (statvfs)."""

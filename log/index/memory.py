@@ -121,19 +121,20 @@ class MemoryIndex:
 
     def add(self, row: CommitRow, entries: Sequence[tuple[bytes, Entry]]) -> None:
         """Append one commit and the versions it stored."""
-        table, order, log = self._entries, self._order, self._log
+        table, order, log, commits = self._entries, self._order, self._log, self._commits
         twin = native.twin
-        if twin is None or not twin.add_versions(table, order, log, entries):
-            for key, entry in entries:
-                versions = table.get(key)
-                if versions is None:
-                    table[key] = [entry]
-                    order.append(key)
-                else:
-                    versions.append(entry)
-                log.append(key)
+        if twin is not None and twin.add_versions(table, order, log, commits, row, entries):
+            return
+        for key, entry in entries:
+            versions = table.get(key)
+            if versions is None:
+                table[key] = [entry]
+                order.append(key)
+            else:
+                versions.append(entry)
+            log.append(key)
         log.append(row)
-        self._commits.append(row)
+        commits.append(row)
 
     def newest(self, key: bytes, intervals: Intervals) -> Entry | None:
         """Return the newest version inside the intervals."""

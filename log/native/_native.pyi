@@ -37,7 +37,12 @@ def encode_batch(
     records: Any, start: Any, extra: Any, commit_id: bytes
 ) -> tuple[Any, ...] | None: ...
 def add_versions(
-    table: dict[bytes, list[Any]], order: list[bytes], log: list[Any], entries: Any
+    table: dict[bytes, list[Any]],
+    order: list[bytes],
+    log: list[Any],
+    commits: list[Any],
+    row: Any,
+    entries: Any,
 ) -> bool: ...
 def pack_tensor(
     key: bytes,
@@ -49,19 +54,12 @@ def pack_tensor(
     rival: bytes | None = None,
     digests: dict[bytes, bytes] | None = None,
 ) -> bytes | None: ...
-def pack_array(
-    name: Any,
-    data: Any,
-    known: dict[Any, Any],
-    seen: set[bytes],
-    where: dict[bytes, Any],
-    packs: list[Any],
-    most: int,
-    below: int,
-) -> bytes | None: ...
+def pack_array(name: Any, data: Any, room: tuple[Any, ...]) -> bytes | None: ...
 def small_record(
     kind: int, name: Any, data: Any, known: dict[Any, Any], made: type[Any], below: int
 ) -> Any: ...
+def is_unchanged(path: bytes, seen: tuple[int, int, int], file: object, size: int) -> bool: ...
+def following_view(view: Any, row: Any) -> Any: ...
 def are_as_long(one: object, size: int, two: object, other: int) -> bool: ...
 def meet(
     kinds: tuple[type, type, type, type, type],

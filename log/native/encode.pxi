@@ -1,4 +1,4 @@
-# A batch as bytes and entries (log/batch.py), versions into the index in memory, small tensors.
+# A batch as bytes and entries (log/batch.py).
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
@@ -9,7 +9,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
 from libc.stdint cimport uint16_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from numpy import ndarray as _ndarray
 
@@ -25,7 +25,12 @@ cdef extern from *:
     """
     object mldb_new_row(object kind, Py_ssize_t size)
 
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
 cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(PyObject *item)
+    object PyMemoryView_FromObject(object data)
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     void *PyUnicode_DATA(object text)
@@ -36,6 +41,7 @@ cdef enum:
     _DRAFT = 9  # fields of a draft
     _PREPARED = 5  # fields of a Prepared
     _START = 9  # fields of a BatchStart
+    _ROOM = 7  # fields of what Packs.room returns
     _DRAFT_ROOM = 64  # what the fields of a draft take beside their bytes, at most
     _JOIN = 16 << 10  # as in log/batch.py
 
@@ -121,14 +127,39 @@ cdef inline char *_list(char *at, Py_ssize_t count) noexcept:
 # --- batches --------------------------------------------------------------------------------------
 
 
+cdef inline void _put(object made, Py_ssize_t place, object field) noexcept:
+    Py_INCREF(field)
+    PyTuple_SET_ITEM(made, place, field)
+
+
 cdef inline object _row(object kind, tuple fields):
     """What ``tuple.__new__(kind, fields)`` makes, without the call."""
     cdef Py_ssize_t place, size = PyTuple_GET_SIZE(fields)
     cdef object made = mldb_new_row(kind, size)
     for place in range(size):
-        field = <object>PyTuple_GET_ITEM(fields, place)
-        Py_INCREF(field)
-        PyTuple_SET_ITEM(made, place, field)
+        _put(made, place, <object>PyTuple_GET_ITEM(fields, place))
+    return made
+
+
+cdef inline object _entry(
+    tuple draft, object last, bytes segment, object frame, object stands
+):
+    """An Entry of a sound draft.
+
+    The fields of a draft: key, flags, encoding, offset, length, digest, base, attr, owner.
+    """
+    cdef object made = mldb_new_row(_EntryType, 11)
+    _put(made, 0, last)
+    _put(made, 1, segment)
+    _put(made, 2, frame)
+    _put(made, 3, stands)
+    _put(made, 4, <object>PyTuple_GET_ITEM(draft, 4))
+    _put(made, 5, <object>PyTuple_GET_ITEM(draft, 7))
+    _put(made, 6, <object>PyTuple_GET_ITEM(draft, 1))
+    _put(made, 7, <object>PyTuple_GET_ITEM(draft, 2))
+    _put(made, 8, <object>PyTuple_GET_ITEM(draft, 6))
+    _put(made, 9, <object>PyTuple_GET_ITEM(draft, 5))
+    _put(made, 10, <object>PyTuple_GET_ITEM(draft, 8))
     return made
 
 
@@ -237,13 +268,7 @@ cdef int _add_entries(list entries, tuple drafts, last, bytes segment, frame, in
     for item in drafts:
         draft = <tuple>item
         stands = at + PyLong_AsLongLong(draft[3])
-        # The fields of an Entry; of a draft: key, flags, encoding, offset, length, digest, base,
-        # attr, owner.
-        fields = (
-            last, segment, frame, stands, draft[4], draft[7], draft[1], draft[2], draft[6],
-            draft[5], draft[8],
-        )
-        entries.append((draft[0], _row(_EntryType, fields)))
+        entries.append((draft[0], _entry(draft, last, segment, frame, stands)))
     return 0
 
 
@@ -314,185 +339,3 @@ def encode_batch(records, start, extra, commit_id):
         return _encode(list(records), tuple(start), extra, commit_id)
     except Exception:  # it is not plain: Python says what is wrong with it
         return None
-
-
-# --- the index in memory --------------------------------------------------------------------------
-
-
-def add_versions(dict table not None, list order not None, list log not None, entries):
-    """What MemoryIndex.add does with the entries of a commit; False, and nothing, if not plain."""
-    cdef tuple pair
-    if type(entries) is not list:
-        return False
-    for item in <list>entries:
-        if type(item) is not tuple or len(<tuple>item) != 2 or type((<tuple>item)[0]) is not bytes:
-            return False
-    for item in <list>entries:
-        pair = <tuple>item
-        key = pair[0]
-        found = PyDict_GetItemWithError(table, key)
-        if found is NULL:
-            table[key] = [pair[1]]
-            order.append(key)
-        else:
-            (<list>found).append(pair[1])
-        log.append(key)
-    return True
-
-
-# --- small tensors --------------------------------------------------------------------------------
-
-
-cdef bytes _key_of(object name):
-    """The key of a tensor whose name nearly all names look like (mldb/names.py). Raises."""
-    cdef Py_ssize_t place, size
-    cdef const unsigned char *text
-    cdef unsigned char sign
-    cdef bint ended = False  # whether a part may end, and another begin
-    cdef bytes key
-    if type(name) is not str or not PyUnicode_IS_COMPACT_ASCII(name):
-        raise TypeError
-    size = PyUnicode_GET_LENGTH(name)
-    text = <const unsigned char *>PyUnicode_DATA(name)
-    if size > _NAME_MAX:
-        raise ValueError
-    for place in range(size):
-        sign = text[place]
-        if sign == b"." or sign == b"/":
-            if not ended:
-                raise ValueError
-            ended = False
-        elif (
-            b"a" <= sign <= b"z" or b"A" <= sign <= b"Z" or b"0" <= sign <= b"9"
-            or sign == b"_" or sign == b"-"
-        ):
-            ended = True
-        else:
-            raise ValueError
-    if not ended:
-        raise ValueError
-    key = PyBytes_FromStringAndSize(NULL, size + 1)
-    PyBytes_AS_STRING(key)[0] = _TENSORS
-    memcpy(PyBytes_AS_STRING(key) + 1, text, size)
-    return key
-
-
-cdef tuple _known(object data, dict dense):
-    """What mldb/tensors/codec.py knows of arrays like *data*, if NumPy exports it. Raises."""
-    if type(data) is not _ndarray:
-        raise TypeError
-    cdef PyObject *found = PyDict_GetItemWithError(dense, (data.dtype, data.shape))
-    if found is NULL:
-        raise KeyError
-    cdef tuple entry = <object>found
-    if entry[2] is not True:
-        raise TypeError
-    return entry
-
-
-cdef bytes _pack_in(
-    bytes key, object attr, tuple buffers, int64_t size, set seen, dict where, list packs, most,
-    rival, dict digests,
-):
-    """Copy a tensor into the newest pack (mldb/write/packs.py), and keep it; return its digest.
-
-    Raises where there is no room, for what is not plain, and, with *digests*, where the digest is
-    one of them or *rival*; then nothing is done.
-    """
-    cdef Py_buffer room, source
-    cdef int64_t used, start, at, align = 1 << _PAYLOAD_ALIGN_LOG2
-    cdef bytes digest
-    if not packs or size < 0 or key in seen:
-        raise ValueError
-    pack = packs[len(packs) - 1]
-    cdef dict drafts = pack.drafts
-    used = _natural(pack.size)
-    at = start = (used + align - 1) & -align
-    PyObject_GetBuffer(pack.data, &room, PyBUF_WRITABLE)
-    try:
-        if size > room.len - used - align or len(drafts) >= most:
-            raise ValueError
-        memset(<char *>room.buf + used, 0, start - used)
-        for part in buffers:
-            PyObject_GetBuffer(part, &source, PyBUF_SIMPLE)
-            if source.len <= start + size - at:
-                memcpy(<char *>room.buf + at, source.buf, source.len)
-            at += source.len
-            PyBuffer_Release(&source)
-        if at != start + size:
-            raise ValueError
-        digest = digest128_of(<char *>room.buf + start, size)
-    finally:
-        PyBuffer_Release(&room)
-    if digests is not None:
-        if digest == rival or digest in digests:
-            raise ValueError
-        digests[digest] = key
-    seen.add(key)
-    where[key] = pack
-    pack.size = start + size
-    drafts[key] = (key, 0, _ENCODING_RAW, start, size, digest, 0, attr, b"")
-    return digest
-
-
-def pack_tensor(
-    bytes key, prepared, set seen, dict where, list packs, most, rival=None, dict digests=None
-):
-    """Pack a Prepared under a new key where there is room; its digest, or None: not mine.
-
-    With *digests*, only if its digest is neither *rival* nor one of these; it is then added.
-    """
-    cdef tuple fields
-    try:
-        fields = tuple(prepared)
-        if len(fields) != _PREPARED:
-            return None
-        return _pack_in(
-            key, fields[1], fields[2], fields[3], seen, where, packs, most, rival, digests
-        )
-    except Exception:
-        return None
-
-
-def pack_array(name, data, dict known, set seen, dict where, list packs, most, below):
-    """Pack an array of fewer than *below* bytes as pack_tensor does, under a new plain name."""
-    try:
-        entry = _known(data, known)
-        size = entry[0].nbytes
-        if size >= below:
-            return None
-        key = _key_of(name)
-        return _pack_in(key, entry[1], (data,), size, seen, where, packs, most, None, None)
-    except Exception:
-        return None
-
-
-def small_record(kind, name, data, dict dense not None, made, below):
-    """The record of one small array, as small_tensor_stored makes it; None: not mine.
-
-    *made* is the class of records.
-    """
-    cdef Py_buffer source
-    cdef bytes key, digest, check
-    cdef char marked[9]
-    try:
-        key = _key_of(name)
-        entry = _known(data, dense)
-        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
-    except Exception:
-        return None
-    try:
-        if source.len >= below:
-            return None
-        digest = digest128_of(source.buf, source.len)
-        _big(marked, 0, check64_of(source.buf, source.len, 0), 8)
-        check = PyBytes_FromStringAndSize(marked + 1, 8)
-        draft = (key, 0, _ENCODING_RAW, 0, source.len, digest, 0, entry[1], b"")
-        payload = (data.data.cast("B"),)
-        return made(
-            kind, (draft,), payload, source.len, None, 1, _PAYLOAD_ALIGN_LOG2, _BLOCK_LOG2, check
-        )
-    except Exception:
-        return None
-    finally:
-        PyBuffer_Release(&source)

@@ -19,13 +19,13 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from mldb.deferred import replace
 from mldb.errors import ClosedError
 from mldb.log.aside import Aside
 from mldb.log.index.address import CommitRow

@@ -14,7 +14,6 @@ from typing import Final
 
 from mldb.errors import StorageError
 from mldb.log.fs.protocol import FileSystem
-from mldb.log.hints import load_hint, save_hint
 
 START_BYTES: Final = 10_000_000
 SIZES: Final = (16 << 10, 64 << 10, 256 << 10, 1 << 20)
@@ -45,6 +44,8 @@ class MapBorder:
 
         Never raises: when the file went away meanwhile, the start value serves.
         """
+        from mldb.log.hints import load_hint, save_hint
+
         self.known = True
         hint = load_hint(self._fs, _HINT)
         if isinstance(hint, int) and SIZES[0] <= hint <= START_BYTES:

@@ -29,7 +29,6 @@ from mldb.tensors.descriptor import (
 from mldb.tensors.dtypes import code_of_torch, dtype_code
 from mldb.tensors.metadata import pack_metadata, unpack_metadata
 from mldb.tensors.refused import no_bytes
-from mldb.tensors.slicing import RowSlice, index_array, slice_bytes
 from mldb.tensors.sparse import Parts, is_scipy_sparse, split_scipy, split_torch
 
 if TYPE_CHECKING:
@@ -39,15 +38,12 @@ __all__ = [
     "Component",
     "Descriptor",
     "Prepared",
-    "RowSlice",
     "dense_descriptor",
-    "index_array",
     "pack_descriptor",
     "pack_metadata",
     "prepare",
     "prepare_named",
     "rebuild",
-    "slice_bytes",
     "unpack_descriptor",
     "unpack_metadata",
     "view_numpy",

@@ -17,13 +17,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import field
 from functools import lru_cache
 from typing import Final, TypeAlias
 
 import msgpack
 
-from mldb.deferred import dataclass
+from mldb.deferred import dataclass, field
 from mldb.errors import (
     CorruptError,
     FormatVersionError,

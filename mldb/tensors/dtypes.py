@@ -20,6 +20,8 @@ from mldb.errors import InvalidTypeError, InvalidValueError, MldbError, UsageErr
 if TYPE_CHECKING:
     import torch
 
+# Known without the pattern, which takes longer to make than to read a tensor.
+_USUAL_CODES = frozenset(("|b1", "|i1", "|u1", "<i4", "<i8", "<f2", "<f4", "<f8"))
 _NUMPY_CODE = (
     r"(?a)\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(?:8|16)|\|S[1-9]\d{0,8}|[<>]U[1-9]\d{0,8}"
     # NumPy ends the process (SIGFPE) when it compares a time dtype of a multiple of 0.
@@ -162,9 +164,13 @@ def _find_code(dtype: np.dtype[Any]) -> str:
             f"dtype {dtype!r} is not stored: only the ml_dtypes types in native byte order are. "
             "Convert it with astype."
         )
-    if compiled(_NUMPY_CODE).fullmatch(dtype.str) is None or dtype.kind == "V":
+    if not _is_code(dtype.str) or dtype.kind == "V":
         raise InvalidTypeError(f"dtype {dtype!r} is not stored: {_why_refused(dtype)}")
     return dtype.str
+
+
+def _is_code(code: str) -> bool:
+    return code in _USUAL_CODES or compiled(_NUMPY_CODE).fullmatch(code) is not None
 
 
 def _why_refused(dtype: np.dtype[Any]) -> str:
@@ -196,7 +202,7 @@ def _parse_code(code: object) -> np.dtype[Any]:
             return _extension_dtype(code)
         if code == _PACKED_FP4:
             return np.dtype(np.uint8)
-        if compiled(_NUMPY_CODE).fullmatch(code):
+        if _is_code(code):
             try:
                 dtype = np.dtype(code)
             except (TypeError, ValueError, OverflowError) as error:

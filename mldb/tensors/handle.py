@@ -14,19 +14,12 @@ from mldb.errors import CorruptError, InvalidTypeError
 from mldb.html import html_of, html_pairs, html_table
 from mldb.log.index.address import Entry, Lsn, to_time
 from mldb.printable import shown_bytes, shown_shape, shown_time
-from mldb.tensors.codec import (
-    Descriptor,
-    index_array,
-    rebuild,
-    slice_bytes,
-    unpack_descriptor,
-    view_numpy,
-    view_torch,
-)
+from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, view_numpy, view_torch
 from mldb.tensors.decode import plain_mode
 from mldb.tensors.dtypes import dtype_of
 from mldb.tensors.encoding import encoding_name
 from mldb.tensors.scope import Scope, holder, own_bytes, read_array, stored_bytes
+from mldb.tensors.slicing import index_array, slice_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

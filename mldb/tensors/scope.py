@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,6 @@ from mldb.log.counts import KeyCounts
 from mldb.log.door import Door
 from mldb.log.fs.process import CURRENT
 from mldb.log.index.address import CommitRow, Entry, Intervals
-from mldb.log.log import Log
 from mldb.log.view import View
 from mldb.names import check_name
 from mldb.options import Options
@@ -26,11 +25,13 @@ from mldb.tensors.border import SIZES, MapBorder
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import Descriptor, rebuild, unpack_descriptor, unpack_metadata, view_numpy
 from mldb.tensors.dtypes import dtype_of
-from mldb.tensors.encoding import decode_stored
 from mldb.tensors.reads import GRAIN_NS, ReadNotes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from mldb.log.chain import Stored
+    from mldb.log.log import Log
 
 _NEAR: Final = 64
 """Names of each side, in each of a few parts, among which a similar one is looked for."""
@@ -62,6 +63,8 @@ def _tensor_key(name: str) -> bytes:
 def _remember(what: Descriptor, attr: bytes) -> None:
     """Keep what an array needs of the descriptor of a dense tensor."""
     if what.layout == "dense":
+        if not _plain and native.loaded is not None:  # without a descriptor it reads nothing
+            native.loaded.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)
         if len(_plain) >= _KNOWN_MAX:
             _plain.clear()
         _plain[attr] = what.shape, dtype_of(what.dtype), what.nbytes
@@ -77,6 +80,19 @@ def names_prefix(prefix: str) -> bytes:
 def _notes_reads(options: Options) -> bool:
     """Whether a handle tells what it reads: one that only reads writes nothing, no hint either."""
     return options.note_reads and options.mode == "rw"
+
+
+def _decode_stored(
+    chain: Sequence[Stored],
+    size: int,
+    key: str,
+    base: memoryview | None = None,
+    start: int = 0,
+) -> memoryview:
+    """Decode what is encoded; see :func:`mldb.tensors.encoding.decode_stored`."""
+    from mldb.tensors.encoding import decode_stored
+
+    return decode_stored(chain, size, key, base, start)
 
 
 class Source:
@@ -98,7 +114,7 @@ class Source:
         self.log = log
         self.state = log.state
         self.reads = ReadNotes(log.fs, log.store_id, notes=_notes_reads(log.options))
-        self.door = Door(log.head, log.options.verify, decode_stored, cache, _tensor_key)
+        self.door = Door(log.head, log.options.verify, _decode_stored, cache, _tensor_key)
         self.border = border
         self.cache = cache
         self.counts = KeyCounts()
@@ -318,7 +334,3 @@ def read_array(scope: Scope, entry: Entry, name: str) -> Any:
         return rebuild(what, data)  # a copy: what is handed out writable must be the caller's own
     is_lasting = source.door.is_own(held) or source.is_mapped(view, held)
     return view_numpy(what, data if is_lasting else bytes(data))
-
-
-if native.loaded is not None:
-    native.loaded.meet((Scope, Source, Door, MapBorder, ReadNotes), SIZES[0], _keys, _plain)

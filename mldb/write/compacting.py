@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from mldb import keys
+from mldb.deferred import replace
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.log.door import Door
 from mldb.log.index.address import Lsn
 from mldb.log.view import View
 from mldb.tensors.cache import ByteCache
 from mldb.tensors.codec import unpack_descriptor
-from mldb.tensors.encoding import decode_stored
 from mldb.write.handle import Handle
 
 if TYPE_CHECKING:  # a process that only trains needs none of it
@@ -200,10 +199,11 @@ class CompactionVerbs(Handle):
 
     def _reclaimable(self) -> dict[str, Any]:
         """What :meth:`compact` would give back of sealed segments; see Reclaimable."""
+        from mldb.write.reclaimable import Reclaimable
+
         age = COLD_AGE // _MICROSECOND * 1000
-        return self._found_reclaimable.parts(
-            self._log, self._scope().view, self._event_rules(), age
-        )
+        found = self._found_reclaimable.setdefault("", Reclaimable())
+        return found.parts(self._log, self._scope().view, self._event_rules(), age)
 
     def _event_rules(self) -> EventRules:
         from mldb.compaction.rules import EventRules
@@ -286,5 +286,7 @@ def _encode(attr: bytes, data: memoryview, base: memoryview | None) -> tuple[int
 
 def _door_of(head: Callable[[], View]) -> Door:
     """A door over other views, with a cache of its own."""
+    from mldb.tensors.encoding import decode_stored
+
     cache = ByteCache(_CACHE_BYTES, "the cache of compaction")
     return Door(head, "first", decode_stored, cache, lambda name: keys.TENSORS + name.encode())

@@ -19,7 +19,7 @@ from mldb import keys
 from mldb.deferred import NamedTuple
 from mldb.errors import MldbError
 from mldb.log import format as fmt
-from mldb.log.batch import BESIDE_BYTES
+from mldb.log.aside import BESIDE_BYTES
 from mldb.log.checksum import whole_digest
 from mldb.log.door import Door
 from mldb.log.fs.protocol import Buffer

@@ -17,7 +17,6 @@ from mldb.log import native
 from mldb.log.frame import Record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.index.address import CommitRow
-from mldb.log.index.columns import MetadataOf
 from mldb.log.log import Log
 from mldb.log.view import View
 from mldb.options import Options
@@ -31,16 +30,17 @@ from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import Duplicates
 from mldb.write.metric_log import MetricLog, Waiting
 from mldb.write.metric_plans import PackedRows
-from mldb.write.reclaimable import Reclaimable
 from mldb.write.rules import EpochRule
 from mldb.write.safe_points import is_forced
 
 if TYPE_CHECKING:
     from mldb.lake.consolidation.watch import PolicyWatch
     from mldb.lake.states import LakeStates
+    from mldb.log.index.columns import MetadataOf
     from mldb.log.pending import PendingSegment
     from mldb.query.queries import Queries
     from mldb.state.checkpointing import CheckpointJob
+    from mldb.write.reclaimable import Reclaimable
     from mldb.write.references import References
     from mldb.write.staging import Staging
 
@@ -83,7 +83,7 @@ class Handle(StateSurface, QuerySurface):
         self._made_queries: dict[str, Any] = {}  # one mldb.query.queries.Queries, when needed
         self._epochs = EpochRule()
         self._compaction = BackgroundCompaction(self._log)
-        self._found_reclaimable = Reclaimable()
+        self._found_reclaimable: dict[str, Reclaimable] = {}  # one, when needed
         self._background = Background(
             options.pending_checkpoints, exit_timeout=options.exit_timeout, store=fs.root
         )
@@ -190,7 +190,8 @@ class Handle(StateSurface, QuerySurface):
         """Return an empty staging area for one transaction, or for one checkpoint."""
         from mldb.write.staging import Staging
 
-        self._guard()
+        if self._closed or _process[0] != self._pid:
+            self._guard()
         self._log.sequencer  # noqa: B018 - raises ReadOnlyError before any work is done
         options, found = self.options, self._duplicates
         spill = options.spill_bytes
@@ -259,7 +260,9 @@ class Handle(StateSurface, QuerySurface):
             staging.pending,
             interrupted=interrupted,
         )
-        self._duplicates.note(staging.looked_up().items(), row.lsn)
+        looked_up = staging.looked_up()
+        if looked_up:
+            self._duplicates.note(looked_up.items(), row.lsn)
         return row
 
     def _commit_referring(

@@ -164,6 +164,8 @@ class LargeTensors:
         """Return the records that are held; those in the pending segment are as they should be."""
         if self.pending is not None and not self._is_whole(self.pending):
             self._write_again()
+        if not self._held:
+            return []
         held = list({id(record): record for record in self._held.values()}.values())
         for record in held:
             record.drafts = [draft for draft in record.drafts if self._held.get(draft[0]) is record]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
 
 from mldb.history.kinds.tensors import tensors_packed
 from mldb.log import format as fmt
@@ -100,16 +101,15 @@ class Packs:
         self._seen = seen
         self._below = below
 
+    def room(self, thread: int) -> tuple[Any, ...]:
+        """What the compiled twin needs to pack arrays here, in this thread and in no other."""
+        most, below = PACK_ENTRIES, self._below
+        return thread, known_arrays, self._seen, self.where, self._packs, most, below
+
     def put_array(self, name: str, data: object) -> bool:
         """Pack an array under a new name, if the compiled twin can in one call; else do nothing."""
         twin = native.twin
-        if twin is None:
-            return False
-        known, seen, where = known_arrays, self._seen, self.where
-        done: bool | None = twin.pack_array(
-            name, data, known, seen, where, self._packs, PACK_ENTRIES, self._below
-        )
-        return done is not None
+        return twin is not None and twin.pack_array(name, data, self.room(get_ident())) is not None
 
     def put(self, key: bytes, prepared: Prepared) -> bool:
         """Pack a tensor that is small enough, under a key that is new; else do nothing."""

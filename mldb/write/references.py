@@ -137,6 +137,8 @@ class References:
 
     def records(self) -> list[Record]:
         """Return the records of all references, and what is stored instead of some."""
+        if not self._found:
+            return list(self._instead)
         return [
             *tensors_referring((item.draft, item.metadata) for item in self._found.values()),
             *self._instead,

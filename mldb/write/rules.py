@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mldb import keys
-from mldb.deferred import dataclass
+from mldb.deferred import dataclass, field
 from mldb.errors import ConflictError, EpochOrderError, InvalidTypeError, LimitError
 from mldb.history.as_of import snapshot_intervals
 from mldb.log import format as fmt

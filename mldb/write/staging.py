@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from mldb import keys
 from mldb.history.kinds.changes import KeyChange, records_of
@@ -80,12 +81,9 @@ class Staging:
 
     # --- staging ----------------------------------------------------------------------------------
 
-    def put_array(self, name: str, data: object) -> bool:
-        """Stage what is most common in few steps: a small array, and no name that came before.
-
-        False, and nothing is done, where it is not that, or no valid name: :meth:`put_tensor`.
-        """
-        return self._packs.put_array(name, data)
+    def room(self, thread: int) -> tuple[Any, ...]:
+        """What ``native.twin.pack_array`` needs to stage small arrays, in this thread alone."""
+        return self._packs.room(thread)
 
     def put_tensor(
         self,
@@ -322,6 +320,8 @@ class Staging:
     def looked_up(self) -> dict[bytes, bytes]:
         """Digests and keys of what was looked up and is stored with bytes."""
         where, large = self._where, self._large
+        if not self._digests:
+            return {}
         return {
             digest: key for digest, key in self._digests.items() if key in where or key in large
         }
@@ -332,6 +332,8 @@ class Staging:
         """Return the records not yet in the pending segment; called once."""
         large = self._large.records()
         packs = self._packs.records()
+        if not self.patches and not self._changes:
+            return packs + large
         changes = records_of(self._changes.values())
         return [*packs, *large, *self.patches.records(), *changes]
 

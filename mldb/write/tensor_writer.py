@@ -17,15 +17,9 @@ from mldb.log.index.address import Lsn
 from mldb.log.pending import PendingSegment
 from mldb.names import check_name
 from mldb.tensors.casting import Casting, cast, check_casting, is_plain
-from mldb.tensors.codec import (
-    Prepared,
-    dense_descriptor,
-    pack_descriptor,
-    prepare,
-    slice_bytes,
-    view_numpy,
-)
+from mldb.tensors.codec import Prepared, dense_descriptor, pack_descriptor, prepare, view_numpy
 from mldb.tensors.dtypes import code_of, dtype_of
+from mldb.tensors.slicing import slice_bytes
 
 _NOT_WRITTEN: Final = "These rows were not written."
 

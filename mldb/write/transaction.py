@@ -15,6 +15,7 @@ from mldb.history.kinds.relationships import relationship_created, relationship_
 from mldb.history.kinds.tensors import metadata_set, tensor_deleted
 from mldb.history.relationships import Relationship
 from mldb.log import format as fmt
+from mldb.log import native
 from mldb.log.index.address import CommitRow, Lsn
 from mldb.log.readers import Hold
 from mldb.log.view import View
@@ -78,6 +79,7 @@ class Transaction(MutableMapping[str, Any]):
         self._hold: Hold | None = None
         self._owner = 0
         self._owner_name = ""
+        self._room: tuple[Any, ...] = ()  # where the compiled twin packs arrays, in its one thread
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -87,6 +89,7 @@ class Transaction(MutableMapping[str, Any]):
             raise ClosedError("a transaction is entered once; db.transaction() begins another")
         self._owner, self._owner_name = get_ident(), current_thread().name
         self._open = self._entered = True
+        self._room = self._staging.room(self._owner)
         return self
 
     def __exit__(
@@ -96,13 +99,15 @@ class Transaction(MutableMapping[str, Any]):
         trace: TracebackType | None,
     ) -> None:
         """Commit, or roll back when the block raised, or ends in another thread."""
+        self._room = ()
         self._open = False
         try:
             if kind is not None:
                 return
             if get_ident() != self._owner:
                 raise self._foreign("ended")
-            self._staging.change(*self._metrics.changes())
+            if self._metrics:
+                self._staging.change(*self._metrics.changes())
             if not self._staging:
                 self.lsn = Lsn(self._base.commit.lsn)
                 return
@@ -142,9 +147,10 @@ class Transaction(MutableMapping[str, Any]):
 
         Cost: O(bytes).
         """
+        twin = native.twin
+        if twin is not None and metadata is None and twin.pack_array(name, data, self._room):
+            return  # in one call: what is most common
         staging = self._check()
-        if metadata is None and staging.put_array(name, data):
-            return
         key = check_name(name)
         prepared: Prepared = prepare_named(name, data)
         packed = None if metadata is None else pack_metadata(metadata)

@@ -93,7 +93,8 @@ class WriteVerbs(Handle):
 
         Cost: O(bytes): a hash and a write of them, from their own memory where they are contiguous.
         """
-        self._settle_background()
+        if self._background.busy():
+            self._settle_background()
         twin = native.twin
         if twin is not None and metadata is None:
             below = self._plain_below

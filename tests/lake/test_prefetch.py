@@ -68,6 +68,18 @@ def test_memory_is_used_again_when_nobody_holds_it() -> None:
     assert not any(array is view.base for array in again)  # the view still holds that one
 
 
+def test_a_pool_finds_what_was_dropped_and_nothing_else() -> None:
+    """Whatever a call of this Python holds of its own."""
+    assert BatchPool.free_count > 0
+    pool = BatchPool((4, 2))
+    first = pool.take()
+    assert pool.take() is not first
+    place = first.ctypes.data
+    del first
+    assert pool.take().ctypes.data == place
+    assert pool.made == 2
+
+
 def test_a_tensor_holds_its_memory() -> None:
     torch = pytest.importorskip("torch")
     pool = BatchPool((4, 2))

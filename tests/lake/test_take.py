@@ -28,3 +28,18 @@ def test_numbers_outside_are_clipped(rng: np.random.Generator) -> None:
     out = np.empty((43, 640), np.float32)
     take_rows(table, rows, out)
     assert out.tobytes() == table[[*range(40), 39, 39, 0]].tobytes()
+
+
+@pytest.mark.parametrize("width", [255, 256, 257, 319, 320, 2561])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 11, 1023, 1030])
+def test_long_rows_of_any_width_and_number(
+    rng: np.random.Generator, width: int, count: int
+) -> None:
+    """Several are copied in turn, line by line; their ends and the last rows are not of that."""
+    table = rng.integers(0, 256, (60, width)).astype(np.uint8)
+    rows = rng.integers(0, 60, count)
+    memory = np.full(count * width + 64, 7, np.uint8)
+    out = memory[: count * width].reshape(count, width)
+    take_rows(table, rows, out)
+    assert out.tobytes() == table[rows].tobytes()
+    assert (memory[count * width :] == 7).all()

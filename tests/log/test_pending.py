@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mldb.errors import StorageFullError
 from mldb.log import format as fmt
-from mldb.log.batch import OVERLAP_BYTES
+from mldb.log.aside import OVERLAP_BYTES
 from mldb.log.frame import TO_BE_HASHED, Draft, Record, decode_entries
 from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.fs.memory_disk import MemoryFile

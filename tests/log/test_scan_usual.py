@@ -44,13 +44,13 @@ def outcome(built: Built, data: bytes, verify_after: int | None = 0) -> object:
 
 def carefully(built: Built, data: bytes, verify_after: int | None = 0) -> object:
     """The same without the fast reader."""
-    with mock.patch.object(scan_module, "read_usual", return_value=None):
+    with mock.patch("mldb.log.scan_usual.read_usual", return_value=None):
         return outcome(built, data, verify_after)
 
 
 def by_runs_as_carefully(built: Built, data: bytes, verify_after: int | None = 0) -> bool:
     """Whether the scan by runs finds the same commits and entries, and ends in the same way."""
-    with mock.patch.object(scan_module, "read_usual", return_value=None):
+    with mock.patch("mldb.log.scan_usual.read_usual", return_value=None):
         try:
             found, cursor = built.scan(data, verify_after=verify_after)
             wanted: object = [(batch.row, batch.entries) for batch in found], cursor

@@ -26,11 +26,12 @@ from mldb.log.frame import Record
 from mldb.log.index.address import CommitRow, Entry
 from mldb.log.index.lineage import is_visible
 from mldb.log.view import View
-from mldb.tensors import encoding, scope
+from mldb.tensors import encoding
 from mldb.write import compacting
 from tests.support.model import value_of
 
 NEVER_COLD: Any = "none"
+_decode_stored = encoding.decode_stored
 
 
 def view_of(db: mldb.MLDatabase) -> View:
@@ -223,7 +224,7 @@ def _decode(
 ) -> memoryview:
     for item in chain:
         if item.encoding != fmt.ENCODING_DELTA:
-            base = encoding.decode_stored([item], size, key)
+            base = _decode_stored([item], size, key)
             continue
         assert base is not None
         packed = bytes(item.data)
@@ -239,8 +240,7 @@ def made_up_deltas() -> Iterator[None]:
     """Encode cold versions as XOR against their base."""
     with (
         mock.patch.object(compacting, "_encode", _encode),
-        mock.patch.object(compacting, "decode_stored", _decode),
-        mock.patch.object(scope, "decode_stored", _decode),
+        mock.patch.object(encoding, "decode_stored", _decode),
     ):
         yield
 

@@ -293,6 +293,11 @@ class FaultFileSystem:
         self.enter("is_resident", "")
         return self.inner.is_resident(view)
 
+    def is_unwritten(self, view: memoryview) -> bool:
+        """Pass on."""
+        self.enter("is_unwritten", "")
+        return self.inner.is_unwritten(view)
+
     def free_bytes(self) -> int:
         """Pass on."""
         self.enter("free_bytes", "")

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mldb.errors import InvalidValueError, MldbError
-from mldb.tensors.codec import (
-    dense_descriptor,
-    index_array,
-    prepare,
-    slice_bytes,
-    view_numpy,
-)
+from mldb.tensors.codec import dense_descriptor, prepare, view_numpy
+from mldb.tensors.slicing import index_array, slice_bytes
 
 
 @st.composite

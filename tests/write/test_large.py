@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mldb.errors import StorageFullError
 from mldb.history.kinds.tensors import tensor_stored
 from mldb.log import format as fmt
-from mldb.log.batch import BESIDE_BYTES, OVERLAP_BYTES
+from mldb.log.aside import BESIDE_BYTES, OVERLAP_BYTES
 from mldb.log.checksum import digest128
 from mldb.log.frame import Record
 from mldb.log.fs.memory import MemoryFileSystem

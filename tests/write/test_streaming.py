@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import mldb
-from mldb.log.batch import BESIDE_BYTES
+from mldb.log.aside import BESIDE_BYTES
 from mldb.log.fs.memory import MemoryFileSystem
 from tests.support.faults import FaultFileSystem
 

@@ -9,7 +9,7 @@ from mldb import keys
 from mldb.history.kinds import METADATA_SET, TENSOR_DELETED, TENSOR_STORED
 from mldb.history.kinds.changes import KeyChange, attr_draft, portions
 from mldb.log import format as fmt
-from mldb.log.batch import OVERLAP_BYTES
+from mldb.log.aside import OVERLAP_BYTES
 from mldb.log.checksum import (
     block_check,
     block_checks,
@@ -27,7 +27,6 @@ from mldb.tensors.codec import (
     unpack_metadata,
 )
 from mldb.tensors.dtypes import itemsize_of
-from mldb.tensors.encoding import ENCODING_ZSTD, encode_bytes
 
 _SMALL_BELOW: Final = fmt.PAGE_ALIGN_FROM
 _TENSORS: Final = keys.TENSORS
@@ -110,6 +109,8 @@ def tensor_compressed(
     Block checksums are of the compressed bytes, the digest is of the decoded ones, where it is not
     known.
     """
+    from mldb.tensors.encoding import ENCODING_ZSTD, encode_bytes
+
     packed = encode_bytes(prepared.buffers, itemsize_of(prepared.descriptor.dtype))
     if packed is None:
         return None

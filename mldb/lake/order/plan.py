@@ -10,10 +10,11 @@ of ranks and workers can go on from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import sqrt
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,6 @@ from mldb.arrays import Float64s, Numbers
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.integers import settle_numbers
 from mldb.lake.order.pass_order import PassOrder, occurrences_at
-
-_Number = TypeVar("_Number", bound=np.generic)
 
 _AHEAD_ROWS: Final = 1 << 14  # positions computed at once: array operations cost as much for 256
 
@@ -120,7 +119,7 @@ class Plan:
             raise InvalidTypeError(f"the number of a batch is a {type(number).__name__}")
         if not 0 <= number < len(self):
             raise InvalidValueError(f"batch {number} is not one of the {len(self)} of this pass")
-        return next(self._compute([number]))
+        return self._compute([number])[0]
 
     def read(
         self, cursor: int = 0, shard: Shard | None = None, *, even: bool = False
@@ -140,20 +139,25 @@ class Plan:
             yield from self._compute(numbers[start : start + ahead])
             start, ahead = start + ahead, min(4 * ahead, most)  # the first one comes at once
 
-    def _compute(self, numbers: Sequence[int]) -> Iterator[BatchRows]:
+    def _compute(self, numbers: Sequence[int]) -> list[BatchRows]:
         starts = np.asarray(numbers, np.int64) * self.batch_size
         positions = (starts[:, None] + np.arange(self.batch_size)).reshape(-1)
         # Only the last batch of a pass is short, and it comes last.
         positions = positions[positions < self.order.length]
         rows, weights = self.order.at(positions)
         occurrences = occurrences_at(self.order, positions)
-        for place, number in enumerate(numbers):
-            part = slice(place * self.batch_size, (place + 1) * self.batch_size)
-            yield BatchRows(number, rows[part], _part(weights, part), _part(occurrences, part))
+        # All at once, not as they are asked for: between two batches no code of this is in a cache.
+        columns = (self._parts(values, len(numbers)) for values in (rows, weights, occurrences))
+        return list(map(BatchRows, numbers, *columns))
 
-
-def _part(values: npt.NDArray[_Number] | None, part: slice) -> npt.NDArray[_Number] | None:
-    return None if values is None else values[part]
+    def _parts(self, values: npt.NDArray[Any] | None, count: int) -> Iterable[Any]:
+        """What each of *count* batches has of the values of all; None where there are none."""
+        if values is None:
+            return repeat(None)
+        return [
+            values[start : start + self.batch_size]
+            for start in range(0, count * self.batch_size, self.batch_size)
+        ]
 
 
 class Quality(NamedTuple):

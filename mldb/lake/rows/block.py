@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ from mldb.arrays import Numbers
 from mldb.errors import MissingError
 from mldb.history.splats import BlockColumn, BlockInfo
 from mldb.lake.rows.take import take_rows
+from mldb.log import native
 from mldb.log.index.address import Entry
 from mldb.tensors.scope import Scope
 
@@ -19,6 +21,13 @@ UNLABELLED: Final = -1
 
 Selection: TypeAlias = slice | Numbers
 """Row numbers 0..N-1: a slice of step 1, or an array in any order."""
+
+
+Copier: TypeAlias = Callable[[Numbers, npt.NDArray[Any]], bool]
+"""Copies rows of one column to an array of its dtype and size, in one call; False where it cannot.
+
+The array holds anything then, and the rows are gathered as others are.
+"""
 
 
 class MappedBlock:
@@ -83,6 +92,23 @@ class MappedBlock:
             np.copyto(out, np.take(array, rows, 0, mode="clip"))
         if name == "id" and self.info.base:
             np.add(out, self.info.base, out=out, casting="unsafe")
+
+    def copier(self, name: str) -> Copier | None:
+        """What copies rows of a column that needs no further check; None for any other one."""
+        if name not in self._verified or self.info.base:
+            return None
+        array, table = self.array(name), (self.array(name),)
+        if not len(array):
+            return None
+        dtype, width = array.dtype, array.nbytes // len(array)
+
+        def copy(rows: Numbers, out: npt.NDArray[Any]) -> bool:
+            twin = native.twin
+            if twin is None or out.dtype != dtype:
+                return False
+            return twin.gather_rows(table, rows, out, 1, width) is True
+
+        return copy
 
     def verify(self, name: str, rows: Selection) -> None:
         """Check the stored blocks that hold these rows of a column, each once."""

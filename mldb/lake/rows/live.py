@@ -45,7 +45,7 @@ class Rows:
         self.states = states
         self._size = state.size
         self._count = self.chain.live_count(state.size)
-        self._mosaics: dict[str, Mosaic] = {}
+        self.mosaics: dict[str, Mosaic] = {}  # by column; of those that are read in any order
         self.pinned: dict[Hashable, Any] = {}
         """What was computed of these rows for other processes: here whatever the cache holds."""
         self._shared: dict[Hashable, Any] = {}  # the rest of it, for forked ones alone
@@ -123,7 +123,7 @@ class Rows:
         """Whether a column is known to need no further check in any block, without asking each."""
         if self.blocks == 1:
             return self.block(0).is_verified(name)
-        mosaic = self._mosaics.get(name)
+        mosaic = self.mosaics.get(name)
         return mosaic is not None and mosaic.is_verified
 
     @cached_property
@@ -240,7 +240,7 @@ class Rows:
             number += 1
 
     def _gather_scattered(self, name: str, rows: Numbers, out: npt.NDArray[Any]) -> None:
-        mosaic = self._mosaics.get(name)
+        mosaic = self.mosaics.get(name)
         if mosaic is not None and len(rows) <= _MANY_ROWS and mosaic.gather_known(rows, out):
             return
         rows = np.clip(rows, 0, self.state.stored - 1)
@@ -248,7 +248,7 @@ class Rows:
             if mosaic is None:
                 dtype, shape = self.require_column(name)
                 made = Mosaic(name, self._stops, dtype, shape, self.block)
-                mosaic = self._mosaics.setdefault(name, made)
+                mosaic = self.mosaics.setdefault(name, made)
             if mosaic.gather(rows, out):
                 return
         which = np.searchsorted(self._stops, rows, "right")

@@ -14,7 +14,8 @@ import numpy as np
 
 from mldb.arrays import Float32s, Numbers
 from mldb.errors import InvalidValueError
-from mldb.lake.rows.block import Selection
+from mldb.lake.rows.block import Copier, Selection
+from mldb.lake.rows.copier import copier_of
 from mldb.lake.rows.live import Rows
 from mldb.lake.rows.take import take_rows
 
@@ -158,10 +159,14 @@ class Segments:
     def __init__(self, rows: Rows) -> None:
         self.moved_bytes = 0
         self._rows = rows
+        self._copy: Copier | None = None  # once all rows are verified
 
     def gather(self, rows: Selection, out: Float32s) -> None:
         """Copy mu of these rows to *out*."""
-        self._rows.gather_checked("mu", rows, out)
+        if isinstance(rows, slice) or self._copy is None or not self._copy(rows, out):
+            self._rows.gather_checked("mu", rows, out)
+            if self._copy is None:
+                self._copy = copier_of(self._rows, "mu")
         self.moved_bytes += out.nbytes
 
 

@@ -11,6 +11,7 @@ from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import cache
+from itertools import islice, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -27,11 +28,13 @@ from mldb.lake.rows.block import Selection
 from mldb.lake.rows.lent import Lender
 from mldb.lake.rows.live import Rows
 from mldb.lake.rows.tiers import Segments, Tier, hot_tier, slots_of, warm_tier
+from mldb.lake.rows.windows import Windows
 from mldb.lake.stream.pool import BatchPool
 from mldb.lake.stream.settings import StreamOptions
 from mldb.noise.philox import LAYOUT_VERSION
 
 _USER: Final = 0
+_VIEWS_AHEAD: Final = 16
 _READY_BLOCKS: Final = 64  # that are looked at before a pass, to see whether a thread is of use
 
 
@@ -54,6 +57,7 @@ class Stream:
         if self._torch_device is not None and options.hot_bytes:
             self._hot = hot_tier(rows, options.hot_bytes, self._gather, self._torch_device)
         self._lender: Lender | None = None  # of the newest pass
+        self._windows = Windows(rows.log.fs.is_unwritten)  # that its passes have left
         self._current: Pass | None = None
         self._users: dict[int, object] = {}  # at _USER the one there may be
         self._batches = 0
@@ -83,24 +87,54 @@ class Stream:
         UsageError where the stream has a user.
         """
         self._enter()
+        self._current = current
+        tiers, runs = (self._warm, self._hot, self._torch_device), current.is_in_row_order
+        lends = runs and all(tier is None for tier in tiers)
+        lender = self._lender = Lender(self._rows, self._windows) if lends else None
+        try:
+            if self._augmenter is not None:
+                yield from self._augmented(self._augmenter, current, batches)
+            elif lender is not None and self._type is None and is_verified(self._rows):
+                yield from self._views(lender, batches)
+            else:
+                for batch in batches:
+                    # No name here: a batch that is held between two cannot be filled again.
+                    yield self._handed_out(batch, self._read(batch, runs, lender), None)
+        except GeneratorExit:  # between two batches
+            self._leave(lender)
+            raise
+        self._leave(lender)
+
+    def _leave(self, lender: Lender | None) -> None:
+        """End a pass between two batches."""
+        if lender is not None:
+            lender.close()
+        self._users.clear()
+
+    def _views(self, lender: Lender, batches: Iterable[BatchRows]) -> Iterator[Any]:
+        """Make batches of rows that are lent, several at once: none of them can fail.
+
+        One at a time costs more than twice as much, for a step leaves nothing of this in a cache.
+        """
+        given, ahead = iter(batches), 1
+        while part := list(islice(given, ahead)):
+            made = [self._handed_out(one, self._read(one, True, lender), None) for one in part]
+            made.reverse()
+            yield from map(list.pop, repeat(made, len(made)))
+            ahead = min(4 * ahead, _VIEWS_AHEAD)
+
+    def _augmented(
+        self, augmenter: Augmenter, current: Pass, batches: Iterable[BatchRows]
+    ) -> Iterator[Any]:
         started: deque[Callable[[], Any]] = deque()
         ahead = 0  # grows to what the device takes: the first batch waits for no other
-        self._current = current
-        tiers = (self._warm, self._hot, self._torch_device)
-        lends = current.is_in_row_order and all(tier is None for tier in tiers)
-        self._lender = Lender(self._rows) if lends else None
-        try:
-            for batch in batches:
-                started.append(self._start(current, batch, self._lender))
-                if len(started) > ahead:
-                    yield started.popleft()()
-                    ahead = 0 if self._augmenter is None else min(ahead + 1, self._augmenter.ahead)
-            while started:
+        for batch in batches:
+            started.append(self._start(augmenter, current, batch, self._lender))
+            if len(started) > ahead:
                 yield started.popleft()()
-        except GeneratorExit:  # between two batches
-            self._users.clear()
-            raise
-        self._users.clear()
+                ahead = min(ahead + 1, augmenter.ahead)
+        while started:
+            yield started.popleft()()
 
     def make(self, current: Pass, batch: BatchRows) -> Any:
         """Return one batch of a pass: a tensor [B, dim], or a named tuple of the fields asked for.
@@ -108,7 +142,10 @@ class Stream:
         Raises UsageError where the stream has a user.
         """
         self._enter()
-        made = self._start(current, batch)()
+        if self._augmenter is None:
+            made = self._handed_out(batch, self._read(batch, current.is_in_row_order), None)
+        else:
+            made = self._start(self._augmenter, current, batch)()
         self._users.clear()
         return made
 
@@ -129,59 +166,74 @@ class Stream:
         if self._augmenter is not None:
             self._augmenter.close()
         self._warm = self._hot = None
+        self._windows.forget()
 
     def _start(
-        self, current: Pass, batch: BatchRows, lender: Lender | None = None
+        self,
+        augmenter: Augmenter,
+        current: Pass,
+        batch: BatchRows,
+        lender: Lender | None = None,
     ) -> Callable[[], Any]:
         """Read a batch and start to augment it; what is returned hands it out."""
-        self._batches += 1
-        rows: Selection = batch.rows
-        if current.is_in_row_order:
-            rows = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
-        x = lender.take(rows) if lender is not None and isinstance(rows, slice) else None
-        if x is None:
-            x = self._read(rows, len(batch.rows))
-        if self._augmenter is None:
-            return lambda: self._handed_out(batch, x, None)
+        x = self._read(batch, current.is_in_row_order, lender)
         out = self._pool.take()[: self._size(batch)]
         counted = batch.occurrences
         if counted is None:  # a pass has the row once, so its id names its noise
             counted = self._rows.gather("id", batch.rows)
-        finish = self._augmenter.start(x, batch.rows, counted, current.number, out=out)
+        finish = augmenter.start(x, batch.rows, counted, current.number, out=out)
         return lambda: self._handed_out(batch, *finish())
 
     def _handed_out(self, batch: BatchRows, rows: Any, changed: Any) -> Any:
         mu = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
         if self._type is None:
             return mu
-        return self._type(*(self._field(name, batch, mu, changed) for name in self._type._fields))
+        return tuple.__new__(
+            self._type,
+            [
+                mu if name == "mu" else self._field(name, batch, mu, changed)
+                for name in self._type._fields
+            ],
+        )
 
     def _size(self, batch: BatchRows) -> int:
         return len(batch.rows) * self.options.group
 
-    def _read(self, rows: Selection, count: int) -> Any:
-        """Rows of mu: a tensor of the device out of the hot tier, or an array of reused memory."""
+    def _read(self, batch: BatchRows, is_run: bool, lender: Lender | None = None) -> Any:
+        """Rows of mu: a tensor of the device, or an array: one of reused memory, or lent."""
+        self._batches += 1
+        rows: Selection = batch.rows
+        count = len(batch.rows)
+        if is_run:
+            start = int(batch.rows[0])
+            rows = slice(start, start + count)
+            lent = None if lender is None else lender.take(rows)
+            if lent is not None:
+                return lent
         if self._hot is not None:
             on_device = torch.empty((count, self._rows.dim), device=self._torch_device)
             self._hot.gather(rows, on_device)
             return on_device
-        x = self._source_pool.take()[:count]
+        x = self._source_pool.take()
+        if count != len(x):
+            x = x[:count]
         self._gather(rows, x)
         if self._torch_device is None or self._augmenter is not None:
             return x
         return torch.from_numpy(x).to(self._torch_device)
 
     def _field(self, name: str, batch: BatchRows, mu: torch.Tensor, changed: Any) -> torch.Tensor:
-        if name == "mu":
-            return mu
+        """A field other than mu."""
         if name == "augmentation":
             column: Any = self._numbers(len(batch.rows))
         elif name == "changed":
             column = np.zeros(self._size(batch), np.bool_) if changed is None else changed
         else:
-            column, group = self._column(name, batch), self.options.group
-            column = np.repeat(column, group, axis=0) if group > 1 else column
-        return torch.from_numpy(column).to(mu.device)
+            column = self._column(name, batch)
+            if self._augmenter is not None:
+                column = np.repeat(column, self.options.group, axis=0)
+        field = torch.from_numpy(column)
+        return field if mu.is_cpu else field.to(mu.device)
 
     def _column(self, name: str, batch: BatchRows) -> Any:
         """A field of the rows that a batch takes from the lake, an array of its own."""

@@ -13,22 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+_COUNTS_TRIED: Final = 16
 KEEP: Final = 16  # arrays looked at and kept; a consumer that holds more gets fresh ones
-
-
-def _first_with_count(arrays: list[npt.NDArray[Any]], count: int) -> tuple[Any, int]:
-    """Return the first array with this reference count (or None), and the count seen last."""
-    seen = 0
-    for array in arrays:
-        seen = sys.getrefcount(array)
-        if seen == count:
-            return array, seen
-    return None, seen
-
-
-# What holds an array that only a list holds, as the loop above sees it. Python versions differ in
-# how many references of their own a loop and a call take, so it is not a constant.
-_FREE_COUNT: Final = _first_with_count([np.empty(1)], -1)[1]
 
 
 class BatchPool:
@@ -36,6 +22,9 @@ class BatchPool:
 
     A tensor or view made of an array holds it. CPython's reference count tells whether one is left.
     """
+
+    free_count = 0
+    """How often an array is held, as :meth:`take` counts, that nobody holds; found out below."""
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> None:
         self.shape = shape
@@ -45,12 +34,28 @@ class BatchPool:
 
     def take(self) -> npt.NDArray[Any]:
         """Return an array that nobody else holds; what is in it is of no meaning."""
-        free: npt.NDArray[Any] | None = _first_with_count(self._arrays, _FREE_COUNT)[0]
-        if free is not None:
-            return free
+        for array in self._arrays:
+            if sys.getrefcount(array) == self.free_count:
+                return array
         made = np.empty(self.shape, self.dtype)
         self.made += 1
         if len(self._arrays) >= KEEP:
             self._arrays.pop(0)
         self._arrays.append(made)
         return made
+
+
+def _free_count() -> int:
+    """The count by which a pool finds an array that was dropped, and none that is held."""
+    for count in range(1, _COUNTS_TRIED):
+        pool = BatchPool((1,))
+        pool.free_count = count
+        pool.take()
+        pool.take()
+        if pool.made == 1:
+            return count
+    return 0  # none is used again
+
+
+# Python versions differ in how many references of their own a loop and a call take.
+BatchPool.free_count = _free_count()

@@ -74,8 +74,16 @@ class Ahead(Generic[_T]):
                 # The consumer is done with the step before: its batch may be filled again.
                 self._room.put(True)
                 item = self._ready.get()
+            elif self._first_here:
+                pace, given = self._pace, self._given[:1]
+                if pace is not None:
+                    pace.asked_at = pace.clock()
+                item = next(given[0], _END) if given else _END
+                if item is not _END and (pace is None or pace.made()):
+                    self._thread.start()
+                    self._make_room()
             else:
-                item = self._item_before_thread()
+                item = self._first_of_thread()
         except BaseException:
             self.close()
             raise
@@ -90,26 +98,21 @@ class Ahead(Generic[_T]):
                 del item  # it would hold the traceback that holds it
         return item  # type: ignore[no-any-return]
 
-    def _item_before_thread(self) -> Any:
-        """A batch while there is no thread, which is started where those behind it are its own."""
-        if self._first_here:
-            pace, given = self._pace, self._given[:1]
-            if pace is not None:
-                pace.asked()
-            item = next(given[0], _END) if given else _END
-            if item is _END or (pace is not None and not pace.made()):
-                return item
-            self._thread.start()
-        else:
-            # The first alone: making more would compete with handing it over. Asked for before the
-            # thread starts, which would else wait once more; an end that comes first is seen first.
-            self._room.put(True)
-            self._thread.start()
-            item = self._ready.get()
+    def _first_of_thread(self) -> Any:
+        """The first batch, where the thread makes that as well."""
+        # The first alone: making more would compete with handing it over. Asked for before the
+        # thread starts, which would else wait once more; an end that comes first is seen first.
+        self._room.put(True)
+        self._thread.start()
+        item = self._ready.get()
+        self._make_room()
+        return item
+
+    def _make_room(self) -> None:
+        """Let the thread, which runs, make the batches that follow."""
         self._has_begun = True
         for _ in range(self._room_at_start - 1):
             self._room.put(True)
-        return item
 
     def close(self) -> None:
         """End the thread and wait for it. Again does nothing more. Any thread.

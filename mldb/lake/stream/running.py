@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from mldb.lake.order.passes import Pass
 from mldb.lake.order.plan import BatchRows, Shard
-from mldb.write.safe_points import safe_point
+from mldb.write.safe_points import noted, safe_point
 
 _END: Final = object()
 
@@ -99,7 +99,7 @@ class RunningPass(Iterator[Any]):
         try:
             if line is None:
                 line = self._begun()
-            else:
+            elif noted:
                 safe_point()  # the step before is done, and counted
             batch = next(line, _END)
         except BaseException as error:

@@ -138,3 +138,33 @@ def test_what_was_dropped_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.M
     assert fs.read_ahead(view)
     assert bytes(view) == DATA
     assert fs.is_resident(view)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked on Linux alone")
+def test_a_private_page_that_was_written_to_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = OsFileSystem(tmp_path)
+    file = fs.open("a", "create")
+    file.pwritev([DATA], 0)
+    view = file.map_private(0, SIZE)
+    assert fs.is_unwritten(view[:0])
+    if not fs.is_unwritten(view):
+        pytest.skip("this kernel does not say")
+    assert bytes(view) == DATA
+    assert fs.is_unwritten(view), "reading is no writing"
+    view[SIZE - 1] = DATA[SIZE - 1]
+    assert not fs.is_unwritten(view), "even where the byte is the same"
+    assert not fs.is_unwritten(view[SIZE - 1 :])
+    assert fs.is_unwritten(view[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(advice, "_PAGEMAP_SCAN", 0xC0606611)
+        assert not fs.is_unwritten(view[:1]), "where the kernel has no such call"
+
+
+def test_where_nobody_knows_a_page_may_have_been_written_to(fs: FileSystem) -> None:
+    file = fs.open("a", "create")
+    file.pwritev([DATA], 0)
+    view = file.map_private(0, SIZE)
+    view[5] = 3
+    assert not fs.is_unwritten(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mldb import keys
-from mldb.deferred import compiled
 from mldb.errors import MldbError
 from mldb.history.kinds import TENSOR_STORED
 from mldb.history.kinds.tensors import small_tensor_stored
@@ -23,9 +23,9 @@ from mldb.log import format as fmt
 from mldb.log import native
 from mldb.log.batch import LSN_ROOM, encode_batch
 from mldb.log.frame import Record, hash_record
-from mldb.log.index.address import EMPTY_COMMIT, CommitRow
+from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.memory import MemoryIndex
-from mldb.names import _PLAIN, MAX_NAME_BYTES, check_name
+from mldb.names import MAX_NAME_BYTES, _is_plain, check_name
 from mldb.tensors.codec import known_arrays, prepare
 from tests.support.logs import CLOCK, SEGMENT_ID, History, histories, records
 
@@ -226,12 +226,48 @@ def test_the_index_in_memory_grows_the_same(history: History) -> None:
 
 
 def test_entries_that_are_not_plain_are_left_to_python() -> None:
-    for entries in ((), [1], [(b"k",)], [(b"k", 1), ("k", 1)], [(bytearray(b"k"), 1)], None):
+    row, entry = EMPTY_COMMIT, Entry(1, SEGMENT_ID, 0, 0, 0, b"", 0, 0, 0, b"", b"")
+    odd: list[tuple[Any, Any]] = [
+        *((row, entries) for entries in ((), [1], [(b"k",)], [(b"k", entry), ("k", entry)], None)),
+        *((row, entries) for entries in ([(bytearray(b"k"), entry)], [(b"k", tuple(entry))])),
+        *((other, [(b"k", entry)]) for other in (tuple(row), None)),
+    ]
+    for other, entries in odd:
         table: dict[bytes, list[Any]] = {}
-        order: list[bytes] = []
-        log: list[Any] = []
-        assert not native.twin.add_versions(table, order, log, entries)
-        assert (table, order, log) == ({}, [], [])
+        lists: list[list[Any]] = [[], [], []]
+        assert not native.twin.add_versions(table, *lists, other, entries)
+        assert (table, lists) == ({}, [[], [], []])
+
+
+def test_what_is_stored_is_kept_from_the_cycle_collector() -> None:
+    """Else each full collection goes through every version of the newest segment."""
+    memory, segment = MemoryIndex(), bytes(SEGMENT_ID)
+    rows: list[CommitRow] = []
+    for lsn in range(1, 200):
+        entries = [
+            (b"\x01%d" % (lsn * each % 70), Entry(lsn, segment, 0, 0, 0, b"", 0, 0, 0, b"", b""))
+            for each in range(1, 4)
+        ]
+        rows.append(EMPTY_COMMIT._replace(lsn=lsn))
+        memory.add(rows[-1], list(dict(entries).items()))
+    table, commits = memory.dump()
+    memory.check()
+    kept = [row for row in commits if not gc.is_tracked(row)]
+    assert kept == commits == rows
+    assert len(table) == 70
+    for versions in table.values():
+        assert not gc.is_tracked(versions)
+        assert not any(map(gc.is_tracked, versions))
+    own = memory._entries, memory._order, memory._log, memory._commits
+    assert not any(map(gc.is_tracked, own))
+
+
+def test_a_row_that_may_lead_to_itself_is_left_to_the_collector() -> None:
+    ring: Any = []
+    odd = Entry(1, SEGMENT_ID, 0, 0, 0, b"", 0, 0, 0, b"", ring)
+    memory = MemoryIndex()
+    memory.add(EMPTY_COMMIT._replace(lsn=1), [(b"k", odd)])
+    assert gc.is_tracked(odd)
 
 
 # --- small tensors --------------------------------------------------------------------------------
@@ -269,8 +305,8 @@ def check_key_of(name: Any) -> None:
     """Plain names, and no others, have a key, which is that of Python."""
     prepare(BLOCK)
     made = native.twin.small_record(TENSOR_STORED, name, BLOCK, known_arrays, Record, 1 << 16)
-    plain = type(name) is str and len(name) <= MAX_NAME_BYTES and compiled(_PLAIN).fullmatch(name)
-    assert (made is not None) == bool(plain)
+    plain = type(name) is str and len(name) <= MAX_NAME_BYTES and _is_plain(name)
+    assert (made is not None) == plain
     if made is not None:
         assert made.drafts[0][0] == keys.TENSORS + check_name(name)
 
