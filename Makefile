@@ -1,7 +1,7 @@
 # Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
 PYTHON ?= python3
 
-.PHONY: demo test test-pure test-large bench bench-lake bench-growth bench-compaction bench-tools lint setup
+.PHONY: demo test test-pure test-large bench bench-lake bench-growth bench-compaction bench-tools lint docs setup
 
 demo:
 	@$(PYTHON) tools/dev.py demo
@@ -32,6 +32,9 @@ bench-tools:
 
 lint:
 	@$(PYTHON) tools/dev.py lint
+
+docs:
+	@$(PYTHON) tools/dev.py docs
 
 setup:
 	@$(PYTHON) tools/dev.py setup

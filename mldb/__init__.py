@@ -1,9 +1,30 @@
 """mldb: the flight recorder of a training run, an embedded event-sourced store for tensors.
 
+A store is a folder. Every write is an event; nothing is overwritten, so every earlier epoch stays
+readable, and a transaction, a checkpoint or a single write is whole or absent.
+
 >>> import mldb
 >>> db = mldb.open("run")                      # doctest: +SKIP
 >>> db.checkpoint(model, epoch=3)              # doctest: +SKIP
 >>> db.query_tensor("layer.weight", as_of=3)   # doctest: +SKIP
+>>> db.load({"model": model}, part=True)       # doctest: +SKIP
+
+Ten names to know:
+
+mldb.open(path)                    open a store, or make one; use it in a ``with``
+db.checkpoint(state, epoch=3)      model, optimizer and the rest in one commit; wait=False: behind
+db.load(state)                     the same back into live objects
+db[name] = array                   one tensor; ``db[name]`` reads it
+db.query_tensor(name, as_of=3)     one tensor of an epoch, tag, time or commit
+db.tensor(name)[a:b]               rows of a tensor that need not fit in memory
+db.transaction(epoch)              ``with`` it: all or nothing
+db.history(name), db.diff(3, 7)    what was, and what changed
+db.sql("SELECT ...")               tensors, versions, checkpoints and metrics of every epoch
+db.lake(name)                      rows of embeddings, streamed to PyTorch
+
+Read on: ``help(mldb.MLDatabase)``, ``help(mldb.Options)``, ``help(mldb.errors)``; the folder docs
+of the repository has tutorials, how-tos and guarantees; ``mldb --help`` is the command line. A line
+that begins with "Cost" says how a call grows.
 
 Names are loaded when first used, so ``import mldb`` alone costs a few milliseconds and no NumPy.
 """

@@ -118,7 +118,10 @@ class MLDatabase(
         return Lake(self._lake_host(), name, dim=dim, geometry=geometry)
 
     def lakes(self, *, as_of: AsOf = None) -> list[str]:
-        """Return the names of the splat lakes."""
+        """Return the names of the splat lakes.
+
+        Cost: O(lakes).
+        """
         from mldb.lake import projection as splats
 
         return splats.names(self._scope(as_of))
@@ -181,6 +184,8 @@ class MLDatabase(
         Writers go on meanwhile. Sealed segments are hard-linked on the same file system, copied
         otherwise. Raises InvalidValueError when *path* is not empty, StorageFullError,
         StorageIOError.
+
+        Cost: O(segments) and O(bytes of the active one); O(bytes) to another file system.
         """
         self._guard()
         if self._log.options.mode == "rw":
@@ -200,6 +205,8 @@ class MLDatabase(
 
         The report has ``.ok`` and ``.problems``; damage is reported, not raised. *progress* is
         called with (bytes checked, bytes in all) after each segment.
+
+        Cost: O(bytes).
         """
         self._guard()
         from mldb.log.verify import verify
@@ -220,6 +227,8 @@ class MLDatabase(
         far it is, ``expected_bytes`` that a pass would give back as it found, ``returned_bytes``,
         ``last_reports``, ``last_error``, and why none starts here. ``reads`` tells how many
         versions were noted as read.
+
+        Cost: O(segments); what would come back is found anew in O(versions), as said above.
         """
         from mldb.write.packs import PACK_BELOW
 
@@ -259,6 +268,8 @@ class MLDatabase(
 
         Raises StorageIOError when the disk refuses: what is known to be durable stays so, and the
         handle takes no more writes.
+
+        Cost: O(bytes not synced yet); nothing where all are.
         """
         self._guard()
         self._settle_background()
@@ -273,6 +284,9 @@ class MLDatabase(
         and StoreMovedError when this handle stored something and its folder stands elsewhere now;
         the store is closed all the same. Ctrl-C while it waits for them leaves it open. In the main
         thread, what :meth:`save_on_signal` has waiting runs first.
+
+        Cost: O(bytes not synced yet), and a hint of O(versions in the active segment) where it is
+        due.
         """
         if self._closed:
             return

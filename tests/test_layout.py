@@ -307,7 +307,7 @@ def _defined_names(tree: ast.Module) -> Iterator[str]:
 def _text_files() -> Iterator[Path]:
     """Every file of the tree; caches, stores and installs are not part of it."""
     yield from (path for path in sorted(ROOT.iterdir()) if path.is_file())
-    for folder in (".ci", *FOLDERS, "tests"):
+    for folder in (".ci", *FOLDERS, "docs", "tests"):
         yield from _files(ROOT / folder)
 
 

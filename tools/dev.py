@@ -1,6 +1,6 @@
 """Set up the checkout and run what a developer runs; standard library only.
 
-``python3 tools/dev.py setup|demo|test|test-pure|test-large|lint [arguments]``, and likewise
+``python3 tools/dev.py setup|demo|test|test-pure|test-large|lint|docs [arguments]``, and likewise
 ``bench|bench-lake|bench-growth|bench-compaction|bench-tools``.
 
 Arguments are those of the last step.
@@ -65,6 +65,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "bench-compaction": (("-m", "tests.bench_compaction"),),
     "bench-tools": (("-m", "tests.bench_tools"),),
     "lint": LINT,
+    # Offline, with warnings as errors; into site/.
+    "docs": (("-m", "zensical", "build", "--clean", "--strict"),),
 }
 # What a command adds to the environment of its steps.
 _SETTINGS = {"test-pure": {"MLDB_PURE": "1"}}

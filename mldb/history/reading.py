@@ -39,6 +39,10 @@ class ReadSurface:
         ``state_dict()`` or ``np.array(db[name])``; or open the store with ``arrays="private"``,
         where each array has memory of its own. Raises
         TensorNotFoundError (a KeyError), CorruptError, VersionGoneError, ClosedError.
+
+        Cost: O(bytes) for a copy, and for what is read for the first time, whose checksums are
+        verified; a view of what is verified costs a lookup. Patches, deltas and packed tensors are
+        put together first, O(bytes), and kept in the cache.
         """
         return self._read(name, as_of)
 
@@ -57,19 +61,31 @@ class ReadSurface:
         return self._scope().find(keys.TENSORS + key) is not None
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names of tensors in byte order, of the snapshot at the call."""
+        """Yield the names of tensors in byte order, of the snapshot at the call.
+
+        Cost: O(names), those that were deleted included.
+        """
         return self._scope().names()
 
     def __len__(self) -> int:
-        """How many tensors exist: counted once, then from what was committed since."""
+        """How many tensors exist: counted once, then from what was committed since.
+
+        Cost: O(names) once, then O(names stored or deleted since).
+        """
         return self._scope().count_names()
 
     def count(self, prefix: str = "", *, as_of: AsOf = None) -> int:
-        """Return how many names of tensors start with *prefix*; cheaper than ``len(names())``."""
+        """Return how many names of tensors start with *prefix*; cheaper than ``len(names())``.
+
+        Cost: O(names with the prefix) once, then O(those stored or deleted since).
+        """
         return self._scope(as_of).count_names(prefix)
 
     def names(self, prefix: str = "", *, as_of: AsOf = None) -> list[str]:
-        """Return the names of tensors that start with *prefix*, in byte order."""
+        """Return the names of tensors that start with *prefix*, in byte order.
+
+        Cost: O(names with the prefix), those that were deleted included.
+        """
         return list(self._scope(as_of).names(prefix))
 
     def metadata(self, name: str, *, as_of: AsOf = None) -> dict[str, Any]:

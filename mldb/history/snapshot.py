@@ -34,6 +34,8 @@ class StateSurface(ReadSurface):
         """Return a lazy handle: shape, dtype and metadata now, bytes when asked.
 
         A slice of the handle reads its own bytes alone. Raises TensorNotFoundError.
+
+        Cost: a lookup; a slice O(its bytes).
         """
         from mldb.tensors.handle import TensorHandle
 
@@ -61,6 +63,8 @@ class StateSurface(ReadSurface):
         With *limit* only the first so many, which costs what these do. For lists of many: a tenth
         of what a handle of each costs. Nothing of the tensors is read. Raises InvalidTypeError and
         InvalidValueError for a limit that is no count.
+
+        Cost: O(names with the prefix, or *limit*), those that were deleted on the way included.
         """
         from mldb.history.versions import listing_of
 
@@ -73,6 +77,8 @@ class StateSurface(ReadSurface):
 
         The list is empty when it never existed; deletions are not versions. Raises
         InvalidNameError.
+
+        Cost: O(versions of *name*).
         """
         from mldb.history.versions import history_of
 
@@ -96,8 +102,9 @@ class StateSurface(ReadSurface):
         yields what did not change as well. Both moments are fixed at the call and stay readable
         until the iterator ends.
 
-        Costs O(tensors), and reading those that changed, one at a time. Raises VersionGoneError,
-        and CorruptError where a tensor is damaged.
+        Raises VersionGoneError, and CorruptError where a tensor is damaged.
+
+        Cost: O(tensors), and reading those that changed, one at a time.
         """
         return _diff(self._scope(before), self._scope(after), prefix, values, same)
 
@@ -112,6 +119,8 @@ class StateSurface(ReadSurface):
         """Return the relationships that match, sorted by source, kind and target.
 
         None matches anything. Both ends may be any names, tensors or not.
+
+        Cost: O(relationships of *source*, else of *target*; of all where neither is given).
         """
         from mldb.history import relationships
 
@@ -128,6 +137,9 @@ class StateSurface(ReadSurface):
         without a checkpoint, it is torch tensors by name. The tensors are the caller's own, plain
         ones under any mode of torch; large ones are private mappings, until *device* is given.
         Raises what reading raises.
+
+        Cost: O(names of the checkpoint), and O(bytes) of the selected tensors when they are read
+        first.
         """
         from mldb.history import checkpoints
 
@@ -183,6 +195,8 @@ class StateSurface(ReadSurface):
         then nothing was changed. For that each module loads twice, first on stand-ins: see
         :func:`mldb.state.load.restore_into`. From the thread that trains; nobody else may use the
         objects meanwhile.
+
+        Cost: O(bytes) of what is loaded; each module is filled twice.
         """
         from mldb.history import checkpoints
         from mldb.state.report import listed
@@ -222,6 +236,8 @@ class StateSurface(ReadSurface):
         A curve is NumPy columns: ``.step .epoch .time .value .lsn``; without points it is empty. On
         a database, what this handle has buffered is stored first. Raises InvalidNameError,
         VersionGoneError, CorruptError.
+
+        Cost: O(points of *name*); O(names of metrics) for their names.
         """
         from mldb.history.metrics import metric_columns, metric_names
 
@@ -236,6 +252,8 @@ class StateSurface(ReadSurface):
         """Return the checkpoints of this lineage, oldest first; the newest of each name.
 
         One whose commit retention dropped is listed as well; to load it raises VersionGoneError.
+
+        Cost: O(names of checkpoints).
         """
         from mldb.history import checkpoints
 
@@ -310,7 +328,10 @@ class StateSnapshot(StateSurface, Closing):
         return to_time(self._fixed.commit.time)
 
     def tags(self) -> dict[str, Lsn]:
-        """The tags of the store when the snapshot was opened (tags are not rewound)."""
+        """The tags of the store when the snapshot was opened (tags are not rewound).
+
+        Cost: O(tags).
+        """
         from mldb.history import tags
 
         return tags.tags(self._scope().view)

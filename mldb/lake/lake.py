@@ -103,6 +103,8 @@ class Lake(LakeSurface):
         them. *shuffle=False* reads rows in their order. *rank* and *world* are those of
         torch.distributed where it runs. *options* are the fields of :class:`StreamOptions`. Raises
         InvalidValueError, MissingError.
+
+        Cost: as :meth:`rows`. A pass O(rows · dim), and as :meth:`augment`.
         """
         try:
             from mldb.lake.stream.dataset import M2MDataLake, process_rank
@@ -185,6 +187,9 @@ class Lake(LakeSurface):
         (A stream moves by itself, from pass to pass.)
 
         Raises InvalidValueError, GpuUnavailableError.
+
+        Cost: O(n · dim) for "isotropic"; the others search, O(n · rows · dim), and make the graph
+        of neighbours once: O(rows² · dim), from 100,000 rows on faiss.
         """
         from mldb.lake.augment.augmenter import augment_rows
 
@@ -226,6 +231,8 @@ class Lake(LakeSurface):
         -1. *columns*: further arrays [N, ...] by name; where additions give one different dtypes,
         it is read in one that holds the values of all. Raises InvalidValueError naming the row,
         InvalidTypeError, LimitError, and what a commit raises; then nothing was stored.
+
+        Cost: O(n · dim): one copy to normalise, a hash, a write.
         """
         given = check_given(
             mu,
@@ -246,6 +253,8 @@ class Lake(LakeSurface):
         """End rows from here on; earlier commits still have them. Returns the commit.
 
         Raises MissingError when an id has no live row; then nothing was removed.
+
+        Cost: O(n log rows); as :meth:`rows` for a first look.
         """
         wanted = np.unique(as_ids(ids))
         epoch = check_epoch(epoch)
@@ -291,6 +300,9 @@ class Lake(LakeSurface):
         thread, one run at a time. Raises InvalidValueError, InvalidTypeError, MissingError,
         UsageError for a lake that is no sphere, ConflictError after the last retry, and what a
         commit raises; then nothing was stored.
+
+        Cost: "sweep" O(rows² · dim), and less for each further pass; "sandpile" the graph, once,
+        and what its avalanches touch.
         """
         settings = ConsolidationPolicy(
             method=method,
@@ -324,6 +336,8 @@ class Lake(LakeSurface):
         was undone, of whose splats none is left or some were merged again (undo that one first), or
         one of whose ids was given to another row; ConflictError where another commit was faster.
         Nothing was changed then.
+
+        Cost: O(splats and sources of the commit).
         """
         target = merges.lsn if isinstance(merges, ConsolidationReport) else merges
         if target is None:

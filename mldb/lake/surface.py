@@ -35,7 +35,11 @@ class LakeSurface(ABC):
         """What is seen: the head, or a commit."""
 
     def rows(self) -> Rows:
-        """The live rows, for gathers by row number. Raises MissingError, CorruptError."""
+        """The live rows, for gathers by row number. Raises MissingError, CorruptError.
+
+        Cost: O(rows) for the first look at a lake, where no hint of it is saved; then O(rows added
+        or removed since).
+        """
         return self.rows_at(self._scope())
 
     def rows_at(self, scope: Scope) -> Rows:
@@ -55,6 +59,8 @@ class LakeSurface(ABC):
         Fields are mu, norm, kappa, alpha, min_cos, id, label and user columns. Raises MissingError
         for an id without a live row, InvalidTypeError for a column that was added in shapes, or in
         dtypes, that do not fit together (int64 and float32, say: no dtype holds both exactly).
+
+        Cost: O(n · dim), and a search for each id; as :meth:`rows` for a first look.
         """
         chosen_fields = names_of("fields", fields)
         rows = self.rows()
@@ -64,7 +70,10 @@ class LakeSurface(ABC):
         return {name: rows.gather_stored(name, stored) for name in chosen_fields}
 
     def ids(self) -> Numbers:
-        """The ids of the live rows, int64, in row order (a copy)."""
+        """The ids of the live rows, int64, in row order (a copy).
+
+        Cost: O(rows).
+        """
         return self.rows().ids().copy()
 
     def sources(self, row_id: int, *, deep: bool = False) -> Numbers:
@@ -72,6 +81,8 @@ class LakeSurface(ABC):
 
         They have ended: read them at a commit before. *deep*: down to rows that were added. The
         splat may have ended since. Raises MissingError for an id that no row ever had.
+
+        Cost: O(sources), deep O(all of them below).
         """
         rows = self.rows()
         found = sources_of(rows, integer("row_id", row_id))

@@ -43,6 +43,10 @@ class QuerySurface(ReadSurface):
         Raises QueryError, LimitError after *timeout* seconds and beyond 1 GiB of memory of the
         engine, MissingError and VersionGoneError for moments, CorruptError, ClosedError. Ctrl-C
         ends a query at once.
+
+        Cost: O(versions and commits) for the columns of the tables named, once, then what was
+        committed since; O(names) for a moment; O(bytes) of each tensor whose statistics are asked
+        for the first time.
         """
         return self._queries().ask(self._scope, text, as_of, timeout)
 

@@ -121,6 +121,8 @@ class CompactionVerbs(Handle):
         ConflictError, InvalidValueError for a retention that cannot be met, StorageFullError,
         StorageIOError, CorruptError, ReadOnlyError; nothing is dropped then that was not dropped
         before.
+
+        Cost: O(versions) in NumPy to plan, O(bytes of the segments that are rewritten).
         """
         from mldb.compaction import compactor
 
@@ -158,8 +160,10 @@ class CompactionVerbs(Handle):
     def usage(self) -> Usage:
         """Return where the bytes of the store are: by tensor, lake and kind, most first.
 
-        Of all epochs and lineages; :class:`~mldb.compaction.usage.Usage` has the columns. Costs
-        O(versions) in NumPy. Raises CorruptError, StorageIOError.
+        Of all epochs and lineages; :class:`~mldb.compaction.usage.Usage` has the columns. Raises
+        CorruptError, StorageIOError.
+
+        Cost: O(versions) in NumPy.
         """
         from mldb.compaction.planning import steady_sources
         from mldb.compaction.table import make_table
@@ -175,8 +179,10 @@ class CompactionVerbs(Handle):
         """Return who keeps which commits: tags, pins, checkpoints, rules of the retention.
 
         Each with about the bytes that would come back without it. *readers* are living
-        registrations with the lowest commit that each needs, which count as well. Costs O(versions)
-        in NumPy, for each that keeps anything alone. Raises CorruptError, StorageIOError.
+        registrations with the lowest commit that each needs, which count as well. Raises
+        CorruptError, StorageIOError.
+
+        Cost: O(versions) in NumPy, for each that keeps anything alone.
         """
         from mldb.compaction.keepers import keepers
         from mldb.history import tags

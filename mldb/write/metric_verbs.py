@@ -67,6 +67,8 @@ class MetricVerbs(Handle):
         Raises InvalidTypeError, InvalidValueError and InvalidNameError that name the metric,
         EpochOrderError, ReentryError (without *buffer*, inside a call of the same thread that
         stores), ReadOnlyError, ClosedError, and what storing raises; then nothing is logged.
+
+        Cost: O(values), and a commit; with ``buffer=True`` one for many calls.
         """
         self._guard()
         if self.options.mode != "rw":

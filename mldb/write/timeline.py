@@ -67,13 +67,19 @@ class TimelineVerbs(Handle):
         return Snapshot(scope, self._guard, self._queries)
 
     def tags(self) -> dict[str, Lsn]:
-        """Return the tags and the commits that they name."""
+        """Return the tags and the commits that they name.
+
+        Cost: O(tags).
+        """
         from mldb.history import tags
 
         return tags.tags(self._scope().view)
 
     def pins(self) -> list[Lsn]:
-        """Return the pinned commits, ascending."""
+        """Return the pinned commits, ascending.
+
+        Cost: O(pins).
+        """
         from mldb.history import tags
 
         return tags.pins(self._scope().view)
@@ -84,6 +90,8 @@ class TimelineVerbs(Handle):
         They are those of every lineage; ``Rewound`` events say where the lineage jumps. Of a commit
         that retention pruned they are those whose versions others still need. The range is fixed at
         the call. Raises CorruptError, VersionGoneError when *start* or *stop* was pruned.
+
+        Cost: O(events told).
         """
         scope = self._scope()
         low = 1 if start is None else resolve(scope.view, scope.intervals, start).lsn
@@ -114,6 +122,8 @@ class TimelineVerbs(Handle):
         *epochs* are the first and the last wanted, None for any; *since* is a time with its zone.
         The log is read from its end: the first ones cost the same however long it is. The head is
         fixed at the call. Raises InvalidTypeError, InvalidValueError at the call, CorruptError.
+
+        Cost: O(events told), from the end of the log.
         """
         from mldb.history.commits import commits_of_view
 
@@ -132,6 +142,8 @@ class TimelineVerbs(Handle):
         never), and when the store is closed, by whichever thread. Works with ``mode="r"``. Until it
         has told a commit, retention leaves it. Raises MissingError, VersionGoneError,
         InvalidValueError at the call, CorruptError later. One thread for each iterator.
+
+        Cost: O(events told); a look without any costs a few calls of the system.
         """
         from mldb.history.follow import Follower
 
@@ -150,7 +162,10 @@ class TimelineVerbs(Handle):
         return target
 
     def untag(self, name: str) -> None:
-        """Remove a tag. Raises MissingError."""
+        """Remove a tag. Raises MissingError.
+
+        Cost: O(tags).
+        """
         from mldb.history.kinds.timeline import tag_deleted
 
         key = check_name(name)
@@ -169,7 +184,10 @@ class TimelineVerbs(Handle):
         return target
 
     def unpin(self, as_of: AsOf) -> None:
-        """Take a pin back. Raises MissingError."""
+        """Take a pin back. Raises MissingError.
+
+        Cost: O(pins).
+        """
         from mldb.history.kinds.timeline import pin_cleared
 
         target = self._existing(as_of)

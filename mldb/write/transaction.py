@@ -143,7 +143,10 @@ class Transaction(MutableMapping[str, Any]):
     # --- writing ----------------------------------------------------------------------------------
 
     def store_tensor(self, name: str, data: Any, metadata: dict[str, Any] | None = None) -> None:
-        """Stage a new version of *name*; see ``MLDatabase.store_tensor``."""
+        """Stage a new version of *name*; see ``MLDatabase.store_tensor``.
+
+        Cost: O(bytes).
+        """
         twin = native.twin
         if twin is not None and metadata is None and twin.pack_array(name, data, self._room):
             return  # in one call: what is most common
@@ -156,11 +159,17 @@ class Transaction(MutableMapping[str, Any]):
             staging.change(metadata_set(key, packed))
 
     def update_tensor(self, name: str, rows: Any, values: Any) -> None:
-        """Stage new values for some rows of *name*; see ``MLDatabase.update_tensor``."""
+        """Stage new values for some rows of *name*; see ``MLDatabase.update_tensor``.
+
+        Cost: O(bytes of the rows given).
+        """
         stage_rows(self._found(name), rows, values)
 
     def add_to_tensor(self, name: str, delta: Any, scale: float = 1.0) -> None:
-        """Stage *name* plus *scale* times *delta*; see ``MLDatabase.add_to_tensor``."""
+        """Stage *name* plus *scale* times *delta*; see ``MLDatabase.add_to_tensor``.
+
+        Cost: O(bytes of the rows that change), or of the tensor where half of them do.
+        """
         stage_sum(self._found(name), delta, scale)
 
     def _found(self, name: str) -> Found:
@@ -169,7 +178,10 @@ class Transaction(MutableMapping[str, Any]):
         return Found(self._staging, self._base, name, staged)
 
     def store_model_layer(self, layer_id: str, weights: Any, biases: Any) -> None:
-        """Stage a layer; see ``MLDatabase.store_model_layer``."""
+        """Stage a layer; see ``MLDatabase.store_model_layer``.
+
+        Cost: O(bytes); for a new layer also O(layers).
+        """
         stage_layer(self, layer_id, weights, biases)
 
     def set_metadata(self, name: str, metadata: dict[str, Any]) -> None:
@@ -247,7 +259,10 @@ class Transaction(MutableMapping[str, Any]):
             raise TensorNotFoundError(f"tensor {name!r} was deleted in this transaction")
 
     def query_tensor(self, name: str) -> Any:
-        """Return the staged or base version of *name*, read-only; raises TensorNotFoundError."""
+        """Return the staged or base version of *name*, read-only; raises TensorNotFoundError.
+
+        Cost: as ``MLDatabase.query_tensor``; O(bytes) of what is staged.
+        """
         key = keys.TENSORS + check_name(name)
         staged = self._read(key)
         if staged is None:
@@ -309,7 +324,10 @@ class Transaction(MutableMapping[str, Any]):
     def relationships(
         self, source: str | None = None, target: str | None = None, kind: str | None = None
     ) -> list[Relationship]:
-        """Return the matching relationships as this transaction sees them."""
+        """Return the matching relationships as this transaction sees them.
+
+        Cost: as ``MLDatabase.relationships``, and O(relationships staged).
+        """
         prefix = relationships.prefix_of(source, target, kind)
         base = self._note_listing(prefix)
         found = {

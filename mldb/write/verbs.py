@@ -41,6 +41,9 @@ class WriteVerbs(Handle):
         *epoch* labels the commit; None takes the head's epoch. Raises EpochOrderError,
         ConflictError, LockedError, StorageFullError at the end of the block; then nothing is
         stored.
+
+        Cost: O(bytes stored); the commit O(names read), and O(what others committed since it began)
+        where names were listed.
         """
         from mldb.write.transaction import Transaction
 
@@ -87,6 +90,8 @@ class WriteVerbs(Handle):
         not stored again (``Options.deduplicate``). Raises InvalidNameError, InvalidTypeError,
         LimitError, EpochOrderError, StorageFullError, LockedError, ReadOnlyError, ClosedError; then
         nothing is stored.
+
+        Cost: O(bytes): a hash and a write of them, from their own memory where they are contiguous.
         """
         if self._background.busy():
             self._settle_background()
@@ -165,6 +170,8 @@ class WriteVerbs(Handle):
         would be infinite, wrap or be cut is refused. Numbers and lists of them have no dtype: they
         are taken when they fit. Raises LimitError, InvalidTypeError, InvalidValueError,
         ReadOnlyError.
+
+        Cost: O(bytes written).
         """
         from mldb.write.tensor_writer import TensorWriter
 
@@ -217,6 +224,8 @@ class WriteVerbs(Handle):
         copies the pages that they touch. Raises TensorNotFoundError, InvalidTypeError for another
         dtype and for sparse tensors, InvalidValueError for rows that are not there or stand twice
         and for another shape, and what :meth:`store_tensor` raises; then nothing is stored.
+
+        Cost: O(bytes of the rows given).
         """
         return self._transact(lambda txn: txn.update_tensor(name, rows, values), epoch)
 
@@ -232,6 +241,9 @@ class WriteVerbs(Handle):
         change are stored, and all of them where half of the rows do. Two that add at once are
         committed one after another: neither is lost. Raises as :meth:`update_tensor` does, and
         InvalidValueError for an integer that leaves its range.
+
+        Cost: O(entries of *delta*), and O(bytes of the rows that change), or of the tensor where
+        half of them do.
         """
         return self._transact(lambda txn: txn.add_to_tensor(name, delta, scale), epoch)
 
@@ -260,6 +272,8 @@ class WriteVerbs(Handle):
 
         Their metadata are type ("weights", "biases"), layer and position; the relationship
         ``layer_params`` leads from the weights to the biases.
+
+        Cost: O(bytes); for a new layer also O(layers).
         """
         return self._transact(lambda txn: txn.store_model_layer(layer_id, weights, biases), epoch)
 

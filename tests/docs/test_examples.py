@@ -125,7 +125,7 @@ def test_lake_value(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_consolidate_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It runs on embeddings of any origin; what it shows of real ones is in the README."""
+    """It runs on embeddings of any origin; what it shows of real ones is in docs/lake.md."""
     import numpy as np
 
     rng = np.random.default_rng(0)

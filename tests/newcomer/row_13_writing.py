@@ -1,8 +1,9 @@
 """Tensors that may be written to, and arrays that may not.
 
 ``torch.from_numpy(db["big"]).add_(1)`` takes no notice of NumPy's read-only flag; elsewhere the
-process was gone without a word. The README says: take ``.torch()``, ``state_dict`` or ``load``, or
-open the store with ``arrays="private"``. I do all of that, and look whether the file changed.
+process was gone without a word. The documentation says: take ``.torch()``, ``state_dict`` or
+``load``, or open the store with ``arrays="private"``. I do all of that, and look whether the file
+changed.
 """
 
 import tempfile

@@ -42,7 +42,7 @@ _HEARD_BY: Final[Mapping[str, tuple[AugmentationMode, ...]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """How rows are augmented (lake.md section 5 of the design; README, "Augmentation").
+    """How rows are augmented (docs/lake.md, "Augmentation").
 
     mode:        "isotropic": one exact draw around the row. "walk": a real row, *hops* uniform
                  steps away on the k-NN graph. "langevin": a chain under the energy of the lake.
