@@ -221,11 +221,12 @@ def _incoming(
     file: MappedFile, name: str, word: str, shape: tuple[int, ...], low: int, high: int
 ) -> IncomingTensor:
     code = _CODES[word]
-    read = partial(_packed_fp4 if code == _FP4 else _dense_view, file.data[low:high], code, shape)
+    read = partial(packed_fp4 if code == _FP4 else dense_view, file.data[low:high], code, shape)
     return IncomingTensor(name, word, shape, high - low, read)
 
 
-def _dense_view(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+def dense_view(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+    """An array over bytes, which are copied only where they are not aligned."""
     dtype = dtype_of(code)
     if low_address(data) % max(dtype.alignment, 1) and len(data):
         # A foreign file need not align; what reads numbers must have them aligned.
@@ -233,7 +234,8 @@ def _dense_view(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
     return np.frombuffer(data, dtype).reshape(shape) if len(data) else np.empty(shape, dtype)
 
 
-def _packed_fp4(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+def packed_fp4(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+    """A torch tensor of two values to a byte. Raises UsageError without torch."""
     try:
         import torch
     except ImportError:
