@@ -197,7 +197,7 @@ class _Archive:
         info = self._members.get(self._root + key)
         if info is None:
             raise self.file.damaged(f"the storage {key[:80]!r} of {name[:80]!r} is missing")
-        stated = stored.storage.count * (
+        stated = stored.storage.elements * (
             1 if stored.storage.code is None else itemsize_of(stored.storage.code)
         )
         data = stored_member(self.file, info)

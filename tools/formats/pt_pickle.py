@@ -78,7 +78,7 @@ class StoredBytes(NamedTuple):
     key: str
     code: str | None
     """None where the tensor says it: then the count is in bytes."""
-    count: int
+    elements: int
 
 
 class StoredTensor(NamedTuple):
