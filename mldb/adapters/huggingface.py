@@ -20,28 +20,30 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from mldb.adapters.huggingface_version import require_package
+# First of all: they refuse versions that do not fit.
+from mldb.adapters.accelerate_version import ACCELERATE_VERSION
+from mldb.adapters.huggingface_version import TRANSFORMERS_VERSION
 
-TRANSFORMERS_VERSION = require_package("transformers", (5, 20), 6, "mldb.adapters.huggingface")
-ACCELERATE_VERSION = require_package("accelerate", (1, 15), 2, "mldb.adapters.huggingface")
-
+# isort: split
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from mldb.adapters.generators import set_rng_state
 from mldb.adapters.huggingface_state import (
     PREFIX,
     checkpoint_parts,
     find_checkpoint,
     load_parts,
-    numbers_of,
     save_parts,
-    set_rng_state,
     trainer_state,
 )
+from mldb.adapters.numbers import numbers_of
 from mldb.database import MLDatabase
 from mldb.errors import InvalidTypeError, MissingError, UsageError
 from mldb.history.checkpoints import Checkpoint
 from mldb.log.fs.posix import OsFileSystem
+
+__all__ = ["ACCELERATE_VERSION", "TRANSFORMERS_VERSION", "MldbCallback", "MldbTrainer"]
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class MldbCallback(TrainerCallback):
     are (``checkpoint-500``), is one atomic commit, and :class:`MldbTrainer` resumes from it. It has
     no gradient scaler of fp16, which a callback is not given. Numbers of ``on_log`` become curves,
     ``db.metrics("loss")``, stored within a second. Of several processes the first one stores. The
-    store stays open and is its owner's to close. Raises what ``db.checkpoint`` and ``db.log`` raise.
+    store stays open and is its owner's to close. Raises what ``db.checkpoint`` and ``db.log`` do.
     """
 
     def __init__(self, db: MLDatabase, *, save: bool = True, background: bool = False) -> None:

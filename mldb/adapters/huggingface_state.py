@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Mapping
 from dataclasses import asdict
-from numbers import Real
 from typing import Any, Final
 
-import numpy as np
-import torch
 from transformers import TrainerState
 
+from mldb.adapters.generators import rng_state
 from mldb.database import MLDatabase
 from mldb.errors import CorruptError, MissingError, UsageError
 from mldb.history.checkpoints import Checkpoint
@@ -20,7 +16,6 @@ from mldb.history.checkpoints import Checkpoint
 PREFIX: Final = "checkpoint-"
 """In front of the step in the name of a checkpoint, as transformers calls its folders."""
 _KEY: Final = "trainer"
-_DEVICES: Final = ("cuda", "npu", "hpu", "mlu", "musa", "xpu")
 
 
 def checkpoint_parts(
@@ -43,31 +38,6 @@ def checkpoint_parts(
         if scaler is not None:
             parts["scaler"] = scaler
     return parts
-
-
-def rng_state() -> dict[str, Any]:
-    """The generators that the Trainer saves: of Python, NumPy, torch, and of the device."""
-    found: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 - the one that models and the Trainer use
-        "cpu": torch.random.get_rng_state(),
-    }
-    for name in _DEVICES:
-        device = getattr(torch, name, None)
-        if device is not None and device.is_available():
-            found[name] = device.get_rng_state()
-    return found
-
-
-def set_rng_state(stored: Mapping[str, Any]) -> None:
-    """Put the generators back. One of a device that is not there is left out."""
-    random.setstate(stored["python"])
-    np.random.set_state(stored["numpy"])  # noqa: NPY002
-    torch.random.set_rng_state(stored["cpu"].cpu())
-    for name in _DEVICES:
-        device = getattr(torch, name, None)
-        if name in stored and device is not None and device.is_available():
-            device.set_rng_state(stored[name].cpu())
 
 
 def save_parts(
@@ -135,12 +105,3 @@ def stored_parts(db: MLDatabase, checkpoint: Checkpoint) -> set[str]:
     """The names of the parts of a checkpoint."""
     stored = db.load(None, as_of=checkpoint.lsn)
     return set(stored) if isinstance(stored, dict) else set()
-
-
-def numbers_of(logs: Mapping[str, Any]) -> dict[str, float]:
-    """What of a log is a number; the epoch is the label of the commit already."""
-    return {
-        name: float(value)
-        for name, value in logs.items()
-        if isinstance(value, Real) and not isinstance(value, bool) and name != "epoch"
-    }

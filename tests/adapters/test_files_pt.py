@@ -26,13 +26,8 @@ from mldb.errors import (
     UsageError,
 )
 from mldb.tools.formats.pt import read_pt
-from mldb.tools.formats.pt_pickle import (
-    ForeignNameError,
-    StoredBytes,
-    StoredTensor,
-    UnreadablePickleError,
-    read_pickle,
-)
+from mldb.tools.formats.pt_names import StoredBytes, StoredTensor
+from mldb.tools.formats.pt_pickle import ForeignNameError, UnreadablePickleError, read_pickle
 
 torch = pytest.importorskip("torch")
 
@@ -294,7 +289,7 @@ def _archive(program: bytes, **members: bytes) -> bytes:
 
 
 def _tensor_program(count: int, offset: int, shape: tuple[int, ...], strides: Any) -> bytes:
-    rest = (offset, shape, strides, False, OrderedDict())
+    rest: tuple[Any, ...] = (offset, shape, strides, False, OrderedDict())
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0\x30X\3\0\0\0cpu"
     body = b"".join(pickle.dumps(item, 2)[2:-1] for item in rest)
     number = pickle.dumps(count, 2)[2:-1]

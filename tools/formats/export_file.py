@@ -118,11 +118,7 @@ def export_file(
         scope = snapshot._scope()
         selected = list(scope.names(prefix)) if names is None else list(dict.fromkeys(names))
         dense, skipped = _dense_of(scope, selected, skip_sparse=skip_sparse)
-        if not dense:
-            where = f" of prefix {prefix!r:.80}" if prefix else ""
-            raise MissingError(
-                f"no tensor{where} is there at commit {snapshot.lsn}. No file was made."
-            )
+        _refuse_nothing(dense, prefix, snapshot)
         written = _mapped_names(dense, strip_prefix)
         shared = _shared(scope, dense, written)
         left_out = shared if once else {}
@@ -136,27 +132,15 @@ def export_file(
         counter = _Counter(total, progress)
         about = partial(_about, snapshot)
         shards: tuple[str, ...] = ()
-        if shard_bytes is not None:
-            shards = _write_shards(
-                path, chosen, tensors, _told(about, told, left_out), shard_bytes, replace, counter
-            )
-        else:
+        if shard_bytes is None:
             with whole_file(path, replace=replace) as file:
                 _write(file, chosen, tensors, about(told, left_out), counter)
-        return ExportReport(
-            path,
-            chosen,
-            snapshot.epoch,
-            int(snapshot.lsn),
-            len(tensors),
-            total,
-            widened,
-            shared,
-            once,
-            tuple(skipped),
-            lost,
-            shards,
-        )
+        else:
+            of_shard = _told(about, told, left_out)
+            shards = _write_shards(path, chosen, tensors, of_shard, shard_bytes, replace, counter)
+        lsn = int(snapshot.lsn)
+        kept = widened, shared, once, tuple(skipped), lost, shards
+        return ExportReport(path, chosen, snapshot.epoch, lsn, len(tensors), total, *kept)
 
 
 @contextmanager
@@ -177,6 +161,12 @@ def _moment(
         return
     with MLDatabase(source, mode="r") as db, db.at(as_of) as snapshot:
         yield snapshot
+
+
+def _refuse_nothing(names: Sequence[str], prefix: str, snapshot: Snapshot) -> None:
+    if not names:
+        where = f" of prefix {prefix!r:.80}" if prefix else ""
+        raise MissingError(f"no tensor{where} is there at commit {snapshot.lsn}. No file was made.")
 
 
 def _refuse_left_out(chosen: Format, left_out: Mapping[str, str]) -> None:

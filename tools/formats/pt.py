@@ -21,12 +21,8 @@ import numpy.typing as npt
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
 from mldb.tensors.dtypes import dtype_of, itemsize_of
 from mldb.tools.formats.npy import ZIP_ERRORS, stored_member
-from mldb.tools.formats.pt_pickle import (
-    ForeignNameError,
-    StoredTensor,
-    UnreadablePickleError,
-    read_pickle,
-)
+from mldb.tools.formats.pt_names import StoredTensor
+from mldb.tools.formats.pt_pickle import ForeignNameError, UnreadablePickleError, read_pickle
 from mldb.tools.formats.safetensors import dense_view, packed_fp4
 from mldb.tools.formats.tensors import (
     CHUNK,

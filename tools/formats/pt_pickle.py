@@ -9,55 +9,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from mldb.tools.formats.pt_names import (
+    CALLS,
+    DTYPE_CODES,
+    STORAGE_CODES,
+    TENSOR_CLASSES,
+    KnownName,
+    StoredBytes,
+    is_count,
+    is_storage,
+)
 
 STACK_MAX: Final = 1 << 20
 MEMO_MAX: Final = 1 << 22
-_AXES_MAX: Final = 64
 _TEXT_MAX: Final = 1 << 20
 _NAME_MAX: Final = 200
-
-_STORAGE_CODES: Final = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "|i1",
-    "ByteStorage": "|u1",
-    "BoolStorage": "|b1",
-    "ComplexDoubleStorage": "<c16",
-    "ComplexFloatStorage": "<c8",
-}
-_DTYPE_CODES: Final = {
-    "float16": "<f2",
-    "float32": "<f4",
-    "float64": "<f8",
-    "bfloat16": "bfloat16",
-    "uint8": "|u1",
-    "int8": "|i1",
-    "bool": "|b1",
-    "complex32": "complex32",
-    "complex64": "<c8",
-    "complex128": "<c16",
-    **{
-        f"{kind}int{bits}": f"<{kind or 'i'}{bits // 8}"
-        for kind in ("", "u")
-        for bits in (16, 32, 64)
-    },
-    **{
-        name: name
-        for name in (
-            *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
-            *("float8_e8m0fnu", "float4_e2m1fn_x2"),
-        )
-    },
-}
-_TENSOR_CLASSES: Final = frozenset(
-    {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
-)
 
 
 class UnreadablePickleError(Exception):
@@ -70,31 +38,6 @@ class UnreadablePickleError(Exception):
 
 class ForeignNameError(Exception):
     """The file wants something made that is no tensor, number, text or container of such."""
-
-
-class StoredBytes(NamedTuple):
-    """A storage: which member of the archive has it, how many elements of which dtype."""
-
-    key: str
-    code: str | None
-    """None where the tensor says it: then the count is in bytes."""
-    elements: int
-
-
-class StoredTensor(NamedTuple):
-    """A tensor: a view of a storage, in elements of its dtype. Checked but for the storage."""
-
-    storage: StoredBytes
-    code: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Name(NamedTuple):
-    """A class or function that the tables here know."""
-
-    dotted: str
 
 
 class _Mark:
@@ -263,30 +206,30 @@ class _Machine:
 
     def _named(self, module: str, name: str) -> None:
         dotted = f"{module}.{name}"
-        if not (dotted in _CALLS or dotted in _TENSOR_CLASSES or _is_storage(dotted)):
-            if module == "torch" and name in _DTYPE_CODES:
-                self._push(_Name(dotted))
+        if not (dotted in CALLS or dotted in TENSOR_CLASSES or is_storage(dotted)):
+            if module == "torch" and name in DTYPE_CODES:
+                self._push(KnownName(dotted))
                 return
             raise ForeignNameError(dotted)
-        self._push(_Name(dotted))
+        self._push(KnownName(dotted))
 
     def _storage(self) -> None:
         stated = self._pop()
         if type(stated) is not tuple or len(stated) != 5 or stated[0] != "storage":
             raise self._damaged("a storage is not described as one")
         _, kind, key, _, count = stated
-        if not isinstance(kind, _Name) or not _is_storage(kind.dotted):
+        if not isinstance(kind, KnownName) or not is_storage(kind.dotted):
             raise self._damaged("a storage has no type")
-        if not isinstance(key, str) or not _is_count(count):
+        if not isinstance(key, str) or not is_count(count):
             raise self._damaged("a storage has no name or size")
         name = kind.dotted.rpartition(".")[2]
-        self._push(StoredBytes(key, _STORAGE_CODES.get(name), count))
+        self._push(StoredBytes(key, STORAGE_CODES.get(name), count))
 
     def _call(self) -> None:
         arguments, function = self._pop(), self._pop()
-        if not isinstance(function, _Name) or type(arguments) is not tuple:
+        if not isinstance(function, KnownName) or type(arguments) is not tuple:
             raise self._damaged("something is called that is no function")
-        call = _CALLS.get(function.dotted)
+        call = CALLS.get(function.dotted)
         if call is None:
             raise self._damaged(f"{function.dotted} is called")
         try:
@@ -300,111 +243,6 @@ class _Machine:
         if type(target) is not dict or type(state) is not dict:
             raise self._damaged("attributes are set of something that has none")
 
-
-def _is_storage(dotted: str) -> bool:
-    module, _, name = dotted.rpartition(".")
-    return (module == "torch" and name in _STORAGE_CODES) or dotted in (
-        "torch.storage.UntypedStorage",
-        "torch.UntypedStorage",
-    )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, _more: Any = None
-) -> StoredTensor:
-    return _checked_tensor(storage, None, offset, shape, strides)
-
-
-def _tensor_of_dtype(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    _grad: Any,
-    _hooks: Any,
-    dtype: Any,
-    _more: Any = None,
-) -> StoredTensor:
-    code = _DTYPE_CODES.get(dtype.dotted.removeprefix("torch.")) if isinstance(dtype, _Name) else ""
-    if not code:
-        raise ValueError("a tensor has no dtype")
-    return _checked_tensor(storage, code, offset, shape, strides)
-
-
-def _checked_tensor(
-    storage: Any, code: str | None, offset: Any, shape: Any, strides: Any
-) -> StoredTensor:
-    if not isinstance(storage, StoredBytes) or (code is None and storage.code is None):
-        raise ValueError("a tensor has no storage")
-    if not (
-        _is_count(offset)
-        and type(shape) is tuple
-        and type(strides) is tuple
-        and len(shape) == len(strides) <= _AXES_MAX
-        and all(map(_is_count, shape))
-        and all(map(_is_count, strides))
-    ):
-        raise ValueError("a tensor has no offset, shape and strides")
-    return StoredTensor(storage, str(code or storage.code), offset, shape, strides)
-
-
-def _first_tensor(tensor: Any, *_more: Any) -> StoredTensor:
-    if not isinstance(tensor, StoredTensor):
-        raise ValueError("a parameter is no tensor")
-    return tensor
-
-
-def _of_type(function: Any, kind: Any, arguments: Any, _state: Any) -> StoredTensor:
-    if not isinstance(function, _Name) or not isinstance(kind, _Name):
-        raise ValueError("a tensor has no type")
-    call = _CALLS.get(function.dotted)
-    if call not in (_tensor, _tensor_of_dtype) or kind.dotted not in _TENSOR_CLASSES:
-        raise ValueError("a tensor has another type")
-    made: StoredTensor = call(*arguments)
-    return made
-
-
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for pair in pairs:
-        key, value = pair
-        if not isinstance(key, str | int | None):
-            raise ValueError("a key is no text or number")
-        found[key] = value
-    return found
-
-
-def _size(axes: Any) -> tuple[int, ...]:
-    if type(axes) is not tuple or not all(map(_is_count, axes)):
-        raise ValueError("a size has no axes")
-    return axes
-
-
-def _device(kind: Any, number: Any = None) -> str:
-    return f"{kind!s:.20}" if number is None else f"{kind!s:.20}:{number!s:.20}"
-
-
-def _encoded(text: Any, codec: Any) -> bytes:
-    if not isinstance(text, str) or codec != "latin1":
-        raise ValueError("bytes are no text of latin1")
-    return text.encode("latin-1")
-
-
-_CALLS: Final[dict[str, Callable[..., Any]]] = {
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
-    "torch._utils._rebuild_parameter": _first_tensor,
-    "torch._utils._rebuild_parameter_with_state": _first_tensor,
-    "torch._tensor._rebuild_from_type_v2": _of_type,
-    "collections.OrderedDict": _ordered_dict,
-    "torch.Size": _size,
-    "torch.device": _device,
-    "_codecs.encode": _encoded,
-}
 
 _STOP: Final = 0x2E
 _STEPS: Final[dict[int, Callable[[_Machine], None]]] = {
