@@ -97,7 +97,7 @@ def test_the_whole_state_goes_on_bit_exactly(db: mldb.MLDatabase) -> None:
 
 def _lake(db: mldb.MLDatabase) -> mldb.Lake:
     lake = db.lake("rows", dim=4, geometry="euclid")
-    lake.ingest(np.arange(160, dtype=np.float32).reshape(40, 4))
+    lake.add_splats(np.arange(160, dtype=np.float32).reshape(40, 4))
     return lake
 
 
