@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
+from mldb.log.fs.posix_file import start_writeback
 from mldb.tensors.dtypes import dtype_of, itemsize_of
 from mldb.tools.formats.tensors import (
     NAME_BYTES_MAX,
@@ -37,6 +38,8 @@ METADATA_KEY: Final = "__metadata__"
 _LENGTH: Final = struct.Struct("<Q")
 _ALIGN: Final = 64
 _AXES_MAX: Final = 64
+_EARLY: Final = 1 << 20
+"""Chunks of so many bytes are on their way to the disk before the file is synced."""
 _FP4: Final = "float4_e2m1fn_x2"
 _DTYPES: Final = {
     "|b1": "BOOL",
@@ -108,9 +111,14 @@ def write_safetensors(
             "written; export fewer tensors (--prefix), or leave metadata out (--no-metadata)."
         )
     file.write(_LENGTH.pack(len(text)) + text)
+    at = _LENGTH.size + len(text)
     for tensor in ordered:
         for chunk in chunks_of(tensor.read()):
             file.write(chunk)
+            if len(chunk) >= _EARLY:
+                # The disk works while the next chunk is read and checked.
+                start_writeback(file.fileno(), at, len(chunk))
+            at += len(chunk)
             moved(len(chunk))
 
 
