@@ -145,13 +145,14 @@ def test_ranks_get_rows_of_their_own_after_prepare(db: mldb.MLDatabase) -> None:
     lake = _lake(db)
     seen: list[float] = []
     for rank in range(2):
-        loader = lake.export_to_dataloader(batch_size=4, seed=3, rank=rank, world_size=2)
+        loader = lake.export_to_dataloader(batch_size=4, seed=3, rank=rank, world=2)
         _prepared(loader)
         for batch in loader:
             seen += np.asarray(_x(batch)).reshape(-1, 4)[:, 0].tolist()
     assert sorted(seen) == [4.0 * i for i in range(40)]
 
 
+@pytest.mark.filterwarnings("ignore:.*set_vital:UserWarning")  # torchdata 0.11 under torch 2.13
 def test_a_stateful_loader_of_torchdata_over_a_lake(db: mldb.MLDatabase) -> None:
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     lake = _lake(db)

@@ -35,10 +35,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def _run(store: Path, out: Path, resume: str, kill: int) -> int:
     command = [sys.executable, str(Path(child.__file__)), str(store), str(out), resume, str(kill)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=600
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    # Into a file: a pipe would be held open by whatever a killed process leaves behind.
+    said = store.with_name(f"{store.name}-{resume}.txt")
+    with said.open("wb") as file:
+        done = subprocess.run(
+            command, env=environment, stdout=file, stderr=file, check=False, timeout=600
+        )
+    assert done.returncode in (0, -signal.SIGKILL), said.read_text()
     return done.returncode
 
 
