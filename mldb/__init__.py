@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from mldb.state.report import LoadReport, NothingLoadedWarning
     from mldb.state.structs import register_state_type
     from mldb.tensors.handle import TensorHandle
+    from mldb.tools.formats.export_file import ExportReport, export_file
+    from mldb.tools.formats.import_file import ImportReport, import_file
     from mldb.tools.repair.repair import repair
     from mldb.tools.repair.report import RepairReport
     from mldb.tools.replay.replay import replay
@@ -149,6 +151,10 @@ _HOMES = {
     "M2M": "mldb.lake.m2m",
     "M2MConfig": "mldb.lake.m2m",
     "create_m2m": "mldb.lake.m2m",
+    "import_file": "mldb.tools.formats.import_file",
+    "ImportReport": "mldb.tools.formats.import_file",
+    "export_file": "mldb.tools.formats.export_file",
+    "ExportReport": "mldb.tools.formats.export_file",
     "replay": "mldb.tools.replay.replay",
     "ReplayReport": "mldb.tools.replay.report",
     "repair": "mldb.tools.repair.repair",
@@ -169,8 +175,10 @@ __all__ = [
     "CorruptError",
     "EpochOrderError",
     "Event",
+    "ExportReport",
     "FormatVersionError",
     "GpuUnavailableError",
+    "ImportReport",
     "Importance",
     "InvalidNameError",
     "InvalidTypeError",
@@ -220,6 +228,8 @@ __all__ = [
     "Version",
     "VersionGoneError",
     "create_m2m",
+    "export_file",
+    "import_file",
     "open",
     "register_state_type",
     "repair",

@@ -45,8 +45,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("mldb.lake", "mldb.lake.*", "mldb.query", "mldb.query.*"),
     ),
     ("mldb.database", "mldb.lake.m2m", "mldb.worker"),
-    # What mldb.replay and mldb.repair are; the rest of mldb.tools stands above mldb.
-    *(("mldb.tools.replay", "mldb.tools.replay.*", "mldb.tools.repair", "mldb.tools.repair.*"),),
+    # What mldb.replay, mldb.repair, mldb.import_file and mldb.export_file are; the rest of
+    # mldb.tools stands above mldb.
+    (
+        *("mldb.tools.replay", "mldb.tools.replay.*", "mldb.tools.repair", "mldb.tools.repair.*"),
+        *("mldb.tools.formats", "mldb.tools.formats.*"),
+    ),
     ("mldb",),
     ("mldb.adapters", "mldb.adapters.*", "mldb.tools", "mldb.tools.*"),
 )

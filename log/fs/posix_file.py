@@ -45,6 +45,13 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     return call
 
 
+def start_writeback(fd: int, offset: int, count: int) -> None:
+    """Start asynchronous writeback of a part of a file; a no-op where the kernel lacks it."""
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, offset, count, _SYNC_FILE_RANGE_WRITE)
+
+
 _private: dict[int, None] = {}
 """The private mappings that somebody holds, by id; every step is one call of a dictionary."""
 
@@ -126,9 +133,7 @@ class OsFile(OsDescriptor):
 
     def start_writeback(self, offset: int, count: int) -> None:
         """Start asynchronous writeback (sync_file_range); a no-op where the kernel lacks it."""
-        call = _sync_file_range()
-        if call is not None:
-            call(self._fd, offset, count, _SYNC_FILE_RANGE_WRITE)
+        start_writeback(self._fd, offset, count)
 
     def sync(self) -> None:
         """fdatasync; on macOS F_FULLFSYNC, since fsync there stops at the drive's cache."""

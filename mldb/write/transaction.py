@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from threading import current_thread, get_ident
 from types import TracebackType
 from typing import Any, Protocol
@@ -157,6 +157,12 @@ class Transaction(MutableMapping[str, Any]):
         staging.put_tensor(key, prepared)
         if packed is not None:
             staging.change(metadata_set(key, packed))
+
+    def _store_shared(self, names: Sequence[str], data: Any) -> None:
+        """Stage one tensor under several names, its bytes once."""
+        staging = self._check()
+        key, *others = [check_name(name) for name in names]
+        staging.put_tensor(key, prepare_named(names[0], data), tuple(others))
 
     def update_tensor(self, name: str, rows: Any, values: Any) -> None:
         """Stage new values for some rows of *name*; see ``MLDatabase.update_tensor``.

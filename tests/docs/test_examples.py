@@ -34,6 +34,8 @@ def test_every_example_is_run_here() -> None:
 
 # The one about texts takes embeddings of a user's own, and has a test of its own.
 AS_SCRIPTS = {
+    "huggingface_training": [],
+    "import_export": [],
     "lake_training": ["store", "500", "numpy"],
     "lake_validation": ["1500", "numpy"],
     "lake_value": ["--quick"],
@@ -54,6 +56,8 @@ AS_SCRIPTS = {
 def test_an_example_runs_as_a_script_in_an_empty_folder(name: str, tmp_path: Path) -> None:
     """As its first lines say to run it; warnings of ours would puzzle who tries it."""
     pytest.importorskip("torch")
+    if name.startswith("huggingface"):
+        pytest.importorskip("transformers")
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *AS_SCRIPTS[name]]
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -78,6 +82,30 @@ def test_training_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_files_come_and_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    load("import_export")(str(tmp_path / "files"))
+    printed = capsys.readouterr().out
+    assert "left out: ('epoch',)" in printed
+    assert "has the bias of epoch 3 again: True" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_trainer_of_hugging_face_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    main = load("huggingface_training")
+    straight = main(str(tmp_path / "straight"), 2)
+    main(str(tmp_path / "resumed"), 1)
+    resumed = main(str(tmp_path / "resumed"), 2)
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert "checkpoint-32: epoch 2" in capsys.readouterr().out
 
 
 def test_time_travel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,26 +1,36 @@
-"""Tensors of a store at a moment into one file."""
+"""Tensors of a store at a moment into one file, or into a folder of shards."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
-from typing import IO, Any, Final, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from mldb.errors import InvalidTypeError, InvalidValueError, MissingError
+from mldb.history.as_of import AsOf
+from mldb.integers import integer
 from mldb.query.surface import Snapshot
 from mldb.tensors.codec import unpack_descriptor
 from mldb.tensors.scope import Scope, holder, read_array
 from mldb.tools.formats.npy import npy_code, write_npy, write_npz
 from mldb.tools.formats.safetensors import safetensors_dtype, write_safetensors
+from mldb.tools.formats.sharded import INDEX_NAME, INDEX_SUFFIX, index_text, split_into_shards
 from mldb.tools.formats.tensors import BytesMoved, OutgoingTensor
-from mldb.tools.formats.whole import whole_file
+from mldb.tools.formats.whole import whole_file, whole_folder
+
+if TYPE_CHECKING:
+    from mldb.database import MLDatabase
 
 Format: TypeAlias = Literal["safetensors", "npz", "npy"]
 
 FORMATS: Final[tuple[Format, ...]] = ("safetensors", "npz", "npy")
+PT_SUFFIXES: Final = ("pt", "pth", "bin", "ckpt")
+"""What files of torch.save are called."""
 STORE_KEY: Final = "mldb"
 METADATA_OF_TENSORS: Final = "mldb.metadata"
 SHARED_NAMES: Final = "mldb.shared"
@@ -35,8 +45,8 @@ class ExportReport:
 
     ``widened`` are tensors whose dtype the format lacks, in one that holds every value of theirs.
     ``shared`` maps names whose bytes are those of another name to that; with ``once`` only the
-    other one was written. ``skipped`` are sparse tensors that were left out. ``metadata_lost`` are
-    tensors with metadata that the file has no place for.
+    other one was written. ``shards`` are the files of a folder. ``skipped`` are sparse tensors that
+    were left out. ``metadata_lost`` are tensors with metadata that the file has no place for.
     """
 
     path: str
@@ -50,6 +60,7 @@ class ExportReport:
     once: bool
     skipped: tuple[str, ...]
     metadata_lost: tuple[str, ...]
+    shards: tuple[str, ...] = ()
 
 
 def format_of(path: str, given: str | None = None) -> Format:
@@ -58,15 +69,21 @@ def format_of(path: str, given: str | None = None) -> Format:
     for known in FORMATS:
         if suffix == known:
             return known
+    if suffix in PT_SUFFIXES:
+        raise InvalidValueError(
+            f"{path!r:.200}: a file of torch.save is a pickle, which mldb reads within limits and "
+            "does not write. Export .safetensors, which safetensors.torch.load_file gives to torch."
+        )
     raise InvalidValueError(
         f"{path!r:.200} does not end in .safetensors, .npz or .npy; say which with --format."
     )
 
 
 def export_file(
-    snapshot: Snapshot,
-    path: str,
+    source: MLDatabase | Snapshot | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     *,
+    as_of: AsOf = None,
     format: str | None = None,
     names: Iterable[str] | None = None,
     prefix: str = "",
@@ -74,53 +91,82 @@ def export_file(
     metadata: bool = True,
     once: bool = False,
     skip_sparse: bool = False,
+    shard_bytes: int | None = None,
     replace: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportReport:
-    """Write the tensors of a snapshot to a file, which comes to exist whole or not at all.
+    """Write the tensors of a store at a moment to a file, which comes to exist whole or not at all.
 
+    *source*: an open store or a snapshot, or the path of a store, which is opened for reading.
     *names*: these, else all that start with *prefix*. *strip_prefix* is cut off the names in the
-    file. *once* writes of names that share their bytes only the first, and the others into the
-    metadata of a safetensors file, as ``safetensors.torch.save_model`` does. Tensors go one at a
-    time, as views of the store where they lie as they are; an encoded one is decoded in memory.
+    file. *format*: "safetensors", "npz" or "npy"; else the end of *path* says it. *once* writes of
+    names that share their bytes only the first, and the others into the metadata of a safetensors
+    file, as ``safetensors.torch.save_model`` does. With *shard_bytes* the path is that of a folder,
+    of safetensors files of at most so many bytes and the index that ``transformers`` reads; it,
+    too, comes to exist whole. Tensors go one at a time, as views of the store where they lie as
+    they are; an encoded one is decoded in memory. Takes as long as writing the bytes and syncing
+    them. Any thread.
 
     Raises TensorNotFoundError, MissingError where nothing is selected, InvalidTypeError naming
     tensors that the format cannot hold (all sparse ones, unless skipped), InvalidValueError for
     names that clash or a file that exists, StorageFullError, StorageIOError, CorruptError; then
     nothing is left of the file.
     """
-    chosen = format_of(path, format)
-    scope = snapshot._scope()
-    selected = list(scope.names(prefix)) if names is None else list(dict.fromkeys(names))
-    dense, skipped = _dense_of(scope, selected, skip_sparse=skip_sparse)
-    if not dense:
+    path = os.fspath(path)
+    with _moment(source, as_of) as snapshot:
+        chosen = format_of(path, "safetensors" if shard_bytes and format is None else format)
+        scope = snapshot._scope()
+        selected = list(scope.names(prefix)) if names is None else list(dict.fromkeys(names))
+        dense, skipped = _dense_of(scope, selected, skip_sparse=skip_sparse)
+        _refuse_nothing(dense, prefix, snapshot)
+        written = _mapped_names(dense, strip_prefix)
+        shared = _shared(scope, dense, written)
+        left_out = shared if once else {}
+        _refuse_left_out(chosen, left_out)
+        tensors = [
+            _outgoing(scope, name, written[name]) for name in dense if written[name] not in left_out
+        ]
+        widened = _refuse_unknown(tensors, chosen)
+        told, lost = _metadata_of(scope, dense, written, chosen) if metadata else ({}, ())
+        total = sum(tensor.nbytes for tensor in tensors)
+        counter = _Counter(total, progress)
+        about = partial(_about, snapshot)
+        shards: tuple[str, ...] = ()
+        if shard_bytes is None:
+            with whole_file(path, replace=replace) as file:
+                _write(file, chosen, tensors, about(told, left_out), counter)
+        else:
+            of_shard = _told(about, told, left_out)
+            shards = _write_shards(path, chosen, tensors, of_shard, shard_bytes, replace, counter)
+        lsn = int(snapshot.lsn)
+        kept = widened, shared, once, tuple(skipped), lost, shards
+        return ExportReport(path, chosen, snapshot.epoch, lsn, len(tensors), total, *kept)
+
+
+@contextmanager
+def _moment(
+    source: MLDatabase | Snapshot | str | os.PathLike[str], as_of: AsOf
+) -> Iterator[Snapshot]:
+    """The snapshot that is meant; what is opened here is closed again."""
+    if isinstance(source, Snapshot):
+        if as_of is not None:
+            raise InvalidTypeError("a snapshot is of a moment already; leave as_of out")
+        yield source
+        return
+    from mldb.database import MLDatabase
+
+    if isinstance(source, MLDatabase):
+        with source.at(as_of) as snapshot:
+            yield snapshot
+        return
+    with MLDatabase(source, mode="r") as db, db.at(as_of) as snapshot:
+        yield snapshot
+
+
+def _refuse_nothing(names: Sequence[str], prefix: str, snapshot: Snapshot) -> None:
+    if not names:
         where = f" of prefix {prefix!r:.80}" if prefix else ""
         raise MissingError(f"no tensor{where} is there at commit {snapshot.lsn}. No file was made.")
-    written = _mapped_names(dense, strip_prefix)
-    shared = _shared(scope, dense, written)
-    left_out = shared if once else {}
-    _refuse_left_out(chosen, left_out)
-    tensors = [
-        _outgoing(scope, name, written[name]) for name in dense if written[name] not in left_out
-    ]
-    widened = _refuse_unknown(tensors, chosen)
-    told, lost = _metadata_of(scope, dense, written, chosen) if metadata else ({}, ())
-    total = sum(tensor.nbytes for tensor in tensors)
-    with whole_file(path, replace=replace) as file:
-        _write(file, chosen, tensors, _about(snapshot, told, left_out), _Counter(total, progress))
-    return ExportReport(
-        path,
-        chosen,
-        snapshot.epoch,
-        int(snapshot.lsn),
-        len(tensors),
-        total,
-        widened,
-        shared,
-        once,
-        tuple(skipped),
-        lost,
-    )
 
 
 def _refuse_left_out(chosen: Format, left_out: Mapping[str, str]) -> None:
@@ -144,6 +190,58 @@ def _write(
         write_npz(file, tensors, moved)
     else:
         write_npy(file, tensors[0], moved)
+
+
+_AboutShard: TypeAlias = Callable[[Sequence[OutgoingTensor]], Mapping[str, str]]
+
+
+def _told(
+    about: Callable[[dict[str, Any], Mapping[str, str]], dict[str, str]],
+    told: Mapping[str, Any],
+    left_out: Mapping[str, str],
+) -> _AboutShard:
+    """What one shard says: the metadata of the tensors in it, and their other names."""
+
+    def of_shard(tensors: Sequence[OutgoingTensor]) -> Mapping[str, str]:
+        here = {tensor.name for tensor in tensors}
+        others = {name: kept for name, kept in left_out.items() if kept in here}
+        return about(
+            {name: own for name, own in told.items() if name in here or name in others}, others
+        )
+
+    return of_shard
+
+
+def _write_shards(
+    path: str,
+    chosen: Format,
+    tensors: Sequence[OutgoingTensor],
+    about: _AboutShard,
+    shard_bytes: int,
+    replace: bool,
+    moved: BytesMoved,
+) -> tuple[str, ...]:
+    """Write a folder of shards and their index; return the names of its files."""
+    if chosen != "safetensors":
+        raise InvalidValueError(f"shards are safetensors files, not {chosen}. Nothing was written.")
+    shard_bytes = integer("shard_bytes", shard_bytes)
+    if shard_bytes < 1:
+        raise InvalidValueError(f"shard_bytes={shard_bytes} is below 1. Nothing was written.")
+    shards = split_into_shards(tensors, shard_bytes)
+    with whole_folder(path, replace=replace, ours=_is_of_shards) as folder:
+        for shard, group in shards.items():
+            with open(os.path.join(folder, shard), "xb") as file:
+                write_safetensors(file, group, about(group), moved)
+        if len(shards) > 1:
+            total = sum(tensor.nbytes for tensor in tensors)
+            with open(os.path.join(folder, INDEX_NAME), "xb") as file:
+                file.write(index_text(shards, total))
+            return (*shards, INDEX_NAME)
+    return tuple(shards)
+
+
+def _is_of_shards(name: str) -> bool:
+    return name.endswith((".safetensors", INDEX_SUFFIX))
 
 
 class _Counter:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mldb.errors import InvalidNameError, InvalidValueError, MissingError
 from mldb.names import check_name, escape_key
-from mldb.tools.formats.export_file import METADATA_OF_TENSORS, SHARED_NAMES, format_of
+from mldb.tools.formats.export_file import (
+    METADATA_OF_TENSORS,
+    PT_SUFFIXES,
+    SHARED_NAMES,
+    format_of,
+)
 from mldb.tools.formats.npy import read_npy, read_npz
+from mldb.tools.formats.pt import read_pt
 from mldb.tools.formats.safetensors import read_safetensors
+from mldb.tools.formats.sharded import is_repository, read_repository
 from mldb.tools.formats.tensors import IncomingFile, IncomingTensor
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
+    from mldb.write.transaction import Transaction
 
 SPILL_BYTES: Final = 256 << 10
 """Open a store with this ``spill_bytes`` to import more than memory holds."""
@@ -24,7 +33,11 @@ SPILL_BYTES: Final = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What was stored by commit ``lsn``: ``escaped`` maps names of the file to those stored."""
+    """What was stored by commit ``lsn``: ``escaped`` maps names of the file to those stored.
+
+    ``shared`` maps names to the one whose bytes they are, stored once. ``left_out`` are the names
+    of numbers, texts and the like that stood beside the tensors of a ``.pt`` file.
+    """
 
     path: str
     lsn: int
@@ -32,15 +45,18 @@ class ImportReport:
     tensors: int
     bytes: int
     escaped: Mapping[str, str]
+    shared: Mapping[str, str]
+    left_out: tuple[str, ...]
 
 
 def import_file(
-    db: MLDatabase,
-    path: str,
+    store: MLDatabase | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     *,
     format: str | None = None,
     prefix: str = "",
     only: str = "",
+    strip_prefix: str = "",
     epoch: int | None = None,
     escape: bool = False,
     max_bytes: int | None = None,
@@ -48,42 +64,91 @@ def import_file(
 ) -> ImportReport:
     """Store the tensors of a file whose names start with *only*, under *prefix* and their names.
 
-    One commit of *epoch*, or none: whatever is wrong with the file, nothing is stored. Metadata
-    that an export wrote come back. *escape* writes names that mldb does not allow with ``%XX``;
-    without it they are refused. Tensors go one at a time, from a mapping of the file; those of
-    ``db.options.spill_bytes`` and more are written at once, so that all of them may take more than
-    memory. Nobody may cut the file off meanwhile. *max_bytes* bounds what an npz may grow to.
+    *store*: an open store, or the path of one, which is made where there is none. *path*: a
+    safetensors, npz or npy file, a file of ``torch.save`` (.pt, .pth, .bin, .ckpt; the tensors in
+    it alone, and nothing of it is run or unpickled), or a folder of sharded safetensors files or
+    the index in it. *strip_prefix* is cut off the names of the file. One commit of *epoch*, or
+    none: whatever is wrong with the file, nothing is stored. Metadata that an export wrote come
+    back; tied weights are stored once. *escape* writes names that mldb does not allow with ``%XX``;
+    without it they are refused.
+
+    Tensors go one at a time, from a mapping of the file; those of ``db.options.spill_bytes`` and
+    more are written at once, so that all of them may take more than memory. Nobody may cut the file
+    off meanwhile. *max_bytes* bounds what an npz, or repeated elements of a .pt, may grow to. Takes
+    as long as reading the bytes, hashing and writing them. Any thread.
 
     Raises MissingError, CorruptError, InvalidNameError, InvalidTypeError, InvalidValueError,
     LimitError, UsageError, and what a commit raises.
     """
+    path = os.fspath(path)
     found = read_tensors(path, format=format, max_bytes=max_bytes)
     metadata = _json_of(found, METADATA_OF_TENSORS)
-    shared = _json_of(found, SHARED_NAMES)
-    by_name = {tensor.name: tensor for tensor in found.tensors}
-    wanted: dict[str, IncomingTensor] = dict(by_name)
-    for name, kept in shared.items():
-        if isinstance(kept, str) and kept in by_name and name not in by_name:
-            wanted[name] = by_name[kept]
+    wanted = _wanted(found, path, only)
+    stored = _stored_names(wanted, prefix, strip_prefix, escape=escape)
+    total = sum(tensor.nbytes for tensor in wanted.values())
+    shared: dict[str, str] = {}
+    with _opened(store) as db:
+        with db.transaction(epoch=epoch) as txn:
+            done = 0
+            for names in _groups(wanted):
+                tensor = wanted[names[0]]
+                _stage(txn, tensor, [stored[name] for name in names])
+                for name in names:
+                    own = metadata.get(name)
+                    if isinstance(own, dict):
+                        txn.set_metadata(stored[name], own)
+                shared |= dict.fromkeys(names[1:], names[0])
+                done += tensor.nbytes * len(names)
+                if progress is not None:
+                    progress(done, total)
+        lsn = txn.lsn
+        assert lsn is not None
+        with db.at(lsn=int(lsn)) as at:
+            reached = at.epoch
+    escaped = {
+        name: key for name, key in stored.items() if key != prefix + name.removeprefix(strip_prefix)
+    }
+    return ImportReport(
+        path, int(lsn), reached, len(wanted), total, escaped, shared, found.left_out
+    )
+
+
+@contextmanager
+def _opened(store: MLDatabase | str | os.PathLike[str]) -> Iterator[MLDatabase]:
+    from mldb.database import MLDatabase
+
+    if isinstance(store, MLDatabase):
+        yield store
+        return
+    with MLDatabase(store, background_compaction=False, spill_bytes=SPILL_BYTES) as db:
+        yield db
+
+
+def _wanted(found: IncomingFile, path: str, only: str) -> dict[str, IncomingTensor]:
+    """The tensors that are asked for; names that an export left out come back."""
+    wanted = {tensor.name: tensor for tensor in found.tensors}
+    for name, kept in _json_of(found, SHARED_NAMES).items():
+        if isinstance(kept, str) and kept in wanted and name not in wanted:
+            wanted[name] = wanted[kept]
     wanted = {name: tensor for name, tensor in wanted.items() if name.startswith(only)}
     if not wanted:
         raise MissingError(f"{path} has no tensor{f' of prefix {only!r:.80}' if only else ''}")
-    stored = _stored_names(wanted, prefix, escape=escape)
-    total = sum(tensor.nbytes for tensor in wanted.values())
-    done = 0
-    with db.transaction(epoch=epoch) as txn:
-        for name, tensor in wanted.items():
-            own = metadata.get(name)
-            txn.store_tensor(stored[name], tensor.read(), own if isinstance(own, dict) else None)
-            done += tensor.nbytes
-            if progress is not None:
-                progress(done, total)
-    lsn = txn.lsn
-    assert lsn is not None
-    with db.at(lsn=int(lsn)) as at:
-        reached = at.epoch
-    escaped = {name: key for name, key in stored.items() if key != prefix + name}
-    return ImportReport(path, int(lsn), reached, len(wanted), total, escaped)
+    return wanted
+
+
+def _groups(wanted: Mapping[str, IncomingTensor]) -> list[list[str]]:
+    """Names by the tensor that they share, in the order of the file."""
+    found: dict[int, list[str]] = {}
+    for name, tensor in wanted.items():
+        found.setdefault(id(tensor.read), []).append(name)
+    return list(found.values())
+
+
+def _stage(txn: Transaction, tensor: IncomingTensor, names: list[str]) -> None:
+    if len(names) == 1:
+        txn.store_tensor(names[0], tensor.read())
+    else:
+        txn._store_shared(names, tensor.read())
 
 
 def read_tensors(
@@ -93,6 +158,11 @@ def read_tensors(
     max_bytes: int | None = None,
 ) -> IncomingFile:
     """Return what a file holds, checked; its tensors are read when asked. Raises as above."""
+    if format in (None, "safetensors") and is_repository(path):
+        return read_repository(path)
+    suffix = format or path.rpartition(".")[2].lower()
+    if suffix in PT_SUFFIXES:
+        return read_pt(path, limit=max_bytes)
     chosen = format_of(path, format)
     if chosen == "safetensors":
         return read_safetensors(path)
@@ -111,16 +181,17 @@ def _json_of(file: IncomingFile, key: str) -> dict[str, Any]:
 
 
 def _stored_names(
-    wanted: Mapping[str, IncomingTensor], prefix: str, *, escape: bool
+    wanted: Mapping[str, IncomingTensor], prefix: str, strip_prefix: str, *, escape: bool
 ) -> dict[str, str]:
     found: dict[str, str] = {}
     taken: dict[str, str] = {}
     for name in wanted:
-        key = prefix + name
+        short = name.removeprefix(strip_prefix)
+        key = prefix + short
         try:
             check_name(key)
         except InvalidNameError as error:
-            key = prefix + "/".join(map(escape_key, name.split("/")))
+            key = prefix + "/".join(map(escape_key, short.split("/")))
             if not escape:
                 raise InvalidNameError(
                     f"{error} It stands in the file; --escape stores it as {key[:80]!r}."

@@ -43,7 +43,7 @@ _LOCAL_MAGIC: Final = b"PK\x03\x04"
 _ENCRYPTED: Final = 0x1
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _TIME: Final = (1980, 1, 1, 0, 0, 0)  # the first that an archive can say: equal exports are equal
-_ZIP_ERRORS: Final = (
+ZIP_ERRORS: Final = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError),
     *(ValueError, LookupError, OverflowError),
     RuntimeError,  # encrypted, or (NotImplementedError) packed in a way that is not known
@@ -184,7 +184,7 @@ def read_npz(path: str, *, limit: int | None = None) -> IncomingFile:
     file = MappedFile(path)
     try:
         archive = zipfile.ZipFile(path)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise file.damaged(f"this is no npz archive: {error!s:.200}") from None
     infos = archive.infolist()
     if len(infos) > TENSORS_MAX:
@@ -228,7 +228,7 @@ def _member(
     file: MappedFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
 ) -> IncomingTensor:
     if info.compress_type == zipfile.ZIP_STORED:
-        data = _stored(file, info)
+        data = stored_member(file, info)
         found = _array_of(file, name, data, info.header_offset)
         checked = partial(_checked, file, info, data, found.read)
         return IncomingTensor(name, found.dtype, found.shape, found.nbytes, checked)
@@ -240,8 +240,15 @@ def _member(
     return IncomingTensor(name, header.code, header.shape, header.nbytes, read)
 
 
-def _stored(file: MappedFile, info: zipfile.ZipInfo) -> memoryview:
-    """The bytes of a member that is stored as it is."""
+def stored_member(file: MappedFile, info: zipfile.ZipInfo) -> memoryview:
+    """The bytes of a member that is stored as it is. Raises CorruptError, UsageError."""
+    if info.flag_bits & _ENCRYPTED or info.compress_type != zipfile.ZIP_STORED:
+        raise UsageError(
+            f"{file.path}: {info.filename[:80]!r} is encrypted or packed, which is not read here. "
+            "Nothing was stored."
+        )
+    if info.file_size != info.compress_size:
+        raise file.damaged(f"{info.filename[:80]!r} has two sizes")
     at = info.header_offset
     head = file.data[at : at + _LOCAL_HEADER.size] if at >= 0 else b""
     if len(head) != _LOCAL_HEADER.size:
@@ -281,5 +288,5 @@ def _unpacked(
     try:
         with archive.open(info) as member:
             return member.read(count)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise file.damaged(f"{info.filename[:80]!r} cannot be unpacked: {error!s:.200}") from None

@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 import numpy as np
 
 from mldb.errors import InvalidTypeError, InvalidValueError, LimitError, UsageError
+from mldb.log.fs.posix_file import start_writeback
 from mldb.tensors.dtypes import dtype_of, itemsize_of
 from mldb.tools.formats.tensors import (
     NAME_BYTES_MAX,
@@ -37,6 +38,8 @@ METADATA_KEY: Final = "__metadata__"
 _LENGTH: Final = struct.Struct("<Q")
 _ALIGN: Final = 64
 _AXES_MAX: Final = 64
+_EARLY: Final = 1 << 20
+"""Chunks of so many bytes are on their way to the disk before the file is synced."""
 _FP4: Final = "float4_e2m1fn_x2"
 _DTYPES: Final = {
     "|b1": "BOOL",
@@ -108,9 +111,14 @@ def write_safetensors(
             "written; export fewer tensors (--prefix), or leave metadata out (--no-metadata)."
         )
     file.write(_LENGTH.pack(len(text)) + text)
+    at = _LENGTH.size + len(text)
     for tensor in ordered:
         for chunk in chunks_of(tensor.read()):
             file.write(chunk)
+            if len(chunk) >= _EARLY:
+                # The disk works while the next chunk is read and checked.
+                start_writeback(file.fileno(), at, len(chunk))
+            at += len(chunk)
             moved(len(chunk))
 
 
@@ -221,11 +229,12 @@ def _incoming(
     file: MappedFile, name: str, word: str, shape: tuple[int, ...], low: int, high: int
 ) -> IncomingTensor:
     code = _CODES[word]
-    read = partial(_packed_fp4 if code == _FP4 else _dense_view, file.data[low:high], code, shape)
+    read = partial(packed_fp4 if code == _FP4 else dense_view, file.data[low:high], code, shape)
     return IncomingTensor(name, word, shape, high - low, read)
 
 
-def _dense_view(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+def dense_view(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+    """An array over bytes, which are copied only where they are not aligned."""
     dtype = dtype_of(code)
     if low_address(data) % max(dtype.alignment, 1) and len(data):
         # A foreign file need not align; what reads numbers must have them aligned.
@@ -233,7 +242,8 @@ def _dense_view(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
     return np.frombuffer(data, dtype).reshape(shape) if len(data) else np.empty(shape, dtype)
 
 
-def _packed_fp4(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+def packed_fp4(data: memoryview, code: str, shape: tuple[int, ...]) -> Any:
+    """A torch tensor of two values to a byte. Raises UsageError without torch."""
     try:
         import torch
     except ImportError:

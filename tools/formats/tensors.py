@@ -58,10 +58,14 @@ class IncomingTensor:
 
 @dataclass(frozen=True, slots=True)
 class IncomingFile:
-    """What a file holds, in its own order; ``metadata`` is text by name, of the whole file."""
+    """What a file holds, in its own order; ``metadata`` is text by name, of the whole file.
+
+    ``left_out`` are the names of numbers, texts and the like that stand beside the tensors.
+    """
 
     tensors: tuple[IncomingTensor, ...]
     metadata: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
 
 class MappedFile:

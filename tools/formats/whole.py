@@ -1,10 +1,11 @@
-"""A file that comes to exist whole, or not at all."""
+"""A file or a folder that comes to exist whole, or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Final
 
@@ -67,7 +68,8 @@ def _sync_folder(folder: str) -> None:
 
 def _taken(path: str) -> InvalidValueError:
     return InvalidValueError(
-        f"{path!r} exists and was left as it is. Name another file, or replace it with --force."
+        f"{path!r} exists and was left as it is. Name another, or replace it: replace=True, "
+        "--force."
     )
 
 
@@ -81,3 +83,66 @@ def _failed(error: OSError, path: str) -> MldbError:
     return StorageIOError(
         f"{path} was not written, and nothing of it is left: {error}", errno=error.errno
     )
+
+
+@contextmanager
+def whole_folder(path: str, *, replace: bool, ours: Callable[[str], bool]) -> Iterator[str]:
+    """Yield a new folder to write files in; it gets its name when the block ends, all synced.
+
+    An empty folder may be there already. With *replace* one is moved aside and removed after, if
+    *ours* says so of every name in it: another file in it is never lost. Raises InvalidValueError,
+    StorageFullError, StorageIOError; then no file of it is left.
+    """
+    target = os.path.abspath(path)
+    parent, base = os.path.split(target)
+    _refuse_folder(path, replace=replace, ours=ours)
+    beside = os.path.join(parent, f".{base[:100]}.{os.urandom(8).hex()}.part")
+    aside = beside + ".old"
+    try:
+        os.makedirs(parent, exist_ok=True)
+        os.mkdir(beside)
+        yield beside
+        for name in os.listdir(beside):
+            _sync_file(os.path.join(beside, name))
+        _sync_folder(beside)
+        _refuse_folder(path, replace=replace, ours=ours)
+        if os.path.isdir(target) and os.listdir(target):
+            os.rename(target, aside)
+        os.rename(beside, target)
+        _sync_folder(parent)
+    except MldbError:
+        raise
+    except OSError as error:
+        raise _failed(error, path) from error
+    finally:
+        with suppress(OSError):
+            if os.path.isdir(aside) and not os.path.lexists(target):
+                os.rename(aside, target)  # whatever came between the two names
+        for folder in (beside, aside):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_folder(path: str, *, replace: bool, ours: Callable[[str], bool]) -> None:
+    if not os.path.lexists(path):
+        return
+    if not os.path.isdir(path) or os.path.islink(path):
+        raise InvalidValueError(
+            f"{path!r} is no folder, and shards need one. Name another; nothing was written."
+        )
+    names = sorted(os.listdir(path))
+    if names and not replace:
+        raise _taken(path)
+    foreign = [name for name in names if not ours(name)]
+    if foreign:
+        raise InvalidValueError(
+            f"{path!r} holds {foreign[0]!r:.100} as well, which would be lost; it was left as it "
+            "is. Name another folder, and copy the files you want."
+        )
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -48,6 +48,12 @@ class LakeLoader(DataLoader[Any]):
 
     dataset: M2MDataLake
 
+    # What accelerate asks for: its prepare() hands back a loader of which the first is true, and
+    # save_state() keeps the state of one of which the second is. The lake's stream deals rows out
+    # to ranks itself, and a loader around it would deal them out once more.
+    _is_accelerate_prepared = True
+    use_stateful_dataloader = True
+
     def __init__(self, dataset: M2MDataLake, **options: Any) -> None:
         """*options* are those of DataLoader but for batch_size, which the dataset has."""
         refused = sorted(options.keys() & _OF_THE_STREAM)

@@ -10,7 +10,7 @@ import click
 
 from mldb.tools.cli.command import Call, store_command
 from mldb.tools.cli.progress import progress_bar
-from mldb.tools.cli.values import MOMENT_TYPE, shown_bytes
+from mldb.tools.cli.values import MOMENT_TYPE, SIZE_TYPE, shown_bytes
 
 if TYPE_CHECKING:
     from mldb.history.as_of import AsOf
@@ -30,6 +30,7 @@ _NAMES_SHOWN = 5
 @click.option("--no-metadata", is_flag=True, help="Leave the metadata of tensors out.")
 @click.option("--once", is_flag=True, help="Write names that share their bytes once.")
 @click.option("--skip-sparse", is_flag=True, help="Leave sparse tensors out.")
+@click.option("--shard-bytes", type=SIZE_TYPE, default=None, help="A folder of such files.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 def command(
     call: Call,
@@ -41,16 +42,19 @@ def command(
     no_metadata: bool,
     once: bool,
     skip_sparse: bool,
+    shard_bytes: int | None,
     force: bool,
 ) -> None:
     """Write tensors at a moment into a safetensors, npz or npy file.
 
     The end of FILE says which. The file comes to exist whole or not at all, and one that is there
     is left alone without --force. safetensors keeps every dtype of models, and metadata; npz and
-    npy hold bfloat16 and fp8 as float32. Sparse tensors have no place in these files.
+    npy hold bfloat16 and fp8 as float32. Sparse tensors have no place in these files. With
+    --shard-bytes FILE is a folder: shards and their index, as transformers reads them.
 
     \b
     mldb export run model.safetensors --prefix model/ --strip-prefix model/
+    mldb export run model --shard-bytes 5GB
     mldb export run weights.npy --name conv1_weights --as-of 3
     """
     from mldb.tools.formats.export_file import export_file
@@ -74,6 +78,7 @@ def command(
             metadata=not no_metadata,
             once=once,
             skip_sparse=skip_sparse,
+            shard_bytes=shard_bytes,
             replace=force,
             progress=moved,
         )

@@ -1,0 +1,117 @@
+"""Files of others: a safetensors file into a store, and a store into a safetensors file.
+
+``python -m tests.bench_adapters.measure_files [MB [ROUNDS [FOLDER]]]``; 1024 MB and 5 rounds unless
+said. Import is held against the fastest raw durable write of the same bytes that the machine has,
+with the file to import in the page cache; export against ``safetensors.numpy.save_file`` and an
+fsync.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import mldb
+from tests.bench.limits import RAW_WRITERS
+from tests.bench.timing import Samples, Workspace, interleave, median, sync_path
+
+TENSORS: Final = 16
+SAFETENSORS: Final = "safetensors.save_file, fsync"
+IMPORT: Final = "mldb.import_file"
+EXPORT: Final = "mldb.export_file"
+TARGET: Final = 0.9
+
+
+def state(megabytes: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Random float32 tensors of one size, *megabytes* MiB in all."""
+    rng = np.random.default_rng(seed)
+    rows = max(megabytes * (1 << 20) // (TENSORS * 4 * 1024), 1)
+    return {
+        f"layer.{i:02d}.weight": rng.random((rows, 1024), dtype=np.float32) for i in range(TENSORS)
+    }
+
+
+def measure(root: Path, megabytes: int, rounds: int) -> Samples:
+    """Seconds of each way, by its name; one round more runs first and is thrown away."""
+    space = Workspace(root, settle_seconds=0.0)
+    tensors = state(megabytes)
+    source = space.root / "source.safetensors"
+    save_file(tensors, source)
+    store = space.root / "store"
+    mldb.import_file(store, source)
+    contenders: dict[str, Callable[[], float]] = {
+        name: partial(_timed, space, "raw", partial(write, tensors))
+        for name, write in RAW_WRITERS.items()
+    }
+    contenders |= {
+        IMPORT: lambda: _timed(space, "import", lambda folder: _import(source, folder)),
+        SAFETENSORS: lambda: _timed(space, "save", lambda folder: _save(tensors, folder)),
+        EXPORT: lambda: _timed(space, "export", lambda folder: _export(store, folder)),
+    }
+    return interleave("files", contenders, rounds)
+
+
+def _timed(space: Workspace, label: str, run: Callable[[Path], float | None]) -> float:
+    """The seconds that *run* took, its own figure where it has one."""
+    folder = space.fresh(label)
+    space.settle()
+    begin = time.perf_counter()
+    own = run(folder)
+    seconds = time.perf_counter() - begin if own is None else own
+    space.drop(folder)
+    return seconds
+
+
+def _save(tensors: dict[str, np.ndarray[Any, Any]], folder: Path) -> None:
+    save_file(tensors, folder / "saved.safetensors")
+    sync_path(folder / "saved.safetensors")
+    sync_path(folder)
+
+
+def _import(source: Path, folder: Path) -> None:
+    mldb.import_file(folder / "store", source)
+
+
+def _export(store: Path, folder: Path) -> None:
+    mldb.export_file(store, folder / "exported.safetensors")
+
+
+def compare(samples: Samples) -> dict[str, float]:
+    """How fast mldb is against the way beside it; 1 is as fast."""
+    return {
+        "import / raw write": min(median(samples[name]) for name in RAW_WRITERS)
+        / median(samples[IMPORT]),
+        "export / safetensors": median(samples[SAFETENSORS]) / median(samples[EXPORT]),
+    }
+
+
+def report(samples: Samples, megabytes: int) -> list[str]:
+    """The lines that are printed."""
+    lines = [f"{megabytes} MiB in {TENSORS} tensors, medians of {len(samples[IMPORT])} rounds"]
+    for name, seconds in samples.items():
+        rate = megabytes * 1.048576 / median(seconds)
+        lines.append(f"{name:40} {rate:8,.0f} MB/s   {min(seconds):.3f}-{max(seconds):.3f} s")
+    for name, ratio in compare(samples).items():
+        met = "met" if ratio >= TARGET else "missed"
+        lines.append(f"{name:40} {ratio:8.2f} x      at least {TARGET} x: {met}")
+    return lines
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print."""
+    megabytes = int(arguments[0]) if arguments else 1024
+    rounds = int(arguments[1]) if len(arguments) > 1 else 5
+    with tempfile.TemporaryDirectory(dir=arguments[2] if len(arguments) > 2 else ".") as root:
+        print("\n".join(report(measure(Path(root), megabytes, rounds), megabytes)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
