@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.plugins.io import CheckpointIO as _CheckpointIO
 
+from mldb.adapters.lightning_behind import Behind
 from mldb.adapters.lightning_marker import (
     TAGS,
     Marker,
@@ -25,7 +23,6 @@ from mldb.adapters.lightning_places import placed
 from mldb.adapters.lightning_store import StoreHolder
 from mldb.adapters.lightning_tree import with_long_keys, with_short_names
 from mldb.errors import (
-    EpochOrderError,
     FormatVersionError,
     InvalidTypeError,
     MissingError,
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
     from mldb.history.checkpoints import Checkpoint
 
 _logger = logging.getLogger(__name__)
-_THREAD: Final = "mldb-lightning"
 
 
 class CheckpointIO(_CheckpointIO):
@@ -73,8 +69,9 @@ class CheckpointIO(_CheckpointIO):
         self._store = StoreHolder(store, options)
         self._root = posixpath.dirname(self._store.path)
         self._wait = wait
-        self._behind = _Behind()
-        self._loaded: tuple[Lsn, int] | None = None  # its commit and step
+        self._behind = Behind()
+        self._loaded: tuple[Lsn, int] | None = None  # commit and step of what was loaded last
+        self._is_told = False
 
     @property
     def path(self) -> str:
@@ -95,8 +92,10 @@ class CheckpointIO(_CheckpointIO):
     ) -> None:
         """Store *checkpoint* as one commit and put its marker at *path*.
 
-        Raises InvalidTypeError naming the place of a value that is not stored, EpochOrderError for
-        an epoch before the newest of the store, and what a commit raises; then nothing was stored.
+        Its epoch and step are those of the checkpoint; in a store that is further already, because
+        a new run or a resumed one begins in it, the commit has the head's epoch. Raises
+        InvalidTypeError naming the place of a value that is not stored, InvalidNameError for a path
+        that is not of this machine, and what a commit raises; then nothing was stored.
         """
         if storage_options is not None:
             raise InvalidTypeError(
@@ -107,28 +106,33 @@ class CheckpointIO(_CheckpointIO):
             raise InvalidTypeError(f"the checkpoint is a {type(checkpoint).__name__}, not a dict")
         self._behind.raise_failed()
         place = local_path(path)
-        name = checkpoint_name(place, self._root)
         db = self._store.get()
-        state = with_short_names(checkpoint)
-        epoch = _count(checkpoint.get("epoch"))
         options: dict[str, Any] = {
-            "epoch": db.epoch if epoch is None else epoch,
+            "epoch": self._label(db, _count(checkpoint.get("epoch"))),
             "step": _count(checkpoint.get("global_step")),
-            "name": name,
+            "name": checkpoint_name(place, self._root),
             "prune": True,  # the head has what the newest checkpoint has
         }
-        try:
-            if self._wait:
-                _keep(db, db.checkpoint(state, **options), place)
-            else:
-                pending = db.checkpoint(state, wait=False, **options)
-                self._behind.run(lambda: _keep(db, pending.result(), place))
-        except EpochOrderError as error:
-            raise EpochOrderError(
-                f"{error} The store {self.path} has a run that is further than this checkpoint "
-                f"({path}). A new run takes a new store. To go on from an earlier checkpoint, give "
-                "the Trainer the callback mldb.adapters.lightning.ExactResume()."
-            ) from error
+        state = with_short_names(checkpoint)
+        if self._wait:
+            _keep(db, db.checkpoint(state, **options), place)
+        else:
+            pending = db.checkpoint(state, wait=False, **options)
+            self._behind.run(lambda: _keep(db, pending.result(), place))
+
+    def _label(self, db: MLDatabase, epoch: int | None) -> int:
+        """The epoch that the commit is labelled with: never lower than that of the head."""
+        head = db.epoch
+        if epoch is None:
+            return head
+        if epoch < head and not self._is_told:
+            self._is_told = True
+            _logger.info(
+                "the store %s is at epoch %d: checkpoints of epoch %d and after have that label "
+                "until the run gets there",
+                *(self.path, head, epoch),
+            )
+        return max(epoch, head)
 
     def load_checkpoint(
         self,
@@ -216,52 +220,7 @@ class CheckpointIO(_CheckpointIO):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._behind = _Behind()
-
-
-class _Behind:
-    """Steps that one thread takes in order; after one that failed none, until it was raised."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._steps: list[Future[None]] = []
-        self._failed: BaseException | None = None
-
-    def run(self, step: Callable[[], object]) -> None:
-        """Have *step* taken after those before it."""
-
-        def take() -> None:
-            if self._failed is None:
-                try:
-                    step()
-                except BaseException as error:  # noqa: BLE001 - raised to who trains
-                    self._failed = error
-
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(1, thread_name_prefix=_THREAD)
-            self._steps = [taken for taken in self._steps if not taken.done()]
-            self._steps.append(self._pool.submit(take))
-
-    def raise_failed(self) -> None:
-        """Raise what failed, once; does not wait."""
-        error, self._failed = self._failed, None
-        if error is not None:
-            raise error
-
-    def drain(self) -> None:
-        """Wait for all steps, then :meth:`raise_failed`."""
-        for step in self._steps:
-            step.result()
-        self.raise_failed()
-
-    def stop(self) -> None:
-        """End the thread, after the steps that it has."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown()
+        self._behind = Behind()
 
 
 def _keep(db: MLDatabase, checkpoint: Checkpoint, place: str) -> None:
@@ -277,9 +236,7 @@ def _loaded(db: MLDatabase, marker: Marker, place: str) -> Any:
                 raise MissingError(_foreign(db, marker, place))
             return moment.load(None)
     except VersionGoneError as error:
-        raise VersionGoneError(
-            f"{place}: {error}", below=error.below, above=error.above
-        ) from error
+        raise VersionGoneError(f"{place}: {error}", below=error.below, above=error.above) from error
     except MissingError as error:
         raise MissingError(_foreign(db, marker, place)) from error
 

@@ -23,10 +23,10 @@ class ExactResume(Callback):
     """What Lightning leaves out of a checkpoint, kept in it: the states of random generators.
 
     They are those of Python, of NumPy's global generator, and of torch on the CPU and every CUDA
-    device. ``fit(ckpt_path=...)`` sets them before its first batch, and makes the checkpoint the
-    head of the store: later commits of the ended run leave the lineage, so that a curve has each
-    step once and saving goes on at the checkpoint's epoch, whatever the ended run reached. They
-    stay readable by commit. Each process of several keeps the state of the first one alone.
+    device. ``fit(ckpt_path=...)`` sets them before its first batch, and rewinds the store to the
+    checkpoint: what was committed after it leaves the head, so that curves go on from there and
+    epochs are those of the run. It stays readable by commit. So keep data that grows meanwhile, as
+    a lake, in a store of its own. Of several processes, the state is that of the first one.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class ExactResume(Callback):
             "numpy": [kind, keys, *rest],
             "torch": torch.get_rng_state(),
         }
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             state["cuda"] = torch.cuda.get_rng_state_all()
         return state
 

@@ -43,8 +43,8 @@ def with_short_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def with_long_keys(value: Any) -> Any:
     """Return what :func:`with_short_names` was given, after it was stored and loaded."""
     if isinstance(value, LongKeys):
-        items = zip(value.keys, value.values, strict=True)
-        return {key: with_long_keys(item) for key, item in items}
+        pairs = zip(value.keys, value.values, strict=True)
+        return {key: with_long_keys(item) for key, item in pairs}
     if type(value) is dict:
         for key, item in value.items():
             changed = with_long_keys(item)
