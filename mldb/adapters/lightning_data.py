@@ -113,16 +113,27 @@ class LakeDataModule(LightningDataModule):
         self._loader = dict(loader or {})
         self._as_of = as_of
         self._commit: int | None = None
+        self._training: TrainLoader | None = None
+        self._position: dict[str, Any] | None = None  # of training, in the checkpoint
 
     def setup(self, stage: str) -> None:
         """Fix the commit that the lakes are read at, unless a checkpoint did."""
+        self._position = None  # a checkpoint is loaded behind this
+        self._fix_commit()
+
+    def _fix_commit(self) -> None:
         if self._commit is None:
             with self._store.reading() as db, db.at(self._as_of) as moment:
                 self._commit = int(moment.lsn)
 
     def train_dataloader(self) -> TrainLoader:
         """The loader of training. Raises MissingError where there is no such lake."""
-        return TrainLoader(self._dataset("train", self._options), **self._loader)
+        loader = TrainLoader(self._dataset("train", self._options), **self._loader)
+        if self._position is not None:
+            # Lightning gives loaders their states only in the middle of an epoch.
+            loader.load_state_dict(self._position)
+        self._training = loader
+        return loader
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
         """The loader of validation; none without a lake for it."""
@@ -133,8 +144,9 @@ class LakeDataModule(LightningDataModule):
         return self._evaluating("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """The names of the lakes and the commit that they are read at."""
-        return {"lakes": dict(self._lakes), "commit": self._commit}
+        """The names of the lakes, the commit that they are read at, and where training is."""
+        training = None if self._training is None else self._training.state_dict()
+        return {"lakes": dict(self._lakes), "commit": self._commit, "training": training}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read the same rows as the run that was checkpointed did.
@@ -149,10 +161,11 @@ class LakeDataModule(LightningDataModule):
             )
         if commit is not None and (type(commit) is not int or commit < 0):
             raise InvalidValueError(f"the state of a LakeDataModule has the commit {commit!r:.80}")
-        self._commit = commit
+        self._commit, self._position = commit, state_dict.get("training")
 
     def teardown(self, stage: str) -> None:
         """Close the store if it was opened here, and with it what the loaders read from."""
+        self._training = None
         self._store.close()
 
     def _evaluating(self, stage: str) -> EvaluationLoader | list[Any]:
@@ -162,7 +175,7 @@ class LakeDataModule(LightningDataModule):
 
     def _dataset(self, stage: str, options: StreamOptions) -> M2MDataLake:
         lake = self._store.get().lake(str(self._lakes[stage]))
-        self.setup(stage)
+        self._fix_commit()
         assert self._commit is not None
         given = {_ARGUMENTS.get(field.name, field.name): getattr(options, field.name)
                  for field in fields(options)}  # fmt: skip

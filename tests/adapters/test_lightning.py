@@ -297,7 +297,11 @@ def test_the_plugin_is_called_by_strategy_and_trainer(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("behind", [True, False])
 def test_saving_behind_as_lightning_does_and_as_we_do(tmp_path: Path, behind: bool) -> None:
-    """Validate, then fit: teardown comes twice, and the store is opened again."""
+    """Validate, then fit: teardown comes twice, and the store is opened again.
+
+    Under Lightning's wrapper a removal is not behind the save that it belongs to, and may come
+    first, when nothing is there yet; in ours it keeps its turn.
+    """
     io = _Counting(tmp_path / "store", wait=not behind)
     plugin: Any = io if behind else AsyncCheckpointIO(io)
     top = ModelCheckpoint(dirpath=tmp_path, save_top_k=2, monitor="step", mode="max")
@@ -308,8 +312,9 @@ def test_saving_behind_as_lightning_does_and_as_we_do(tmp_path: Path, behind: bo
     assert sorted(io.calls) == ["remove", *["save"] * 3]
     io.teardown()
     names = sorted(path.name for path in tmp_path.glob("*.ckpt"))
-    assert names == ["epoch=1-step=2.ckpt", "epoch=2-step=3.ckpt"]
-    saved = io.load_checkpoint(tmp_path / names[1])
+    assert names[-2:] == ["epoch=1-step=2.ckpt", "epoch=2-step=3.ckpt"]
+    assert not behind or len(names) == 2
+    saved = io.load_checkpoint(tmp_path / names[-1])
     for name, value in model.state_dict().items():
         assert torch.equal(saved["state_dict"][name], value)
 
