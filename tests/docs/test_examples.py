@@ -40,9 +40,13 @@ AS_SCRIPTS = {
     "lake_validation": ["1500", "numpy"],
     "lake_value": ["--quick"],
     "larger_than_memory": ["store", "2000"],
+    "lightning_training": ["run", "500"],
     "time_travel": [],
     "train_and_resume": [],
 }
+
+
+_FRAMEWORKS = {"lightning_": "lightning", "huggingface": "transformers"}
 
 
 @pytest.mark.slow
@@ -56,8 +60,9 @@ AS_SCRIPTS = {
 def test_an_example_runs_as_a_script_in_an_empty_folder(name: str, tmp_path: Path) -> None:
     """As its first lines say to run it; warnings of ours would puzzle who tries it."""
     pytest.importorskip("torch")
-    if name.startswith("huggingface"):
-        pytest.importorskip("transformers")
+    for framework, module in _FRAMEWORKS.items():
+        if name.startswith(framework):
+            pytest.importorskip(module)
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *AS_SCRIPTS[name]]
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -129,6 +134,17 @@ def test_lake_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert printed.count("rows/s") == 5
     assert "1000 rows; samples were made by numpy" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.")  # of Lightning, by torch
+def test_lightning_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning")
+    load("lightning_training")(str(tmp_path / "run"), 300)
+    printed = capsys.readouterr().out
+    assert "stopped in the middle of epoch 1" in printed
+    assert "the same parameters, bit for bit" in printed
 
 
 @pytest.mark.slow

@@ -1,0 +1,41 @@
+"""mldb in Lightning 2.6: checkpoints, resuming, metrics and data of a Trainer.
+
+::
+
+    from mldb.adapters.lightning import CheckpointIO, ExactResume, Logger
+
+    trainer = Trainer(
+        plugins=[CheckpointIO("run/store", wait=False)],
+        logger=Logger("run/store"),
+        callbacks=[ExactResume(), ModelCheckpoint("run", save_top_k=2, monitor="val_loss")],
+    )
+    trainer.fit(model, datamodule=LakeDataModule("data"), ckpt_path="last")
+
+The page ``docs/howto/lightning.md`` shows each part. The framework is the package ``lightning``;
+importing this module raises UsageError where another version than 2.6 is installed.
+"""
+
+from __future__ import annotations
+
+from mldb.adapters.lightning_version import require_lightning
+
+require_lightning()  # before anything of it is imported, which another version may not have
+
+from mldb.adapters.lightning_data import (  # noqa: E402
+    EvaluationLoader,
+    LakeDataModule,
+    TrainLoader,
+)
+from mldb.adapters.lightning_io import CheckpointIO  # noqa: E402
+from mldb.adapters.lightning_logger import HYPERPARAMETERS, Logger  # noqa: E402
+from mldb.adapters.lightning_resume import ExactResume  # noqa: E402
+
+__all__ = [
+    "HYPERPARAMETERS",
+    "CheckpointIO",
+    "EvaluationLoader",
+    "ExactResume",
+    "LakeDataModule",
+    "Logger",
+    "TrainLoader",
+]
