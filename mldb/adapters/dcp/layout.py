@@ -67,7 +67,7 @@ def name_of_part(name: str, box: Box) -> str:
     """Return the name of a part of the tensor *name*."""
     where = ".".join(map(str, box.offsets))
     if len(where) >= _ROOM:
-        where = xxh3_64_hexdigest(where)
+        where = xxh3_64_hexdigest(where.encode())
     part = f"{name}/{where}"
     try:
         check_name(part)

@@ -1,0 +1,59 @@
+"""What a rank of the benchmark does: save and load by turns, and tell how long each took."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from mldb.adapters.dcp import StorageReader, StorageWriter
+
+_COLUMNS = 1024
+
+
+def measure(
+    rank: int, world: int, folder: str, mib: float, tensors: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds from the moment all ranks are ready until all are done, by what was done."""
+    mesh = init_device_mesh("cpu", (world,))
+    rows = int(mib * (1 << 20)) // (4 * _COLUMNS * tensors * world)
+    torch.manual_seed(rank)
+    state: dict[str, Any] = {
+        f"layer{number}.weight": DTensor.from_local(torch.randn(rows, _COLUMNS), mesh, [Shard(0)])
+        for number in range(tensors)
+    }
+    loaded: dict[str, Any] = {
+        name: DTensor.from_local(torch.zeros(rows, _COLUMNS), mesh, [Shard(0)]) for name in state
+    }
+    timed: dict[str, list[float]] = {}
+
+    def clock(what: str, call: Callable[[], object]) -> None:
+        dist.barrier()
+        started = time.perf_counter()
+        call()
+        dist.barrier()
+        timed.setdefault(what, []).append(time.perf_counter() - started)
+
+    for number in range(rounds):
+        for kind in ("mldb", "files"):
+            path = Path(folder) / f"{kind}-{number}"
+            writer: Any = StorageWriter(path) if kind == "mldb" else dcp.FileSystemWriter(path)
+            clock(f"{kind} save", lambda writer=writer: dcp.save(state, storage_writer=writer))
+            reader: Any = StorageReader(path) if kind == "mldb" else dcp.FileSystemReader(path)
+            clock(f"{kind} load", lambda reader=reader: dcp.load(loaded, storage_reader=reader))
+            for name, tensor in loaded.items():
+                local = tensor.to_local()
+                assert torch.equal(local, state[name].to_local())
+                local.zero_()
+            dist.barrier()
+            if rank == 0:
+                shutil.rmtree(path)
+    return timed
