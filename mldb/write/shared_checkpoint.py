@@ -130,7 +130,7 @@ class SharedCheckpoint:
         return checkpoint_of(job, row, (time.perf_counter() - started) * 1e3)
 
     def _held(self, data: memoryview) -> list[Record]:
-        """The records as others are, with the bytes that were written: a segment is not worth it."""
+        """The records as others are, with the bytes that were written: too few for a segment."""
         records = []
         for placed in self._placed.values():
             record = placed.record

@@ -90,10 +90,12 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, torch.Tensor):
         bits = [each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other)]
-        return bool(one.dtype == other.dtype and one.shape == other.shape and bits[0].equal(bits[1]))
+        return bool(
+            one.dtype == other.dtype and one.shape == other.shape and bits[0].equal(bits[1])
+        )
     if isinstance(one, BytesIO):
-        return one.getvalue() == other.getvalue()
-    return type(one) is type(other) and bool(one == other)
+        return bool(one.getvalue() == other.getvalue())
+    return bool(type(one) is type(other) and one == other)
 
 
 def save(path: Path, fill: int, name: str | None = None, **options: Any) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def test_earlier_ones_are_found_by_name_epoch_and_tag(store_path: Path) -> None:
 def test_a_whole_state_is_made_from_what_is_stored(store_path: Path) -> None:
     state = save(store_path, 1)
     made: dict[str, Any] = {}
-    reader, planner = StorageReader(store_path), _EmptyStateDictLoadPlanner()
+    reader, planner = StorageReader(store_path), _EmptyStateDictLoadPlanner()  # type: ignore[no-untyped-call]
     dcp.load(made, storage_reader=reader, planner=planner)
     assert made == {}  # dcp.load fills a copy
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -315,7 +317,9 @@ def test_random_damage_of_the_metadata_is_a_typed_error(
             continue
 
 
-@pytest.mark.parametrize("stored", [b"", b"X", b"V", b"V\x91\x01", b"V\x94\x01\x92\x01\xa1a\x80\x90"])
+@pytest.mark.parametrize(
+    "stored", [b"", b"X", b"V", b"V\x91\x01", b"V\x94\x01\x92\x01\xa1a\x80\x90"]
+)
 def test_a_hostile_value_is_refused(store_path: Path, stored: bytes) -> None:
     document = [1, _ABOUT, {}, {"number": stored}, None]
     import msgpack

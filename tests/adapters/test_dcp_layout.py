@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
 
-from mldb.adapters.dcp.layout import (  # noqa: E402
+from mldb.adapters.dcp.layout import (
     RUN_BYTES_MIN,
     Box,
     is_in_long_runs,

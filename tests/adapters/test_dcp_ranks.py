@@ -16,6 +16,8 @@ if not torch.distributed.is_available():
 
 pytestmark = pytest.mark.slow
 
+WORK = "tests.support.dcp_ranks"
+
 
 def leftovers(store: Path) -> list[str]:
     """What a save left behind that is no part of the store."""
@@ -34,7 +36,7 @@ def checkpoints(store: Path) -> list[str]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What two epochs of training come to when nothing happens."""
     folder = tmp_path_factory.mktemp("straight")
-    ends = run_ranks("tests.support.dcp_ranks:train", 2, folder, str(folder / "store"), 2)
+    ends = run_ranks(f"{WORK}:train", 2, folder, str(folder / "store"), 2)
     assert ends[0].result == ends[1].result
     assert checkpoints(folder / "store") == ["step-1", "step-2", "step-3", "step-4"]
     state: dict[str, str] = ends[0].result["state"]
@@ -47,14 +49,14 @@ def test_training_resumes_bit_exactly_after_a_death_in_a_save(
     tmp_path: Path, straight: dict[str, str], dies: str
 ) -> None:
     store = tmp_path / "store"
-    ends = run_ranks("tests.support.dcp_ranks:train", 2, tmp_path, str(store), 2, dies, 2, check=False)
+    ends = run_ranks(f"{WORK}:train", 2, tmp_path, str(store), 2, dies, 2, check=False)
     dead, alive = (ends[1], ends[0]) if dies == "rank" else (ends[0], ends[1])
     assert dead.status == -9
     assert dead.result is None
     assert alive.status == 0, alive.stderr
     assert alive.result["raised"]
     assert checkpoints(store) == ["step-1", "step-2"]  # the third is absent, not half there
-    (first, second) = run_ranks("tests.support.dcp_ranks:train", 2, tmp_path, str(store), 2)
+    (first, second) = run_ranks(f"{WORK}:train", 2, tmp_path, str(store), 2)
     assert first.result["started"] == second.result["started"] == 2
     assert first.result["state"] == second.result["state"] == straight
     assert checkpoints(store) == ["step-1", "step-2", "step-3", "step-4"]
@@ -63,10 +65,10 @@ def test_training_resumes_bit_exactly_after_a_death_in_a_save(
 
 def test_it_loads_under_other_numbers_of_ranks(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    saved = run_ranks("tests.support.dcp_ranks:save_mesh", 4, tmp_path, store, 7, "four")
+    saved = run_ranks(f"{WORK}:save_mesh", 4, tmp_path, store, 7, "four")
     wanted = saved[0].result
     for world in (2, 1):
-        for end in run_ranks("tests.support.dcp_ranks:load_mesh", world, tmp_path, store, "four"):
+        for end in run_ranks(f"{WORK}:load_mesh", world, tmp_path, store, "four"):
             assert end.result == {**wanted, ".uneven": end.result[".uneven"]}
     with mldb.open(store, mode="r") as db:
         names = set(db)
@@ -86,7 +88,7 @@ def test_it_loads_under_other_numbers_of_ranks(tmp_path: Path) -> None:
 
 def test_an_async_save_is_what_was_there_at_the_call(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    for end in run_ranks("tests.support.dcp_ranks:save_async", 2, tmp_path, str(store)):
+    for end in run_ranks(f"{WORK}:save_async", 2, tmp_path, str(store)):
         assert end.result["loaded"] == end.result["wanted"]
         assert end.result["wanted"]["thread"] != end.result["wanted"]["again"]
     assert checkpoints(store) == ["thread", "again", "process"]
@@ -106,7 +108,7 @@ def test_what_goes_wrong_is_raised_by_every_rank(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with mldb.open(store) as db:
         db.store_tensor("other", [1.0], epoch=2)
-    ends = run_ranks("tests.support.dcp_ranks:fail", 2, tmp_path, str(store), [*FAILURES])
+    ends = run_ranks(f"{WORK}:fail", 2, tmp_path, str(store), [*FAILURES])
     assert [end.result for end in ends] == [FAILURES, FAILURES]
     assert checkpoints(store) == ["after"]
     assert leftovers(store) == []

@@ -22,7 +22,7 @@ RANKS = 2
 
 @dataclass(frozen=True)
 class Size:
-    """What is saved: MiB in all, in so many tensors; rounds; whether the bounds are meant for it."""
+    """MiB in all, in so many tensors; rounds; whether the bounds are meant for it."""
 
     mib: float
     tensors: int
@@ -41,9 +41,9 @@ def rows(quick: bool) -> list[Row]:
     size = QUICK if quick else FULL
     with fresh_folder() as folder:
         work = "tests.bench_adapters.dcp_ranks:measure"
-        timed = run_ranks(
-            work, RANKS, folder, str(folder), size.mib, size.tensors, size.rounds
-        )[0].result
+        timed = run_ranks(work, RANKS, folder, str(folder), size.mib, size.tensors, size.rounds)[
+            0
+        ].result
     found = []
     for what, must in (("save", 1.2), ("load", 1.5)):
         own, other = timed[f"mldb {what}"], timed[f"files {what}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def measure(
         for kind in ("mldb", "files"):
             path = Path(folder) / f"{kind}-{number}"
             writer: Any = StorageWriter(path) if kind == "mldb" else dcp.FileSystemWriter(path)
-            clock(f"{kind} save", lambda writer=writer: dcp.save(state, storage_writer=writer))
+            clock(f"{kind} save", partial(dcp.save, state, storage_writer=writer))
             reader: Any = StorageReader(path) if kind == "mldb" else dcp.FileSystemReader(path)
-            clock(f"{kind} load", lambda reader=reader: dcp.load(loaded, storage_reader=reader))
+            clock(f"{kind} load", partial(dcp.load, loaded, storage_reader=reader))
             for name, tensor in loaded.items():
                 local = tensor.to_local()
                 assert torch.equal(local, state[name].to_local())

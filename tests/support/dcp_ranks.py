@@ -30,7 +30,8 @@ WIDTH = 24
 def sharded_model(world: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """An MLP under FSDP2, and its AdamW; the same on every run."""
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3))
+    layers = (nn.Linear(8, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3))
+    model = nn.Sequential(*layers)
     mesh = init_device_mesh("cpu", (world,))
     for layer in model:
         if isinstance(layer, nn.Linear):

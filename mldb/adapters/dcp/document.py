@@ -124,7 +124,7 @@ def _tensor_of(fqn: str, value: object) -> StoredTensor:
     boxes = tuple(_box_of(fqn, shape, item) for item in value[2])
     if not boxes or (len(boxes) == 1 and boxes[0][0].sizes == shape):
         _refuse(f"tensor {fqn!r:.200} has no parts")
-    if sum(box.count for box, _ in boxes) > math.prod(shape):
+    if sum(box.elements for box, _ in boxes) > math.prod(shape):
         _refuse(f"the parts of tensor {fqn!r:.200} overlap")
     return StoredTensor(dtype, shape, boxes)
 

@@ -29,7 +29,7 @@ class Box(NamedTuple):
     sizes: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """How many elements it has."""
         return math.prod(self.sizes)
 
@@ -89,7 +89,7 @@ def place_tensor(
 
 def is_in_long_runs(shape: tuple[int, ...], boxes: Sequence[Box], itemsize: int) -> bool:
     """Whether *boxes* are all of a tensor, and each is few and long runs of its bytes."""
-    if sum(box.count for box in boxes) != math.prod(shape):
+    if sum(box.elements for box in boxes) != math.prod(shape):
         return False
     for box in boxes:
         split = _inner_axis(shape, box)
@@ -101,7 +101,7 @@ def is_in_long_runs(shape: tuple[int, ...], boxes: Sequence[Box], itemsize: int)
 
 def runs(shape: tuple[int, ...], box: Box, itemsize: int) -> Iterator[tuple[int, int, int]]:
     """Yield the runs of a box: byte offset in the tensor, byte offset in the box, bytes."""
-    if not box.count:
+    if not box.elements:
         return
     split = _inner_axis(shape, box)
     length = math.prod(box.sizes[split:]) * itemsize

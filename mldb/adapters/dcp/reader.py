@@ -49,7 +49,7 @@ from mldb.tensors.dtypes import torch_dtype
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
-    from mldb.history.snapshot import Snapshot
+    from mldb.query.surface import Snapshot
     from mldb.tensors.handle import TensorHandle
 
 # Bits are copied, as integers of the size of an element: that works for every dtype.
@@ -69,9 +69,7 @@ class StorageReader(TorchReader):
     for a checkpoint that is not there, CorruptError, VersionGoneError.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, as_of: AsOf = None, **options: Any
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, as_of: AsOf = None, **options: Any) -> None:
         super().__init__()
         self.path = os.fspath(path)
         self.as_of = as_of

@@ -168,7 +168,9 @@ class StorageWriter(TorchWriter):
                 save.tensors[fqn] = what
             file = save.shared.file
             return [
-                dataclasses.replace(plan, storage_data=_Places(file, _places(plan, tensors, offsets)))
+                dataclasses.replace(
+                    plan, storage_data=_Places(file, _places(plan, tensors, offsets))
+                )
                 for plan in plans
             ]
         except BaseException:
@@ -235,7 +237,7 @@ def is_checkpoint_name(checkpoint_id: object) -> bool:
     from mldb.names import check_name
 
     try:
-        check_name(os.fspath(checkpoint_id))  # type: ignore[arg-type,call-overload]
+        check_name(os.fspath(checkpoint_id))  # type: ignore[call-overload]
     except (TypeError, UsageError):
         return False
     return True
@@ -306,7 +308,7 @@ def _write(file: SharedFile, item: WriteItem, planner: SavePlanner, places: _Pla
     prepared = prepare_named(fqn, planner.resolve_data(item))
     what = prepared.descriptor
     itemsize = itemsize_of(what.dtype)
-    if prepared.nbytes != box.count * itemsize or what.layout != "dense":
+    if prepared.nbytes != box.elements * itemsize or what.layout != "dense":
         raise InvalidValueError(
             f"{fqn!r:.300} was planned with shape {box.sizes}, the planner gave {what.shape} of "
             f"{what.dtype}. {_NOTHING}"
@@ -322,14 +324,11 @@ def _write(file: SharedFile, item: WriteItem, planner: SavePlanner, places: _Pla
 
 def _value_of(item: WriteItem, planner: SavePlanner) -> bytes:
     """The value of an item that is no tensor; torch's own planners would give a pickle of it."""
-    plain = DefaultSavePlanner
-    kind = type(planner)
-    if (
-        isinstance(planner, plain)
-        and kind.resolve_data is plain.resolve_data
-        and kind.transform_object is plain.transform_object
-    ):
-        return encode_value(item.index.fqn, planner.lookup_object(item.index))
+    if isinstance(planner, DefaultSavePlanner):
+        kind, plain = type(planner), DefaultSavePlanner
+        as_it_is = kind.resolve_data is plain.resolve_data
+        if as_it_is and kind.transform_object is plain.transform_object:
+            return encode_value(item.index.fqn, planner.lookup_object(item.index))
     made: Any = planner.resolve_data(item)
     return encode_opaque(made.getvalue())
 
