@@ -87,12 +87,18 @@ db = mldb.open({path!r}, mode={mode!r})
 print(json.dumps([sorted(set(sys.modules) - before), generated]))
 """
 
-# None in sys.modules makes an import of that name fail.
+# None in sys.modules makes an import of that name fail. Packages are imported when they are walked,
+# and those of adapters say so with an error of their own.
 _WITHOUT = """
 import importlib, json, pkgutil, sys
 sys.modules.update(dict.fromkeys({heavy}))
 import mldb
-names = [module.name for module in pkgutil.walk_packages(mldb.__path__, "mldb.")]
+def found(package):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        yield module.name
+        if module.ispkg and module.name not in {left_out}:
+            yield from found(importlib.import_module(module.name))
+names = [*found(mldb)]
 names = [name for name in names if not name.endswith("__main__") and name not in {left_out}]
 for name in names:
     importlib.import_module(name)

@@ -23,7 +23,7 @@ from mldb.log import format as fmt
 from mldb.names import check_name
 from mldb.tensors.dtypes import itemsize_of
 
-FORMAT: Final = 1
+DOCUMENT_FORMAT: Final = 1
 DOCUMENT: Final = "dcp/metadata"  # the name of no tensor of a state: those have no slash
 DOCUMENT_BYTES_MAX: Final = 64 << 20
 
@@ -54,7 +54,9 @@ def encode_document(document: Document) -> bytes:
     }
     about = {"torch": document.torch, "ranks": document.ranks}
     try:
-        data: bytes = msgpack.packb([FORMAT, about, tensors, document.values, document.paths])
+        data: bytes = msgpack.packb(
+            [DOCUMENT_FORMAT, about, tensors, document.values, document.paths]
+        )
     except (ValueError, TypeError, OverflowError) as error:
         raise LimitError(f"the plan of the save cannot be stored: {error}") from error
     if len(data) > DOCUMENT_BYTES_MAX:
@@ -75,12 +77,12 @@ def decode_document(data: bytes) -> Document:
         _refuse(f"no msgpack ({type(error).__name__})")
     if not isinstance(fields, list) or not fields or type(fields[0]) is not int:
         _refuse("not an array with a format")
-    if fields[0] > FORMAT:
+    if fields[0] > DOCUMENT_FORMAT:
         raise FormatVersionError(
             f"the stored distributed checkpoint has format {fields[0]}; this mldb reads up to "
-            f"{FORMAT}. Its tensors stay readable under their names; use a newer mldb to load it."
+            f"{DOCUMENT_FORMAT}. Its tensors stay readable under their names; use a newer mldb to load it."
         )
-    if fields[0] != FORMAT or len(fields) < 5:
+    if fields[0] != DOCUMENT_FORMAT or len(fields) < 5:
         _refuse("not an array of 5 fields")
     about, tensors, values, paths = fields[1:5]
     if not isinstance(about, dict) or not isinstance(about.get("torch"), str):
