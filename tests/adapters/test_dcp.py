@@ -193,6 +193,18 @@ def test_what_cannot_be_stored_is_named(store_path: Path, value: object, what: s
     assert list_checkpoints(store_path) == [] if store_path.exists() else True
 
 
+def test_a_rank_of_another_machine_is_refused(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = iter(["here", "there"])
+    monkeypatch.setattr("mldb.adapters.dcp.writer.boot_id", lambda: next(ids))
+    writer = StorageWriter(store_path)
+    error = failure(lambda: dcp.save({"a": torch.ones(2)}, storage_writer=writer))
+    assert isinstance(error, UsageError)
+    assert "another machine" in str(error)
+    assert list((store_path / "pending").iterdir()) == []
+
+
 def test_a_writer_and_a_reader_travel(store_path: Path) -> None:
     writer = StorageWriter(store_path, epoch=3)
     again = pickle.loads(pickle.dumps(writer))  # noqa: S301 - as torch sends it to its process

@@ -8,9 +8,8 @@
     dcp.save(state, checkpoint_id="step-100", storage_writer=StorageWriter("run.mldb", epoch=3))
     dcp.load(state, checkpoint_id="step-100", storage_reader=StorageReader("run.mldb"))
 
-The ranks of one machine, or of machines that share no page cache but the coordinator's, do not mix:
-all ranks of a save run on one machine. They write side by side into one file, and the coordinator
-publishes it by one commit: a checkpoint is whole, or absent. It is a checkpoint as any other
+All ranks of a save run on one machine. They write side by side into one file, and
+the coordinator publishes it by one commit: a checkpoint is whole, or absent. It is one as any other
 (``db.checkpoints()``, ``as_of``, tags, retention), and loads under any number of ranks.
 
 A tensor is stored whole under its fully qualified name, ``db["model.layer.weight"]``, wherever the

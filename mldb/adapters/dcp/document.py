@@ -80,7 +80,8 @@ def decode_document(data: bytes) -> Document:
     if fields[0] > DOCUMENT_FORMAT:
         raise FormatVersionError(
             f"the stored distributed checkpoint has format {fields[0]}; this mldb reads up to "
-            f"{DOCUMENT_FORMAT}. Its tensors stay readable under their names; use a newer mldb to load it."
+            f"{DOCUMENT_FORMAT}. Its tensors stay readable under their names; use a newer mldb to "
+            "load it."
         )
     if fields[0] != DOCUMENT_FORMAT or len(fields) < 5:
         _refuse("not an array of 5 fields")

@@ -25,6 +25,7 @@ from mldb.adapters.dcp.layout import Box, StoredTensor, place_tensor, runs
 from mldb.adapters.dcp.tree import skeleton_of_document
 from mldb.adapters.dcp.values import encode_opaque, encode_value
 from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
+from mldb.log.fs.machine import boot_id
 from mldb.options import Durability
 from mldb.tensors.codec import prepare_named
 from mldb.tensors.dtypes import code_of, itemsize_of
@@ -43,9 +44,10 @@ class _Place(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """What the coordinator tells a rank: the file, and the place of each tensor of its plan."""
+    """What the coordinator tells a rank: the file, its machine, and the place of each tensor."""
 
     file: str
+    machine: str
     items: dict[Any, _Place]  # by MetadataIndex
 
 
@@ -83,11 +85,6 @@ class _Save:
         if shared is not None:
             shared.discard()
         self.db.close()
-
-    def __del__(self) -> None:
-        shared = getattr(self, "shared", None)
-        if shared is not None:
-            shared.discard()
 
 
 class StorageWriter(TorchWriter):
@@ -185,6 +182,11 @@ class StorageWriter(TorchWriter):
             places = plan.storage_data
             if not isinstance(places, _Places):
                 raise InvalidValueError(f"the planner dropped storage_data of the plan. {_NOTHING}")
+            if places.machine != boot_id():
+                raise UsageError(
+                    f"this rank runs on another machine than the coordinator, and {self.path} is "
+                    f"written through the memory of one. {_NOTHING} Save from one machine."
+                )
             with SharedFile(self.path, places.file) as file:
                 future.set_result([_write(file, item, planner, places) for item in plan.items])
         except BaseException:
