@@ -166,7 +166,7 @@ class StorageWriter(TorchWriter):
             file = save.shared.file
             return [
                 dataclasses.replace(
-                    plan, storage_data=_Places(file, _places(plan, tensors, offsets))
+                    plan, storage_data=_Places(file, boot_id(), _places(plan, tensors, offsets))
                 )
                 for plan in plans
             ]

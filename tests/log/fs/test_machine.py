@@ -141,8 +141,8 @@ def test_where_the_system_says_nothing_a_disk_is_not_known_to_be_local(
 
 
 def test_a_machine_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.boot_id() == machine.boot_id()
-    monkeypatch.setattr(machine, "_lines", lambda path: ["ab-cd"])
-    assert machine.boot_id() == "ab-cd"
-    monkeypatch.setattr(machine, "_lines", lambda path: [])
-    assert machine.boot_id() == ""
+    assert os_memory.boot_id() == os_memory.boot_id()
+    monkeypatch.setattr(os_memory, "_lines", lambda path: ["ab-cd"])
+    assert os_memory.boot_id() == "ab-cd"
+    monkeypatch.setattr(os_memory, "_lines", lambda path: [])
+    assert os_memory.boot_id() == ""
