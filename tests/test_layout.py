@@ -65,6 +65,7 @@ DOOR_CALLS = frozenset(
 # Parts of os that touch neither.
 HARMLESS = frozenset(
     {
+        "io.BytesIO",
         "os.PathLike",
         "os._exit",
         "os.close",

@@ -47,6 +47,11 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+def boot_id() -> str:
+    """Return what tells this machine, since its last start, from every other; "" if unknown."""
+    return "".join(_lines("/proc/sys/kernel/random/boot_id")).strip()
+
+
 def allowed_cores() -> float:
     """Return how many cores this process may use: those it is bound to, and its group's quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -13,8 +13,13 @@ from mldb.write.safe_points import is_forced, require_main_thread, safe_point
 
 if TYPE_CHECKING:
     from mldb.history.checkpoints import Checkpoint
-    from mldb.state.checkpointing import PendingCheckpoint
+    from mldb.log.frame import Record
+    from mldb.log.index.address import CommitRow
+    from mldb.log.pending import PendingSegment
+    from mldb.log.view import View
+    from mldb.state.checkpointing import CheckpointJob, PendingCheckpoint
     from mldb.write.preemption import SavedOnSignal, Then
+    from mldb.write.shared_checkpoint import SharedCheckpoint
 
 
 class CheckpointVerbs(Handle):
@@ -113,6 +118,57 @@ class CheckpointVerbs(Handle):
             taken = background.submit(job, started, self._writer())
         safe_point()
         return taken
+
+    def shared_checkpoint(
+        self,
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        name: str | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> SharedCheckpoint:
+        """Begin a checkpoint that several processes write side by side, and this one commits.
+
+        For the ranks of a job on one machine: each writes its parts of the tensors into one file,
+        without a lock; see :class:`mldb.write.shared_checkpoint.SharedCheckpoint`. *epoch* None is
+        that of the head at the commit; the rest is as in :meth:`checkpoint`. Raises what that
+        raises, EpochOrderError at once where it is seen at once.
+        """
+        from mldb.state.checkpointing import Naming
+        from mldb.tensors.codec import pack_metadata, unpack_metadata
+        from mldb.write.shared_checkpoint import SharedCheckpoint
+
+        self._guard()
+        checked = check_epoch(epoch)
+        if checked is not None:
+            self._epochs.check(self._log.head(), checked)
+        Naming(name, checked or 0, step)
+        spill, segment = self.options.spill_bytes, self.options.segment_bytes
+        return SharedCheckpoint(
+            self._log.pending_segment(),
+            self._write_shared,
+            lambda: self._log.head().commit.epoch,
+            epoch=checked,
+            step=step,
+            name=name,
+            metrics=unpack_metadata(pack_metadata(metrics or {}, "metrics")),
+            appended_up_to=min(spill, segment) if self.options.durability == "commit" else segment,
+        )
+
+    def _write_shared(
+        self, job: CheckpointJob, records: list[Record], pending: PendingSegment | None
+    ) -> CommitRow:
+        from mldb.state.planning import commit_planned
+
+        self._guard()
+        self._settle_background()
+
+        def commit(more: list[Record], check: Callable[[View], None]) -> CommitRow:
+            return self._commit(records + more, job.epoch, check, pending)
+
+        row = commit_planned(job, self._log.head, commit)
+        self._compaction.look()
+        return row
 
     def save_on_signal(
         self,

@@ -34,6 +34,7 @@ def test_every_example_is_run_here() -> None:
 
 # The one about texts takes embeddings of a user's own, and has a test of its own.
 AS_SCRIPTS = {
+    "dcp_training": ["store", "2"],
     "huggingface_training": [],
     "import_export": [],
     "lake_training": ["store", "500", "numpy"],
@@ -118,6 +119,25 @@ def test_time_travel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "changed between epochs 2 and 5: ['layer/bias', 'layer/weight']" in printed
     assert "Rewound" in printed
+
+
+@pytest.mark.slow
+def test_dcp_training_goes_on(tmp_path: Path) -> None:
+    """The ranks are processes of their own, so it is run as a script."""
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available():
+        pytest.skip("this torch is built without torch.distributed")
+    main = load("dcp_training")
+    assert main.__globals__["RANKS"] == 2
+    command = [sys.executable, str(EXAMPLES / "dcp_training.py"), "store", "1"]
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    for names in ("epoch-1", "epoch-1, epoch-2"):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"checkpoints: {names}\n" in done.stdout
+    assert "going on after epoch 1" in done.stdout
 
 
 def test_larger_than_memory(tmp_path: Path) -> None:

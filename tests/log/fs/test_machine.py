@@ -138,3 +138,11 @@ def test_where_the_system_says_nothing_a_disk_is_not_known_to_be_local(
 ) -> None:
     monkeypatch.setattr(os_memory, "_lines", lambda path: [])
     assert not is_local("/some/store")
+
+
+def test_a_machine_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os_memory.boot_id() == os_memory.boot_id()
+    monkeypatch.setattr(os_memory, "_lines", lambda path: ["ab-cd"])
+    assert os_memory.boot_id() == "ab-cd"
+    monkeypatch.setattr(os_memory, "_lines", lambda path: [])
+    assert os_memory.boot_id() == ""
