@@ -38,8 +38,9 @@ def main(folder: str) -> nn.Module:
 
     back = mldb.import_file(f"{folder}/store", f"{folder}/shards", epoch=5)
     with mldb.open(f"{folder}/store", mode="r") as db:
-        model.load_state_dict(db.state_dict())
-        same = torch.equal(model[2].bias, db.state_dict(as_of=3)["2.bias"])
+        state = db.state_dict()
+        model.load_state_dict(state)
+        same = torch.equal(state["2.bias"], db.state_dict(as_of=3)["2.bias"])
         print(f"epoch {back.epoch} has the bias of epoch 3 again: {same}")
     return model
 

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 
 from mldb.deferred import NamedTuple
 from mldb.errors import CorruptError
+from mldb.log import format as fmt
 from mldb.log.index.address import Entry
 from mldb.log.segment import segment_name
 
@@ -69,3 +70,14 @@ def wrong_base(entry: Entry, name: str, what: str) -> CorruptError:
         offset=entry.frame,
         key=name,
     )
+
+
+def base_fault(entry: Entry, base: Entry | None) -> str:
+    """Return what is wrong with the version that an entry names as its owner or base, or ""."""
+    if base is None:
+        return "is not there"
+    if base.flags & fmt.ENTRY_TOMBSTONE or base.encoding == fmt.ENCODING_REFERENCE:
+        return "has no bytes of its own"
+    if entry.encoding == fmt.ENCODING_REFERENCE and base.digest != entry.digest:
+        return "has other bytes"
+    return ""

@@ -14,7 +14,7 @@ import numpy as np
 
 from mldb.errors import CorruptError, VersionGoneError
 from mldb.log import format as fmt
-from mldb.log.chain import DEPTH_MAX, Cache, Decode, wrong_base
+from mldb.log.chain import DEPTH_MAX, Cache, Decode, base_fault, wrong_base
 from mldb.log.delta_reads import DeltaReads
 from mldb.log.index.address import Entry
 from mldb.log.segment import Segment, SegmentGoneError, segment_name
@@ -394,14 +394,3 @@ class Door:
             f"the version of {name!r} that commit {entry.commit_lsn} stored was pruned while it "
             "was being read. Hold a snapshot (db.at) to keep what you read, or pin the commit."
         )
-
-
-def base_fault(entry: Entry, base: Entry | None) -> str:
-    """Return what is wrong with the version that an entry names as its owner or base, or ""."""
-    if base is None:
-        return "is not there"
-    if base.flags & fmt.ENTRY_TOMBSTONE or base.encoding == fmt.ENCODING_REFERENCE:
-        return "has no bytes of its own"
-    if entry.encoding == fmt.ENCODING_REFERENCE and base.digest != entry.digest:
-        return "has other bytes"
-    return ""

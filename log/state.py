@@ -142,12 +142,9 @@ class LogState:
         self._lock_seen = (*self._lock_identity, self.manifest.number)
 
     def _open(self, manifest: Manifest) -> Active:
+        known = self.distrusted
         return open_active(
-            self.fs,
-            manifest,
-            writable=self.writable,
-            verify=self.verify,
-            distrusted=self.distrusted,
+            self.fs, manifest, writable=self.writable, verify=self.verify, distrusted=known
         )
 
     # --- following --------------------------------------------------------------------------------

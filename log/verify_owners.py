@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mldb.errors import MldbError
 from mldb.log import format as fmt
-from mldb.log.door import base_fault
+from mldb.log.chain import base_fault
 from mldb.log.index.address import Entry
 from mldb.log.index.mapped import MappedIndex
 from mldb.log.index.memory import IndexPart

@@ -21,7 +21,14 @@ if sys.platform == "win32":
         "Use it under WSL 2. Nothing was changed."
     )
 from mldb.log.fs.descriptor import Fd
-from mldb.log.fs.folders import FOLDER_FLAGS, identity_at, make_folders, sync_folder
+from mldb.log.fs.folders import (
+    FOLDER_FLAGS,
+    expanded,
+    identity_at,
+    make_folders,
+    refuse_long,
+    sync_folder,
+)
 from mldb.log.fs.posix_file import OsFile
 from mldb.log.fs.relief import with_relief
 
@@ -39,8 +46,6 @@ _FLAGS = {
     "create": _SAFE | os.O_RDWR | os.O_CREAT | os.O_EXCL,
 }
 _LOCK_FLAGS = _SAFE | os.O_RDWR | os.O_CREAT
-_PATH_BYTES_MAX = 4000  # of the 4,095 of the system, as files of the store have names below it
-_PART_BYTES_MAX = 255
 _ANYONE = 0o666  # the umask decides who may read and write
 
 
@@ -78,9 +83,9 @@ class OsFileSystem:
         """
         resolved = path
         try:
-            path = _expanded(path)
+            path = expanded(path)
             resolved = os.path.abspath(path)
-            _refuse_long(resolved)
+            refuse_long(resolved)
             if not os.path.isdir(resolved):
                 # Where a broken link points belongs in the message.
                 resolved = os.path.realpath(path)
@@ -353,34 +358,6 @@ class OsFileSystem:
     def pause(self, seconds: float) -> None:
         """Sleep."""
         time.sleep(seconds)
-
-
-def _expanded(path: str) -> str:
-    """Return *path* with its ``~`` replaced. Raises InvalidNameError when that names nobody."""
-    if not path:
-        raise InvalidNameError(
-            "the path of a store is empty. Give the folder that it lies in, '.' for the one this "
-            "program runs in. Nothing was changed."
-        )
-    found = os.path.expanduser(path)
-    if found.startswith("~"):
-        raise InvalidNameError(
-            f"{path[:80]!r} begins with the home of a user who is not known here. A folder of that "
-            f"name is given as './{path[:80]}', or by its absolute path. Nothing was changed."
-        )
-    return found
-
-
-def _refuse_long(path: str) -> None:
-    """Raise OSError for a path that no folder can have, before the first parts of it are made."""
-    size = len(os.fsencode(path))
-    longest = max(len(os.fsencode(part)) for part in path.split("/"))
-    if size > _PATH_BYTES_MAX or longest > _PART_BYTES_MAX:
-        raise OSError(
-            errno.ENAMETOOLONG,
-            f"{os.strerror(errno.ENAMETOOLONG)}: {size} bytes, the longest part {longest}; a store "
-            f"may have {_PATH_BYTES_MAX} and {_PART_BYTES_MAX}. Nothing was changed",
-        )
 
 
 def _names(path: str, root: Fd) -> list[str]:

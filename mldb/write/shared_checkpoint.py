@@ -21,8 +21,8 @@ from mldb.errors import ClosedError, InvalidValueError
 from mldb.history.checkpoints import Checkpoint
 from mldb.history.kinds.tensors import tensor_reserved, tensor_stored
 from mldb.log import format as fmt
-from mldb.log.aside import Aside
-from mldb.log.batch import BESIDE_BYTES, Placed
+from mldb.log.aside import BESIDE_BYTES, Aside
+from mldb.log.batch import Placed
 from mldb.log.checksum import checks_and_digest
 from mldb.log.frame import Record, hashed_drafts
 from mldb.log.fs.posix import OsFileSystem

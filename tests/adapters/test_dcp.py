@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlan
 
 from mldb.adapters.dcp import StorageReader, StorageWriter, list_checkpoints  # noqa: E402
 from mldb.adapters.dcp.document import DOCUMENT, Document, encode_document  # noqa: E402
-from mldb.adapters.dcp.layout import Box, StoredTensor  # noqa: E402
+from mldb.adapters.dcp.layout import Box, BoxedTensor  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -347,7 +347,7 @@ def test_a_hostile_value_is_refused(store_path: Path, stored: bytes) -> None:
 
 
 def test_too_much_that_is_no_tensor_is_refused() -> None:
-    whole = StoredTensor("<f4", (4,), ((Box((0,), (4,)), "a"),))
+    whole = BoxedTensor("<f4", (4,), ((Box((0,), (4,)), "a"),))
     document = Document("2.13", 1, {"a": whole}, {"b": bytes(65 << 20)}, None)
     with pytest.raises(LimitError, match="Make large values tensors"):
         encode_document(document)

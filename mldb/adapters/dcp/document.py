@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import msgpack
 
-from mldb.adapters.dcp.layout import Box, StoredTensor
+from mldb.adapters.dcp.layout import Box, BoxedTensor
 from mldb.errors import CorruptError, FormatVersionError, LimitError, MldbError
 from mldb.log import format as fmt
 from mldb.names import check_name
@@ -37,7 +37,7 @@ class Document(NamedTuple):
 
     torch: str
     ranks: int
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, BoxedTensor]
     values: dict[str, bytes]
     paths: dict[str, tuple[str | int, ...]] | None
 
@@ -112,7 +112,7 @@ def _texts(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _tensor_of(fqn: str, value: object) -> StoredTensor:
+def _tensor_of(fqn: str, value: object) -> BoxedTensor:
     if not isinstance(value, list) or len(value) < 3:
         _refuse(f"tensor {fqn!r:.200} is not an array of 3 fields")
     dtype, shape = value[0], _axes(fqn, value[1])
@@ -123,13 +123,13 @@ def _tensor_of(fqn: str, value: object) -> StoredTensor:
     if not 0 <= size <= fmt.PAYLOAD_BYTES_MAX:
         _refuse(f"tensor {fqn!r:.200} has no dtype and shape that are stored")
     if not isinstance(value[2], list):
-        return StoredTensor(dtype, shape, ((Box((0,) * len(shape), shape), _name(fqn, value[2])),))
+        return BoxedTensor(dtype, shape, ((Box((0,) * len(shape), shape), _name(fqn, value[2])),))
     boxes = tuple(_box_of(fqn, shape, item) for item in value[2])
     if not boxes or (len(boxes) == 1 and boxes[0][0].sizes == shape):
         _refuse(f"tensor {fqn!r:.200} has no parts")
     if sum(box.elements for box, _ in boxes) > math.prod(shape):
         _refuse(f"the parts of tensor {fqn!r:.200} overlap")
-    return StoredTensor(dtype, shape, boxes)
+    return BoxedTensor(dtype, shape, boxes)
 
 
 def _box_of(fqn: str, shape: tuple[int, ...], value: object) -> tuple[Box, str]:

@@ -34,7 +34,7 @@ class Box(NamedTuple):
         return math.prod(self.sizes)
 
 
-class StoredTensor(NamedTuple):
+class BoxedTensor(NamedTuple):
     """A distributed tensor in a store: its boxes, each with the name that it has there.
 
     A whole one has a single box, which is all of it.
@@ -78,13 +78,13 @@ def name_of_part(name: str, box: Box) -> str:
 
 def place_tensor(
     fqn: str, dtype: str, shape: tuple[int, ...], boxes: Sequence[Box], itemsize: int
-) -> StoredTensor:
+) -> BoxedTensor:
     """Decide how a tensor is stored of which *boxes* are written, each by one rank."""
     name = name_of_fqn(fqn)
     whole = Box((0,) * len(shape), shape)
     if is_in_long_runs(shape, boxes, itemsize):
-        return StoredTensor(dtype, shape, ((whole, name),))
-    return StoredTensor(dtype, shape, tuple((box, name_of_part(name, box)) for box in boxes))
+        return BoxedTensor(dtype, shape, ((whole, name),))
+    return BoxedTensor(dtype, shape, tuple((box, name_of_part(name, box)) for box in boxes))
 
 
 def is_in_long_runs(shape: tuple[int, ...], boxes: Sequence[Box], itemsize: int) -> bool:

@@ -29,7 +29,7 @@ from mldb.adapters.dcp.interface import (
     set_element,
     torch,
 )
-from mldb.adapters.dcp.layout import Box, StoredTensor
+from mldb.adapters.dcp.layout import Box, BoxedTensor
 from mldb.adapters.dcp.values import decode_value, opaque_of
 from mldb.adapters.dcp.writer import is_checkpoint_name
 from mldb.errors import (
@@ -210,7 +210,7 @@ class _Load:
         there = f"There are, newest last: {', '.join(shown)}" if shown else "It has no such at all"
         raise MissingError(f"no checkpoint to load in {self.db.path}: {problem}. {there}.")
 
-    def _checked(self, fqn: str, what: StoredTensor, box: Box, name: str) -> TensorHandle:
+    def _checked(self, fqn: str, what: BoxedTensor, box: Box, name: str) -> TensorHandle:
         """The handle of a tensor or part; torch allocates by what the document says of it."""
         try:
             handle = self._snapshot.tensor(name)

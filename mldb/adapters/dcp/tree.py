@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgpack
 
 from mldb.adapters.dcp.document import Document
-from mldb.adapters.dcp.layout import StoredTensor
+from mldb.adapters.dcp.layout import BoxedTensor
 from mldb.adapters.dcp.values import value_node
 from mldb.errors import LimitError
 from mldb.state.leaves import text_node
@@ -43,7 +43,7 @@ def skeleton_of_document(document: Document) -> bytes:
     return bytes(msgpack.packb([FORMAT, _node(root, 0), {}, []]))
 
 
-def _tensor_node(what: StoredTensor) -> Any:
+def _tensor_node(what: BoxedTensor) -> Any:
     if what.is_whole:
         return [TENSOR, what.boxes[0][1]]
     node: list[Any] = [DICT]

@@ -21,7 +21,7 @@ from mldb.adapters.dcp.interface import (
     WriteResult,
     torch,
 )
-from mldb.adapters.dcp.layout import Box, StoredTensor, place_tensor, runs
+from mldb.adapters.dcp.layout import Box, BoxedTensor, place_tensor, runs
 from mldb.adapters.dcp.tree import skeleton_of_document
 from mldb.adapters.dcp.values import encode_opaque, encode_value
 from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
@@ -66,7 +66,7 @@ class _Save:
     def __init__(self, writer: StorageWriter, ranks: int) -> None:
         self.db = mldb.open(writer.path, durability=writer.durability, **writer.options)
         self.ranks = ranks
-        self.tensors: dict[str, StoredTensor] = {}
+        self.tensors: dict[str, BoxedTensor] = {}
         self.shared: SharedCheckpoint | None = None
         try:
             self.shared = self.db.shared_checkpoint(
@@ -253,7 +253,7 @@ def _refuse_cached(usable: bool) -> None:
         )
 
 
-def _tensors_of(plans: list[SavePlan]) -> dict[str, StoredTensor]:
+def _tensors_of(plans: list[SavePlan]) -> dict[str, BoxedTensor]:
     """The tensors of all plans, in the order of their names."""
     found: dict[str, tuple[Any, tuple[int, ...], list[Box]]] = {}
     for plan in plans:
@@ -283,7 +283,7 @@ def _box_of_item(item: WriteItem) -> Box:
 
 
 def _places(
-    plan: SavePlan, tensors: dict[str, StoredTensor], offsets: dict[str, int]
+    plan: SavePlan, tensors: dict[str, BoxedTensor], offsets: dict[str, int]
 ) -> dict[Any, _Place]:
     places = {}
     for item in plan.items:
