@@ -8,10 +8,10 @@ For accelerate 1.15 and newer of major 1; another one is refused by name at impo
 >>> load_state(accelerator, db)                                # doctest: +SKIP
 
 A loader of a lake goes through ``accelerator.prepare`` unchanged: the lake deals its rows out to
-ranks itself (those of torch.distributed, or ``rank`` and ``world`` of ``export_to_dataloader``), and
-its batches lie where its ``device`` says. Pass the loader, not a DataLoader of one's own around its dataset: with several
-processes prepare() would deal out what was dealt out already. ``accelerator.accumulate`` does not
-see where a lake's pass ends, so choose steps that divide it.
+ranks itself (those of torch.distributed, or ``rank`` and ``world`` of ``export_to_dataloader``),
+and its batches lie where its ``device`` says. Pass the loader, not a DataLoader of one's own around
+its dataset: with several processes prepare() would deal out what was dealt out already.
+``accelerator.accumulate`` does not see where a lake's pass ends, so choose steps that divide it.
 """
 
 from __future__ import annotations
