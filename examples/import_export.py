@@ -38,9 +38,8 @@ def main(folder: str) -> nn.Module:
 
     back = mldb.import_file(f"{folder}/store", f"{folder}/shards", epoch=5)
     with mldb.open(f"{folder}/store", mode="r") as db:
-        state = db.state_dict()
-        model.load_state_dict(state)
-        same = torch.equal(state["2.bias"], db.state_dict(as_of=3)["2.bias"])
+        model.load_state_dict(db.state_dict())
+        same = torch.equal(model.state_dict()["2.bias"], db.state_dict(as_of=3)["2.bias"])
         print(f"epoch {back.epoch} has the bias of epoch 3 again: {same}")
     return model
 

@@ -31,16 +31,16 @@ from transformers.trainer_callback import ExportableState
 from mldb.adapters.generators import set_rng_state
 from mldb.adapters.huggingface_state import (
     PREFIX,
+    Resumed,
     checkpoint_parts,
     find_checkpoint,
     load_parts,
+    resume_from,
     save_parts,
-    trainer_state,
 )
 from mldb.adapters.numbers import numbers_of
 from mldb.database import MLDatabase
 from mldb.errors import InvalidTypeError, MissingError, UsageError
-from mldb.history.checkpoints import Checkpoint
 from mldb.log.fs.posix import OsFileSystem
 
 __all__ = ["ACCELERATE_VERSION", "TRANSFORMERS_VERSION", "MldbCallback", "MldbTrainer"]
@@ -122,7 +122,7 @@ class MldbTrainer(Trainer):
         """Everything else is as of Trainer. *background*: training goes on while one is written."""
         self.db = _checked(db)
         self.background, self.rewind = background, rewind
-        self._resumed: Checkpoint | None = None
+        self._resumed: Resumed | None = None
         super().__init__(*args, **options)
         self.add_callback(MldbCallback(db, save=False))
 
@@ -153,14 +153,15 @@ class MldbTrainer(Trainer):
                     f"{self.db.path!r}; train without resume_from_checkpoint first"
                 )
             return str(wanted)
-        state = trainer_state(self.db, found)
+        resumed = resume_from(self.db, found)
+        state = resumed.state
         # The Trainer looks for a folder of this name and forgets one that is not there.
         state.best_model_checkpoint = None
         folder = OsFileSystem.prepare_root(f"{self.args.output_dir}/resumed", create=True)
         state.save_to_json(f"{folder}/trainer_state.json")
         if self.rewind and self.db.lsn != found.lsn:
             self.db.rewind(found.lsn)
-        self._resumed = found
+        self._resumed = resumed
         return folder
 
     def _refuse_others(self) -> None:
@@ -219,7 +220,7 @@ class MldbTrainer(Trainer):
         if not load_parts(self.db, self._resumed, {"optimizer": optimizer, "scheduler": scheduler}):
             _logger.warning(
                 "checkpoint %r has no optimizer (save_only_model); it begins anew",
-                self._resumed.name,
+                self._resumed.checkpoint.name,
             )
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -232,16 +233,15 @@ class MldbTrainer(Trainer):
         if self._resumed is None:
             super()._load_rng_state(checkpoint)
             return
-        stored = self.db.load(None, as_of=self._resumed.lsn)
-        if "rng" in stored:
-            set_rng_state(stored["rng"])
+        if self._resumed.rng is not None:
+            set_rng_state(self._resumed.rng)
 
     def _load_best_model(self) -> None:
         best = find_checkpoint(self.db, str(self.state.best_model_checkpoint))
         if best is None:
             super()._load_best_model()
         else:
-            load_parts(self.db, best, {"model": self.model})
+            self.db.load({"model": self.model}, as_of=best.lsn, part=True)
 
 
 def _note_state(states: dict[str, Any], name: str, state: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from transformers import TrainerState
 
 from mldb.adapters.generators import rng_state
+from mldb.adapters.huggingface_version import TRANSFORMERS_VERSION
 from mldb.database import MLDatabase
 from mldb.errors import CorruptError, MissingError, UsageError
 from mldb.history.checkpoints import Checkpoint
@@ -62,13 +63,22 @@ def find_checkpoint(db: MLDatabase, wanted: str | bool) -> Checkpoint | None:
     return next((item for item in found if item.name == wanted), None)
 
 
-def trainer_state(db: MLDatabase, checkpoint: Checkpoint) -> TrainerState:
-    """Return the state of the Trainer in a checkpoint.
+class Resumed(NamedTuple):
+    """A checkpoint that a training goes on from: what it has beside tensors."""
+
+    checkpoint: Checkpoint
+    parts: frozenset[str]
+    state: TrainerState
+    rng: dict[str, Any] | None
+
+
+def resume_from(db: MLDatabase, checkpoint: Checkpoint) -> Resumed:
+    """Read what a Trainer's checkpoint has; its large tensors are mapped and not read.
 
     Raises MissingError for a checkpoint of something else, CorruptError, and UsageError for one of
     a transformers whose TrainerState has other fields.
     """
-    stored = db.load({_KEY: ""}, as_of=checkpoint.lsn, part=True).state
+    stored = db.load(None, as_of=checkpoint.lsn)
     text = stored.get(_KEY) if isinstance(stored, dict) else None
     if not isinstance(text, str):
         raise MissingError(f"checkpoint {checkpoint.name!r} has no state of a Trainer")
@@ -77,31 +87,23 @@ def trainer_state(db: MLDatabase, checkpoint: Checkpoint) -> TrainerState:
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"the Trainer's state in {checkpoint.name!r} is no JSON") from error
     try:
-        return TrainerState(**fields)
+        state = TrainerState(**fields)
     except TypeError as error:
-        from transformers import __version__
-
         raise UsageError(
             f"checkpoint {checkpoint.name!r} was taken under another version of transformers, "
-            f"whose TrainerState is not that of {__version__}: {error}. Its tensors are read all "
-            "the same: db.load(None, as_of=...)"
+            f"whose TrainerState is not that of {TRANSFORMERS_VERSION}: {error}. Its tensors are "
+            "read all the same: db.load(None, as_of=...)"
         ) from None
+    return Resumed(checkpoint, frozenset(stored), state, stored.get("rng"))
 
 
-def load_parts(db: MLDatabase, checkpoint: Checkpoint, live: dict[str, Any]) -> bool:
+def load_parts(db: MLDatabase, resumed: Resumed, live: dict[str, Any]) -> bool:
     """Load what *live* names, into the objects in it; whether the checkpoint had all of it.
 
     Nothing is loaded where a part is missing, as after ``save_only_model``.
     """
     live = {name: part for name, part in live.items() if part is not None}
-    names = stored_parts(db, checkpoint)
-    if not live.keys() <= names:
+    if not live or not live.keys() <= resumed.parts:
         return False
-    db.load(live, as_of=checkpoint.lsn, part=True)
+    db.load(live, as_of=resumed.checkpoint.lsn, part=True)
     return True
-
-
-def stored_parts(db: MLDatabase, checkpoint: Checkpoint) -> set[str]:
-    """The names of the parts of a checkpoint."""
-    stored = db.load(None, as_of=checkpoint.lsn)
-    return set(stored) if isinstance(stored, dict) else set()

@@ -23,7 +23,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from mldb.adapters.huggingface import MldbCallback, MldbTrainer  # noqa: E402
-from mldb.adapters.huggingface_state import find_checkpoint, trainer_state  # noqa: E402
+from mldb.adapters.huggingface_state import find_checkpoint, resume_from  # noqa: E402
 from mldb.adapters.package_version import require_package  # noqa: E402
 from tests.adapters import huggingface_child as child  # noqa: E402
 
@@ -153,10 +153,10 @@ def test_the_model_alone(tmp_path: Path) -> None:
     with mldb.open(tmp_path / "run") as db:
         _trainer(db, tmp_path / "out", max_steps=3, save_only_model=True).train()
         assert set(db.load(None)) == {"model", "trainer"}
-        again = _trainer(db, tmp_path / "out", max_steps=3, rewind=False)
+        again = _trainer(db, tmp_path / "out", max_steps=4, rewind=False)
         before = db.lsn
         again.train(resume_from_checkpoint=True)
-        assert db.checkpoints()[-1].step == 3
+        assert db.checkpoints()[-1].step == 4
         assert db.lsn >= before
         mldb.export_file(
             db, tmp_path / "m" / "model", prefix="model/", strip_prefix="model/", shard_bytes=4096
@@ -193,7 +193,7 @@ def test_the_state_of_another_version_is_told(
         found = find_checkpoint(db, True)
         assert found is not None
         with pytest.raises(error):
-            trainer_state(db, found)
+            resume_from(db, found)
 
 
 @pytest.mark.parametrize("installed", ["4.57.0", "6.0.0", "5.19.1", "nonsense"])
