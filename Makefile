@@ -1,7 +1,7 @@
 # Every target runs tools/dev.py, which makes .venv on the first run. Without make, call it directly.
 PYTHON ?= python3
 
-.PHONY: demo test test-pure test-large bench bench-lake bench-growth bench-compaction bench-tools lint docs setup
+.PHONY: demo test test-pure test-large bench bench-lake bench-growth bench-compaction bench-tools bench-adapters lint docs setup
 
 demo:
 	@$(PYTHON) tools/dev.py demo
@@ -29,6 +29,9 @@ bench-compaction:
 
 bench-tools:
 	@$(PYTHON) tools/dev.py bench-tools $(ARGS)
+
+bench-adapters:
+	@$(PYTHON) tools/dev.py bench-adapters $(ARGS)
 
 lint:
 	@$(PYTHON) tools/dev.py lint

@@ -1,7 +1,7 @@
 """Set up the checkout and run what a developer runs; standard library only.
 
 ``python3 tools/dev.py setup|demo|test|test-pure|test-large|lint|docs [arguments]``, and likewise
-``bench|bench-lake|bench-growth|bench-compaction|bench-tools``.
+``bench|bench-lake|bench-growth|bench-compaction|bench-tools|bench-adapters``.
 
 Arguments are those of the last step.
 
@@ -64,6 +64,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "bench-growth": (("-m", "tests.bench_growth"),),
     "bench-compaction": (("-m", "tests.bench_compaction"),),
     "bench-tools": (("-m", "tests.bench_tools"),),
+    "bench-adapters": (("-m", "tests.bench_adapters"),),
     "lint": LINT,
     # Offline, with warnings as errors; into site/.
     "docs": (("-m", "zensical", "build", "--clean", "--strict"),),

@@ -12,7 +12,7 @@ import argparse
 from tests.bench import sections
 from tests.bench_compaction.runner import render
 
-SECTIONS = ("dcp",)
+SECTIONS = ("dcp", "files", "lightning_epoch")
 _PACKAGE = "tests.bench_adapters"
 _LIBRARIES = ("numpy", "xxhash", "msgpack")
 

@@ -1,6 +1,6 @@
 """Files of others: a safetensors file into a store, and a store into a safetensors file.
 
-``python -m tests.bench_adapters.measure_files [MB [ROUNDS [FOLDER]]]``; 1024 MB and 5 rounds unless
+``python -m tests.bench_adapters.files [MB [ROUNDS [FOLDER]]]``; 1024 MB and 5 rounds unless
 said. Import is held against the fastest raw durable write of the same bytes that the machine has,
 with the file to import in the page cache; export against ``safetensors.numpy.save_file`` and an
 fsync.
@@ -21,7 +21,9 @@ from safetensors.numpy import save_file
 
 import mldb
 from tests.bench.limits import RAW_WRITERS
+from tests.bench.sections import fresh_folder
 from tests.bench.timing import Samples, Workspace, interleave, median, sync_path
+from tests.bench_compaction.row import Row, at_least
 
 TENSORS: Final = 16
 SAFETENSORS: Final = "safetensors.save_file, fsync"
@@ -103,6 +105,19 @@ def report(samples: Samples, megabytes: int) -> list[str]:
         met = "met" if ratio >= TARGET else "missed"
         lines.append(f"{name:40} {ratio:8.2f} x      at least {TARGET} x: {met}")
     return lines
+
+
+def rows(quick: bool) -> list[Row]:
+    """All figures of the section."""
+    megabytes, rounds = (8, 2) if quick else (1024, 5)
+    with fresh_folder() as root:
+        samples = measure(root, megabytes, rounds)
+    asked = not quick
+    found = [
+        at_least(f"{what} of {megabytes} MiB", ratio, "x of it", TARGET, asked=asked)
+        for what, ratio in compare(samples).items()
+    ]
+    return [*found, *(Row(name, median(times) * 1e3, "ms") for name, times in samples.items())]
 
 
 def main(arguments: list[str]) -> None:

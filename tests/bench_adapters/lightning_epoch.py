@@ -1,7 +1,7 @@
 """An epoch of a Lightning training with a checkpoint at its end, against one without.
 
 ``rows(quick)`` as in the other benchmarks; alone, with ``--quick`` or without:
-``python -m tests.bench_adapters.measure_lightning``. Checkpoints go to a store with
+``python -m tests.bench_adapters.lightning_epoch``. Checkpoints go to a store with
 ``CheckpointIO(wait=False)``, every commit synced. Runs with and without take turns; the first epoch
 of each, in which memory is allocated and the store is opened, is not counted. torch has one core
 less than there are, as in the benchmark of stalls.
