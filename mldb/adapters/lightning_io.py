@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO as _CheckpointIO
 
 from mldb.adapters.lightning_behind import Behind
 from mldb.adapters.lightning_marker import (
-    TAGS,
+    KEPT_BY,
     Marker,
     checkpoint_name,
     local_path,
@@ -164,7 +164,7 @@ class CheckpointIO(_CheckpointIO):
         being saved behind, that comes first.
         """
         place = local_path(path)
-        tag = TAGS + checkpoint_name(place, self._root)
+        tag = KEPT_BY + checkpoint_name(place, self._root)
         if self._wait:
             self._remove(place, tag)
         else:
@@ -225,7 +225,7 @@ class CheckpointIO(_CheckpointIO):
 
 def _keep(db: MLDatabase, checkpoint: Checkpoint, place: str) -> None:
     """Tag a stored checkpoint and put its marker at *place*, in this order: a marker is kept."""
-    db.tag(TAGS + checkpoint.name, checkpoint.lsn)
+    db.tag(KEPT_BY + checkpoint.name, checkpoint.lsn)
     write_marker(place, Marker.of(checkpoint))
 
 

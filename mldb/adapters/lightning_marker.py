@@ -27,14 +27,14 @@ from mldb.log.fs.posix import OsFileSystem
 from mldb.names import MAX_NAME_BYTES, check_name, escape_key
 
 SUFFIX: Final = ".ckpt"
-TAGS: Final = "lightning/"
+KEPT_BY: Final = "lightning/"
 """In front of the name of a checkpoint: the tag that keeps it."""
 
 MARKER_BYTES_MAX: Final = 4096
 _KIND: Final = "a Lightning checkpoint, in a store beside it"
 _VERSION: Final = 1
 _LSN_MAX: Final = (1 << 63) - 1
-_NAME_MAX: Final = MAX_NAME_BYTES - len(TAGS)
+_NAME_MAX: Final = MAX_NAME_BYTES - len(KEPT_BY)
 
 
 class Marker(NamedTuple):

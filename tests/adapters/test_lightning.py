@@ -131,7 +131,7 @@ def test_a_run_goes_on_from_the_end_of_an_epoch(
     root: Path, straight: tuple[list[Any], list[float], list[float]], when: str
 ) -> None:
     """Lightning iterates the loader once too often there; ours begins the same pass again."""
-    kinds = {"save_on_train_epoch_end": when == "epoch"}
+    kinds: dict[str, Any] = {"save_on_train_epoch_end": when == "epoch"}
     name = f"ends-{when}"
     first = ModelCheckpoint(root / name, save_top_k=-1, **kinds)
     train(root, name, epochs=1, checkpoints=first)

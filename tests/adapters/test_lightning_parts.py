@@ -283,7 +283,9 @@ def test_paths_and_their_names() -> None:
 def test_long_keys_come_back(io: CheckpointIO, tmp_path: Path) -> None:
     path = "/a/very/long/folder" * 12 + "/epoch=0.ckpt"
     kept = {"best_k_models": {path: torch.tensor(1.5), "short": [{path: np.ones(2)}]}, "k": 1}
-    saved = SAVED | {"callbacks": {"ModelCheckpoint{" + "'every': 1, " * 12 + "}": kept}}
+    saved: dict[str, Any] = SAVED | {
+        "callbacks": {"ModelCheckpoint{" + "'every': 1, " * 12 + "}": kept}
+    }
     before = copy.deepcopy(saved)
     io.save_checkpoint(saved, tmp_path / "a.ckpt")
     loaded = io.load_checkpoint(tmp_path / "a.ckpt")
@@ -332,7 +334,8 @@ def test_steps_behind_one_that_fails_are_not_taken() -> None:
     def fail() -> None:
         raise ValueError("first")
 
-    behind.run(lambda: (gate.wait(), taken.append(1)))
+    behind.run(gate.wait)
+    behind.run(lambda: taken.append(1))
     behind.run(fail)
     behind.run(lambda: taken.append(2))
     gate.set()

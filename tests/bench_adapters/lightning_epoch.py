@@ -65,7 +65,8 @@ def _model(amounts: Amounts, steps: int) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
         def train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader([torch.randn(batch, width)] * steps, batch_size=None)
+            batches: Any = [torch.randn(batch, width)] * steps
+            return torch.utils.data.DataLoader(batches, batch_size=None)
 
     return Model()
 
