@@ -138,7 +138,7 @@ def mesh_state(world: int, fill: int) -> dict[str, Any]:
     """Tensors split along each axis, replicated, narrow, 0-d, empty, and plain values."""
     mesh = init_device_mesh("cpu", (world,))
     torch.manual_seed(fill)
-    large = torch.randn(64, 8192)
+    large = torch.randn(16, 32768)
     return {
         "rows": distribute_tensor(torch.randn(10, 6), mesh, [Shard(0)]),
         "columns": distribute_tensor(torch.randn(6, 10).bfloat16(), mesh, [Shard(1)]),
