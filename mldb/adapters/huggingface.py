@@ -186,7 +186,7 @@ class MldbTrainer(Trainer):
                 "the trials of a search are runs of their own; give each a Trainer and a store"
             )
         self.store_flos()
-        state = self.state
+        state: Any = self.state  # whose types say less than it holds
         best = f"{PREFIX}{state.best_global_step}"
         if state.best_global_step and (
             state.best_global_step == state.global_step or find_checkpoint(self.db, best)

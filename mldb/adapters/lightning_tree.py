@@ -66,7 +66,14 @@ def _shortened(value: Any, room: int, depth: int) -> Any:
     if type(value) is dict:
         keys = list(value)
         sizes = [_size(key) for key in keys]
-        if max(sizes, default=0) > 2 * _NUMBER_BYTES:
+        lengths = [_longest(part, depth + 1) for part in value.values()]
+        # Keys that lead to no name that is too long stay where they are, however long.
+        leading = [
+            size
+            for size, below in zip(sizes, lengths, strict=True)
+            if below and below + size > room
+        ]
+        if max(leading, default=0) > 2 * _NUMBER_BYTES:
             below = room - 2 * _NUMBER_BYTES
             parts = tuple(_shortened(part, below, depth + 1) for part in value.values())
             return LongKeys(tuple(keys), parts)

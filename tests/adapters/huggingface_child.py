@@ -47,7 +47,7 @@ def new_model() -> Any:
 
 def arguments(out: str, **options: Any) -> TrainingArguments:
     """Two epochs of eight steps, with a checkpoint every three steps."""
-    chosen = {
+    chosen: dict[str, Any] = {
         "num_train_epochs": 2,
         "per_device_train_batch_size": 4,
         "save_strategy": "steps",

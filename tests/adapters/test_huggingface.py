@@ -94,7 +94,7 @@ def test_a_killed_training_goes_on_bit_exactly(tmp_path: Path, kill: int) -> Non
             np.testing.assert_array_equal(curve.value, resumed.value)
 
 
-def _trainer(db: mldb.MLDatabase, out: Path, **options: Any) -> MldbTrainer:
+def _trainer(db: mldb.MLDatabase, out: Path, **options: Any) -> Any:
     own = {name: options.pop(name) for name in ("background", "rewind") if name in options}
     return MldbTrainer(
         child.new_model(),
@@ -129,7 +129,7 @@ def test_a_callback_adds_checkpoints_that_the_trainer_resumes_from(tmp_path: Pat
     from transformers import Trainer
 
     with mldb.open(tmp_path / "run") as db:
-        plain = Trainer(
+        plain: Any = Trainer(
             child.new_model(),
             child.arguments(str(tmp_path / "out"), max_steps=4),
             train_dataset=child.rows(),
