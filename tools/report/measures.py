@@ -143,10 +143,14 @@ class _Sums:
 
 
 def _real(part: npt.NDArray[Any], *, exact: bool) -> Floats:
-    """A block as float32 or float64: the second where it is asked for, or holds more digits."""
+    """A block as float32 or float64: the second where it is asked for, or holds more digits.
+
+    Integers of 16 bits have squares of 32: sums of those that are near the end of their range,
+    as all small negative ones turned into unsigned, lost the fifth digit in float32.
+    """
     if part.dtype.kind == "c":
         part = np.abs(part)
-    if part.dtype == np.float64 or exact or (part.dtype.kind in "iu" and part.itemsize > 2):
+    if part.dtype == np.float64 or exact or (part.dtype.kind in "iu" and part.itemsize > 1):
         return part.astype(np.float64, copy=False)
     return part.astype(np.float32, copy=False)
 
