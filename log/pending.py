@@ -22,7 +22,7 @@ from mldb.log.frame import Record, hash_record
 from mldb.log.fs.protocol import FileSystem
 from mldb.log.lone import PENDING, discard
 
-_WRITEBACK_BYTES: Final = 4 << 20  # what is worth a call that starts it
+WRITEBACK_BYTES: Final = 4 << 20  # what is worth a call that starts it
 
 
 class PendingSegment:
@@ -92,7 +92,7 @@ class PendingSegment:
             return
         self.file.pwritev(record.payload, item.payload)
         self._started = min(self._started, item.offset)  # again, when a call failed before
-        if item.end - self._started >= _WRITEBACK_BYTES:
+        if item.end - self._started >= WRITEBACK_BYTES:
             self.file.start_writeback(self._started, item.end - self._started)
             self._started = item.end
 

@@ -51,7 +51,6 @@ It may be called again when the head moved, so it has no effects of its own.
 """
 
 _NO_EXTRA: Final[Mapping[str, object]] = {}
-_WRITEBACK_BYTES: Final = 128 << 10  # what is worth a call that starts it, before the sync
 
 
 class Sequencer:
@@ -167,9 +166,6 @@ class Sequencer:
                 write_ahead(active.file, records, at)
             batch = encode_batch(records, start, extra)
             write_batch(active.file, batch)
-            if payload >= _WRITEBACK_BYTES and self.options.durability == "commit":
-                # The disk is at work while the rest is done here: 3 to 5 % of 100 x 4 KiB.
-                active.file.start_writeback(at, batch[3] - at)
             state.appended(batch)
             self.commits += 1
             return batch[1], active

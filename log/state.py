@@ -19,7 +19,6 @@ from mldb.log.active import HALF_DONE, Active, open_active
 from mldb.log.directory.directory import Directory
 from mldb.log.directory.part import Files
 from mldb.log.directory.units import Units
-from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import File, FileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.pause import collection_paused
@@ -87,7 +86,7 @@ class LogState:
         self.parts.follow(manifest.segments, self.active.segment)
         self.units = Units(self.parts.sealed, self.directory.units)
         self._lock_identity = fs.identity(LOCK) or (0, 0)
-        self._lock_path = fs.looked_at(LOCK) if type(fs) is OsFileSystem else b""
+        self._lock_path = fs.looked_at(LOCK)
         self._lock_seen = (0, 0, 0)  # what a look at LOCK finds while the manifest is the newest
         self._announced = announced or open_announced(fs, writable=writable)
         self.named = 0  # the newest manifest whose name is known to be durable

@@ -1,8 +1,8 @@
-"""What the kernel is asked of a mapping: to read its pages, to take its page faults at once.
+"""What the kernel is asked of a mapping: its pages read, its faults taken, what is known of it.
 
-Both are wishes. Where the kernel has no such call, or refuses it, nothing happened and the pages
-come one fault at a time, as without it. The calls of ``ctypes`` are made without the lock of the
-interpreter, which those of ``mmap`` keep; a fault keeps it as well.
+The first two are wishes. Where the kernel has no such call, or refuses it, nothing happened and the
+pages come one fault at a time, as without it. The calls of ``ctypes`` are made without the lock of
+the interpreter, which those of ``mmap`` keep; a fault keeps it as well.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class OsFileSystem:
         return found.st_dev, found.st_ino, found.st_size
 
     def looked_at(self, name: str) -> bytes:
-        """The path that :meth:`look` asks the system for, for the compiled twin of such a look."""
+        """The path below the root."""
         self._check(name)
         return os.fsencode(f"{self.root}/{name}")
 

@@ -170,6 +170,12 @@ class FileSystem(Protocol):
     def look(self, name: str) -> tuple[int, int, int] | None:
         """Return the identity of a file and its length, of one moment; costs the same one stat."""
 
+    def looked_at(self, name: str) -> bytes:
+        """Return the path that :meth:`look` asks the system for; empty where it asks none.
+
+        For the compiled twin of such a look, which nothing here sees.
+        """
+
     def populate(self, view: memoryview) -> bool:
         """Take all page faults of *view*, a part of a mapping, in one call; tell whether it did.
 

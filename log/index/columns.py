@@ -23,29 +23,17 @@ from mldb.log.index.address import CommitRow, Entry
 from mldb.log.index.memory import after_prefix
 from mldb.log.index.steps import Column, Steps, finish
 
-ROW_COLUMNS: Final = {
+ROW_COLUMNS: Final = {  # in the order in which they are laid out
     "row_commit": "<u8",
     "row_frame": "<u8",
     "row_offset": "<u8",
     "row_length": "<u8",
     "row_base": "<u8",
-    "row_attr": "<u4",
     "row_flags": "u1",
     "row_encoding": "u1",
+    "row_attr": "<u4",
     "row_digest": "V16",
 }
-ROW_ORDER: Final = (  # as they are built
-    "row_commit",
-    "row_frame",
-    "row_offset",
-    "row_length",
-    "row_base",
-    "row_flags",
-    "row_encoding",
-    "row_attr",
-    "row_digest",
-)
-assert set(ROW_ORDER) == ROW_COLUMNS.keys()
 KEY_COLUMNS: Final = {
     "key_offset": "<u8",
     "key_heap": "u1",
@@ -172,15 +160,14 @@ def _pack_keys(keys: list[bytes]) -> tuple[Column, Column, Column]:
 def _put_rows(
     columns: dict[str, Column], rows: list[Entry], attr_ids: dict[bytes, int]
 ) -> Generator[None, None, None]:
-    made = {name: np.empty(len(rows), dtype=kind) for name, kind in ROW_COLUMNS.items()}
-    *numbers, attr, flags, encoding, digest = made.values()
     twin = native.twin
-    if twin is not None and twin.rows_to_columns(
-        rows, attr_ids, tuple(numbers), attr, flags, encoding, digest
-    ):
-        columns.update({name: made[name] for name in ROW_ORDER})
-        yield
-        return
+    if twin is not None:
+        made = {name: np.empty(len(rows), dtype=kind) for name, kind in ROW_COLUMNS.items()}
+        *numbers, flags, encoding, attr, digest = made.values()
+        if twin.rows_to_columns(rows, attr_ids, tuple(numbers), attr, flags, encoding, digest):
+            columns.update(made)
+            yield
+            return
     yield from _put_any_rows(columns, rows, attr_ids)
 
 

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from mldb.log import native
-from mldb.log.index.columns import COMMIT_COLUMNS, ROW_ORDER
+from mldb.log.index.columns import COMMIT_COLUMNS, ROW_COLUMNS
 from mldb.log.index.merge_lists import merge_attrs, merge_metadata, merge_owners
 from mldb.log.index.merge_parts import (
     Columns,
@@ -67,7 +67,7 @@ def merge_steps(older: Columns, newer: Columns, tails: dict[str, Column] | None 
     yield
     merged: dict[str, Column] = {}
     yield from _merge_keys(merged, older, newer, plan)
-    for name in ROW_ORDER:
+    for name in ROW_COLUMNS:
         if name == "row_attr":
             merged[name] = older[name]  # holds its place; the attrs come below
         else:
@@ -96,10 +96,11 @@ def _places(older: Columns, newer: Columns) -> Generator[None, None, tuple[Colum
     all at once where many are.
     """
     twin, count = native.twin, len(newer["key_offset"]) - 1
-    found_at = np.empty(count, dtype="<i8"), np.empty(count, dtype="?")
-    heaps = [columns[name] for columns in (older, newer) for name in ("key_offset", "key_heap")]
-    if twin is not None and twin.find_items(*heaps, *found_at):
-        return found_at
+    if twin is not None:
+        found_at = np.empty(count, dtype="<i8"), np.empty(count, dtype="?")
+        heaps = [columns[name] for columns in (older, newer) for name in ("key_offset", "key_heap")]
+        if twin.find_items(*heaps, *found_at):
+            return found_at
     heap, offsets = older["key_heap"].tobytes(), older["key_offset"]
     wanted = items_of(newer["key_offset"], newer["key_heap"].tobytes())
     size = max(isqrt(len(offsets) // (len(wanted) + 1)), _BLOCK_MIN)

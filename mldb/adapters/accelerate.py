@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from mldb.adapters.generators import rng_state, set_rng_state
-from mldb.adapters.numbers import numbers_of
+from mldb.adapters.plain import numbers_of, plain_of
 from mldb.database import MLDatabase
 from mldb.errors import InvalidTypeError, UsageError
 from mldb.history.as_of import AsOf
@@ -65,8 +65,8 @@ class MldbTracker(GeneralTracker):  # type: ignore[misc]
         return self.db
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
-        """Store the configuration of the run."""
-        self.db.store_tensor(CONFIG_NAME, np.empty(0, np.uint8), dict(values))
+        """Store the configuration of the run; what is no plain value becomes its text."""
+        self.db.store_tensor(CONFIG_NAME, np.empty(0, np.uint8), plain_of(values))
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """Log the numbers among *values*."""

@@ -6,4 +6,6 @@ from typing import Final
 
 from mldb.adapters.package_version import require_package
 
-ACCELERATE_VERSION: Final = require_package("accelerate", (1, 15), 2, "mldb.adapters.accelerate")
+ACCELERATE_VERSION: Final = require_package(
+    "accelerate", (1, 15), (2, 0), "mldb.adapters.accelerate", "huggingface"
+)

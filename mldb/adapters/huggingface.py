@@ -38,7 +38,7 @@ from mldb.adapters.huggingface_state import (
     resume_from,
     save_parts,
 )
-from mldb.adapters.numbers import numbers_of
+from mldb.adapters.plain import numbers_of
 from mldb.database import MLDatabase
 from mldb.errors import InvalidTypeError, MissingError, UsageError
 from mldb.log.fs.posix import OsFileSystem

@@ -7,5 +7,5 @@ from typing import Final
 from mldb.adapters.package_version import require_package
 
 TRANSFORMERS_VERSION: Final = require_package(
-    "transformers", (5, 20), 6, "mldb.adapters.huggingface"
+    "transformers", (5, 20), (6, 0), "mldb.adapters.huggingface", "huggingface"
 )

@@ -17,21 +17,18 @@ importing this module raises UsageError where another version than 2.6 is instal
 
 from __future__ import annotations
 
-from mldb.adapters.lightning_version import require_lightning
+# First of all: it refuses versions that do not fit.
+from mldb.adapters.lightning_version import LIGHTNING_VERSION
 
-require_lightning()  # before anything of it is imported, which another version may not have
-
-from mldb.adapters.lightning_data import (  # noqa: E402
-    EvaluationLoader,
-    LakeDataModule,
-    TrainLoader,
-)
-from mldb.adapters.lightning_io import CheckpointIO  # noqa: E402
-from mldb.adapters.lightning_logger import HYPERPARAMETERS, Logger  # noqa: E402
-from mldb.adapters.lightning_resume import ExactResume  # noqa: E402
+# isort: split
+from mldb.adapters.lightning_data import EvaluationLoader, LakeDataModule, TrainLoader
+from mldb.adapters.lightning_io import CheckpointIO
+from mldb.adapters.lightning_logger import HYPERPARAMETERS, Logger
+from mldb.adapters.lightning_resume import ExactResume
 
 __all__ = [
     "HYPERPARAMETERS",
+    "LIGHTNING_VERSION",
     "CheckpointIO",
     "EvaluationLoader",
     "ExactResume",

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.logger import Logger as _Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mldb.adapters.lightning_store import StoreHolder
+from mldb.adapters.plain import plain_of
 from mldb.errors import InvalidTypeError
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 HYPERPARAMETERS: Final = "lightning/hyperparameters"
 """The tensor, an empty one, whose metadata the hyperparameters are."""
-
-_PLAIN: Final = (type(None), bool, int, float, str)
-_DEPTH_MAX: Final = 16
 
 
 class Logger(_Logger):
@@ -111,7 +109,7 @@ class Logger(_Logger):
             raise InvalidTypeError("log_hyperparams takes the parameters alone")
         if params is None:
             return
-        plain = _plain(vars(params) if isinstance(params, Namespace) else params, 0)
+        plain = plain_of(vars(params) if isinstance(params, Namespace) else params)
         if not isinstance(plain, dict):
             raise InvalidTypeError(f"hyperparameters are a dict, not a {type(params).__name__}")
         db = self._store.get()
@@ -123,17 +121,3 @@ class Logger(_Logger):
         """Store what waits, however the run ended (*status*); a store opened here is closed."""
         self._store.get().sync()
         self._store.close()
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """Return *value* as metadata can hold it."""
-    if type(value) in _PLAIN:
-        return value
-    if depth < _DEPTH_MAX:
-        if isinstance(value, Mapping):
-            return {str(key): _plain(part, depth + 1) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [_plain(part, depth + 1) for part in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import random
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 
+from mldb.adapters.generators import rng_state, set_rng_state
 from mldb.adapters.lightning_io import CheckpointIO
 from mldb.errors import UsageError
 
@@ -22,8 +20,8 @@ _logger = logging.getLogger(__name__)
 class ExactResume(Callback):
     """What Lightning leaves out of a checkpoint, kept in it: the states of random generators.
 
-    They are those of Python, of NumPy's global generator, and of torch on the CPU and every CUDA
-    device. ``fit(ckpt_path=...)`` sets them before its first batch, and rewinds the store to the
+    They are those of Python, of NumPy's global generator, and of torch on the CPU and every device
+    in use. ``fit(ckpt_path=...)`` sets them before its first batch, and rewinds the store to the
     checkpoint: what was committed after it leaves the head, so that curves go on from there and
     epochs are those of the run. It stays readable by commit. So keep data that grows meanwhile, as
     a lake, in a store of its own. Of several processes, the state is that of the first one.
@@ -34,15 +32,7 @@ class ExactResume(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the generators now."""
-        kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - it is what is in use
-        state: dict[str, Any] = {
-            "python": random.getstate(),
-            "numpy": [kind, keys, *rest],
-            "torch": torch.get_rng_state(),
-        }
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+        return rng_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until training begins."""
@@ -61,14 +51,8 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the generators as they were."""
         states, self._states = self._states, None
-        if states is None:
-            return
-        random.setstate(states["python"])
-        np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
-        torch.set_rng_state(states["torch"])
-        cuda = states.get("cuda", [])
-        for device in range(min(len(cuda), torch.cuda.device_count())):
-            torch.cuda.set_rng_state(cuda[device], device)
+        if states is not None:
+            set_rng_state(states)
 
 
 def _store_of(trainer: Trainer) -> CheckpointIO:

@@ -8,24 +8,27 @@ from importlib.metadata import PackageNotFoundError, version
 from mldb.errors import UsageError
 
 
-def require_package(package: str, least: tuple[int, int], below: int, adapter: str) -> str:
-    """Return the installed version of *package*: at least *least*, of a major below *below*.
+def require_package(
+    package: str, least: tuple[int, int], below: tuple[int, int], adapter: str, extra: str
+) -> str:
+    """Return the installed version of *package*: at least *least*, and below *below*.
 
-    Raises UsageError that names what is installed and what fits.
+    *extra* is that of mldb which brings one that fits. Raises UsageError that names what is
+    installed and what fits.
     """
-    wanted = f">={least[0]}.{least[1]},<{below}"
+    wanted = f">={least[0]}.{least[1]},<{below[0]}.{below[1]}"
+    install = f"pip install 'mldb[{extra}]'"
     try:
         found = version(package)
     except PackageNotFoundError:
         raise UsageError(
-            f"{adapter} needs {package} {wanted}, which is not installed: "
-            "pip install 'mldb[huggingface]'"
+            f"{adapter} needs the package {package} {wanted}, which is not installed: {install}"
         ) from None
     numbers = re.match(r"(\d+)\.(\d+)(?!\d)", found)
-    if numbers is None or not least <= tuple(map(int, numbers.groups())) < (below, 0):
+    if numbers is None or not least <= tuple(map(int, numbers.groups())) < below:
         raise UsageError(
-            f"{adapter} speaks to {package} {wanted}, and {found} is installed. Nothing was read "
-            "or stored. pip install 'mldb[huggingface]' brings one that fits; checkpoints in a "
-            "store are read without it: db.load(None, as_of=...)"
+            f"{adapter} speaks to {package} {wanted}, and {package} {found} is installed. Nothing "
+            f"was read or stored. {install} brings one that fits; checkpoints in a store are read "
+            "without it: db.load(None, as_of=name)"
         )
     return found

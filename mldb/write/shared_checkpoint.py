@@ -28,7 +28,7 @@ from mldb.log.frame import Record, hashed_drafts
 from mldb.log.fs.posix import OsFileSystem
 from mldb.log.fs.protocol import Buffer, File
 from mldb.log.index.address import CommitRow
-from mldb.log.pending import PendingSegment
+from mldb.log.pending import WRITEBACK_BYTES, PendingSegment
 from mldb.names import check_name
 from mldb.state.checkpointing import CheckpointJob, Naming, checkpoint_of
 from mldb.tensors.codec import Prepared, dense_descriptor, pack_descriptor, prepare_named
@@ -38,7 +38,6 @@ WriteShared: TypeAlias = Callable[[CheckpointJob, list[Record], PendingSegment |
 """Commits a checkpoint: these records, and what a pending segment has, where there is one."""
 
 _HASHERS: Final = 2
-_WRITEBACK_BYTES: Final = 4 << 20
 
 
 class SharedCheckpoint:
@@ -208,7 +207,7 @@ class SharedFile:
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write some bytes. Raises StorageFullError, StorageIOError."""
         count = self._file.pwritev(buffers, offset)
-        if count >= _WRITEBACK_BYTES:
+        if count >= WRITEBACK_BYTES:
             self._file.start_writeback(offset, count)
 
     def close(self) -> None:

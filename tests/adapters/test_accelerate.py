@@ -17,7 +17,7 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator  # noqa: E402
 
 from mldb.adapters.accelerate import MldbTracker, load_state, save_state  # noqa: E402
-from mldb.adapters.numbers import numbers_of  # noqa: E402
+from mldb.adapters.plain import numbers_of, plain_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,3 +183,9 @@ def test_several_processes_are_refused(
         with pytest.raises(UsageError, match="one process"):
             call()
     assert db.checkpoints() == []
+
+
+def test_what_metadata_can_hold() -> None:
+    """A configuration of a run may hold anything: what is no plain value becomes its text."""
+    nested = {"lr": 1e-3, 3: [np.float32(0.5), (None, True)], "device": torch.device("cpu")}
+    assert plain_of(nested) == {"lr": 1e-3, "3": [0.5, [None, True]], "device": "cpu"}

@@ -202,11 +202,11 @@ def test_another_version_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr("mldb.adapters.package_version.version", lambda name: installed)
     with pytest.raises(UsageError, match=installed.replace(".", r"\.")):
-        require_package("transformers", (5, 20), 6, "mldb.adapters.huggingface")
+        require_package("transformers", (5, 20), (6, 0), "mldb.adapters.huggingface", "huggingface")
 
     def absent(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("mldb.adapters.package_version.version", absent)
     with pytest.raises(UsageError, match="not installed"):
-        require_package("transformers", (5, 20), 6, "mldb.adapters.huggingface")
+        require_package("transformers", (5, 20), (6, 0), "mldb.adapters.huggingface", "huggingface")

@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import mldb
 from mldb.adapters.lightning import HYPERPARAMETERS, CheckpointIO, ExactResume, Logger
-from mldb.adapters.lightning_version import require_lightning
+from mldb.adapters.package_version import require_package
 from tests.support.lightning_runs import (
     EPOCHS,
     QUIET,
@@ -323,31 +323,35 @@ def test_saving_behind_as_lightning_does_and_as_we_do(tmp_path: Path, behind: bo
 # --- another version, and what else cannot go on --------------------------------------------------
 
 
+def _required() -> str:
+    return require_package("lightning", (2, 6), (2, 7), "mldb.adapters.lightning", "lightning")
+
+
 @pytest.mark.parametrize("found", ["2.5.6", "2.7.0", "3.0", "2.60.1", "unknown"])
 def test_another_version_is_named(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
-    monkeypatch.setattr("mldb.adapters.lightning_version.version", lambda _: found)
+    monkeypatch.setattr("mldb.adapters.package_version.version", lambda _: found)
     with pytest.raises(
-        mldb.UsageError, match=r"Lightning 2\.6, and lightning .* is installed"
+        mldb.UsageError, match=r"lightning >=2\.6,<2\.7, and lightning .* is installed"
     ) as e:
-        require_lightning()
+        _required()
     assert found in str(e.value)
     with pytest.raises(mldb.UsageError):
-        importlib.reload(importlib.import_module("mldb.adapters.lightning"))
+        importlib.reload(importlib.import_module("mldb.adapters.lightning_version"))
 
 
 def test_a_missing_lightning_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("mldb.adapters.lightning_version.version", none)
+    monkeypatch.setattr("mldb.adapters.package_version.version", none)
     with pytest.raises(mldb.UsageError, match=r"not installed.*pip install"):
-        require_lightning()
+        _required()
 
 
 @pytest.mark.parametrize("found", ["2.6", "2.6.6", "2.6.0.dev20260101", "2.6.1rc1"])
 def test_the_versions_that_fit(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
-    monkeypatch.setattr("mldb.adapters.lightning_version.version", lambda _: found)
-    assert require_lightning() == found
+    monkeypatch.setattr("mldb.adapters.package_version.version", lambda _: found)
+    assert _required() == found
 
 
 def test_mldb_alone_imports_no_adapter() -> None:

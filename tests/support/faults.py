@@ -273,6 +273,9 @@ class FaultFileSystem:
         self.enter("identity", name)
         return self.inner.identity(name)
 
+    def looked_at(self, name: str) -> bytes:
+        return b""  # every look comes by here
+
     def look(self, name: str) -> tuple[int, int, int] | None:
         """Pass on; of the same kind as identity."""
         self.enter("identity", name)

@@ -26,6 +26,7 @@ from mldb.adapters.dcp.tree import skeleton_of_document
 from mldb.adapters.dcp.values import encode_opaque, encode_value
 from mldb.errors import InvalidTypeError, InvalidValueError, UsageError
 from mldb.log.fs.machine import boot_id
+from mldb.names import check_name
 from mldb.options import Durability
 from mldb.tensors.codec import prepare_named
 from mldb.tensors.dtypes import code_of, itemsize_of
@@ -236,8 +237,6 @@ class StorageWriter(TorchWriter):
 
 def is_checkpoint_name(checkpoint_id: object) -> bool:
     """Whether this may be the name of a checkpoint."""
-    from mldb.names import check_name
-
     try:
         check_name(os.fspath(checkpoint_id))  # type: ignore[call-overload]
     except (TypeError, UsageError):

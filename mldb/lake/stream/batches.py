@@ -11,7 +11,6 @@ from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import cache
-from itertools import islice, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +33,6 @@ from mldb.lake.stream.settings import StreamOptions
 from mldb.noise.philox import LAYOUT_VERSION
 
 _USER: Final = 0
-_VIEWS_AHEAD: Final = 16
 _READY_BLOCKS: Final = 64  # that are looked at before a pass, to see whether a thread is of use
 
 
@@ -94,8 +92,6 @@ class Stream:
         try:
             if self._augmenter is not None:
                 yield from self._augmented(self._augmenter, current, batches)
-            elif lender is not None and self._type is None and is_verified(self._rows):
-                yield from self._views(lender, batches)
             else:
                 for batch in batches:
                     # No name here: a batch that is held between two cannot be filled again.
@@ -110,18 +106,6 @@ class Stream:
         if lender is not None:
             lender.close()
         self._users.clear()
-
-    def _views(self, lender: Lender, batches: Iterable[BatchRows]) -> Iterator[Any]:
-        """Make batches of rows that are lent, several at once: none of them can fail.
-
-        One at a time costs more than twice as much, for a step leaves nothing of this in a cache.
-        """
-        given, ahead = iter(batches), 1
-        while part := list(islice(given, ahead)):
-            made = [self._handed_out(one, self._read(one, True, lender), None) for one in part]
-            made.reverse()
-            yield from map(list.pop, repeat(made, len(made)))
-            ahead = min(4 * ahead, _VIEWS_AHEAD)
 
     def _augmented(
         self, augmenter: Augmenter, current: Pass, batches: Iterable[BatchRows]

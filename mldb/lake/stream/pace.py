@@ -22,22 +22,21 @@ class Pace:
     """Times of one iteration: those of making, and of the steps in between. One thread."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
-        self.clock = clock
-        self.asked_at = 0.0
-        """When the batch was asked for that is made next."""
+        self._clock = clock
+        self._asked = 0.0
         self._made: float | None = None
         self._worth = 0  # steps in a row that a thread would have shortened
 
     def asked(self) -> None:
         """A batch is asked for."""
-        self.asked_at = self.clock()
+        self._asked = self._clock()
 
     def made(self) -> bool:
         """It is made; whether a thread should make those that follow."""
-        before, now = self._made, self.clock()
+        before, now = self._made, self._clock()
         self._made = now
         if before is not None:
-            step, making = self.asked_at - before, now - self.asked_at
+            step, making = self._asked - before, now - self._asked
             if (step > making > HAND_OVER) or (step > SURE < making):
                 self._worth += 1
             else:

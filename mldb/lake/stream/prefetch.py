@@ -77,7 +77,7 @@ class Ahead(Generic[_T]):
             elif self._first_here:
                 pace, given = self._pace, self._given[:1]
                 if pace is not None:
-                    pace.asked_at = pace.clock()
+                    pace.asked()
                 item = next(given[0], _END) if given else _END
                 if item is not _END and (pace is None or pace.made()):
                     self._thread.start()

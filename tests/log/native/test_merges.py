@@ -100,7 +100,7 @@ def filled(rows: list[Any], ids: dict[bytes, int], **sizes: int) -> Any:
     made = {name: np.empty(len(rows), kind) for name, kind in ROW_COLUMNS.items()}
     for name, size in sizes.items():
         made[name] = np.empty(size, ROW_COLUMNS[name])
-    *numbers, attr, flags, encoding, digest = made.values()
+    *numbers, flags, encoding, attr, digest = made.values()
     done = twin.rows_to_columns(rows, ids, tuple(numbers), attr, flags, encoding, digest)
     return made if done else done
 
