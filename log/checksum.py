@@ -7,6 +7,7 @@ Both run near memory speed and without the GIL, so hashing in a second thread ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest, xxh3_128, xxh3_128_digest
 
@@ -16,16 +17,29 @@ check64 = xxh3_64_intdigest
 block_check = xxh3_64_digest
 digest128 = xxh3_128_digest
 
+LONG: Final = 240
+"""Of more bytes xxh3-64 is the lower half of xxh3-128: both merge the same accumulators in the same
+way (xxHash's specification, doc/xxhash_spec.md, "XXH3 algorithm (for large inputs)")."""
+_LOWER: Final = 8
+
+
+def check_of_block(data: Buffer, digest: bytes) -> bytes:
+    """Return the checksum of a block, whose digest this is; a second pass only over a short one."""
+    return digest[_LOWER:] if len(data) > LONG else block_check(data)
+
 
 def checks_and_digest(buffers: Sequence[Buffer], block_log2: int) -> tuple[bytes, bytes]:
     """Return the block checksums and the digest of a payload, the concatenation of *buffers*.
 
     A checksum is the canonical (big-endian) xxh3-64 of a block, 8 bytes; the digest is the xxh3-128
-    of everything. No copy is made.
+    of everything. No long copy is made.
     """
-    if len(buffers) == 1 and len(buffers[0]) <= 1 << block_log2:
-        data = buffers[0]
-        return (block_check(data) if len(data) else b""), xxh3_128_digest(data)
+    size = sum(map(len, buffers))
+    if size <= 1 << block_log2:
+        digest = whole_digest(buffers)
+        if size > LONG:
+            return digest[_LOWER:], digest
+        return (block_check(b"".join(buffers)) if size else b""), digest
     hashed = PayloadHash(block_log2)
     for buffer in buffers:
         hashed.update(memoryview(buffer))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import msgpack
@@ -115,11 +116,12 @@ def build_steps(
     """Do the work of :func:`build_columns` in steps: at most one of Python's for each version."""
     keys = sorted(entries)
     yield
-    rows = [entry for key in keys for entry in entries[key]]
+    versions = list(map(entries.__getitem__, keys))
+    rows = list(chain.from_iterable(versions))
     attr_ids: dict[bytes, int] = {}
     columns: dict[str, Column] = {}
     yield
-    _put_keys(columns, keys, [len(entries[key]) for key in keys])
+    _put_keys(columns, keys, list(map(len, versions)))
     yield
     yield from _put_rows(columns, rows, attr_ids)
     columns["attr_offset"], columns["attr_heap"] = pack_heap(list(attr_ids))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from operator import is_
 from typing import Final
 
@@ -124,23 +126,24 @@ def _pieces(
     entries: dict[bytes, list[Entry]], rows: int
 ) -> Iterator[Mapping[bytes, Sequence[Entry]]]:
     """Split versions, ascending by key and then by commit, into pieces of so many; few pieces."""
-    total = sum(map(len, entries.values()))
+    keys = sorted(entries)
+    versions = list(map(entries.__getitem__, keys))
+    ends = list(accumulate(map(len, versions)))
+    total = ends[-1] if ends else 0
     if total <= rows:
         yield entries
         return
     rows = max(rows, total // _PIECES_MAX)
-    piece: dict[bytes, list[Entry]] = {}
-    room = rows
-    for key in sorted(entries):
-        versions = entries[key]
-        while versions:
-            piece[key] = versions[:room]
-            versions = versions[room:]
-            room -= len(piece[key])
-            if not room:
-                yield piece
-                piece, room = {}, rows
-    yield piece
+    for low in range(0, total, rows):
+        high = min(low + rows, total)
+        first, last = bisect_right(ends, low), bisect_left(ends, high)
+        piece = dict(zip(keys[first : last + 1], versions[first : last + 1], strict=True))
+        if high < ends[last]:
+            piece[keys[last]] = versions[last][: high - ends[last]]
+        begin = ends[first] - len(versions[first])
+        if begin < low:
+            piece[keys[first]] = piece[keys[first]][low - begin :]
+        yield piece
 
 
 def frame_of(

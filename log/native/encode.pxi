@@ -67,6 +67,28 @@ cdef inline Py_ssize_t _size_of(object value) except -1:
     return PyBytes_GET_SIZE(value)
 
 
+# --- the cycle collector --------------------------------------------------------------------------
+
+
+cdef inline void _keep_out(object item) noexcept:
+    """Take a container that no cycle can lead through out of the cycle collector's lists.
+
+    It would go through all that are stored at each full collection. Of plain tuples it finds out by
+    itself that they hold numbers and bytes alone; of named ones, lists and dicts it does not.
+    """
+    PyObject_GC_UnTrack(<PyObject *>item)
+
+
+cdef inline void _keep_row_out(object row) noexcept:
+    """Do so with a named tuple of numbers and bytes, and nothing with another."""
+    cdef Py_ssize_t place
+    for place in range(PyTuple_GET_SIZE(row)):
+        field = <object>PyTuple_GET_ITEM(row, place)
+        if not PyBytes_CheckExact(field) and not PyLong_CheckExact(field):
+            return
+    _keep_out(row)
+
+
 # --- msgpack, as Packer(use_bin_type=True) writes it ----------------------------------------------
 
 
@@ -160,6 +182,7 @@ cdef inline object _entry(
     _put(made, 8, <object>PyTuple_GET_ITEM(draft, 6))
     _put(made, 9, <object>PyTuple_GET_ITEM(draft, 5))
     _put(made, 10, <object>PyTuple_GET_ITEM(draft, 8))
+    _keep_row_out(made)
     return made
 
 
@@ -268,7 +291,9 @@ cdef int _add_entries(list entries, tuple drafts, last, bytes segment, frame, in
     for item in drafts:
         draft = <tuple>item
         stands = at + PyLong_AsLongLong(draft[3])
-        entries.append((draft[0], _entry(draft, last, segment, frame, stands)))
+        pair = (draft[0], _entry(draft, last, segment, frame, stands))
+        _keep_out(pair)
+        entries.append(pair)
     return 0
 
 

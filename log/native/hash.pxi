@@ -11,6 +11,9 @@ cdef extern from "hash.h":
     uint64_t mldb_check64(const void *data, size_t size, uint64_t seed) nogil
     void mldb_digest128(const void *data, size_t size, unsigned char *out) nogil
 
+cdef enum:
+    _LONG = 240  # of log/checksum.py
+
 cdef object _check64_of_package = _xxhash.xxh3_64_intdigest
 cdef object _digest128_of_package = _xxhash.xxh3_128_digest
 

@@ -65,25 +65,6 @@ def following_view(view, row):
 # --- the index in memory --------------------------------------------------------------------------
 
 
-cdef inline void _keep_out(object item) noexcept:
-    """Take a container that no cycle can lead through out of the cycle collector's lists.
-
-    It would go through all that are stored at each full collection. Of plain tuples it finds out by
-    itself that they hold numbers and bytes alone; of named ones, lists and dicts it does not.
-    """
-    PyObject_GC_UnTrack(<PyObject *>item)
-
-
-cdef inline void _keep_row_out(object row) noexcept:
-    """Do so with a named tuple of numbers and bytes, and nothing with another."""
-    cdef Py_ssize_t place
-    for place in range(PyTuple_GET_SIZE(row)):
-        field = <object>PyTuple_GET_ITEM(row, place)
-        if not PyBytes_CheckExact(field) and not PyLong_CheckExact(field):
-            return
-    _keep_out(row)
-
-
 def add_versions(
     dict table not None, list order not None, list log not None, list commits not None, row, entries
 ):
@@ -259,7 +240,9 @@ cdef bytes _pack_in(
     PySet_Add(seen, key)
     where[key] = pack
     pack.size = start + size
-    drafts[key] = (key, 0, _ENCODING_RAW, start, size, digest, 0, attr, b"")
+    draft = (key, 0, _ENCODING_RAW, start, size, digest, 0, attr, b"")
+    _keep_row_out(draft)
+    drafts[key] = draft
     return digest
 
 
@@ -354,9 +337,13 @@ def small_record(kind, name, data, dict known not None, made, below):
             return None
         key = _key_of(name)
         digest = digest128_of(whole, size)
-        _big(marked, 0, check64_of(whole, size, 0), 8)
-        check = PyBytes_FromStringAndSize(marked + 1, 8)
+        if size > _LONG:  # as check_of_block of log/checksum.py
+            check = PyBytes_FromStringAndSize(PyBytes_AS_STRING(digest) + 8, 8)
+        else:
+            _big(marked, 0, check64_of(whole, size, 0), 8)
+            check = PyBytes_FromStringAndSize(marked + 1, 8)
         draft = (key, 0, _ENCODING_RAW, 0, size, digest, 0, attr, b"")
+        _keep_row_out(draft)
         payload = (PyMemoryView_FromObject(data).cast("B"),)
         return _new_record(
             made,

@@ -20,13 +20,12 @@ from mldb.deferred import NamedTuple
 from mldb.errors import MldbError
 from mldb.log import format as fmt
 from mldb.log.aside import BESIDE_BYTES
-from mldb.log.checksum import whole_digest
+from mldb.log.checksum import checks_and_digest, whole_digest
 from mldb.log.door import Door
 from mldb.log.fs.protocol import Buffer
 from mldb.log.index.address import Entry
 from mldb.log.view import View
 from mldb.tensors.codec import unpack_descriptor
-from mldb.write.hashing import hash_to_look, hashed_to_store
 
 FROM_BYTES: Final = 64 << 10
 """Tensors from this size on are looked up, unless the option says another. A look that finds
@@ -79,15 +78,7 @@ class Looked(NamedTuple):
             return self
         if is_written and nbytes >= BESIDE_BYTES:
             return Looked(self.newest, None, None, whole_digest(buffers))
-        return Looked(self.newest, None, *hash_to_look(buffers, nbytes))
-
-    def to_store(
-        self, buffers: Sequence[Buffer], *, is_written: bool = False
-    ) -> tuple[bytes | None, bytes]:
-        """Return block checksums and digest of what was not found, as far as they are needed."""
-        if is_written and sum(map(len, buffers)) >= BESIDE_BYTES:
-            return self.checks, self.digest
-        return hashed_to_store(self.checks, self.digest, buffers)
+        return Looked(self.newest, None, *checks_and_digest(buffers, fmt.BLOCK_LOG2))
 
 
 class Duplicates:

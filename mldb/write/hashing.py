@@ -1,35 +1,14 @@
-"""Hashing what is about to be looked up, and looking ahead in a second thread."""
+"""Looking ahead in a second thread: what is about to be stored is compared and hashed there."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
-from mldb.log import format as fmt
 from mldb.log.aside import Aside
-from mldb.log.checksum import block_checks, checks_and_digest, whole_digest
-from mldb.log.fs.protocol import Buffer
-
-Hashed: TypeAlias = tuple[bytes, bytes]
-"""Block checksums and digest of a tensor."""
 
 _T = TypeVar("_T")
-
-
-def hash_to_look(buffers: Sequence[Buffer], nbytes: int) -> tuple[bytes | None, bytes]:
-    """Return block checksums and digest of what is looked up; None for checksums that can wait.
-
-    They can for one block, which is in the cache when they are made: what is found needs none.
-    """
-    if nbytes <= 1 << fmt.BLOCK_LOG2:
-        return None, whole_digest(buffers)
-    return checks_and_digest(buffers, fmt.BLOCK_LOG2)
-
-
-def hashed_to_store(checks: bytes | None, digest: bytes, buffers: Sequence[Buffer]) -> Hashed:
-    """Return what :func:`hash_to_look` said with the checksums of what was not found."""
-    return block_checks(buffers, fmt.BLOCK_LOG2) if checks is None else checks, digest
 
 
 class MadeAhead(Generic[_T]):

@@ -17,7 +17,7 @@ from mldb.history.kinds.tensors import metadata_set, tensor_compressed, tensor_s
 from mldb.log.checksum import digest128
 from mldb.log.frame import Draft, Record
 from mldb.log.pending import PendingSegment
-from mldb.tensors.codec import Prepared, pack_metadata
+from mldb.tensors.codec import Prepared, make_prepared, pack_metadata
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Looked, Owner, have_equal_bytes
 from mldb.write.hashing import MadeAhead
@@ -155,7 +155,7 @@ class Staging:
                 # Checksums of what is written now are made meanwhile.
                 looked = looked.with_hash(fixed.buffers, nbytes, is_written=at_once)
                 if not self._is_here(asked, looked.digest, looked):
-                    hashed = looked.to_store(fixed.buffers, is_written=at_once)
+                    hashed = looked.checks, looked.digest
             if hashed is None:
                 self._give(copies)
                 return
@@ -176,13 +176,14 @@ class Staging:
     def _fixed(self, prepared: Prepared, at_once: bool) -> tuple[Prepared, list[memoryview]]:
         """Return a value that stays as it is, and the memory that was taken for it."""
         copies: list[memoryview] = []
-        if not self._fix or prepared.owned or at_once:
+        descriptor, attr, buffers, nbytes, owned = prepared
+        if not self._fix or owned or at_once:
             return prepared, copies
-        for part in prepared.buffers:
+        for part in buffers:
             copy = self._buffers.take(len(part))
             copy[:] = part
             copies.append(copy)
-        return prepared._replace(buffers=tuple(copies)), copies
+        return make_prepared((descriptor, attr, tuple(copies), nbytes, owned)), copies
 
     # --- bytes that are there already -------------------------------------------------------------
 

@@ -130,10 +130,10 @@ class WriteVerbs(Handle):
             references = References(self._duplicates, view)
             references.add(key, prepared, owner, packed)
             return Lsn(self._commit_referring(references, [], epoch).lsn)
-        ready = looked.to_store(buffers)
-        record = tensor_stored(name, prepared, metadata=packed, hashed=ready)
+        hashed = looked.checks, looked.digest
+        record = tensor_stored(name, prepared, metadata=packed, hashed=hashed)
         row = self._commit([record], epoch)
-        duplicates.note(((ready[1], key),), row.lsn)
+        duplicates.note(((looked.digest, key),), row.lsn)
         return Lsn(row.lsn)
 
     def _store_staged(

@@ -13,6 +13,7 @@ from xxhash import xxh3_64_digest, xxh3_128_digest
 from mldb.log.checksum import (
     block_checks,
     check64,
+    check_of_block,
     checks_and_digest,
     digest128,
     whole_digest,
@@ -31,6 +32,19 @@ def test_any_cut_gives_the_reference(data: bytes, cuts: list[int], block_log2: i
     buffers = [data[low:high] for low, high in itertools.pairwise(edges)]
     assert checks_and_digest(buffers, block_log2) == reference(data, block_log2)
     assert (block_checks(buffers, block_log2), whole_digest(buffers)) == reference(data, block_log2)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_one_block_the_checksum_is_in_the_digest(rng: np.random.Generator, count: int) -> None:
+    """From 241 bytes on, whatever the length: one pass makes both (LONG of mldb.log.checksum)."""
+    sizes = [*range(600), 1023, 1024, 1025, 4096, 65_537, (1 << 20) - 1, 1 << 20]
+    data = rng.bytes(1 << 20)
+    for size in sizes:
+        part = data[:size]
+        buffers = [part] if count == 1 else [part[: size // 3], part[size // 3 :]]
+        assert checks_and_digest(buffers, 20) == reference(part, 20)
+        if size:
+            assert check_of_block(part, digest128(part)) == xxh3_64_digest(part)
 
 
 @given(st.binary(min_size=1, max_size=200), st.data())

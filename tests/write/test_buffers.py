@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,18 +48,72 @@ def test_memory_is_used_again() -> None:
     assert pool.kept_bytes == 0
 
 
-def test_a_call_inside_another_one_does_without_the_pool() -> None:
-    """A signal handler stores something while the pool is held by the thread that it interrupts."""
+def at_each_line_of(codes: set[CodeType], call: Callable[[], None]) -> Any:
+    """Trace these functions: before each of their lines a call is made, and none inside it."""
+    busy = False
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal busy
+        if frame.f_code not in codes:
+            return None
+        if event == "line" and not busy:
+            busy = True
+            call()
+            busy = False
+        return trace
+
+    return trace
+
+
+def test_a_call_inside_another_one_never_gets_the_same_memory() -> None:
+    """A signal handler stores something in the middle of a take or a give of its own thread."""
     pool = BufferPool()
-    kept = pool.take(100_000)
-    whole = kept.obj
-    pool.give(kept)
-    with pool._lock.hold():
-        inner = pool.take(100_000)
-        assert inner.obj is not whole
-        pool.give(inner)
-    assert pool.kept_bytes == 128 << 10
-    assert pool.take(100_000).obj is whole
+    lent: list[memoryview] = []
+
+    def inside() -> None:
+        part = pool.take(100_000)
+        assert all(part.obj is not other.obj for other in lent)
+        pool.give(part)
+        taken = pool.take(100_000)
+        assert all(taken.obj is not other.obj for other in lent)
+        lent.append(taken)
+        if len(lent) > 3:
+            pool.give(lent.pop(0))
+
+    codes = {BufferPool.take.__code__, BufferPool.give.__code__}
+    before = sys.gettrace()
+    sys.settrace(at_each_line_of(codes, inside))
+    try:
+        for _ in range(10):
+            part = pool.take(100_000)
+            assert all(part.obj is not other.obj for other in lent)
+            lent.append(part)
+            pool.give(lent.pop())
+    finally:
+        sys.settrace(before)
+    assert len(lent) == 3
+
+
+def test_threads_never_get_the_same_memory() -> None:
+    pool = BufferPool()
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for turn in range(300):
+            part = pool.take(64 << 10)
+            part[:8] = mine = bytes([number, turn % 256]) * 4
+            time.sleep(0)
+            if part[:8] != mine:
+                wrong.append(number)
+            pool.give(part)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert pool.kept_bytes <= 4 * (64 << 10)
 
 
 def test_a_value_read_back_in_its_transaction_outlives_the_next_one() -> None:

@@ -1,30 +1,15 @@
-"""Hashing for a look, and calls that are made ahead of who needs what they return."""
+"""Calls that are made ahead of who needs what they return."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mldb.log import format as fmt
-from mldb.log.checksum import checks_and_digest
-from mldb.tensors.codec import prepare
-from mldb.write.hashing import MadeAhead, hash_to_look, hashed_to_store
-
-
-@pytest.mark.parametrize("size", [0, 8, 1 << fmt.BLOCK_LOG2, (1 << fmt.BLOCK_LOG2) + 8])
-def test_what_is_looked_up_is_hashed_to_the_same_in_the_end(size: int) -> None:
-    """Of one block the checksum waits until it is known that it is needed."""
-    item = prepare(np.arange(size // 8))
-    looked = hash_to_look(item.buffers, item.nbytes)
-    assert (looked[0] is None) == (size <= 1 << fmt.BLOCK_LOG2)
-    expected = checks_and_digest(item.buffers, fmt.BLOCK_LOG2)
-    assert looked[1] == expected[1]
-    assert hashed_to_store(*looked, item.buffers) == expected
+from mldb.write.hashing import MadeAhead
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(0, 30))

@@ -13,6 +13,7 @@ from mldb.log.aside import OVERLAP_BYTES
 from mldb.log.checksum import (
     block_check,
     block_checks,
+    check_of_block,
     checks_and_digest,
     digest128,
     whole_digest,
@@ -92,8 +93,9 @@ def small_tensor_stored(name: bytes, prepared: Prepared) -> Record | None:
     if len(payload) != 1 or not 0 < length < _SMALL_BELOW:
         return None
     data = payload[0]
-    draft = (_TENSORS + name, 0, _RAW, 0, length, digest128(data), 0, prepared.attr, b"")
-    check = block_check(data)
+    digest = digest128(data)
+    draft = (_TENSORS + name, 0, _RAW, 0, length, digest, 0, prepared.attr, b"")
+    check = check_of_block(data, digest)
     return Record(TENSOR_STORED, (draft,), payload, length, None, 1, _ALIGN, _BLOCK, check)
 
 

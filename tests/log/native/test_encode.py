@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mldb
 from mldb import keys
 from mldb.errors import MldbError
 from mldb.history.kinds import TENSOR_STORED
@@ -23,6 +24,7 @@ from mldb.log import format as fmt
 from mldb.log import native
 from mldb.log.batch import LSN_ROOM, encode_batch
 from mldb.log.frame import Record, hash_record
+from mldb.log.fs.memory import MemoryFileSystem
 from mldb.log.index.address import EMPTY_COMMIT, CommitRow, Entry
 from mldb.log.index.memory import MemoryIndex
 from mldb.names import MAX_NAME_BYTES, _is_plain, check_name
@@ -260,6 +262,25 @@ def test_what_is_stored_is_kept_from_the_cycle_collector() -> None:
         assert not any(map(gc.is_tracked, versions))
     own = memory._entries, memory._order, memory._log, memory._commits
     assert not any(map(gc.is_tracked, own))
+
+
+def test_what_a_batch_makes_is_kept_from_it_as_well() -> None:
+    """Else the newest of them are gone through at each young collection, several in a batch."""
+    db = mldb.MLDatabase.on(MemoryFileSystem())
+    db["known"] = np.zeros(4)  # what the twin packs was prepared once
+    with db.transaction() as txn:
+        txn["first"] = np.zeros(4)
+        for number in range(20):
+            txn[f"n{number}"] = np.full(4, number, np.float64)
+        pack = txn._staging._packs._packs[0]
+        tracked = [key for key, draft in pack.drafts.items() if gc.is_tracked(draft)]
+        assert tracked == [b"\x01first"]  # that of Python
+        record, segment = pack.record(), bytes(SEGMENT_ID)
+    start = (1, segment, bytes(16), 128, 1, 0, EMPTY_COMMIT, 0, 1)
+    entries = native.loaded.encode_batch([record], start, {}, bytes(16))[2]
+    assert len(entries) == 21
+    assert not any(map(gc.is_tracked, entries))
+    assert not any(gc.is_tracked(entry) for _, entry in entries)
 
 
 def test_a_row_that_may_lead_to_itself_is_left_to_the_collector() -> None:
