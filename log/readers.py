@@ -105,7 +105,7 @@ class Registration:
                 if not lock.try_acquire():
                     continue
                 file = fs.open(temporary, "rw")
-                self._write(file)
+                self._write(file, self._wanted())
                 fs.link(temporary, f"{READERS}/{name}")
             except StorageIOError as error:
                 lock.close()
@@ -206,14 +206,15 @@ class Registration:
     def _write_lowest(self) -> None:
         """Write what holds now, and again while that changes under the hand."""
         file = self._file
-        while file is not None and self._written != self._wanted():
-            self._write(file)
+        while file is not None and self._written != (wanted := self._wanted()):
+            self._write(file, wanted)
 
     def _wanted(self) -> tuple[int, int]:
-        return min(list(self._needs.values()), default=NEEDS_NOTHING), self._acknowledged
+        needs = self._needs
+        lowest = min(list(needs.values()), default=NEEDS_NOTHING) if needs else NEEDS_NOTHING
+        return lowest, self._acknowledged
 
-    def _write(self, file: File) -> None:
-        wanted = self._wanted()
+    def _write(self, file: File, wanted: tuple[int, int]) -> None:
         self._written = None  # until the write is done, what the file says is not known
         file.pwritev([self._encoder.encode(*wanted)], 0)
         self._written = wanted

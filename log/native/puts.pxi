@@ -90,6 +90,7 @@ def add_versions(
             versions = [entry]
             _keep_out(versions)
             table[key] = versions
+            _keep_out(table)  # it is listed again with each list that comes in
             order.append(key)
         else:
             (<list>found).append(entry)
@@ -97,7 +98,7 @@ def add_versions(
     _keep_row_out(row)
     log.append(row)
     commits.append(row)
-    _keep_out(table)  # each list that comes in has it listed again
+    _keep_out(table)
     _keep_out(order)
     _keep_out(log)
     _keep_out(commits)
