@@ -16,7 +16,7 @@ from mldb.lake.order.pass_order import Windowed
 from mldb.lake.rows.block import MappedBlock
 from mldb.lake.rows.live import Rows
 
-_PIECE_BYTES: Final = 7 << 19  # less than what is verified in two threads: the reader has the other core
+_PIECE_BYTES: Final = 4 << 20
 _RUN_PIECES: Final = 8  # that are prepared ahead of the reader of rows in their order
 _WINDOW_BYTES: Final = 256 << 20  # of the next window are asked for when one begins
 _ASKED: Final = 16  # strata asked of the disk ahead of the one that is waited for

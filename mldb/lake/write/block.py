@@ -144,7 +144,7 @@ def _piece_rows(dim: int) -> int:
 def _parts(
     given: GivenRows, block: BlockInfo, geometry: Geometry, held: list[memoryview]
 ) -> Iterator[memoryview]:
-    """Yield the bytes of the block in order. A part of mu stays as it is until all of *held* were."""
+    """Yield the bytes of the block in order. A part of mu lasts as long as others of *held* do."""
     (dim,) = block.columns[0].shape
     norms = np.ones(given.count, np.float32)
     step = _piece_rows(dim)
