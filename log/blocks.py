@@ -22,7 +22,12 @@ from mldb.log.frame import Frame
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_SPLIT_BYTES = 4 << 20  # from here on a second thread pays for its start and hand-over
+_SPLIT_BYTES = 64 << 20
+"""From here on a second thread pays for its start and hand-over.
+
+Measured on two cores, which share the way to memory: of 4 MiB, hashed in 0.4 ms, it makes 0.5 to
+3 ms, of 16 MiB 1.7 ms out of 1.5, and at 64 MiB both take the same.
+"""
 
 
 class Blocks:

@@ -15,10 +15,11 @@ from tests.bench_lake.setting import Setting
 from tests.bench_lake.worker import Worker, make_worker
 
 _WARM_TURNS = 5
+_OWN = "torch DataLoader, own sampler"
 _PEERS = (
     ("mldb", MLDB),
     ("torch", "torch DataLoader"),
-    ("own", "torch DataLoader, own sampler"),
+    ("own", _OWN),
     ("stateful", "torchdata stateful"),
 )
 
@@ -126,5 +127,6 @@ def first(setting: Setting) -> Outcome:
         part = starts.tables("S8", f"first batch, {kind}", cold, {})
         outcome.add(part)
         outcome.keep(f"s8.{kind}, cold", part.tables[0], MLDB)
+        outcome.compare(f"s8.{kind}, cold / own", part.tables[0], MLDB, _OWN)
         outcome.keep(f"s8.{kind}, warm", part.tables[1], MLDB)
     return outcome

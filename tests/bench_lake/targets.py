@@ -115,6 +115,11 @@ TARGETS = (
         for when in ("cold", "warm")
     ),
     Target(
+        "S8",
+        "first batch, shuffled, first loader of a process",
+        (at_most("s8.shuffled, cold / own", 1.0, "x torch's own sampler"),),
+    ),
+    Target(
         "S9",
         "sequential stream, two workers",
         (at_least("s9.stream / torch", 2.0, "x torch DataLoader"),),

@@ -303,6 +303,36 @@ def test_damage_is_found_when_its_rows_are_read_and_only_then(
         assert not db.verify().ok
 
 
+def test_a_large_addition_is_written_up_to_whole_huge_pages(
+    store_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes of mu end where a huge page does, but for the last one; none leaves a gap."""
+    monkeypatch.setattr(block, "PIECE_BYTES", 4 * DIM * 100)
+    monkeypatch.setattr(block, "HUGE_BYTES", 2 * DIM * 100 + 96)
+    monkeypatch.setattr(addition, "_IN_MEMORY", 0)
+    written: list[tuple[int, int]] = []
+    write = OsFile.pwritev
+
+    def noted(self: OsFile, parts: Any, offset: int) -> int:
+        written.append((offset, offset + sum(map(len, parts))))
+        return write(self, parts, offset)
+
+    rows = rng.standard_normal((950, DIM))
+    with mldb.open(store_path, durability="os") as db:
+        lake = db.lake(dim=DIM)
+        monkeypatch.setattr(OsFile, "pwritev", noted)
+        lake.add_splats(rows)
+        monkeypatch.undo()
+        want = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        assert np.abs(lake.get()["mu"] - want).max() < 1e-6
+        assert db.verify().ok
+    huge = 2 * DIM * 100 + 96
+    first = next(i for i, (low, high) in enumerate(written) if high - low > huge)
+    runs = written[first : first + 9]
+    assert all(high % huge == 0 for _, high in runs)
+    assert all(low == before for (low, _), (_, before) in zip(runs[1:], runs, strict=False))
+
+
 def test_buffers_come_back_only_after_the_last_write(
     store_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
-from mldb.deferred import dataclass
+from mldb.deferred import dataclass, field_names
 from mldb.errors import InvalidTypeError, InvalidValueError
 from mldb.gpu.device import AUGMENTATIONS_MAX, ChainMethod, Form
 from mldb.gpu.select import check_spec
@@ -310,7 +310,7 @@ def make_augmentation(**given_fields: Any) -> Augmentation:
 
 
 def _known_fields(kind: type, given_fields: Mapping[str, Any], hint: str = "") -> None:
-    known = [field.name for field in fields(kind)]
+    known = field_names(kind)
     for name in given_fields:
         if name not in known:
             raise InvalidTypeError(
@@ -322,7 +322,7 @@ def _plain(settings: Any) -> Any:
     """The fields of settings, numbers as floats: equal settings are the same text."""
     if settings is None:
         return None
-    values = ((field.name, getattr(settings, field.name)) for field in fields(settings))
+    values = ((name, getattr(settings, name)) for name in field_names(type(settings)))
     return [(k, float(v) if isinstance(v, int | float | np.number) else v) for k, v in values]
 
 

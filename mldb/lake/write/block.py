@@ -26,6 +26,12 @@ from mldb.sphere.norms import divide_by_norms, refuse_infinite
 from mldb.write.buffers import BufferPool
 
 PIECE_BYTES: Final = 4 << 20
+HUGE_BYTES: Final = 2 << 20
+"""Writes end at multiples of it: the page cache then has the block in pages of that size.
+
+Whoever maps them takes one fault for each, and not one for every few small pages.
+"""
+_HELD: Final = 3  # pieces: one is made, one is written, and the end of the one before with it
 
 
 def block_of(given: GivenRows, dim: int) -> BlockInfo:
@@ -82,14 +88,19 @@ def write_block(
     hashed = PayloadHash(CHECK_LOG2)
     (dim,) = block.columns[0].shape
     behind: Aside[int] | None = None
-    held = [pool.take(4 * dim * min(_piece_rows(dim), given.count)) for _ in range(2)]
+    held = [pool.take(4 * dim * min(_piece_rows(dim), given.count)) for _ in range(_HELD)]
+    kept: list[memoryview] = []  # the end of the part before, which goes with the next one
     try:
         for part in _parts(given, block, geometry, held):
             if behind is not None:
                 behind.result()
-            behind = Aside(partial(file.pwritev, [part], offset))
-            offset += len(part)
+            kept, now = _cut([*kept, part], offset)
+            behind = Aside(partial(file.pwritev, now, offset))
+            offset += sum(map(len, now))
             hashed.update(part)
+        if behind is not None and kept:
+            behind.result()
+            behind = Aside(partial(file.pwritev, kept, offset))
     finally:
         try:
             if behind is not None:  # the last write ends before the memory is given back
@@ -98,6 +109,18 @@ def write_block(
             while held:
                 pool.give(held.pop())
     return hashed.finish()
+
+
+def _cut(parts: list[memoryview], offset: int) -> tuple[list[memoryview], list[memoryview]]:
+    """Part what lies from *offset* on at its last huge page: what is kept, and what is written now.
+
+    No more is kept than a piece of the last one; nothing where that begins behind the page.
+    """
+    *before, last = parts
+    late = (offset + sum(map(len, parts))) % HUGE_BYTES
+    if not 0 < late < len(last):
+        return [], parts
+    return [last[-late:]], [*before, last[:-late]]
 
 
 def store_rows(
@@ -121,7 +144,7 @@ def _piece_rows(dim: int) -> int:
 def _parts(
     given: GivenRows, block: BlockInfo, geometry: Geometry, held: list[memoryview]
 ) -> Iterator[memoryview]:
-    """Yield the bytes of the block in order. A part of mu stays as it is until the next but one."""
+    """Yield the bytes of the block in order. A part of mu lasts as long as others of *held* do."""
     (dim,) = block.columns[0].shape
     norms = np.ones(given.count, np.float32)
     step = _piece_rows(dim)
