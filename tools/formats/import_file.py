@@ -74,8 +74,9 @@ def import_file(
 
     Tensors go one at a time, from a mapping of the file, and the next one is read and hashed
     meanwhile; those of ``db.options.spill_bytes`` and more are written at once, so that all of them
-    may take more than memory. Nobody may change the file meanwhile. *max_bytes* bounds what an npz, or repeated elements of a .pt, may grow to. Takes
-    as long as reading the bytes, hashing and writing them. Any thread.
+    may take more than memory. Nobody may change the file meanwhile. *max_bytes* bounds what an npz,
+    or repeated elements of a .pt, may grow to. Takes as long as reading the bytes, hashing and
+    writing them. Any thread.
 
     Raises MissingError, CorruptError, InvalidNameError, InvalidTypeError, InvalidValueError,
     LimitError, UsageError, and what a commit raises.

@@ -91,17 +91,18 @@ def test_an_error_comes_in_its_turn_and_nothing_is_stored(tmp_path: Path) -> Non
     state = {"a": np.ones(_LARGE, np.float32), "b": np.ones(_LARGE, np.float32)}
     tensors = [(name, _tensor(name, array, calls)) for name, array in state.items()]
     tensors.append(("c", IncomingTensor("c", "<f4", (_LARGE,), 4 * _LARGE, fails)))
-    stored = []
-    with mldb.open(tmp_path / "s") as db:
-        with (
-            pytest.raises(CorruptError, match="this one"),
-            db.transaction() as txn,
-            closing(tensors_ahead(txn, tensors)) as ready,
-        ):
+    stored: list[str] = []
+
+    def store(db: mldb.MLDatabase) -> None:
+        with db.transaction() as txn, closing(tensors_ahead(txn, tensors)) as ready:
             for prepared, looked in ready:
-                txn._store_prepared([tensors[len(stored)][0]], prepared, looked)
-                stored.append(prepared)
-        assert len(stored) == 2
+                stored.append(tensors[len(stored)][0])
+                txn._store_prepared([stored[-1]], prepared, looked)
+
+    with mldb.open(tmp_path / "s") as db:
+        with pytest.raises(CorruptError, match="this one"):
+            store(db)
+        assert stored == ["a", "b"]
         assert list(db) == []
 
 
