@@ -4,8 +4,9 @@ It is a segment file in ``pending/`` whose frame heads are still missing; the co
 it writes them, since only then LSNs are known. Until then nobody else looks at it.
 
 What is written is on its way to the disk from then on, so that the sync at the end finds little
-left. Space is not allocated ahead: for large writes that gained nothing, with or without it, and
-the heads that come last do not tear a file into more extents.
+left. One writer allocates no space ahead: for large writes that gained nothing, with or without it,
+and the heads that come last do not tear a file into more extents. For several see
+:meth:`mldb.write.shared_checkpoint.SharedCheckpoint.allocate`.
 """
 
 from __future__ import annotations

@@ -206,6 +206,10 @@ class MemoryFile:
     def start_writeback(self, offset: int, count: int) -> None:
         """Do nothing: it promises nothing."""
 
+    def allocate(self, count: int) -> None:
+        """Change nothing: it promises nothing."""
+        self._require_own("fallocate")
+
     def sync(self) -> None:
         """Record that everything written so far is durable."""
         with self._disk.mutex:

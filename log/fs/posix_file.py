@@ -19,6 +19,7 @@ from mldb.log.fs.relief import with_relief
 
 _WRITE_STEP = 8 << 20  # one pwritev moves at most this much, so that writeback starts early
 _SYNC_FILE_RANGE_WRITE = 2
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _END = os.SEEK_END
 _SPARE = 6  # descriptors that mappings leave for others
 _PRIVATE_PART = 2  # one of so many descriptors is the most that private mappings take together
@@ -50,6 +51,23 @@ def start_writeback(fd: int, offset: int, count: int) -> None:
     call = _sync_file_range()
     if call is not None:
         call(fd, offset, count, _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None)
+        # Where both are there, offsets of the other one may have 32 bits.
+        call = getattr(library, "fallocate64", None) or library.fallocate
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    call.restype = ctypes.c_int
+    return call
 
 
 _private: dict[int, None] = {}
@@ -134,6 +152,14 @@ class OsFile(OsDescriptor):
     def start_writeback(self, offset: int, count: int) -> None:
         """Start asynchronous writeback (sync_file_range); a no-op where the kernel lacks it."""
         start_writeback(self._fd, offset, count)
+
+    def allocate(self, count: int) -> None:
+        """Allocate space ahead (fallocate, length kept); a no-op where it cannot be had."""
+        if self._process is not CURRENT[0]:
+            raise self._forked()
+        call = _fallocate()
+        if call is not None and count > 0:
+            call(self._fd, _KEEP_SIZE, 0, count)
 
     def sync(self) -> None:
         """fdatasync; on macOS F_FULLFSYNC, since fsync there stops at the drive's cache."""

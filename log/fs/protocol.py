@@ -69,6 +69,12 @@ class File(Protocol):
     def start_writeback(self, offset: int, count: int) -> None:
         """Ask the kernel to start writing this range to disk; promises nothing."""
 
+    def allocate(self, count: int) -> None:
+        """Ask for the space of the first *count* bytes; the length stays, and nothing is promised.
+
+        For a file that several write at once, whose parts would else be allocated as they come.
+        """
+
     def sync(self) -> None:
         """Make content and length durable (fdatasync). A failure is final for this file."""
 

@@ -7,7 +7,7 @@ written at the call (``mldb.write.large``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -114,6 +114,25 @@ class Staging:
             self._put_small(names, prepared)
         else:
             self._put_large(names, prepared, looked)
+
+    def looker(self) -> Callable[[str, Prepared], Looked | None]:
+        """Return what looks for a tensor of a checked name that will be put, and hashes it.
+
+        It returns None of one that is not looked for. Any thread calls it; the tensor must stay as
+        it is until it was put, also where values are fixed at the call.
+        """
+        least = max(PACK_BELOW, self._least)
+        references = self.references
+        if self._least != OFF:
+            references.take_view()
+
+        def look(name: str, prepared: Prepared) -> Looked | None:
+            if prepared.nbytes < least:
+                return None
+            key = keys.TENSORS + name.encode()
+            return references.look(key, prepared.buffers, prepared.nbytes)
+
+        return look
 
     def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> MadeAhead[Looked]:
         """Look for the large ones of named tensors that will be put, before each call.

@@ -30,6 +30,7 @@ from mldb.tensors.codec import (
     view_numpy,
 )
 from mldb.tensors.scope import Scope, read_array
+from mldb.write.duplicates import Looked
 from mldb.write.metric_plans import MetricRows, PackedRows
 from mldb.write.patch_verbs import Found, stage_rows, stage_sum
 from mldb.write.rules import ReadCheck, ReadSet
@@ -158,11 +159,21 @@ class Transaction(MutableMapping[str, Any]):
         if packed is not None:
             staging.change(metadata_set(key, packed))
 
-    def _store_shared(self, names: Sequence[str], data: Any) -> None:
-        """Stage one tensor under several names, its bytes once."""
+    def _looker(self) -> Callable[[str, Prepared], Looked | None]:
+        """Return what hashes a tensor that will be stored, and looks for its bytes.
+
+        It returns None of one that is not looked for. Any thread calls it, one at a time, while the
+        transaction is open; the bytes must stay until :meth:`_store_prepared` returned.
+        """
+        return self._check().looker()
+
+    def _store_prepared(
+        self, names: Sequence[str], prepared: Prepared, looked: Looked | None = None
+    ) -> None:
+        """Stage one tensor under several names, its bytes once; *looked* is of :meth:`_looker`."""
         staging = self._check()
         key, *others = [check_name(name) for name in names]
-        staging.put_tensor(key, prepare_named(names[0], data), tuple(others))
+        staging.put_tensor(key, prepared, tuple(others), looked)
 
     def update_tensor(self, name: str, rows: Any, values: Any) -> None:
         """Stage new values for some rows of *name*; see ``MLDatabase.update_tensor``.

@@ -75,9 +75,10 @@ class FaultFileSystem:
     """Passes every call on to *inner* unless a fault says otherwise. Thread-safe as *inner* is.
 
     ``calls`` counts per kind, failed ones included; ``bytes_written`` counts what reached *inner*.
-    Clocks, ``exists``, ``pause``, ``start_writeback``, ``release`` and ``close`` never fail, nor do
-    ``populate`` and ``read_ahead``, which with ``refuses_advice`` do nothing and say so. A call
-    that lacks a descriptor asks ``relieve`` and is counted again when it is tried again.
+    Clocks, ``exists``, ``pause``, ``start_writeback``, ``allocate``, ``release`` and ``close``
+    never fail, nor do ``populate`` and ``read_ahead``, which with ``refuses_advice`` do nothing and
+    say so. A call that lacks a descriptor asks ``relieve`` and is counted again when it is tried
+    again.
     """
 
     def __init__(self, inner: FileSystem) -> None:
@@ -343,6 +344,11 @@ class FaultFile:
         """Pass on; never fails."""
         if not self._fs.dead:
             self._inner.start_writeback(offset, count)
+
+    def allocate(self, count: int) -> None:
+        """Pass on; never fails."""
+        if not self._fs.dead:
+            self._inner.allocate(count)
 
     def sync(self) -> None:
         """Pass on."""

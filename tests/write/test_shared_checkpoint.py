@@ -140,3 +140,16 @@ def test_what_cannot_be_right_is_refused(store_path: Path) -> None:
         of_the_head = db.shared_checkpoint().commit(skeleton())
         assert (of_the_head.epoch, of_the_head.name) == (6, "epoch-6")
         assert db.shared_checkpoint().commit(skeleton()).name == "epoch-6~2"
+
+
+def test_space_is_asked_for_where_it_becomes_a_segment(store_path: Path) -> None:
+    with mldb.open(store_path, spill_bytes=_SPILL) as db:
+        for values, has_space in ((_SMALL, False), (_LARGE, True)):
+            with db.shared_checkpoint(epoch=1) as shared:
+                at = shared.reserve("wide", (values,), "float32")
+                shared.allocate()
+                status = (store_path / shared.file).stat()
+                assert status.st_size < at
+                assert status.st_blocks * 512 < at or has_space
+        with pytest.raises(ClosedError):
+            shared.allocate()

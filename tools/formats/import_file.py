@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mldb.errors import InvalidNameError, InvalidValueError, MissingError
 from mldb.names import check_name, escape_key
+from mldb.tools.formats.ahead import tensors_ahead
 from mldb.tools.formats.export_file import (
     METADATA_OF_TENSORS,
     PT_SUFFIXES,
@@ -25,7 +26,6 @@ from mldb.tools.formats.tensors import IncomingFile, IncomingTensor
 
 if TYPE_CHECKING:
     from mldb.database import MLDatabase
-    from mldb.write.transaction import Transaction
 
 SPILL_BYTES: Final = 256 << 10
 """Open a store with this ``spill_bytes`` to import more than memory holds."""
@@ -72,10 +72,11 @@ def import_file(
     back; tied weights are stored once. *escape* writes names that mldb does not allow with ``%XX``;
     without it they are refused.
 
-    Tensors go one at a time, from a mapping of the file; those of ``db.options.spill_bytes`` and
-    more are written at once, so that all of them may take more than memory. Nobody may cut the file
-    off meanwhile. *max_bytes* bounds what an npz, or repeated elements of a .pt, may grow to. Takes
-    as long as reading the bytes, hashing and writing them. Any thread.
+    Tensors go one at a time, from a mapping of the file, and the next one is read and hashed
+    meanwhile; those of ``db.options.spill_bytes`` and more are written at once, so that all of them
+    may take more than memory. Nobody may change the file meanwhile. *max_bytes* bounds what an npz,
+    or repeated elements of a .pt, may grow to. Takes as long as reading the bytes, hashing and
+    writing them. Any thread.
 
     Raises MissingError, CorruptError, InvalidNameError, InvalidTypeError, InvalidValueError,
     LimitError, UsageError, and what a commit raises.
@@ -90,17 +91,19 @@ def import_file(
     with _opened(store) as db:
         with db.transaction(epoch=epoch) as txn:
             done = 0
-            for names in _groups(wanted):
-                tensor = wanted[names[0]]
-                _stage(txn, tensor, [stored[name] for name in names])
-                for name in names:
-                    own = metadata.get(name)
-                    if isinstance(own, dict):
-                        txn.set_metadata(stored[name], own)
-                shared |= dict.fromkeys(names[1:], names[0])
-                done += tensor.nbytes * len(names)
-                if progress is not None:
-                    progress(done, total)
+            groups = _groups(wanted)
+            coming = [(stored[names[0]], wanted[names[0]]) for names in groups]
+            with closing(tensors_ahead(txn, coming)) as ready:
+                for names, (prepared, looked) in zip(groups, ready, strict=True):
+                    txn._store_prepared([stored[name] for name in names], prepared, looked)
+                    for name in names:
+                        own = metadata.get(name)
+                        if isinstance(own, dict):
+                            txn.set_metadata(stored[name], own)
+                    shared |= dict.fromkeys(names[1:], names[0])
+                    done += wanted[names[0]].nbytes * len(names)
+                    if progress is not None:
+                        progress(done, total)
         lsn = txn.lsn
         assert lsn is not None
         with db.at(lsn=int(lsn)) as at:
@@ -142,13 +145,6 @@ def _groups(wanted: Mapping[str, IncomingTensor]) -> list[list[str]]:
     for name, tensor in wanted.items():
         found.setdefault(id(tensor.read), []).append(name)
     return list(found.values())
-
-
-def _stage(txn: Transaction, tensor: IncomingTensor, names: list[str]) -> None:
-    if len(names) == 1:
-        txn.store_tensor(names[0], tensor.read())
-    else:
-        txn._store_shared(names, tensor.read())
 
 
 def read_tensors(

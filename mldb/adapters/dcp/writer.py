@@ -164,6 +164,7 @@ class StorageWriter(TorchWriter):
                 for box, name in what.boxes:
                     offsets[name] = save.shared.reserve(name, box.sizes, what.dtype)
                 save.tensors[fqn] = what
+            save.shared.allocate()
             file = save.shared.file
             return [
                 dataclasses.replace(

@@ -295,6 +295,25 @@ def test_writeback_is_optional(fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch
     assert file.size() == 10_000
 
 
+def test_allocated_space_changes_nothing_that_is_seen(
+    fs: OsFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs.mkdir("")
+    file = fs.open("a", "create")
+    file.pwritev([b"head"], 0)
+    file.allocate(1 << 20)
+    file.allocate(0)
+    file.allocate(1 << 62)  # more than there is: left as it is
+    assert file.size() == 4
+    assert file.pread(100, 0) == b"head"
+    file.pwritev([b"tail"], (1 << 20) - 4)
+    assert file.pread(1 << 20, 0) == b"head" + bytes((1 << 20) - 8) + b"tail"
+    monkeypatch.setattr(posix_file, "_fallocate", lambda: None)
+    file.allocate(2 << 20)
+    file.sync()
+    assert file.size() == 1 << 20
+
+
 # --- the path of a store --------------------------------------------------------------------------
 
 
