@@ -1,7 +1,8 @@
 """What a file of tensors is taken apart into, and made from: a name, a type, and bytes on demand.
 
-Nothing here holds the bytes of two tensors at once. What is read from a file is a view of its
-mapping, so that a file may be larger than memory.
+Nothing here holds the bytes of two tensors at once; an import reads one of at most 256 MiB ahead
+(``mldb.tools.formats.ahead``). What is read from a file is a view of its mapping, so that a file
+may be larger than memory.
 """
 
 from __future__ import annotations
