@@ -140,6 +140,34 @@ def test_what_was_dropped_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.M
     assert fs.is_resident(view)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are dropped and shown on Linux alone")
+def test_what_was_dropped_is_read_in_huge_pages_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice is taken back; of what is in memory none is given."""
+    given: list[int] = []
+    advise = advice._advise
+
+    def noted(view: memoryview, what: int) -> bool:
+        given.append(what)
+        return advise(view, what)
+
+    fs = OsFileSystem(tmp_path)
+    file = fs.open("a", "create")
+    file.pwritev([DATA], 0)
+    file.sync()
+    view = file.map(SIZE)
+    monkeypatch.setattr(advice, "_advise", noted)
+    if not fs.populate(view):
+        pytest.skip("this kernel takes no faults at once")
+    assert given == [advice._POPULATE_READ]
+    monkeypatch.setattr(advice, "is_resident", lambda _: False)
+    assert fs.populate(view)
+    wanted = [advice._HUGE, advice._POPULATE_READ, advice._NO_HUGE]
+    assert given[1:] in (wanted, wanted[:2]), "a kernel without huge pages refuses the first"
+    assert bytes(view) == DATA
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked on Linux alone")
 def test_a_private_page_that_was_written_to_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
