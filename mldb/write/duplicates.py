@@ -216,6 +216,10 @@ class Duplicates:
             self.unreadable += 1
         return None
 
+    def begin(self, view: View) -> None:
+        """Note that something is looked for in *view* from now on."""
+        self._since = min(self._since, view.commit.lsn)
+
     def rival(self, view: View, key: bytes) -> bytes | None:
         """Return the digest of the newest version of *key*, empty if none; None if not readable.
 

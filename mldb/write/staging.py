@@ -7,7 +7,7 @@ written at the call (``mldb.write.large``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -115,8 +115,15 @@ class Staging:
         else:
             self._put_large(names, prepared, looked)
 
-    def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> MadeAhead[Looked]:
-        """Look for the large ones of named tensors that will be put, before each call.
+    def put_run(self, named: list[bytes], prepared: list[Prepared], first: int, stop: int) -> int:
+        """Stage small tensors under checked keys as :meth:`put_tensor` would, many in one call.
+
+        From number *first* on, up to the first that is for that one, or to *stop*; return which.
+        """
+        return self._packs.put_run(named, prepared, first, stop, self.references, self._digests)
+
+    def look_ahead(self, named: list[bytes], prepared: list[Prepared]) -> MadeAhead[Looked]:
+        """Look for the large ones of tensors that will be put under these keys, before each call.
 
         They must stay as they are until it is closed.
         """
@@ -124,10 +131,10 @@ class Staging:
         if self._least != OFF:
             self.references.take_view()
         return MadeAhead(
-            partial(self.references.look, keys.TENSORS + name, prepared.buffers, prepared.nbytes)
-            if prepared.nbytes >= least
-            else None
-            for name, prepared in tensors
+            [
+                None if item[3] < least else partial(self.references.look, key, item[2], item[3])
+                for key, item in zip(named, prepared, strict=True)
+            ]
         )
 
     def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
