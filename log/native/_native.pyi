@@ -75,11 +75,11 @@ def add_items(
     items: Any, start: str, whole: bool, node: list[Any], depth: int, taken: dict[str, Any]
 ) -> bool: ...
 def look_at_tensors(
-    values: list[Any],
+    named: dict[str, Any],
     asked: tuple[Any, ...],
     known: dict[Any, Any],
     most: int,
-) -> tuple[list[int | None], list[Any]]: ...
+) -> tuple[list[int | None], dict[str, Any]]: ...
 def pack_array(name: Any, data: Any, room: tuple[Any, ...]) -> bytes | None: ...
 def small_record(
     kind: int, name: Any, data: Any, known: dict[Any, Any], made: type[Any], below: int

@@ -224,6 +224,11 @@ cdef int _copy_parts(char *room, int64_t size, tuple buffers) except -1:
     cdef Py_buffer source
     cdef int64_t at = 0
     for part in buffers:
+        if PyBytes_CheckExact(part):
+            if PyBytes_GET_SIZE(part) <= size - at:
+                memcpy(room + at, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+            at += PyBytes_GET_SIZE(part)
+            continue
         PyObject_GetBuffer(part, &source, PyBUF_SIMPLE)
         if source.len <= size - at:
             memcpy(room + at, source.buf, source.len)

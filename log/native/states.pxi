@@ -3,18 +3,28 @@
 # --- tensors of torch -----------------------------------------------------------------------------
 
 
+cdef object _real_dtype = None  # that was met last: its tensors have no conjugated bytes
+
+
 cdef object _copied(object value, tuple asked, dict known, int64_t most, int64_t *place):
     """The Prepared of a tensor with a copy of its bytes; None for one that Python has to look at.
 
     *place* becomes the address of its storage. Raises for what is not plain.
     """
+    global _real_dtype
     cdef int64_t size, start, offset
     cdef tuple entry
+    dtype = value.dtype
     is_neg, is_conj, storage_of, is_contiguous, strided, made = asked
     # These two may give up the lock of the interpreter. None of the rest does, so that the memory
     # is that of the tensor until it is copied, whatever other threads do with it.
-    if is_neg(value) is not False or is_conj(value) is not False:
+    if is_neg(value) is not False:
         raise ValueError
+    if dtype is not _real_dtype:
+        if is_conj(value) is not False:
+            raise ValueError
+        if dtype.is_complex is False:
+            _real_dtype = dtype
     if value.layout is not strided or value.is_cpu is not True:
         raise ValueError
     storage = storage_of(value)
@@ -24,38 +34,42 @@ cdef object _copied(object value, tuple asked, dict known, int64_t most, int64_t
     place[0] = start
     if size > most:
         return None
-    cdef PyObject *found = PyDict_GetItemWithError(known, (value.dtype, value.shape))
+    cdef PyObject *found = PyDict_GetItemWithError(known, (dtype, value.shape))
     if found is NULL or is_contiguous(value) is not True:
         return None
     entry = <tuple><object>found
-    offset = _natural(value.storage_offset()) * _natural(value.itemsize)
+    offset = _natural(value.storage_offset())
+    if offset:
+        offset *= _natural(value.itemsize)
     if size > _natural(storage.nbytes()) - offset:
         return None
-    data = PyMemoryView_FromObject(PyBytes_FromStringAndSize(<char *>(start + offset), size))
+    data = PyBytes_FromStringAndSize(<char *>(start + offset), size)
     return _row(made, (entry[0], entry[1], (data,), size, True))
 
 
-def look_at_tensors(list values not None, tuple asked, dict known, most):
-    """The address of the storage of each torch tensor, and its Prepared; None each if not plain.
+def look_at_tensors(dict named not None, tuple asked, dict known, most):
+    """The address of the storage of each torch tensor, None if not plain; and their Prepareds by name.
 
     *asked* are the methods of a tensor that are called, the strided layout, and the class Prepared.
     Only tensors of at most so many bytes are prepared: their bytes are copied, and so ``owned``.
     """
-    cdef list places = [], prepared = []
+    cdef list places = []
+    cdef dict ready = {}
     cdef int64_t place
-    for value in values:
-        where = ready = None
+    for name, value in named.items():
+        where = None
         if _is_tensor(value):
             place = 0
             try:
-                ready = _copied(value, asked, known, most, &place)
+                made = _copied(value, asked, known, most, &place)
+                if made is not None:
+                    ready[name] = made
             except Exception:
                 pass
             if place:
                 where = place
         places.append(where)
-        prepared.append(ready)
-    return places, prepared
+    return places, ready
 
 
 # --- into the packs -------------------------------------------------------------------------------

@@ -189,20 +189,18 @@ class _Walk:
 
         Called once, when all are there. *ready* takes what was prepared on the way.
         """
-        named = list(self.tensors.items())
-        values = [value for _, value in named]
-        places: list[Any]  # the storage of each, or an id of its own
-        places, prepared = prepare_small(values)
+        found, prepared = prepare_small(self.tensors)
+        places: list[Any] = found  # the storage of each, or an id of its own
         if None in places:
-            for number, place in enumerate(places):
-                if place is None:
-                    identity = self._identity(values[number])
+            for number, value in enumerate(self.tensors.values()):
+                if places[number] is None:
+                    identity = self._identity(value)
                     places[number] = identity[0] if type(identity) is tuple else identity
-        ready.update((name, item) for name, item in zip(self.tensors, prepared) if item)
+        ready.update(prepared)
         if len(set(places)) == len(places):
             return  # mostly each is alone
         often = Counter(places)
-        for (name, value), place in zip(named, places, strict=True):
+        for (name, value), place in zip(list(self.tensors.items()), places, strict=True):
             if often[place] > 1 and self._is_alias(name, value):
                 ready.pop(name, None)
 
@@ -303,7 +301,7 @@ class _Walk:
         return False
 
     def _identity(self, tensor: Any) -> object:
-        """Return what two tensors share when they are one: of torch the storage, and where in it."""
+        """Return what two tensors share when they are one: of torch the storage and the place."""
         if not isinstance(tensor, self._tensor_type):
             return id(tensor)
         try:

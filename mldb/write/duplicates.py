@@ -10,7 +10,7 @@ outside the commit lock; under it the owner is confirmed (``mldb.write.reference
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -123,7 +123,7 @@ class Duplicates:
         self.owners_gone = 0
         """References whose owner was gone at the commit: their bytes were stored."""
 
-    def note(self, stored: Iterable[tuple[bytes, bytes]], lsn: int) -> None:
+    def note(self, stored: Mapping[bytes, bytes], lsn: int) -> None:
         """Remember digests and keys of what commit *lsn* stored with bytes."""
         self._digests.note(stored, lsn)
 

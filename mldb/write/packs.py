@@ -151,7 +151,7 @@ class Packs:
         references: References,
         digests: dict[bytes, bytes],
     ) -> int:
-        """Do what :meth:`put` and :meth:`put_new` do, from number *first* on; return the first left.
+        """Do what :meth:`put` and :meth:`put_new` do, from number *first* on; return what is left.
 
         Without the compiled twin all are.
         """
@@ -161,9 +161,7 @@ class Packs:
         view, upper = references.compared(PACK_BELOW)
         seen, where, packs, below = self._seen, self.where, self._packs, self._below
         room = seen, where, packs, PACK_ENTRIES, below, upper
-        left: tuple[int, int] = twin.pack_tensors(
-            keys, prepared, first, stop, *room, view, digests
-        )
+        left: tuple[int, int] = twin.pack_tensors(keys, prepared, first, stop, *room, view, digests)
         references.note_new(left[1])
         return left[0]
 

@@ -326,12 +326,10 @@ class Staging:
 
     def looked_up(self) -> dict[bytes, bytes]:
         """Digests and keys of what was looked up and is stored with bytes."""
-        where, large = self._where, self._large
-        if not self._digests:
-            return {}
-        return {
-            digest: key for digest, key in self._digests.items() if key in where or key in large
-        }
+        where, large, found = self._where, self._large, self._digests
+        if where.keys() >= set(found.values()):
+            return found  # all of them are small, and still there
+        return {digest: key for digest, key in found.items() if key in where or key in large}
 
     # --- committing -------------------------------------------------------------------------------
 
