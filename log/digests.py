@@ -9,8 +9,8 @@ found once it is sealed. So some versions may be missed, and none that is named 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -69,10 +69,10 @@ class Digests:
         self._hint: tuple[MappedIndex, DigestTable] | None = None
         self._began = False
 
-    def note(self, stored: Iterable[tuple[bytes, bytes]], lsn: int) -> None:
-        """Remember (digest, key) of versions with bytes that commit *lsn* of this handle stored."""
+    def note(self, stored: Mapping[bytes, bytes], lsn: int) -> None:
+        """Remember digests and keys of what commit *lsn* of this handle stored with bytes."""
         noted = self._noted
-        noted.update([(digest, (key, lsn)) for digest, key in stored])
+        noted.update(zip(stored, zip(stored.values(), repeat(lsn)), strict=True))
         if len(noted) > NOTED_MAX:
             self._noted = dict(list(noted.items())[-NOTED_MAX // 2 :])
 

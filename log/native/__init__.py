@@ -20,7 +20,7 @@ from typing import Any, Final
 from mldb.log import format as fmt
 from mldb.log.checksum import check64, digest128
 
-INTERFACE: Final = 4
+INTERFACE: Final = 5
 """What functions the module has and what they take: another number, here and in ``format.pxi``."""
 PURE: Final = "MLDB_PURE"
 REFUSED: Final = "off: it "

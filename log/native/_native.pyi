@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,31 @@ def pack_tensor(
     rival: bytes | None = None,
     digests: dict[bytes, bytes] | None = None,
 ) -> bytes | None: ...
+def pack_tensors(
+    keys: list[bytes],
+    prepared: list[Any],
+    first: int,
+    stop: int,
+    seen: set[bytes],
+    where: dict[bytes, Any],
+    packs: list[Any],
+    most: int,
+    below: int,
+    upper: int,
+    view: object,
+    digests: dict[bytes, bytes],
+) -> tuple[int, int]: ...
+def tensor_keys(names: Iterable[Any]) -> list[bytes] | None: ...
+def meet_tensors(kinds: tuple[type, ...], tags: tuple[int, ...], depth: int) -> None: ...
+def add_items(
+    items: Any, start: str, whole: bool, node: list[Any], depth: int, taken: dict[str, Any]
+) -> bool: ...
+def look_at_tensors(
+    named: dict[str, Any],
+    asked: tuple[Any, ...],
+    known: dict[Any, Any],
+    most: int,
+) -> tuple[list[int | None], dict[str, Any]]: ...
 def pack_array(name: Any, data: Any, room: tuple[Any, ...]) -> bytes | None: ...
 def small_record(
     kind: int, name: Any, data: Any, known: dict[Any, Any], made: type[Any], below: int

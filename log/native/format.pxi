@@ -39,7 +39,7 @@ cdef struct _Header:  # FRAME_HEADER, which has no gaps
     uint64_t payload_length, lsn, commit_lsn, body_check, header_check
 
 VERSION = (<bytes>MLDB_VERSION).decode()
-INTERFACE = 4
+INTERFACE = 5
 HAS_XXHASH = bool(MLDB_HAS_XXHASH)
 CONSTANTS = {
     "FRAME_HEADER_SIZE": _FRAME_HEADER_SIZE,

@@ -108,24 +108,23 @@ def add_versions(
 # --- small tensors --------------------------------------------------------------------------------
 
 
-cdef bytes _key_of(object name):
-    """The key of a tensor whose name nearly all names look like (mldb/names.py). Raises."""
+cdef bint _is_plain_name(object name, bint slashes) noexcept:
+    """Whether this is what nearly all names look like (mldb/names.py), perhaps with *slashes*."""
     cdef Py_ssize_t place, size
     cdef const unsigned char *text
     cdef unsigned char sign
     cdef bint ended = False  # whether a part may end, and another begin
-    cdef bytes key
     if type(name) is not str or not PyUnicode_IS_COMPACT_ASCII(name):
-        raise TypeError
+        return False
     size = PyUnicode_GET_LENGTH(name)
     text = <const unsigned char *>PyUnicode_DATA(name)
     if size > _NAME_MAX:
-        raise ValueError
+        return False
     for place in range(size):
         sign = text[place]
-        if sign == b"." or sign == b"/":
+        if sign == b"." or (sign == b"/" and slashes):
             if not ended:
-                raise ValueError
+                return False
             ended = False
         elif (
             b"a" <= sign <= b"z" or b"A" <= sign <= b"Z" or b"0" <= sign <= b"9"
@@ -133,12 +132,20 @@ cdef bytes _key_of(object name):
         ):
             ended = True
         else:
-            raise ValueError
-    if not ended:
+            return False
+    return ended
+
+
+cdef bytes _key_of(object name):
+    """The key of a tensor with a plain name. Raises ValueError for another name."""
+    cdef Py_ssize_t size
+    cdef bytes key
+    if not _is_plain_name(name, True):
         raise ValueError
+    size = PyUnicode_GET_LENGTH(name)
     key = PyBytes_FromStringAndSize(NULL, size + 1)
     PyBytes_AS_STRING(key)[0] = _TENSORS
-    memcpy(PyBytes_AS_STRING(key) + 1, text, size)
+    memcpy(PyBytes_AS_STRING(key) + 1, PyUnicode_DATA(name), size)
     return key
 
 
@@ -194,6 +201,26 @@ cdef int _learn_pack(object kind) except -1:
     return 0
 
 
+cdef int _copy_parts(char *room, int64_t size, tuple buffers) except -1:
+    """Copy buffers of *size* bytes together behind one another. Raises ValueError for others."""
+    cdef Py_buffer source
+    cdef int64_t at = 0
+    for part in buffers:
+        if PyBytes_CheckExact(part):
+            if PyBytes_GET_SIZE(part) <= size - at:
+                memcpy(room + at, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+            at += PyBytes_GET_SIZE(part)
+            continue
+        PyObject_GetBuffer(part, &source, PyBUF_SIMPLE)
+        if source.len <= size - at:
+            memcpy(room + at, source.buf, source.len)
+        at += source.len
+        PyBuffer_Release(&source)
+    if at != size:
+        raise ValueError
+    return 0
+
+
 cdef bytes _pack_in(
     bytes key, object attr, tuple buffers, const void *whole, int64_t size, set seen, dict where,
     list packs, most, rival, dict digests,
@@ -203,8 +230,8 @@ cdef bytes _pack_in(
     Its bytes are at *whole*, or else those of *buffers*. Raises where there is no room, for what is
     not plain, and, with *digests*, where the digest is one of them or *rival*; then nothing is done.
     """
-    cdef Py_buffer room, source
-    cdef int64_t used, start, at, align = 1 << _PAYLOAD_ALIGN_LOG2
+    cdef Py_buffer room
+    cdef int64_t used, start, align = 1 << _PAYLOAD_ALIGN_LOG2
     cdef bytes digest
     if not packs or size < 0 or PySet_Contains(seen, key):
         raise ValueError
@@ -213,7 +240,7 @@ cdef bytes _pack_in(
         _learn_pack(type(pack))
     cdef dict drafts = <dict?><object>_field(pack, _pack_drafts)
     used = _natural(pack.size)
-    at = start = (used + align - 1) & -align
+    start = (used + align - 1) & -align
     PyObject_GetBuffer(<object>_field(pack, _pack_data), &room, PyBUF_WRITABLE)
     try:
         if size > room.len - used - align or len(drafts) >= <Py_ssize_t>most:
@@ -221,16 +248,8 @@ cdef bytes _pack_in(
         memset(<char *>room.buf + used, 0, start - used)
         if whole != NULL:
             memcpy(<char *>room.buf + start, whole, size)
-            at += size
         else:
-            for part in buffers:
-                PyObject_GetBuffer(part, &source, PyBUF_SIMPLE)
-                if source.len <= start + size - at:
-                    memcpy(<char *>room.buf + at, source.buf, source.len)
-                at += source.len
-                PyBuffer_Release(&source)
-        if at != start + size:
-            raise ValueError
+            _copy_parts(<char *>room.buf + start, size, buffers)
         digest = digest128_of(<char *>room.buf + start, size)
     finally:
         PyBuffer_Release(&room)

@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import numpy as np
 
+from mldb import keys
 from mldb.deferred import dataclass
 from mldb.errors import ClosedError, InvalidTypeError
 from mldb.history.checkpoints import Checkpoint
+from mldb.log import native
 from mldb.log.index.address import CommitRow, Lsn, to_time
 from mldb.log.ownership import OwnedLock, held_by_me
 from mldb.names import check_name
@@ -25,6 +29,7 @@ from mldb.state.tree import flatten
 from mldb.tensors.codec import Prepared, pack_metadata, prepare_named, unpack_metadata
 from mldb.write.staging import Staging
 
+_NBYTES: Final = itemgetter(Prepared._fields.index("nbytes"))
 _LOOK_SECONDS: Final = 0.05  # who waits looks again after this long
 
 
@@ -69,7 +74,7 @@ class CheckpointJob:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(item.nbytes for item in self.tensors.values())
+        return sum(map(_NBYTES, self.tensors.values()))
 
 
 def make_job(
@@ -91,8 +96,13 @@ def make_job(
     if not isinstance(prune, bool):
         raise InvalidTypeError(f"prune is a {type(prune).__name__}, not a bool")
     naming = Naming(name, epoch, step)
-    flat = flatten(state)
-    tensors = {key: prepare_named(key, tensor) for key, tensor in flat.tensors.items()}
+    ready: dict[str, Prepared] = {}
+    flat = flatten(state, ready=ready)
+    tensors = ready
+    if len(ready) < len(flat.tensors):
+        tensors = {
+            key: ready.get(key) or prepare_named(key, value) for key, value in flat.tensors.items()
+        }
     step = None if step is None else int(step)
     # Through bytes and back: nested values of the caller's may change before they are written.
     fixed = unpack_metadata(pack_metadata({} if metrics is None else metrics, "metrics"))
@@ -106,14 +116,30 @@ def stage(job: CheckpointJob, staging: Staging) -> None:
     aliases: dict[str, list[bytes]] = {}
     for alias, holder in job.aliases.items():
         aliases.setdefault(holder, []).append(check_name(alias))
-    named = [(check_name(name), prepared) for name, prepared in job.tensors.items()]
-    ahead = staging.look_ahead(named)
+    prepared, count = list(job.tensors.values()), len(job.tensors)
+    found = _keys_of(job.tensors)
+    held = [number for number, name in enumerate(job.tensors) if name in aliases] if aliases else []
+    stops = iter([*held, count])
+    number, stop = 0, next(stops)
+    ahead = staging.look_ahead(found, prepared)
     try:
-        for number, (name, (key, prepared)) in enumerate(zip(job.tensors, named, strict=True)):
-            others = tuple(aliases.get(name, ()))
-            staging.put_tensor(key, prepared, others, ahead.result(number))
+        while number < count:
+            if number > stop:
+                stop = next(stops)
+            number = staging.put_run(found, prepared, number, stop)
+            if number < count:
+                name = found[number][len(keys.TENSORS) :]
+                others = aliases.get(name.decode(), ())
+                staging.put_tensor(name, prepared[number], tuple(others), ahead.result(number))
+                number += 1
     finally:
         ahead.close()
+
+
+def _keys_of(names: Iterable[str]) -> list[bytes]:
+    twin = native.twin
+    found: list[bytes] | None = None if twin is None else twin.tensor_keys(names)
+    return [keys.TENSORS + check_name(name) for name in names] if found is None else found
 
 
 def checkpoint_of(job: CheckpointJob, row: CommitRow, stall_ms: float) -> Checkpoint:

@@ -34,7 +34,8 @@ import numpy as np
 
 from mldb.deferred import dataclass
 from mldb.errors import InvalidNameError, InvalidTypeError, LimitError
-from mldb.names import check_name
+from mldb.log import native
+from mldb.names import check_name, escape_key
 from mldb.state.leaves import (
     advice,
     component,
@@ -68,7 +69,9 @@ from mldb.state.skeleton import (
     is_affordable,
 )
 from mldb.state.structs import is_record, take_apart
+from mldb.tensors.codec import Prepared
 from mldb.tensors.sparse import is_scipy_sparse
+from mldb.tensors.together import prepare_small
 
 __all__ = ["FlatState", "flatten", "restore_into", "unflatten"]
 
@@ -89,16 +92,22 @@ class FlatState:
     aliases: dict[str, str]
 
 
-def flatten(state: object, *, prefix: str = "") -> FlatState:
+def flatten(
+    state: object, *, prefix: str = "", ready: dict[str, Prepared] | None = None
+) -> FlatState:
     """Return *state* as a skeleton and its tensors, without copying one; see the module docstring.
 
-    Every name starts with *prefix* and ``/`` when a prefix is given. Raises InvalidTypeError naming
-    the path of what cannot be stored, InvalidNameError for a path that gives no name (over 255
-    bytes), LimitError for a state deeper than 64, one that holds itself, or more than 64 MiB of
-    plain values. The state must not be changed by others meanwhile.
+    Every name starts with *prefix* and ``/`` when a prefix is given. *ready* takes those of the
+    tensors that were prepared on the way, by name: small ones, with a copy of their bytes.
+
+    Raises InvalidTypeError naming the path of what cannot be stored, InvalidNameError for a path
+    that gives no name (over 255 bytes), LimitError for a state deeper than 64, one that holds
+    itself, or more than 64 MiB of plain values. The state must not be changed by others meanwhile.
     """
     walk = _Walk()
     root = walk.root(state, prefix)
+    walk.check_names()
+    walk.find_shared({} if ready is None else ready)
     fields = [FORMAT, root, walk.aliases, walk.storage_groups()]
     types = walk.types(root)
     if types:
@@ -113,7 +122,10 @@ def flatten(state: object, *, prefix: str = "") -> FlatState:
 
 
 class _Walk:
-    """One pass over a state. Every tensor met stays referenced, so no address is met twice."""
+    """One pass over a state. Every tensor met stays referenced, so no address is met twice.
+
+    ``tensors`` has all of them until :meth:`find_shared` makes aliases of some.
+    """
 
     def __init__(self) -> None:
         self.tensors: dict[str, Any] = {}
@@ -124,6 +136,10 @@ class _Walk:
         self._first: dict[int, str] = {}  # of each storage: the name of the first tensor in it
         self._storages: dict[int, list[tuple[str, Any]]] = {}  # those with more than one
         self._types: dict[int, tuple[str, tuple[str, ...]]] = {}  # by the id of the node
+        self._twin = native.twin
+        if self._twin is not None:
+            kinds = (self._torch.Tensor, self._torch.nn.Parameter) if self._torch else ()
+            self._twin.meet_tensors(kinds, (TENSOR, DICT, LIST, TUPLE), STATE_DEPTH_MAX)
 
     def root(self, state: Any, prefix: str) -> Any:
         """Return the node of the whole state."""
@@ -144,7 +160,7 @@ class _Walk:
         if kind is int:
             return integer_node(value)
         if isinstance(value, self._tensor_type):
-            return self._tensor(value, path, self._identity(value))
+            return self._tensor(value, path)
         if depth >= STATE_DEPTH_MAX:
             raise LimitError(
                 f"the state at {path[:200]!r} is nested deeper than {STATE_DEPTH_MAX}, or holds "
@@ -157,6 +173,36 @@ class _Walk:
         if kind is tuple:
             return self._sequence(TUPLE, value, path, depth + 1)
         return self._other(value, path, depth + 1)
+
+    def check_names(self) -> None:
+        """Raise InvalidNameError for a path that gives no name."""
+        if self._twin is not None and self._twin.tensor_keys(self.tensors) is not None:
+            return
+        for name in self.tensors:
+            try:
+                check_name(name)
+            except InvalidNameError as error:
+                raise InvalidNameError(f"a tensor of the state gets no name: {error}") from error
+
+    def find_shared(self, ready: dict[str, Prepared]) -> None:
+        """Make aliases of the tensors that are one, and note which ones lie in one storage.
+
+        Called once, when all are there. *ready* takes what was prepared on the way.
+        """
+        found, prepared = prepare_small(self.tensors)
+        places: list[Any] = found  # the storage of each, or an id of its own
+        if None in places:
+            for number, value in enumerate(self.tensors.values()):
+                if places[number] is None:
+                    identity = self._identity(value)
+                    places[number] = identity[0] if type(identity) is tuple else identity
+        ready.update(prepared)
+        if len(set(places)) == len(places):
+            return  # mostly each is alone
+        often = Counter(places)
+        for (name, value), place in zip(list(self.tensors.items()), places, strict=True):
+            if often[place] > 1 and self._is_alias(name, value):
+                ready.pop(name, None)
 
     def storage_groups(self) -> list[Any]:
         """Return the packed groups of tensors that are different views of one storage."""
@@ -187,16 +233,24 @@ class _Walk:
         if metadata is not None:
             node = [STATE_DICT, self.node(metadata, f"{path}/_metadata", depth)]
         start = f"{path}/" if path else ""
+        twin = self._twin
+        if twin is not None and twin.add_items(value, start, as_is, node, depth, self.tensors):
+            return node
+        add, tensor_type = node.append, self._tensor_type
         for key, item in value.items():
-            node.append(key if type(key) is str and key.isascii() else key_node(key, path))
+            is_text = type(key) is str
+            add(key if is_text and key.isascii() else key_node(key, path))
             if type(item) in _AS_THEY_ARE:
-                node.append(item)
+                add(item)
                 continue
-            name = start + (component_as_is(key) if as_is else component(key))
-            if isinstance(item, self._tensor_type):  # most are; node() would come to the same
-                node.append(self._tensor(item, name, self._identity(item)))
+            if as_is:
+                name = start + component_as_is(key)
             else:
-                node.append(self.node(item, name, depth))
+                name = start + (escape_key(key) if is_text else component(key))
+            if isinstance(item, tensor_type):  # most are; node() would come to the same
+                add(self._tensor(item, name))
+            else:
+                add(self.node(item, name, depth))
         return node
 
     def _sequence(self, tag: int, value: Any, path: str, depth: int) -> list[Any]:
@@ -218,8 +272,16 @@ class _Walk:
         self._types[id(node)] = (name, tuple(fields))
         return node
 
-    def _tensor(self, value: Any, path: str, identity: object) -> list[Any]:
-        name = self._free_name(path or _ROOT_NAME)
+    def _tensor(self, value: Any, path: str) -> list[Any]:
+        name = path or _ROOT_NAME
+        if name in self.tensors:
+            name = self._free_name(name)
+        self.tensors[name] = value
+        return [TENSOR, name]
+
+    def _is_alias(self, name: str, value: Any) -> bool:
+        """Make an alias of a tensor that is one with an earlier one; return whether it is."""
+        identity = self._identity(value)
         holder = self._seen.get(identity)
         if holder is not None and type(identity) is tuple:
             own, other = _view_of(value), _view_of(self.tensors[holder])
@@ -228,18 +290,20 @@ class _Walk:
                 holder = self._seen.get(identity)
         if holder is not None:
             self.aliases[name] = holder
-            return [TENSOR, name]
+            del self.tensors[name]
+            return True
         self._seen[identity] = name
-        self.tensors[name] = value
         if type(identity) is tuple:
             first = self._first.setdefault(identity[0], name)
             if first != name:
                 members = self._storages.setdefault(identity[0], [(first, self.tensors[first])])
                 members.append((name, value))
-        return [TENSOR, name]
+        return False
 
     def _identity(self, tensor: Any) -> object:
-        """Return what two torch tensors share when they are one: the storage, and where in it."""
+        """Return what two tensors share when they are one: of torch the storage and the place."""
+        if not isinstance(tensor, self._tensor_type):
+            return id(tensor)
         try:
             if tensor.layout is not self._torch.strided or not tensor.numel():
                 return id(tensor)
@@ -250,14 +314,10 @@ class _Walk:
             return id(tensor)  # nested, lazy, without memory; preparing them gives the reason
 
     def _free_name(self, name: str) -> str:
-        try:
-            check_name(name)
-        except InvalidNameError as error:
-            raise InvalidNameError(f"a tensor of the state gets no name: {error}") from error
+        """Return a name like one that is taken: 1 and "1" are two keys with one name."""
         wanted = name
         count = 1
-        # 1 and "1" are two keys with one name.
-        while name in self.tensors or name in self.aliases:
+        while name in self.tensors:
             count += 1
             name = f"{wanted}~{count}"
         return name
@@ -273,7 +333,7 @@ class _Walk:
         if isinstance(value, np.generic):
             return scalar_node(value, path)
         if isinstance(value, np.ndarray) or is_scipy_sparse(value):
-            return self._tensor(value, path, id(value))
+            return self._tensor(value, path)
         if type(value) is complex:
             return [COMPLEX, value.real, value.imag]
         if self._torch:
@@ -282,8 +342,7 @@ class _Walk:
             if isinstance(value, self._torch.Size):
                 return [SIZE, *value]
             if isinstance(value, self._torch.Generator):
-                state = value.get_state()
-                return [GENERATOR, str(value.device), self._tensor(state, path, id(state))]
+                return [GENERATOR, str(value.device), self._tensor(value.get_state(), path)]
         struct = take_apart(value, path)
         if struct is not None:
             return self._struct(value, *struct, path, depth)

@@ -17,6 +17,7 @@ import numpy as np
 from mldb.arrays import refuse_masks
 from mldb.deferred import NamedTuple
 from mldb.errors import InvalidTypeError, MldbError
+from mldb.log.fs.protocol import Buffer
 from mldb.tensors.decode import rebuild, view_numpy, view_torch
 from mldb.tensors.descriptor import (
     COMPONENT_ALIGN,
@@ -65,12 +66,12 @@ class Prepared(NamedTuple):
 
     descriptor: Descriptor
     attr: bytes
-    buffers: tuple[memoryview, ...]
+    buffers: tuple[Buffer, ...]
     nbytes: int
     owned: bool
 
 
-make_prepared: Callable[[tuple[Descriptor, bytes, tuple[memoryview, ...], int, bool]], Prepared] = (
+make_prepared: Callable[[tuple[Descriptor, bytes, tuple[Buffer, ...], int, bool]], Prepared] = (
     partial(tuple.__new__, Prepared)
 )
 """Make a Prepared of its fields in order, at half the cost of a call: once per tensor."""
@@ -213,7 +214,7 @@ def _exports(descriptor: Descriptor) -> bool:
 
 def _prepare_parts(parts: Parts, shape: tuple[int, ...], framework: str) -> Prepared:
     components: list[Component] = []
-    buffers: list[memoryview] = []
+    buffers: list[Buffer] = []
     offset = 0
     owned = True
     for name, array in zip(parts.names, parts.arrays, strict=True):

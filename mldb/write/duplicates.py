@@ -10,7 +10,7 @@ outside the commit lock; under it the owner is confirmed (``mldb.write.reference
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -114,7 +114,7 @@ class Duplicates:
         self.owners_gone = 0
         """References whose owner was gone at the commit: their bytes were stored."""
 
-    def note(self, stored: Iterable[tuple[bytes, bytes]], lsn: int) -> None:
+    def note(self, stored: Mapping[bytes, bytes], lsn: int) -> None:
         """Remember digests and keys of what commit *lsn* stored with bytes."""
         self._digests.note(stored, lsn)
 
@@ -206,6 +206,10 @@ class Duplicates:
         except MldbError:  # of an index: whoever reads tells what is damaged, and this is stored
             self.unreadable += 1
         return None
+
+    def begin(self, view: View) -> None:
+        """Note that something is looked for in *view* from now on."""
+        self._since = min(self._since, view.commit.lsn)
 
     def rival(self, view: View, key: bytes) -> bytes | None:
         """Return the digest of the newest version of *key*, empty if none; None if not readable.

@@ -262,7 +262,7 @@ class Handle(StateSurface, QuerySurface):
         )
         looked_up = staging.looked_up()
         if looked_up:
-            self._duplicates.note(looked_up.items(), row.lsn)
+            self._duplicates.note(looked_up, row.lsn)
         return row
 
     def _commit_referring(

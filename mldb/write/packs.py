@@ -142,6 +142,29 @@ class Packs:
         references.note_new()
         return True
 
+    def put_run(
+        self,
+        keys: list[bytes],
+        prepared: list[Prepared],
+        first: int,
+        stop: int,
+        references: References,
+        digests: dict[bytes, bytes],
+    ) -> int:
+        """Do what :meth:`put` and :meth:`put_new` do, from number *first* on; return what is left.
+
+        Without the compiled twin all are.
+        """
+        twin = native.twin
+        if twin is None:
+            return first
+        view, upper = references.compared(PACK_BELOW)
+        seen, where, packs, below = self._seen, self.where, self._packs, self._below
+        room = seen, where, packs, PACK_ENTRIES, below, upper
+        left: tuple[int, int] = twin.pack_tensors(keys, prepared, first, stop, *room, view, digests)
+        references.note_new(left[1])
+        return left[0]
+
     def with_room(self, size: int, entries: int) -> Pack:
         """Return a pack with room for *size* bytes and as many entries."""
         packs = self._packs

@@ -121,10 +121,22 @@ class References:
             return None
         return duplicates.rival(self._looking()[1] if view is None else view, key)
 
-    def note_new(self) -> None:
-        """Count a tensor that was compared with its :meth:`rival`, and is another."""
-        assert self._duplicates is not None
-        self._duplicates.looked_up += 1
+    def compared(self, most: int) -> tuple[View | None, int]:
+        """Return the view that rivals are looked for in, and below how many bytes; *most* at most.
+
+        Without duplicates there is no view.
+        """
+        if self._duplicates is None:
+            return None, 0
+        duplicates, view = self._looking()
+        duplicates.begin(view)
+        return view, min(most, duplicates.least)
+
+    def note_new(self, count: int = 1) -> None:
+        """Count tensors that were compared with their :meth:`rival`, and are others."""
+        if count:
+            assert self._duplicates is not None
+            self._duplicates.looked_up += count
 
     def add(
         self, key: bytes, prepared: Prepared, owner: Owner, metadata: bytes | None = None

@@ -35,7 +35,7 @@ class Asked(NamedTuple):
 
     names: tuple[bytes, ...]
     prepared: Prepared
-    buffers: tuple[memoryview, ...]
+    buffers: tuple[Buffer, ...]
 
 
 def staged_parts(staged: Staged, pending: PendingSegment | None) -> tuple[Buffer, ...]:

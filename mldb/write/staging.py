@@ -7,7 +7,7 @@ written at the call (``mldb.write.large``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -134,8 +134,15 @@ class Staging:
 
         return look
 
-    def look_ahead(self, tensors: Sequence[tuple[bytes, Prepared]]) -> MadeAhead[Looked]:
-        """Look for the large ones of named tensors that will be put, before each call.
+    def put_run(self, named: list[bytes], prepared: list[Prepared], first: int, stop: int) -> int:
+        """Stage small tensors under checked keys as :meth:`put_tensor` would, many in one call.
+
+        From number *first* on, up to the first that is for that one, or to *stop*; return which.
+        """
+        return self._packs.put_run(named, prepared, first, stop, self.references, self._digests)
+
+    def look_ahead(self, named: list[bytes], prepared: list[Prepared]) -> MadeAhead[Looked]:
+        """Look for the large ones of tensors that will be put under these keys, before each call.
 
         They must stay as they are until it is closed.
         """
@@ -143,10 +150,10 @@ class Staging:
         if self._least != OFF:
             self.references.take_view()
         return MadeAhead(
-            partial(self.references.look, keys.TENSORS + name, prepared.buffers, prepared.nbytes)
-            if prepared.nbytes >= least
-            else None
-            for name, prepared in tensors
+            [
+                None if item[3] < least else partial(self.references.look, key, item[2], item[3])
+                for key, item in zip(named, prepared, strict=True)
+            ]
         )
 
     def _put_small(self, names: tuple[bytes, ...], prepared: Prepared) -> None:
@@ -339,12 +346,10 @@ class Staging:
 
     def looked_up(self) -> dict[bytes, bytes]:
         """Digests and keys of what was looked up and is stored with bytes."""
-        where, large = self._where, self._large
-        if not self._digests:
-            return {}
-        return {
-            digest: key for digest, key in self._digests.items() if key in where or key in large
-        }
+        where, large, found = self._where, self._large, self._digests
+        if where.keys() >= set(found.values()):
+            return found  # all of them are small, and still there
+        return {digest: key for digest, key in found.items() if key in where or key in large}
 
     # --- committing -------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ class WriteVerbs(Handle):
         hashed = looked.checks, looked.digest
         record = tensor_stored(name, prepared, metadata=packed, hashed=hashed)
         row = self._commit([record], epoch)
-        duplicates.note(((looked.digest, key),), row.lsn)
+        duplicates.note({looked.digest: key}, row.lsn)
         return Lsn(row.lsn)
 
     def _store_staged(
@@ -212,7 +212,7 @@ class WriteVerbs(Handle):
             except OwnersGone:
                 self._duplicates.owners_gone += 1
         row = self._commit([], epoch, None, pending)
-        self._duplicates.note(((digest, key),), row.lsn)
+        self._duplicates.note({digest: key}, row.lsn)
         return Lsn(row.lsn)
 
     def update_tensor(self, name: str, rows: Any, values: Any, *, epoch: int | None = None) -> Lsn:

@@ -68,7 +68,7 @@ def test_what_was_noted_is_found_before_it_is_sealed_and_few_are_kept(
     for number in range(20):
         data = b"%d" % number * 40
         lsns.append(store(log, KEYS[0], data))
-        digests.note([(digest128(data), KEYS[0])], lsns[-1])
+        digests.note({digest128(data): KEYS[0]}, lsns[-1])
         assert told(digests, log, data) == {(KEYS[0], lsns[-1])}
         assert len(digests._noted) <= 8
     assert told(digests, log, b"19" * 40) == {(KEYS[0], lsns[19])}

@@ -108,6 +108,7 @@ def test_every_array_comes_back_bit_for_bit(array: np.ndarray[Any, Any]) -> None
 def test_contiguous_arrays_are_not_copied(array: np.ndarray[Any, Any]) -> None:
     prepared = prepare(array)
     (buffer,) = prepared.buffers
+    assert isinstance(buffer, memoryview)
     assert (buffer.ndim, buffer.format, buffer.itemsize) == (1, "B", 1)
     assert prepared.owned is not array.flags.c_contiguous
     if array.size:

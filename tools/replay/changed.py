@@ -254,7 +254,7 @@ def _stores_whole(parts: list[LeftEntry]) -> bool:
 
 def _joined(prepared: Prepared) -> memoryview:
     buffers = prepared.buffers
-    return buffers[0] if len(buffers) == 1 else memoryview(b"".join(buffers))
+    return memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers))
 
 
 def _like(prepared: Prepared, before: Descriptor) -> Prepared:
