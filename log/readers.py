@@ -210,9 +210,7 @@ class Registration:
             self._write(file, wanted)
 
     def _wanted(self) -> tuple[int, int]:
-        needs = self._needs
-        lowest = min(list(needs.values()), default=NEEDS_NOTHING) if needs else NEEDS_NOTHING
-        return lowest, self._acknowledged
+        return min(list(self._needs.values()), default=NEEDS_NOTHING), self._acknowledged
 
     def _write(self, file: File, wanted: tuple[int, int]) -> None:
         self._written = None  # until the write is done, what the file says is not known
