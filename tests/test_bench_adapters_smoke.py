@@ -22,7 +22,7 @@ def test_the_command_line_prints_a_table_and_writes_json(
     path = tmp_path / "rows.json"
     assert runner.main(["--quick", "--only", "dcp", "--json", str(path)]) == 0
     found = [Row(**row) for row in json.loads(path.read_text())["sections"]["dcp"]]
-    assert len(found) == 7
+    assert len(found) == 11
     assert all(row.value > 0 and row.met is None for row in found)
     assert [row.must for row in found if row.must] == [">= 1.2", ">= 1.5"]
     printed = capsys.readouterr().out

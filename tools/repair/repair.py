@@ -86,6 +86,7 @@ class _Repair:
                 best = best_commits(found)
                 self._lose_segments(best)
                 self._write(builder, best)
+                self._lose_ends(best)
                 builder.publish(self._kept(best), ())
             finally:
                 builder.close()
@@ -118,6 +119,7 @@ class _Repair:
             row = commit.row
             if row is None:
                 self._lose_commit(file, commit)
+                self._lose_before(file, commit)
                 continue
             records = self.deciding.records(file, commit)
             parent = self._parent(row, there, jumps, known)
@@ -168,6 +170,42 @@ class _Repair:
         if commit.lsn == last and not file.has_index:
             why = "it was never committed, or its commit frame is damaged"
         self.lost.append(Lost("commit", "", None, commit.lsn, file.name, at, why))
+
+    def _lose_before(self, file: FoundFile, commit: FoundCommit) -> None:
+        """Note what stood between a commit that lost its parent and the one found before it."""
+        first = min((frame.frame.header.lsn for frame in commit.frames), default=0)
+        before = max((lsn for lsn in file.commits if lsn < commit.lsn), default=0)
+        if before and before + 1 < first and not self._is_told(first - 1):
+            why = "nothing of these was found, and the commit behind them is damaged"
+            self.lost.append(Lost("unknown", "", None, before + 1, file.name, 0, why, first - 1))
+
+    def _is_told(self, lsn: int) -> bool:
+        """Whether a whole commit is said to be lost."""
+        whole = [lost for lost in self.lost if lost.what in ("unknown", "commit")]
+        return any(
+            lost.lsn is not None and lost.lsn <= lsn <= (lost.last_lsn or lost.lsn)
+            for lost in whole
+        )
+
+    def _lose_ends(self, best: _Best) -> None:
+        """Note commits that a segment began or ended with, and of which nothing is left.
+
+        Who follows names the last as its parent, unless that is damaged as well.
+        """
+        manifest, there = self.found.manifest, {}
+        for file in self.found.files:
+            if file.identity.kind == fmt.FILE_SEGMENT:
+                there[file.identity.segment_id] = file.name
+        for info in () if manifest is None else manifest.segments:
+            name = there.get(info.id)
+            if name is None or info.kind != fmt.FILE_SEGMENT or not info.last_lsn:
+                continue
+            lsns = [lsn for lsn in best if info.first_lsn <= lsn <= info.last_lsn]
+            first, last = min(lsns, default=info.last_lsn + 1), max(lsns, default=info.last_lsn)
+            for low, high in ((info.first_lsn, first - 1), (last + 1, info.last_lsn)):
+                if low <= high and not (self._is_told(low) and self._is_told(high)):
+                    why = "the manifest names these, and nothing of them was found"
+                    self.lost.append(Lost("unknown", "", None, low, name, 0, why, high))
 
     def _lose_segments(self, best: _Best) -> None:
         """Note what is lost with the segments that are not there, as far as the manifest says."""

@@ -131,3 +131,30 @@ def test_whatever_the_damage(
     check(before, damage, tmp_path / "new", report)
     if report.ok:
         assert set(content_of(tmp_path / "new")) == set(before), (damage.done, report)
+
+
+@pytest.mark.parametrize("gone", ["first", "middle", "last"])
+def test_commits_that_nothing_names_any_more_are_said_to_be_lost(tmp_path: Path, gone: str) -> None:
+    """Nothing is left of a commit, and what would name it as its parent is damaged as well."""
+    path = tmp_path / "store"
+    with mldb.open(path, segment_bytes=40_000, background_compaction=False) as db:
+        lsns = [int(db.store_tensor(name, np.arange(9))) for name in ("a", "b", "c", "d")]
+        lsns.append(int(db.store_tensor("big", np.arange(20_000))))  # a segment of its own
+        lsns.append(int(db.store_tensor("later", np.arange(9))))
+    before = content_of(path)
+    number = {"first": 0, "middle": 2, "last": 3}[gone]
+    lost, behind = before[lsns[number]], before[lsns[number + 1]]
+    assert (lost.file == behind.file) == (gone != "last")
+    damage = Damaging(path, np.random.default_rng(1))
+    low, high = lost.spans[0][0], lost.spans[-1][1]
+    damage._change(lost.file, path / lost.file, low, bytes(high - low))
+    low, high = behind.spans[-1]
+    damage._change(behind.file, path / behind.file, low, bytes(high - low))
+    for file in {lost.file, behind.file}:  # indexes would name them
+        data = (path / file).read_bytes()
+        last = max(written.spans[-1][1] for written in before.values() if written.file == file)
+        damage._change(file, path / file, last, bytes(len(data) - last))
+    report = mldb.repair(path, tmp_path / "new")
+    check(before, damage, tmp_path / "new", report)
+    said = [lsn for lsn in lsns if is_said(report, b"\x01x", lsn)]
+    assert said == lsns[number : number + 2]
