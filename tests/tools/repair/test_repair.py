@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,25 @@ _LAKES = (keys.LAKES, keys.SPLATS)
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
     """A store as recorded, and the same one compacted, each with its content."""
     root = tmp_path_factory.mktemp("recorded")
-    found = {}
-    for name in ("plain", "compacted"):
-        record_run(root / name, np.random.default_rng(5), epochs=5, segment_bytes=40_000)
-        if name == "compacted":
-            compact_with_retention(root / name, every=2)
-            with mldb.open(root / name, durability="os", background_compaction=False) as db:
-                db.store_tensor("later", np.arange(3000), epoch=9)
-                db["later"] = np.arange(2)
-        found[name] = root / name, content_of(root / name)
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "urandom", np.random.default_rng(6).bytes)
+        return {name: _record(root / name) for name in ("plain", "compacted")}
+
+
+def _record(path: Path) -> tuple[Path, dict[int, Written]]:
+    record_run(path, np.random.default_rng(5), epochs=5, segment_bytes=40_000)
+    if path.name == "compacted":
+        compact_with_retention(path, every=2)
+        with mldb.open(path, durability="os", background_compaction=False) as db:
+            db.store_tensor("later", np.arange(3000), epoch=9)
+            db["later"] = np.arange(2)
+    return path, content_of(path)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments have names that are drawn: damage is only the same again where these are."""
+    monkeypatch.setattr(os, "urandom", np.random.default_rng(7).bytes)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
