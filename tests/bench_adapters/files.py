@@ -12,15 +12,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from safetensors.numpy import save_file
+from xxhash import xxh3_128_digest
 
 import mldb
-from tests.bench.limits import RAW_WRITERS
+from tests.bench.limits import RAW_WRITERS, write_raw
 from tests.bench.sections import fresh_folder
 from tests.bench.timing import Samples, Workspace, interleave, median, sync_path
 from tests.bench_compaction.row import Row, at_least
@@ -29,6 +31,7 @@ TENSORS: Final = 16
 SAFETENSORS: Final = "safetensors.save_file, fsync"
 IMPORT: Final = "mldb.import_file"
 EXPORT: Final = "mldb.export_file"
+BARE: Final = "limit: a bare import"
 TARGET: Final = 0.9
 
 
@@ -54,6 +57,7 @@ def measure(root: Path, megabytes: int, rounds: int) -> Samples:
         for name, write in RAW_WRITERS.items()
     }
     contenders |= {
+        BARE: lambda: _timed(space, "bare", lambda folder: _bare_import(source, folder)),
         IMPORT: lambda: _timed(space, "import", lambda folder: _import(source, folder)),
         SAFETENSORS: lambda: _timed(space, "save", lambda folder: _save(tensors, folder)),
         EXPORT: lambda: _timed(space, "export", lambda folder: _export(store, folder)),
@@ -82,6 +86,15 @@ def _import(source: Path, folder: Path) -> None:
     mldb.import_file(folder / "store", source)
 
 
+def _bare_import(source: Path, folder: Path) -> None:
+    """Write a mapped file to another one, durably, and hash it meanwhile: no names, no store."""
+    data = np.memmap(source, np.uint8, "r")
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(xxh3_128_digest, data.data)
+        write_raw({"file": data}, folder, allocate=False, early=True)
+        hashed.result()
+
+
 def _export(store: Path, folder: Path) -> None:
     mldb.export_file(store, folder / "exported.safetensors")
 
@@ -108,7 +121,7 @@ def report(samples: Samples, megabytes: int) -> list[str]:
         lines.append(f"{name:40} {rate:8,.0f} MB/s   {min(seconds):.3f}-{max(seconds):.3f} s")
     lines += [
         f"import / {name:36} {by_round(samples[name], samples[IMPORT]):8.2f} x"
-        for name in RAW_WRITERS
+        for name in (*RAW_WRITERS, BARE)
     ]
     for name, ratio in compare(samples).items():
         met = "met" if ratio >= TARGET else "missed"
@@ -128,7 +141,7 @@ def rows(quick: bool) -> list[Row]:
     ]
     each = [
         Row(f"import / {name}, by rounds", by_round(samples[name], samples[IMPORT]), "x of it")
-        for name in RAW_WRITERS
+        for name in (*RAW_WRITERS, BARE)
     ]
     return [
         *found,
