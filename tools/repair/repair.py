@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -115,11 +116,13 @@ class _Repair:
         jumps = self._jumps(best)
         known = set(best)
         total = len(best)
+        before: tuple[FoundFile | None, int] = None, 0  # the file and the LSN of the one before
         for number, (lsn, (file, commit)) in enumerate(best.items()):
-            row = commit.row
+            row, (its_file, last), before = commit.row, before, (file, lsn)
             if row is None:
                 self._lose_commit(file, commit)
-                self._lose_before(file, commit)
+                if its_file is file:
+                    self._lose_before(file, commit, last)
                 continue
             records = self.deciding.records(file, commit)
             parent = self._parent(row, there, jumps, known)
@@ -171,39 +174,35 @@ class _Repair:
             why = "it was never committed, or its commit frame is damaged"
         self.lost.append(Lost("commit", "", None, commit.lsn, file.name, at, why))
 
-    def _lose_before(self, file: FoundFile, commit: FoundCommit) -> None:
-        """Note what stood between a commit that lost its parent and the one found before it."""
+    def _lose_before(self, file: FoundFile, commit: FoundCommit, before: int) -> None:
+        """Note what stood between commit *before* of a file and one that lost its parent."""
         first = min((frame.frame.header.lsn for frame in commit.frames), default=0)
-        before = max((lsn for lsn in file.commits if lsn < commit.lsn), default=0)
-        if before and before + 1 < first and not self._is_told(first - 1):
+        if before + 1 < first:
             why = "nothing of these was found, and the commit behind them is damaged"
             self.lost.append(Lost("unknown", "", None, before + 1, file.name, 0, why, first - 1))
-
-    def _is_told(self, lsn: int) -> bool:
-        """Whether a whole commit is said to be lost."""
-        whole = [lost for lost in self.lost if lost.what in ("unknown", "commit")]
-        return any(
-            lost.lsn is not None and lost.lsn <= lsn <= (lost.last_lsn or lost.lsn)
-            for lost in whole
-        )
 
     def _lose_ends(self, best: _Best) -> None:
         """Note commits that a segment began or ended with, and of which nothing is left.
 
         Who follows names the last as its parent, unless that is damaged as well.
         """
-        manifest, there = self.found.manifest, {}
+        manifest, there, lsns = self.found.manifest, {}, list(best)
         for file in self.found.files:
             if file.identity.kind == fmt.FILE_SEGMENT:
                 there[file.identity.segment_id] = file.name
+        told = [
+            range(lost.lsn, (lost.last_lsn or lost.lsn) + 1)
+            for lost in self.lost
+            if lost.what in ("unknown", "commit") and lost.lsn is not None
+        ]
         for info in () if manifest is None else manifest.segments:
             name = there.get(info.id)
             if name is None or info.kind != fmt.FILE_SEGMENT or not info.last_lsn:
                 continue
-            lsns = [lsn for lsn in best if info.first_lsn <= lsn <= info.last_lsn]
-            first, last = min(lsns, default=info.last_lsn + 1), max(lsns, default=info.last_lsn)
+            found = lsns[bisect_left(lsns, info.first_lsn) : bisect_right(lsns, info.last_lsn)]
+            first, last = (found[0], found[-1]) if found else (info.last_lsn + 1, info.last_lsn)
             for low, high in ((info.first_lsn, first - 1), (last + 1, info.last_lsn)):
-                if low <= high and not (self._is_told(low) and self._is_told(high)):
+                if low <= high and not any(low in each and high in each for each in told):
                     why = "the manifest names these, and nothing of them was found"
                     self.lost.append(Lost("unknown", "", None, low, name, 0, why, high))
 
