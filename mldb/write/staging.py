@@ -20,8 +20,8 @@ from mldb.log.pending import PendingSegment
 from mldb.tensors.codec import Prepared, make_prepared, pack_metadata
 from mldb.write.buffers import BufferPool
 from mldb.write.duplicates import OFF, Duplicates, Looked, Owner, have_equal_bytes
-from mldb.write.hashing import MadeAhead
 from mldb.write.large import NEVER, LargeTensors, OpenPending
+from mldb.write.made_ahead import MadeAhead
 from mldb.write.packs import PACK_BELOW, Packs
 from mldb.write.references import References
 from mldb.write.staged import Asked, Staged, drafts_like, staged_parts

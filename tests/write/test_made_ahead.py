@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mldb.write.hashing import MadeAhead
+from mldb.write.made_ahead import MadeAhead
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(0, 30))
